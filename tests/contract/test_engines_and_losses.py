@@ -1,0 +1,235 @@
+"""Every objective on every engine: the numbers of float64 autograd through the plain formula."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from tests.reference import OBJECTIVES, Formula, support_mask
+from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.modules.head import ScaledHead
+from ts2_lightning.types import TOKEN_STATISTICS
+
+ENGINES = {
+    "full": FullEngine(),
+    "chunked": ChunkedEngine(),
+    "chunks_of_1": ChunkedEngine(1),
+    "chunks_of_7": ChunkedEngine(7),
+}
+SHAPES = [(1, 3, 2), (5, 4, 7), (20, 8, 256), (13, 6, 300), (23, 5, 1031)]
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2}
+
+
+def problem(n: int, h: int, k: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden states, head weight, labels, token weights; some rows peaked at the gold token, some flat."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(k, h, generator=generator, dtype=torch.float64)
+    labels = torch.randint(k, (n,), generator=generator)
+    sharpness = torch.tensor([0.0, 0.3, 1.0, 4.0], dtype=torch.float64)[torch.arange(n) % 4]
+    hidden = torch.randn(n, h, generator=generator, dtype=torch.float64) * 0.3 + sharpness[:, None] * weight[labels] / h
+    return hidden, weight, labels, torch.rand(n, generator=generator).double() * 2
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        if bias is not None:
+            head.bias.copy_(bias)
+    return head
+
+
+def expected(formula: Formula, head: nn.Module, hidden: Tensor, labels: Tensor, weights: Tensor) -> list[Tensor]:
+    """Total, then gradients of hidden states and of the head's trained parameters, by plain autograd."""
+    hidden = hidden.clone().requires_grad_()
+    trained = [p for p in head.parameters() if p.requires_grad]
+    total = (formula(head(hidden), labels) * weights).sum()
+    return [total.detach(), *torch.autograd.grad(total, [hidden, *trained])]
+
+
+def found(engine: LossEngine, loss: TokenLoss, head: nn.Module, hidden: Tensor, labels: Tensor, weights: Tensor):
+    hidden = hidden.clone().requires_grad_()
+    trained = [p for p in head.parameters() if p.requires_grad]
+    output = engine(loss, head, hidden, labels, weights)
+    gradients = torch.autograd.grad(output.total * 3, [hidden, *trained])  # backward must scale them
+    return [output.total.detach(), *(g / 3 for g in gradients)], output.tokens
+
+
+def assert_close(actual: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> None:
+    assert len(actual) == len(wanted)
+    for a, w in zip(actual, wanted, strict=True):
+        scale = w.abs().max().clamp(min=1).item()
+        torch.testing.assert_close(a.double(), w, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_values_and_gradients(objective: str, engine: str, dtype: torch.dtype) -> None:
+    loss, formula = OBJECTIVES[objective]
+    for n, h, k in SHAPES:
+        hidden, weight, labels, weights = problem(n, h, k)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        head = linear(weight)
+        # The reference sees the same rounded inputs, and computes in float64 from there.
+        wanted = expected(formula, linear(weight.double()), hidden.double(), labels, weights)
+        actual, _ = found(
+            ENGINES[engine],
+            loss,
+            head,
+            hidden,
+            labels,
+            weights.to(hidden.dtype if dtype == torch.float64 else torch.float32),
+        )
+        assert_close(actual, wanted, dtype)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_statistics(engine: str) -> None:
+    """Every statistic, against its definition computed row by row from the whole softmax."""
+    loss, formula = OBJECTIVES["ts2_scaled"]
+    hidden, weight, labels, _ = problem(37, 8, 700)
+    head = linear(weight)
+    tokens = ENGINES[engine](loss, head, hidden, labels).tokens
+    z = head(hidden).detach()
+    p = z.softmax(-1)
+    gold = p.gather(-1, labels[:, None])[:, 0]
+    with_gold = support_mask(z * 2.5, labels, None)
+    inside = support_mask(z * 2.5, z.argmax(-1), None)  # the support alone: the argmax is always in it
+    wanted = {
+        "objective": formula(z, labels),
+        "cross_entropy": -gold.log(),
+        "entropy": -(p * p.log()).sum(-1),
+        "gold_probability": gold,
+        "gold_in_support": inside.gather(-1, labels[:, None])[:, 0].double(),
+        "support_size": inside.sum(-1).double(),
+        "tail_mass": (p * ~inside).sum(-1),
+        "top1": p.sort(descending=True).values[:, 0],
+        "top2": p.sort(descending=True).values[:, 1],
+        "top3": p.sort(descending=True).values[:, 2],
+    }
+    assert set(TOKEN_STATISTICS) < set(wanted)
+    assert 0 < wanted["gold_in_support"].mean() < 1  # both cases are in the data
+    assert (with_gold != inside).any()
+    for name, value in wanted.items():
+        torch.testing.assert_close(tokens[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+    parts = tokens["objective/sparsemax"] + tokens["objective/tail_suppression"]
+    torch.testing.assert_close(parts, tokens["objective"])
+
+
+def lora_head(weight: Tensor) -> nn.Module:
+    """A head with an adapter that is not zero; the base weight is frozen."""
+    holder = nn.Sequential(linear(weight))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["0"], init_lora_weights=False), holder)
+    return holder[0].to(weight.dtype)
+
+
+HEADS = {
+    "bias": lambda w: linear(w, torch.linspace(-1, 1, len(w), dtype=w.dtype)),
+    "frozen": lambda w: linear(w).requires_grad_(False),
+    "soft_capped": lambda w: ScaledHead(linear(w), scale=0.5, softcap=3.0),
+    "lora": lora_head,
+    "hooked": lambda w: hooked(linear(w)),
+}
+
+
+def hooked(head: nn.Linear) -> nn.Linear:
+    head.register_forward_hook(lambda module, inputs, output: output * 2)
+    return head
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads(engine: str, kind: str) -> None:
+    """Heads that are more than a matrix are honoured: no bias, adapter, cap or hook is dropped."""
+    loss, formula = OBJECTIVES["ts2"]
+    hidden, weight, labels, weights = problem(20, 8, 300)
+    head = HEADS[kind](weight)
+    wanted = expected(formula, copy.deepcopy(head), hidden, labels, weights)
+    actual, _ = found(ENGINES[engine], loss, head, hidden, labels, weights)
+    assert_close(actual, wanted, torch.float64)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tied_embeddings(engine: str) -> None:
+    """A head that shares its weight with the embeddings gets the sum of both gradients."""
+    loss, formula = OBJECTIVES["ts2"]
+    _, weight, labels, _ = problem(20, 8, 300)
+    ids = torch.arange(20)
+    gradients = []
+    for use_engine in (True, False):
+        embedding, head = nn.Embedding(300, 8, dtype=torch.float64), linear(weight)
+        embedding.weight = head.weight
+        hidden = embedding(ids).tanh()
+        total = ENGINES[engine](loss, head, hidden, labels).total if use_engine else formula(head(hidden), labels).sum()
+        total.backward()
+        gradients.append(head.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_tokens(objective: str, engine: str) -> None:
+    """A micro-batch without supervised tokens gives a zero that is connected to the graph."""
+    loss, _ = OBJECTIVES[objective]
+    head, hidden = nn.Linear(4, 300), torch.zeros(0, 4, requires_grad=True)
+    some = ENGINES[engine](loss, head, torch.zeros(2, 4), torch.tensor([1, 2]))
+    output = ENGINES[engine](loss, head, hidden, torch.zeros(0, dtype=torch.long))
+    output.total.backward()
+    assert output.total.item() == 0
+    assert hidden.grad is not None
+    assert head.weight.grad.abs().sum() == 0
+    assert {name: len(value) for name, value in output.tokens.items()} == dict.fromkeys(some.tokens, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_gradients(engine: str) -> None:
+    """Evaluation gives the same numbers and no graph."""
+    loss, formula = OBJECTIVES["ts2"]
+    hidden, weight, labels, _ = problem(20, 8, 300)
+    head = linear(weight)
+    with torch.no_grad():
+        output = ENGINES[engine](loss, head, hidden, labels)
+    assert not output.total.requires_grad
+    torch.testing.assert_close(output.total, formula(head(hidden), labels).sum().detach())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_thresholds_are_float32_under_autocast(engine: str) -> None:
+    """bfloat16 logits would get the support of many of these tokens wrong."""
+    loss, _ = OBJECTIVES["ts2"]
+    hidden, weight, labels, _ = problem(200, 16, 2000)
+    hidden, weight = hidden.float() * 3, weight.float()
+    exact = ENGINES[engine](loss, linear(weight), hidden, labels).tokens
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = ENGINES[engine](loss, linear(weight), hidden, labels).tokens
+    for name in ("support_size", "objective", "entropy"):
+        torch.testing.assert_close(mixed[name], exact[name])
+    rounded = support_mask(linear(weight)(hidden).bfloat16().float(), labels, None)
+    assert (rounded != support_mask(linear(weight)(hidden), labels, None)).any(), "the case is too easy to tell"
+
+
+def test_differentiating_twice_is_refused() -> None:
+    """The gradients are scaled in place: a second backward pass would scale them again."""
+    head, hidden = nn.Linear(4, 30), torch.randn(3, 4)
+    total = ChunkedEngine()(OBJECTIVES["ts2"][0], head, hidden, torch.tensor([0, 1, 2])).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated twice"):
+        total.backward()
+
+
+def test_loss_head_shares_parameters_and_saves_none() -> None:
+    """Its parameters are the head's own, listed once in a model that holds both."""
+    head = nn.Linear(4, 30)
+    loss_head = LossHead(head, *[OBJECTIVES["ts2"][0], ChunkedEngine()])
+    both = nn.ModuleDict({"lm_head": head, "loss_head": loss_head})
+    assert {id(p) for p in loss_head.parameters(recurse=False)} == {id(p) for p in head.parameters()}
+    assert len(list(both.parameters())) == 2
+    assert set(both.state_dict()) == {"lm_head.weight", "lm_head.bias"}
+    both.load_state_dict(both.state_dict())
+    output = loss_head(torch.randn(3, 4), torch.tensor([0, 1, 2]))
+    output.total.backward()
+    assert head.weight.grad is not None

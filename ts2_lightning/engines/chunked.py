@@ -1,0 +1,162 @@
+"""The engine for large vocabularies: a chunk of tokens at a time, its gradient formed in the forward pass.
+
+Shapes: N supervised tokens, n tokens of a chunk, H the width of the model, K the vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.linear import accumulator, factor_dtype, is_plain_linear, multiply, multiply_add
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.losses.checks import require
+from ts2_lightning.types import LossOutput
+
+CHUNK_SIZE = {"cpu": 128, "cuda": 2048}
+"""Tokens per chunk. On a large GPU small chunks lose their time in reading and writing the head's gradient."""
+
+
+class ChunkedEngine(LossEngine):
+    """Never holds the logits [N, K]: per chunk it forms logits, loss, statistics and gradients, and drops the logits.
+
+    Beyond the head's gradient it needs one buffer [chunk_size, K]. A plain linear head is multiplied directly and its
+    gradient summed in place, in float32 at least; any other head (an adapter, a quantised or soft-capped one) is
+    called as the module it is.
+
+    Args:
+        chunk_size: tokens per chunk, >= 1. Default: 128 on a CPU, 2,048 on a GPU.
+
+    Raises:
+        ValueError: `chunk_size` is below 1.
+
+    Example:
+        >>> from ts2_lightning.losses import TS2Loss
+        >>> hidden, labels = torch.randn(5, 8, requires_grad=True), torch.tensor([0, 1, 2, 3, 4])
+        >>> output = ChunkedEngine(chunk_size=2)(TS2Loss(), nn.Linear(8, 100), hidden, labels)
+        >>> output.total.backward()
+        >>> hidden.grad.shape, output.tokens["entropy"].shape
+        (torch.Size([5, 8]), torch.Size([5]))
+    """
+
+    def __init__(self, chunk_size: int | None = None) -> None:
+        require(chunk_size is None or chunk_size >= 1, "ChunkedEngine", chunk_size=chunk_size, must="be at least 1")
+        self.chunk_size = chunk_size
+
+    def __call__(
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> LossOutput:
+        """See `LossEngine`."""
+        size = self.chunk_size or CHUNK_SIZE.get(hidden_states.device.type, 2048)
+        recorder = TokenRecorder(len(labels), hidden_states)
+        kind = _LinearHead if is_plain_linear(head) else _ModuleHead
+        inputs = kind(head, hidden_states, size)
+        for start in range(0, max(len(labels), 1), size):
+            part = slice(start, min(start + size, len(labels)))
+            logits, gradient = inputs.logits(part)
+            with torch.no_grad():
+                factors = None if weights is None else weights[part]
+                evaluate_rows(loss, logits, labels[part], factors, recorder, start, gradient=gradient)
+            inputs.accumulate(part, gradient)
+        return inputs.attach(recorder.output(inputs.dtype))
+
+
+class _Head(ABC):
+    """A head, the hidden states that go through it chunk by chunk, and the sums of their gradients."""
+
+    def __init__(self, head: nn.Module, hidden_states: Tensor, parameters: Sequence[Tensor]) -> None:
+        self._head = head
+        self._hidden = hidden_states.detach()
+        self._inputs = [hidden_states, *parameters]
+        wanted = torch.is_grad_enabled()
+        self._gradients: list[Tensor | None] = [
+            torch.zeros_like(x, dtype=accumulator(x.dtype)) if wanted and x.requires_grad else None
+            for x in self._inputs
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the loss is summed."""
+        return accumulator(self._hidden.dtype)
+
+    @property
+    def _needs_gradient(self) -> bool:
+        return any(g is not None for g in self._gradients)
+
+    @abstractmethod
+    def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """Logits [n, K] of a chunk, and the tensor [n, K] that shall receive their gradient (None: none wanted)."""
+
+    @abstractmethod
+    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
+        """Adds the chunk's share to the gradients, from the gradient [n, K] of its logits."""
+
+    def attach(self, output: LossOutput) -> LossOutput:
+        """The output with a total that is differentiable."""
+        if not self._needs_gradient:
+            return output
+        return LossOutput(attach_gradients(output.total, self._inputs, self._gradients), output.tokens)
+
+
+class _LinearHead(_Head):
+    """logits = hidden W^T + b, multiplied directly: no second tensor of the head's size, one reused buffer."""
+
+    def __init__(self, head: nn.Module, hidden_states: Tensor, chunk_size: int) -> None:
+        assert isinstance(head, nn.Linear)
+        super().__init__(head, hidden_states, [p for p in (head.weight, head.bias) if p is not None])
+        dtype = factor_dtype(hidden_states, head.weight)
+        self._weight, self._bias = head.weight.detach().to(dtype), head.bias
+        self._factors = self._hidden.to(dtype)
+        rows = min(chunk_size, len(hidden_states))
+        self._buffer = hidden_states.new_empty(rows, head.out_features, dtype=self.dtype)
+
+    @torch.no_grad()
+    def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        logits = self._buffer[: part.stop - part.start]
+        multiply(self._factors[part], self._weight.T, out=logits)
+        if self._bias is not None:
+            logits += self._bias
+        # The gradient overwrites the logits, row by row, once the loss has read them.
+        return logits, logits if self._needs_gradient else None
+
+    @torch.no_grad()
+    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        of_hidden, of_weight, *of_bias = self._gradients
+        factor = gradient.to(self._weight.dtype)
+        if of_hidden is not None:
+            multiply(factor, self._weight, out=of_hidden[part])
+        if of_weight is not None:
+            multiply_add(of_weight, factor.T, self._factors[part])
+        if of_bias and of_bias[0] is not None:
+            of_bias[0] += gradient.sum(0)
+
+
+class _ModuleHead(_Head):
+    """Any head, called as a module under autograd, chunk by chunk."""
+
+    def __init__(self, head: nn.Module, hidden_states: Tensor, chunk_size: int) -> None:
+        super().__init__(head, hidden_states, list(head.parameters()))
+
+    def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        with torch.set_grad_enabled(self._needs_gradient):
+            self._chunk = self._hidden[part].clone().requires_grad_(self._needs_gradient)
+            self._output = self._head(self._chunk)
+        logits = promote(self._output.detach())
+        return logits, torch.empty_like(logits) if self._needs_gradient else None
+
+    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        wanted = [g is not None for g in self._gradients]
+        inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
+        found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
+        sums = [g for g in self._gradients if g is not None]
+        if self._gradients[0] is not None:
+            sums[0] = sums[0][part]
+        for total, share in zip(sums, found, strict=True):
+            if share is not None:
+                total += share

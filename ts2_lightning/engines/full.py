@@ -1,0 +1,49 @@
+"""The simplest engine: all logits at once."""
+
+import torch
+from torch import Tensor, nn
+
+from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.linear import accumulator, is_plain_linear
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.types import LossOutput
+
+
+class FullEngine(LossEngine):
+    """Calls the head once and holds the logits [N, K] of the micro-batch and their gradient.
+
+    For small models, and as the reference of the others.
+
+    Example:
+        >>> from ts2_lightning.losses import TS2Loss
+        >>> hidden, labels = torch.randn(5, 8, requires_grad=True), torch.tensor([0, 1, 2, 3, 4])
+        >>> output = FullEngine()(TS2Loss(), nn.Linear(8, 100), hidden, labels)
+        >>> output.total.backward()
+        >>> hidden.grad.shape, output.tokens["entropy"].shape
+        (torch.Size([5, 8]), torch.Size([5]))
+    """
+
+    def __call__(
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
+    ) -> LossOutput:
+        """See `LossEngine`."""
+        logits = _logits(head, hidden_states)
+        recorder = TokenRecorder(len(labels), logits)
+        gradient = torch.empty_like(logits) if logits.requires_grad else None
+        with torch.no_grad():
+            evaluate_rows(loss, logits.detach(), labels, weights, recorder, 0, gradient=gradient)
+        output = recorder.output(logits.dtype)
+        if gradient is None:
+            return output
+        return LossOutput(attach_gradients(output.total, [logits], [gradient]), output.tokens)
+
+
+def _logits(head: nn.Module, hidden_states: Tensor) -> Tensor:
+    """Logits [N, K], in float32 from the product on where the head is a plain linear layer."""
+    if not is_plain_linear(head):
+        return promote(head(hidden_states))
+    assert isinstance(head, nn.Linear)
+    dtype = accumulator(torch.promote_types(hidden_states.dtype, head.weight.dtype))
+    bias = None if head.bias is None else head.bias.to(dtype)
+    with torch.autocast(hidden_states.device.type, enabled=False):
+        return nn.functional.linear(hidden_states.to(dtype), head.weight.to(dtype), bias)

@@ -1,0 +1,47 @@
+"""The plain linear head, multiplied directly, with results in float32 whatever the dtype of the factors.
+
+Shapes: n tokens, H the width of the model, K the vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether the head is a matrix product and nothing else: no subclass, hook or parametrisation."""
+    hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
+    return type(head) is nn.Linear and not any(hooks)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which values of this dtype are summed: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def factor_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of the factors of the head's products.
+
+    On a GPU that of autocast, or of the tensors: its matrix units sum in float32. A CPU's bfloat16 product
+    rounds its result to bfloat16, in which thresholds are wrong, so there it is float32.
+    """
+    device = hidden_states.device.type
+    dtype = torch.promote_types(hidden_states.dtype, weight.dtype)
+    if device == "cpu":
+        return accumulator(dtype)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a b, with `out` of the dtype of the factors or of float32."""
+    if a.dtype == out.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+def multiply_add(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b, with `total` of the dtype of the factors or of float32."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)

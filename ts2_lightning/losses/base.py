@@ -1,0 +1,183 @@
+"""What a loss is: pure mathematics on rows of logits.
+
+Shapes: n supervised tokens, K columns (the vocabulary), s listed entries.
+
+A loss reads `LogitRows` and returns a `Term`: a value per token and its gradient with respect to the logits. The
+gradient is kept in parts, because every loss of this field has the same shape: a coefficient per token times a softmax,
+and a few entries (the gold token, the support) that differ. Terms add and scale, so that an objective is written
+as its formula, and an engine writes the gradient to memory once.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.ops import Entries, LogitRows
+
+
+class DensePart(NamedTuple):
+    """coefficient_i * basis_ij in every column but those excluded.
+
+    Attributes:
+        coefficient: [n].
+        basis: [n, K].
+        excluded: entries at which this part is zero, or None.
+    """
+
+    coefficient: Tensor
+    basis: Tensor
+    excluded: Entries | None = None
+
+
+class SparsePart(NamedTuple):
+    """`values` [s] at `entries`, zero elsewhere."""
+
+    entries: Entries
+    values: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """dL_i / dz_ij of n tokens, as the sum of its parts.
+
+    Attributes:
+        dense: parts that touch every column.
+        sparse: parts that touch listed entries.
+    """
+
+    dense: tuple[DensePart, ...] = ()
+    sparse: tuple[SparsePart, ...] = ()
+
+    def __add__(self, other: "Gradient") -> "Gradient":
+        return Gradient(self.dense + other.dense, self.sparse + other.sparse)
+
+    def scaled(self, factor: Tensor | float) -> "Gradient":
+        """This gradient times a factor: a number, or [n] numbers."""
+        if isinstance(factor, Tensor):
+            sparse = tuple(SparsePart(e, v * factor[e.rows].to(v.dtype)) for e, v in self.sparse)
+        else:
+            sparse = tuple(SparsePart(e, v * factor) for e, v in self.sparse)
+        return Gradient(tuple(DensePart(c * factor, b, x) for c, b, x in self.dense), sparse)
+
+    def write_to(self, out: Tensor) -> None:
+        """Writes the gradient over `out` [n, K], which may be the logits themselves."""
+        if not self.dense:
+            out.zero_()
+        for i, (coefficient, basis, excluded) in enumerate(self.dense):
+            part = torch.mul(basis, coefficient[:, None], out=out if i == 0 else None)
+            if excluded is not None:
+                part[excluded.index] = 0
+            if i > 0:
+                out += part
+        for entries, values in self.sparse:
+            out.index_put_(entries.index, values.to(out.dtype), accumulate=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A value per token, and its gradient with respect to the logits.
+
+    `a + b` and `a.scaled(factor)` follow the rules of calculus for a factor that is held constant.
+
+    Attributes:
+        value: [n].
+        gradient: of each value with respect to its own row of logits.
+    """
+
+    value: Tensor
+    gradient: Gradient
+
+    def __add__(self, other: "Term") -> "Term":
+        return Term(self.value + other.value, self.gradient + other.gradient)
+
+    def scaled(self, factor: Tensor | float) -> "Term":
+        """This term times a constant factor: a number, or [n] numbers."""
+        return Term(self.value * factor, self.gradient.scaled(factor))
+
+    def chain(self, scale: float) -> "Term":
+        """A term computed at logits `scale * z`, with its gradient turned into the one with respect to z."""
+        return self if scale == 1.0 else Term(self.value, self.gradient.scaled(scale))
+
+
+class LossResult(NamedTuple):
+    """What a loss returns for n tokens.
+
+    Attributes:
+        term: the objective, value and gradient.
+        parts: [n] values of the parts of a composite objective, by name, as they enter its sum.
+    """
+
+    term: Term
+    parts: dict[str, Tensor]
+
+
+class TokenLoss(ABC):
+    """An objective on one token: subclass this to give value and gradient in closed form.
+
+    To write only the value and leave the gradient to autograd, subclass `ValueLoss`.
+
+    Attributes:
+        logit_scale: c, the factor on the logits at which the loss projects them; the statistics report the support of
+            sparsemax(c z).
+    """
+
+    logit_scale: float = 1.0
+
+    @abstractmethod
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        """Value and gradient of n tokens. Must not modify `rows`."""
+
+
+class ValueLoss(TokenLoss):
+    """An objective given by its value alone; the gradient comes from autograd on the rows at hand.
+
+    Example:
+        A focal loss in six lines:
+
+        >>> class Focal(ValueLoss):
+        ...     def __init__(self, gamma: float = 2.0):
+        ...         self.gamma = gamma
+        ...     def value(self, logits, labels):
+        ...         log_p = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        ...         return -(1 - log_p.exp()) ** self.gamma * log_p
+        >>> rows = LogitRows(torch.tensor([[2.0, 1.0]]), torch.tensor([0]))
+        >>> round(Focal().evaluate(rows).term.value.item(), 4)
+        0.0227
+    """
+
+    @abstractmethod
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of every token.
+
+        Args:
+            logits: [n, K] float32 or float64.
+            labels: [n] int64, the gold tokens.
+
+        Returns:
+            [n], differentiable with respect to `logits`.
+        """
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        """Value, and its gradient by autograd."""
+        with torch.enable_grad():
+            # A copy, so that a value that works in place cannot reach the rows that the statistics read.
+            logits = rows.logits.detach().clone().requires_grad_()
+            value = self.value(logits * 1, rows.labels)
+            self._check(value, len(rows))
+            (gradient,) = torch.autograd.grad(value.sum(), logits)
+        part = DensePart(torch.ones_like(rows.maximum), gradient)
+        return LossResult(Term(value.detach(), Gradient(dense=(part,))), {})
+
+    def _check(self, value: Tensor, n: int) -> None:
+        if value.shape != (n,):
+            raise ValueError(
+                f"{type(self).__name__}.value must return one loss per token, shape [{n}], "
+                f"but returned {list(value.shape)}: do not average or sum over tokens"
+            )
+        if not value.requires_grad:
+            raise ValueError(
+                f"{type(self).__name__}.value does not depend on the logits: was it computed under no_grad or detached?"
+            )
