@@ -1,10 +1,13 @@
 """Shared quantities of a row against their definitions, where floating point makes them hard."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 
+from ts2_lightning.losses import TS2Loss
 from ts2_lightning.ops import LogitRows, token_statistics
 
 
@@ -63,3 +66,17 @@ def test_scaled_is_itself_at_one_and_made_once() -> None:
     rows = LogitRows(torch.randn(2, 5), torch.zeros(2, dtype=torch.long))
     assert rows.scaled(1.0) is rows
     assert rows.scaled(2.0) is rows.scaled(2.0)
+
+
+def test_temporaries_are_freed_at_once() -> None:
+    """No reference cycle: rows that wait for the garbage collector hold gigabytes."""
+    gc.disable()
+    try:
+        rows = LogitRows(torch.randn(2, 300), torch.zeros(2, dtype=torch.long))
+        token_statistics(rows, logit_scale=2.0)
+        TS2Loss().evaluate(rows)
+        alive = weakref.ref(rows)
+        del rows
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -122,7 +122,7 @@ def evaluate_rows(
         gradient: [n, K], receives the weighted gradient with respect to the logits; may be `logits`. None: not wanted.
     """
     n, K = logits.shape
-    block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, 2**25) // K)
+    block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, ELEMENTS_PER_BLOCK["cuda"]) // K)
     with torch.autocast(logits.device.type, enabled=False):  # it would turn the sums over a row to bfloat16
         for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
             part = slice(first, min(first + block, n))

@@ -9,14 +9,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.base import (
+    ELEMENTS_PER_BLOCK,
+    LossEngine,
+    TokenRecorder,
+    attach_gradients,
+    evaluate_rows,
+    promote,
+)
 from ts2_lightning.engines.linear import accumulator, factor_dtype, is_plain_linear, multiply, multiply_add
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.losses.checks import require
 from ts2_lightning.types import LossOutput
 
 CHUNK_SIZE = {"cpu": 128, "cuda": 2048}
-"""Tokens per chunk. On a large GPU small chunks lose their time in reading and writing the head's gradient."""
+"""Tokens per chunk, at least. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
 
 
 class ChunkedEngine(LossEngine):
@@ -27,7 +34,7 @@ class ChunkedEngine(LossEngine):
     called as the module it is.
 
     Args:
-        chunk_size: tokens per chunk, >= 1. Default: 128 on a CPU, 2,048 on a GPU.
+        chunk_size: tokens per chunk, >= 1. Default: 128 on a CPU, 2,048 on a GPU, more for a small vocabulary.
 
     Raises:
         ValueError: `chunk_size` is below 1.
@@ -49,7 +56,7 @@ class ChunkedEngine(LossEngine):
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
     ) -> LossOutput:
         """See `LossEngine`."""
-        size = self.chunk_size or CHUNK_SIZE.get(hidden_states.device.type, 2048)
+        size = self.chunk_size or default_chunk_size(head, hidden_states.device.type)
         recorder = TokenRecorder(len(labels), hidden_states)
         kind = _LinearHead if is_plain_linear(head) else _ModuleHead
         inputs = kind(head, hidden_states, size)
@@ -61,6 +68,16 @@ class ChunkedEngine(LossEngine):
                 evaluate_rows(loss, logits, labels[part], factors, recorder, start, gradient=gradient)
             inputs.accumulate(part, gradient)
         return inputs.attach(recorder.output(inputs.dtype))
+
+
+def default_chunk_size(head: nn.Module, device: str) -> int:
+    """Tokens per chunk for a device, and for a small vocabulary as many as a loss works on at a time."""
+    size, vocabulary = CHUNK_SIZE.get(device, CHUNK_SIZE["cuda"]), getattr(head, "out_features", None)
+    return (
+        size
+        if vocabulary is None
+        else max(size, ELEMENTS_PER_BLOCK.get(device, ELEMENTS_PER_BLOCK["cuda"]) // vocabulary)
+    )
 
 
 class _Head(ABC):

@@ -50,13 +50,15 @@ class LogitRows:
     def __init__(self, logits: Tensor, labels: Tensor) -> None:
         self.logits = logits
         self.labels = labels
-        self._scaled: dict[float, LogitRows] = {1.0: self}
+        self._scaled: dict[float, LogitRows] = {}
 
     def __len__(self) -> int:
         return self.logits.shape[0]
 
     def scaled(self, scale: float) -> "LogitRows":
         """The same rows with logits `scale * z`; itself at scale 1."""
+        if scale == 1.0:  # not kept in the dict: a cycle would keep every row's temporaries until garbage is collected
+            return self
         if scale not in self._scaled:
             self._scaled[scale] = LogitRows(self.logits * scale, self.labels)
         return self._scaled[scale]

@@ -17,11 +17,14 @@ from ts2_lightning.ops.sparse import Entries
 BLOCK = 256
 """Columns per block: 501 blocks for a vocabulary of 128,256."""
 
-BOUND_ITERATIONS = 6
-"""Michelot steps on the block maxima. Any number gives a valid bound; more make it tighter."""
-
 DENSE_SHARE = 1 / 16
 """Above this share of blocks that may hold support, iterating over the full width is cheaper than a gather."""
+
+MAX_STEPS = 50
+"""Michelot steps towards a lower bound; they stop by themselves, mostly after 5. Any number gives a valid bound."""
+
+MARGIN = 1e-5
+"""How much a bound is lowered, so that rounding in float32 can never cut an entry of the support."""
 
 
 class Sparsemax(NamedTuple):
@@ -88,55 +91,49 @@ def sparsemax(logits: Tensor, maxima: Tensor | None = None) -> Sparsemax:
         >>> result.support.columns.tolist(), [round(p, 2) for p in result.probabilities.tolist()]
         ([0, 1], [0.7, 0.3])
     """
-    n = logits.shape[0]
     if maxima is None:
         maxima = block_maxima(logits)
     top = maxima.amax(-1, keepdim=True)
-    shifted_maxima = maxima.double() - top.double()
-    bound = _lower_bound(shifted_maxima)
-    hit = shifted_maxima > bound
+    maxima = maxima - top
+    bound = _lower_bound(maxima)
+    hit = maxima > bound
     if hit.sum() > DENSE_SHARE * hit.numel():
-        entries = _above_threshold(logits - top, bound)
+        shifted = logits - top
+        bound = _lower_bound(shifted)
+        entries = Entries(*(shifted > bound).nonzero(as_tuple=True))
     else:
         entries = block_entries(logits, hit)
-    shifted = logits[entries.index].double() - top[:, 0].double()[entries.rows]
-    entries, shifted, threshold = _michelot(entries, shifted, bound[:, 0], n)
-    probabilities = shifted - threshold[entries.rows]
-    return Sparsemax(entries, probabilities.to(logits.dtype), threshold.to(logits.dtype), entries.count(n))
+    # The bound has found a few candidates; the threshold itself is exact.
+    values = logits[entries.index].double() - top[entries.rows, 0].double()
+    entries, values, threshold = _michelot(entries, values, bound[:, 0].double())
+    probabilities = values - threshold[entries.rows]
+    size = entries.count(len(logits))
+    return Sparsemax(entries, probabilities.to(logits.dtype), threshold.to(logits.dtype), size)
 
 
-def _michelot_step(shifted: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """One step over full rows [n, k]: the next threshold [n, 1], and how many entries exceeded this one."""
-    above = shifted > threshold
-    count = above.sum(-1, keepdim=True)
-    total = torch.where(above, shifted, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-    return (total - 1) / count, count
+def _lower_bound(shifted: Tensor) -> Tensor:
+    """A lower bound [n, 1] of tau(z) - max(z), by Michelot's iteration from below on a subset of each row.
 
-
-def _lower_bound(shifted_maxima: Tensor) -> Tensor:
-    """A lower bound [n, 1] of tau(z) - max(z), from a subset of each row that holds its maximum."""
-    bound = torch.full_like(shifted_maxima[:, :1], -1.0)
-    for _ in range(BOUND_ITERATIONS):
-        bound, _ = _michelot_step(shifted_maxima, bound)
-    return bound
-
-
-def _above_threshold(shifted: Tensor, threshold: Tensor) -> Entries:
-    """The entries of sparsemax's support, by full-width steps from a lower bound of the threshold."""
-    previous = None
-    while True:
-        updated, count = _michelot_step(shifted, threshold)
+    Args:
+        shifted: [n, k] entries of z - max(z), the maximum among them.
+    """
+    bound, previous = torch.full_like(shifted[:, :1], -1.0), None
+    for _ in range(MAX_STEPS):
+        above = shifted > bound
+        count = above.sum(-1, keepdim=True)
         if previous is not None and torch.equal(count, previous):
-            return Entries(*(shifted > threshold).nonzero(as_tuple=True))
-        threshold, previous = torch.maximum(updated, threshold), count
+            break
+        bound, previous = (torch.where(above, shifted, 0.0).sum(-1, keepdim=True) - 1) / count, count
+    return bound - MARGIN
 
 
-def _michelot(entries: Entries, shifted: Tensor, bound: Tensor, n: int) -> tuple[Entries, Tensor, Tensor]:
-    """Michelot's iteration on listed entries that hold the support. Returns it, its logits, the threshold."""
+def _michelot(entries: Entries, shifted: Tensor, bound: Tensor) -> tuple[Entries, Tensor, Tensor]:
+    """Michelot's iteration on listed entries that hold the support. Returns it, its logits, the threshold [n]."""
     threshold = bound
     while True:
         keep = shifted > threshold[entries.rows]
         if threshold is not bound and keep.all():
             return entries, shifted, threshold
         entries, shifted = Entries(entries.rows[keep], entries.columns[keep]), shifted[keep]
+        n = len(bound)
         threshold = (entries.sum(shifted, n) - 1) / entries.count(n)

@@ -1,0 +1,184 @@
+"""DistributionMonitor against sums that are done token by token."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from publisher import KEYS, Publisher, brute_force, loader, make_rows, make_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ts2_lightning.callbacks import Checkpoints, DistributionMonitor
+from ts2_lightning.types import UserError
+
+LOGGED = [key for key in KEYS if key not in ("objective", "cross_entropy")]
+
+
+class Recorder(CSVLogger):
+    """Keeps what it was given."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(str(directory), name="csv", version="")
+        self.calls: list[tuple[int | None, dict[str, Any]]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        self.calls.append((step, dict(metrics)))
+        super().log_metrics(metrics, step)
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """CSV needs nothing."""
+
+
+def run(tmp_path: Path, counts: list[int], every: int = 1, **settings: Any) -> Recorder:
+    recorder = Recorder(tmp_path)
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor(every)], logger=recorder, **settings)
+    trainer.fit(Publisher(), loader(make_rows(counts)))
+    return recorder
+
+
+def check(recorder: Recorder, windows: dict[int, list[dict[str, torch.Tensor]]]) -> None:
+    assert [step for step, _ in recorder.calls] == list(windows)
+    for step, metrics in recorder.calls:
+        assert set(metrics) == {f"train/{key}" for key in LOGGED}
+        for key in LOGGED:
+            assert metrics[f"train/{key}"] == pytest.approx(brute_force(windows[step], key), rel=1e-12)
+
+
+def test_mean_over_all_tokens_of_the_step(tmp_path: Path) -> None:
+    """Micro-batches of 7 and 1 tokens: the mean of the two means would be far off."""
+    counts = [7, 1, 0, 5]
+    rows = make_rows(counts)
+    recorder = run(tmp_path, counts, accumulate_grad_batches=2)
+    check(recorder, {1: rows[:2], 2: rows[2:]})
+    means = [brute_force(rows[i : i + 1], "entropy") for i in (0, 1)]
+    assert recorder.calls[0][1]["train/entropy"] != pytest.approx(sum(means) / 2, rel=0.01)
+
+
+def test_short_last_window_and_next_epoch(tmp_path: Path) -> None:
+    counts = [3, 4, 2, 6, 1]
+    rows = make_rows(counts)
+    recorder = run(tmp_path, counts, accumulate_grad_batches=2, max_epochs=2)
+    windows = [rows[:2], rows[2:4], rows[4:]] * 2
+    check(recorder, dict(enumerate(windows, start=1)))
+
+
+@pytest.mark.parametrize(("every", "log_every", "steps"), [(2, 1, [2, 4, 6]), (2, 3, [6]), (1, 4, [4]), (1, 0, [])])
+def test_thinned(tmp_path: Path, every: int, log_every: int, steps: list[int]) -> None:
+    """A logged step is that step's mean, not the mean of the steps since the last logged one."""
+    counts = [3, 4, 2, 6, 1, 5, 2, 2, 9, 1, 1, 3]
+    rows = make_rows(counts)
+    recorder = run(tmp_path, counts, every, accumulate_grad_batches=2, log_every_n_steps=log_every)
+    check(recorder, {step: rows[2 * step - 2 : 2 * step] for step in steps})
+
+
+def test_step_without_tokens_is_skipped(tmp_path: Path) -> None:
+    counts = [2, 0, 0, 3]
+    rows = make_rows(counts)
+    recorder = run(tmp_path, counts)
+    check(recorder, {1: rows[:1], 4: rows[3:]})
+
+
+def test_empty_micro_batch_may_lack_the_parts(tmp_path: Path) -> None:
+    """An engine without a token cannot know the parts of a composite loss."""
+    rows = make_rows([0, 3])
+    rows[0].pop("objective/sparsemax")
+    recorder = Recorder(tmp_path)
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor()], logger=recorder, accumulate_grad_batches=2)
+    trainer.fit(Publisher(), loader(rows))
+    check(recorder, {1: rows[1:]})
+
+
+def test_changing_keys_are_an_error(tmp_path: Path) -> None:
+    rows = make_rows([2, 3])
+    rows[1].pop("entropy")
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor()])
+    with pytest.raises(ValueError, match=r"statistics came or went: \['entropy'\]"):
+        trainer.fit(Publisher(), loader(rows))
+
+
+def test_sums_do_not_lose_digits(tmp_path: Path) -> None:
+    """Large values and small ones together: sums in float32 lose the small ones."""
+    rows = make_rows([1, 100_000])
+    rows[0]["entropy"] = torch.tensor([2.0**26])
+    rows[1]["entropy"] = torch.ones(100_000)
+    recorder = Recorder(tmp_path)
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor()], logger=recorder, accumulate_grad_batches=2)
+    trainer.fit(Publisher(), loader(rows))
+    assert recorder.calls[0][1]["train/entropy"] == (2.0**26 + 100_000) / 100_001
+
+
+def test_loggers_hold_one_value_per_step(tmp_path: Path) -> None:
+    counts = [3, 4, 2, 6, 1]
+    rows = make_rows(counts)
+    loggers = [CSVLogger(tmp_path, name="csv", version=""), TensorBoardLogger(tmp_path, name="tb", version="")]
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor()], logger=loggers, accumulate_grad_batches=2)
+    trainer.fit(Publisher(), loader(rows))
+    with open(tmp_path / "csv" / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["step"] for row in table] == ["1", "2", "3"]
+    expected = [brute_force(rows[i : i + 2], "objective/sparsemax") for i in (0, 2, 4)]
+    assert [float(row["train/objective/sparsemax"]) for row in table] == pytest.approx(expected, rel=1e-12)
+    events = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("train/objective/sparsemax")
+    assert [event.step for event in events] == [1, 2, 3]
+    assert [event.value for event in events] == pytest.approx(expected, rel=1e-6)
+
+
+def test_bar_and_callback_metrics(tmp_path: Path) -> None:
+    rows = make_rows([2, 3])
+    trainer = make_trainer(tmp_path, callbacks=[monitor := DistributionMonitor()], accumulate_grad_batches=2)
+    trainer.fit(Publisher(), loader(rows))
+    assert set(monitor.latest) == {f"train/{key}" for key in KEYS}
+    for name in ("train/support_size", "train/tail_mass", "train/entropy"):
+        expected = brute_force(rows, name.removeprefix("train/"))
+        assert float(trainer.progress_bar_metrics[name]) == pytest.approx(expected, rel=1e-6)
+        assert float(trainer.callback_metrics[name]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    """Steps 1 to 2, a new process's state, then 3 to 4: the rows an unbroken run would log."""
+    counts = [3, 4, 2, 6, 1, 5, 2, 2]
+    rows = make_rows(counts)
+    settings = {"accumulate_grad_batches": 2, "enable_checkpointing": True}
+    first = Recorder(tmp_path / "first")
+    callbacks = [DistributionMonitor(), Checkpoints(str(tmp_path / "checkpoints"))]
+    make_trainer(tmp_path, callbacks=callbacks, logger=first, max_steps=2, **settings).fit(Publisher(), loader(rows))
+    check(first, {1: rows[:2], 2: rows[2:4]})
+    second = Recorder(tmp_path / "second")
+    callbacks = [DistributionMonitor(), Checkpoints(str(tmp_path / "checkpoints"))]
+    trainer = make_trainer(tmp_path, callbacks=callbacks, logger=second, max_steps=4, max_epochs=-1, **settings)
+    # This loader keeps no position and begins anew, so what is left of the epoch is put first.
+    trainer.fit(Publisher(), loader(rows[4:] + rows[:4]), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    check(second, {3: rows[4:6], 4: rows[6:]})
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(UserError, match=r"every_n_steps.* at least 1, got 0"):
+        DistributionMonitor(every_n_steps=0)
+
+
+def test_two_ranks_with_uneven_tokens(tmp_path: Path) -> None:
+    """Rank 1 has no token in the first step, and so no names; step 2 is empty on both ranks."""
+    counts = [[5, 0, 0, 0, 2, 1, 1, 1], [0, 0, 0, 0, 0, 3, 9, 0]]
+    script = Path(__file__).with_name("two_ranks.py")
+    subprocess.run(
+        [sys.executable, str(script), str(tmp_path), json.dumps(counts)],
+        check=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4
+    ranks = [make_rows(of_rank, seed=rank) for rank, of_rank in enumerate(counts)]
+    with open(tmp_path / "csv" / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["step"] for row in table] == ["1", "3", "4"]
+    for row, window in zip(table, (slice(0, 2), slice(4, 6), slice(6, 8)), strict=True):
+        for key in LOGGED:
+            expected = brute_force([*ranks[0][window], *ranks[1][window]], key)
+            assert float(row[f"train/{key}"]) == pytest.approx(expected, rel=1e-12)

@@ -1,0 +1,188 @@
+"""Stacked files, interpolation, overrides, classes by name, and printing what came of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli import standins
+from tests.cli.conftest import Run
+from ts2_lightning.cli import lightning_cli, main
+from ts2_lightning.cli.lightning_cli import resolve_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LOSS = """
+from tests.cli.standins import StandInLoss
+
+class MyLoss(StandInLoss):
+    def __init__(self, beta: float = 2.0) -> None:
+        self.beta = beta
+
+    def __call__(self, logits, labels):
+        return self.beta * (logits - labels).abs().mean()
+"""
+
+
+def printed(ts2: Run, *options: str) -> dict[str, Any]:
+    answer = ts2("fit", *options, "--print_config")
+    assert answer.status == 0, answer.err
+    config = yaml.safe_load(answer.out)
+    assert isinstance(config, dict)
+    return config
+
+
+@pytest.fixture
+def files(here: Path) -> None:
+    (here / "model.yaml").write_text("model:\n  lm:\n    path: base-model\n  optimizer:\n    learning_rate: 0.5\n")
+    (here / "data.yaml").write_text(
+        "data:\n  tokenizer: ${model.lm.path}\n  batch_size: 4\n  seed: ${seed_everything}\n"
+    )
+    (here / "run.yaml").write_text(
+        "seed_everything: 7\nname: ${model.lm.path}-seed${seed_everything}\nmodel:\n  loss:\n"
+        "    class_path: SquareLoss\n    init_args:\n      alpha: ${model.optimizer.learning_rate}\n"
+    )
+
+
+@pytest.mark.usefixtures("files")
+def test_interpolation_reaches_across_files(ts2: Run) -> None:
+    config = printed(ts2, "-c", "model.yaml", "-c", "data.yaml", "-c", "run.yaml")
+    assert config["data"]["tokenizer"] == "base-model"
+    assert config["data"]["seed"] == 7
+    assert config["name"] == "base-model-seed7"
+    assert config["model"]["loss"]["init_args"]["alpha"] == 0.5
+
+
+@pytest.mark.usefixtures("files")
+def test_interpolation_follows_an_override_in_any_place(ts2: Run) -> None:
+    stack = ("-c", "data.yaml", "-c", "model.yaml", "-c", "run.yaml")
+    override = ("--model.lm.path=other", "--seed_everything=8", "--model.optimizer.learning_rate=0.25")
+    for options in ((*stack, *override), (*override, "-c", "data.yaml")):
+        config = printed(ts2, *options)
+        assert (config["data"]["tokenizer"], config["data"]["seed"]) == ("other", 8)
+    assert printed(ts2, *stack, *override)["model"]["loss"]["init_args"]["alpha"] == 0.25
+
+
+@pytest.mark.usefixtures("files")
+def test_later_files_win_and_the_command_line_wins_over_them(ts2: Run, here: Path) -> None:
+    (here / "more.yaml").write_text("data:\n  batch_size: 16\n")
+    assert (
+        printed(ts2, "-c", "model.yaml", "-c", "data.yaml", "-c", "more.yaml", "-c", "run.yaml")["data"]["batch_size"]
+        == 16
+    )
+    stack = ("-c", "model.yaml", "-c", "more.yaml", "--data.batch_size=2")
+    assert printed(ts2, *stack)["data"]["batch_size"] == 2
+
+
+def test_callbacks_add_up(ts2: Run, here: Path) -> None:
+    for name, callback in (("a", "Timer"), ("b", "EarlyStopping\n    init_args: {monitor: x}")):
+        (here / f"{name}.yaml").write_text(f"trainer:\n  callbacks+:\n  - class_path: {callback}\n")
+    config = printed(ts2, "--model.lm.path=x", "-c", "a.yaml", "-c", "b.yaml", "--trainer.callbacks+=ModelSummary")
+    names = [callback["class_path"].rpartition(".")[2] for callback in config["trainer"]["callbacks"]]
+    assert names == ["Timer", "EarlyStopping", "ModelSummary"]
+
+
+@pytest.mark.usefixtures("files")
+def test_what_is_printed_can_be_given_again(ts2: Run, here: Path) -> None:
+    stack = ("-c", "model.yaml", "-c", "data.yaml", "-c", "run.yaml", "--trainer.callbacks+=ModelSummary")
+    answer = ts2("fit", *stack, "--print_config")
+    (here / "whole.yaml").write_text(answer.out)
+    assert ts2("fit", "-c", "whole.yaml", "--print_config").out == answer.out
+
+
+def test_a_loss_in_the_working_directory(fit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "my_losses.py").write_text(LOSS)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(here))])
+    answer = fit("--model.loss=my_losses.MyLoss", "--model.loss.beta=3")
+    assert answer.status == 0, answer.err
+    config = yaml.safe_load(Path("runs/run/1/config.yaml").read_text())
+    assert config["model"]["loss"] == {"class_path": "my_losses.MyLoss", "init_args": {"beta": 3.0}}
+    assert str(here) not in sys.path
+    sys.modules.pop("my_losses")
+
+
+def test_a_fit_without_a_length_takes_three_epochs(ts2: Run) -> None:
+    options = [option for option in standins.FIT if "max_epochs" not in option]
+    assert ts2("fit", *options).status == 0
+    assert yaml.safe_load(Path("runs/run/1/config.yaml").read_text())["trainer"]["max_epochs"] == 3
+    assert ts2("fit", *options, "--trainer.max_steps=5").status == 0
+    assert yaml.safe_load(Path("runs/run/2/config.yaml").read_text())["trainer"]["max_epochs"] is None
+
+
+def test_the_embedded_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class World:
+        @staticmethod
+        def ensure_base(seed: int) -> str:
+            asked.append(seed)
+            return f"/cache/base-{seed}"
+
+    monkeypatch.setattr(lightning_cli, "import_module", lambda name: World)
+    assert resolve_model("toyworld") == "/cache/base-0"
+    assert resolve_model("toyworld?seed=3") == "/cache/base-3"
+    for path in ("toyworld/model", "meta-llama/Llama-3.1-8B", "./toyworlds", "hf://toyworld"):
+        assert resolve_model(path) == path
+    assert asked == [0, 3]
+
+
+def test_the_real_module_and_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = ["--model.loss=TS2Loss", "--model.loss.alpha=0.5", "--model.engine=FullEngine", "--data.train=x.jsonl"]
+    assert main(["fit", "--model.lm.path=toyworld", *options, "--print_config"]) == 0
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert config["model"]["loss"]["class_path"] == "ts2_lightning.losses.TS2Loss"
+    assert config["model"]["loss"]["init_args"]["alpha"] == 0.5
+    assert config["model"]["engine"]["class_path"] == "ts2_lightning.engines.FullEngine"
+    assert main(["fit", "--model.lm.path=toyworld", "--print_config"]) == 0
+    config = yaml.safe_load(capfd.readouterr().out)
+    assert config["model"]["loss"]["class_path"].endswith(".TS2Loss"), "the default is recorded"
+    assert config["model"]["engine"]["class_path"].endswith(".ChunkedEngine"), "the default is recorded"
+    assert main(["fit", "--model.lm.path=x", "--model.loss=TS2Los"]) == 2
+    assert capfd.readouterr().err == "error: --model.loss: no class named 'TS2Los'; did you mean TS2Loss?\n"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from ts2_lightning.cli import main; main(['--help']); main(['fitt']);"
+        "print([m for m in ('torch', 'lightning', 'transformers', 'jsonargparse') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_the_entry_points(here: Path) -> None:
+    for command in ([str(ROOT / "cli.py")], [str(ROOT / "ts2_lightning/cli/__main__.py")]):
+        done = subprocess.run([sys.executable, *command, "fitt"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr == "error: no command 'fitt'; did you mean fit?\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
+def test_two_processes_share_one_directory(here: Path, launcher: str) -> None:
+    (here / "start.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.cli import standins\n"
+        "from ts2_lightning.cli import lightning_cli, main\n"
+        "lightning_cli.classes = lambda: (standins.StandInModule, standins.StandInData)\n"
+        "lightning_cli._default_callbacks = standins.default_callbacks\n"
+        "if __name__ == '__main__':\n    sys.exit(main())\n"
+    )
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
+    start = [sys.executable, *(torchrun if launcher == "torchrun" else []), "start.py", "fit", *standins.FIT]
+    done = subprocess.run(
+        [*start, "--trainer.devices=2"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=standins.environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (here / "runs/run").iterdir()] == ["1"]
+    assert done.stdout.count("Run: ") == 1
+    assert not (here / "runs/.claims").exists()

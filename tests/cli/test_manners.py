@@ -1,0 +1,171 @@
+"""Every mistake is answered in one line, with the place and the nearest right name, and exit status 2."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+COMMAND_LINE = {
+    "fitt": "no command 'fitt'; did you mean fit?",
+    "": "which command? One of quickstart, fit, validate, test, predict",
+    "--name x fit": "--name came before the command",
+    "fit": "--model.lm.path is required: directory, hub name",
+    "fit --model.lm.path": "--model.lm.path: expected one argument",
+    "fit --model.lm.path x --model.losss CrossLoss": "--model.losss: no such option; did you mean --model.loss?",
+    "fit --model.lm.path x --data.trian y": "--data.trian: no such option; did you mean --data.train?",
+    "fit --model.lm.path x --trainer.max_epoch 3": (
+        "--trainer.max_epoch: no such option; did you mean --trainer.max_epochs?"
+    ),
+    "fit --model.lm.path x --max_epochs 3": "--max_epochs: no such option; did you mean --trainer.max_epochs?",
+    "fit --model.lm.path x --alpha=3": "--alpha: no such option; did you mean --model.loss.alpha?",
+    "fit --model.lm.path x --trainer.max_epochs abc": "--trainer.max_epochs: expected int or null, got 'abc'",
+    "fit --model.lm.path x --data.batch_size 1.5": "--data.batch_size: expected int, got '1.5'",
+    "fit --model.lm.path x --model.lm.init pretraind": (
+        "--model.lm.init: expected one of pretrained, random, got 'pretraind'; did you mean pretrained?"
+    ),
+    "fit --model.lm.path x --model.loss SquareLos": (
+        "--model.loss: no class named 'SquareLos'; did you mean SquareLoss?"
+    ),
+    "fit --model.lm.path x --model.loss SquareLoss --model.loss.alpah 3": (
+        "--model.loss.alpah: SquareLoss has no such setting; did you mean alpha?"
+    ),
+    "fit --model.lm.path x --model.loss CrossLoss --model.loss.alpha 3": (
+        "--model.loss.alpha: CrossLoss has no such setting; it takes none"
+    ),
+    "fit --model.lm.path x --model.loss.alpha abc": "--model.loss.alpha: expected float, got 'abc'",
+    "fit --model.lm.path x --model.loss nowhere.MyLoss": (
+        "--model.loss: cannot import nowhere.MyLoss: No module named 'nowhere'"
+    ),
+    "fit --model.lm.path x --model.loss tests.cli.standins.SquarLoss": "did you mean SquareLoss?",
+    "fit --model.lm.path x --model.loss torch.nn.Linear": "--model.loss: torch.nn.Linear is not a StandInLoss",
+    "fit --model.lm.path x --model.loss StandInLoss": "--model.loss: name the class first",
+    "fit --model.lm.path x --trainer.callbacks+ ModelCheckpoin": (
+        "--trainer.callbacks: no class named 'ModelCheckpoin'; did you mean ModelCheckpoint?"
+    ),
+    "fit --model.lm.path x -c good.yml": "-c good.yml: no such file; did you mean good.yaml?",
+    "fit --model.lm.path x -c config/good.yaml": "-c config/good.yaml: no directory config; did you mean configs?",
+    "fit --model.lm.path x -c configs": "-c configs: is a directory, not a file",
+    "fit --model.lm.path x good.yaml": "unexpected argument 'good.yaml'; did you mean -c good.yaml?",
+    "fit --model.lm.path x --model.loss.alpha -1": "SquareLoss: alpha is -1.0; it must be 0 or more",
+    "fit --model.lm.path x --data.train nofile.jsonl --trainer.accelerator cpu": (
+        "data.train: nofile.jsonl does not exist"
+    ),
+    "fit --model.lm.path x --name ../y": "--name '../y': the name of a run is a directory below --runs_dir",
+    "fit --model.lm.path x --trainer.use_distributed_sampler true": "--trainer.use_distributed_sampler: leave it",
+    "fit --model.lm.path x --trainer.default_root_dir y": "--trainer.default_root_dir: the run's directory is",
+    "fit --model.lm.path x --trainer.accelerator gpux": "trainer: ",
+    "fit --model.lm.path toyworld?sed=1": "model.lm.path: 'toyworld?sed=1' is not understood",
+    "fit --model.lm.path x --ckpt_path last": "--ckpt_path last: nothing to resume: there is no run in runs/run",
+    "fit --model.lm.path x --ckpt_path no.ckpt": "--ckpt_path no.ckpt: no such checkpoint",
+    "fit --model.lm.path x --ckpt_path good.yaml": "--ckpt_path good.yaml: not a complete checkpoint",
+    "fit --model.lm.path ${data.tokenize}": "${data.tokenize}: no such setting; did you mean data.tokenizer?",
+}
+
+FILES = {
+    "trainer:\n  max_epoch: 3\n": "bad.yaml:2: trainer.max_epoch: no such setting; did you mean trainer.max_epochs?",
+    "modle:\n  loss: CrossLoss\n": "bad.yaml:1: modle: no such setting; did you mean model?",
+    "model:\n  lm:\n    pth: x\n": "bad.yaml:3: model.lm.pth: no such setting; did you mean model.lm.path?",
+    "trainer:\n  max_epochs: abc\n": "bad.yaml:2: trainer.max_epochs: expected int or null, got 'abc'",
+    "model:\n  loss: SquareLos\n": "bad.yaml:2: model.loss: no class named 'SquareLos'; did you mean SquareLoss?",
+    "model:\n  loss:\n    class_path: SquareLoss\n    init_args:\n      alpah: 3\n": (
+        "bad.yaml:5: model.loss.alpah: SquareLoss has no such setting; did you mean alpha?"
+    ),
+    "trainer:\n  callbacks:\n  - class_path: ModelCheckpoint\n    init_args: {moniter: x}\n": (
+        "bad.yaml:4: trainer.callbacks.moniter: ModelCheckpoint has no such setting; did you mean monitor?"
+    ),
+    "data:\n  train: [a\n": "bad.yaml:3: not valid YAML: ",
+    "data:\n  seed: 1\n  seed: 2\n": "bad.yaml:3: seed was given before, on line 2; keep one",
+    "model:\n  lm: part.yaml\n": "part.yaml:2: model.lm.pth: no such setting; did you mean model.lm.path?",
+    "model:\n  lm: parts.yaml\n": "bad.yaml:2: model.lm: parts.yaml: no such file; did you mean part.yaml?",
+    "model:\n  loss: parts.yaml\n": "bad.yaml:2: model.loss: parts.yaml: no such file; did you mean part.yaml?",
+    "- 3\n": "bad.yaml: expected `key: value` lines at the top level",
+    "data:\n  train: ${model.lm.pat}\n": (
+        "bad.yaml:2: data.train: ${model.lm.pat}: no such setting; did you mean model.lm.path?"
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def files(here: Path) -> None:
+    (here / "configs").mkdir()
+    (here / "good.yaml").write_text("data:\n  seed: 1\n")
+    (here / "part.yaml").write_text("path: x\npth: y\n")
+
+
+def one_line(err: str) -> str:
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(("line", "expected"), COMMAND_LINE.items(), ids=list(COMMAND_LINE))
+def test_a_wrong_command_line_takes_one_line(ts2: Run, here: Path, line: str, expected: str) -> None:
+    answer = ts2(*line.split())
+    assert answer.status == 2
+    assert expected in one_line(answer.err)
+    assert answer.out == ""
+    assert not (here / "runs").exists(), "a run that never began left a directory"
+
+
+@pytest.mark.parametrize(("text", "expected"), FILES.items(), ids=[" ".join(text.split()) for text in FILES])
+def test_a_wrong_file_is_named_with_the_line(ts2: Run, here: Path, text: str, expected: str) -> None:
+    (here / "bad.yaml").write_text(text)
+    answer = ts2("fit", "--model.lm.path=x", "-c", "good.yaml", "-c", "bad.yaml")
+    assert answer.status == 2
+    assert one_line(answer.err).startswith(expected)
+
+
+def test_the_last_place_that_gives_a_value_is_blamed(ts2: Run, here: Path) -> None:
+    (here / "bad.yaml").write_text("trainer:\n  max_epochs: 3\n")
+    answer = ts2("fit", "--model.lm.path=x", "-c", "bad.yaml", "--trainer.max_epochs=many")
+    assert one_line(answer.err) == "--trainer.max_epochs: expected int or null, got 'many'"
+
+
+def test_help_lists_every_command(ts2: Run) -> None:
+    from ts2_lightning.cli import COMMANDS
+
+    answer = ts2("--help")
+    assert answer.status == 0
+    for name, command in COMMANDS.items():
+        assert any(line.split()[:1] == [name] and command.help in line for line in answer.out.splitlines())
+
+
+def test_help_of_a_command(ts2: Run) -> None:
+    answer = ts2("fit", "--help")
+    assert answer.status == 0
+    assert "--model.loss" in answer.out
+    assert "--ckpt_path" in answer.out
+
+
+def test_a_users_error_in_training_takes_one_line(fit: Run, here: Path) -> None:
+    answer = fit("--trainer.callbacks+=tests.cli.standins.Failing", "--trainer.callbacks.step=5")
+    assert answer.status == 2
+    assert answer.err.strip().splitlines()[-1] == "error: step went wrong"
+    assert "Traceback" not in answer.err
+    assert (here / "runs/run/1/checkpoints/last.ckpt").is_file(), "a run that began is kept"
+
+
+def test_a_bug_keeps_its_traceback(fit: Run) -> None:
+    with pytest.raises(RuntimeError, match="step went"):
+        fit("--trainer.callbacks+=tests.cli.standins.Failing", "--trainer.callbacks.users=false")
+
+
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_debug_shows_the_traceback(ts2: Run, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if way == "variable":
+        monkeypatch.setenv("TS2_DEBUG", "1")
+    answer = ts2("fit", "--model.lm.path=x", "--model.loss.alpha=-1", *(["--debug"] if way == "option" else []))
+    assert answer.status == 2
+    assert "Traceback" in answer.err
+    assert answer.err.strip().endswith("error: SquareLoss: alpha is -1.0; it must be 0 or more")
+
+
+def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
+    answer = fit("--trainer.callbacks+=tests.cli.standins.Interrupting")
+    assert answer.status == 130
+    last = answer.err.strip().splitlines()[-1]
+    assert last.startswith("interrupted: newest checkpoint runs/run/1/checkpoints/last.ckpt; resume with: ")
+    assert last.endswith("fit -c runs/run/1/config.yaml --ckpt_path runs/run/1/checkpoints/last.ckpt")
+    assert "Traceback" not in answer.err

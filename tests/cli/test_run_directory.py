@@ -1,0 +1,152 @@
+"""Names, numbers, and which checkpoint is meant."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from ts2_lightning.cli import run_directory
+from ts2_lightning.types import UserError
+
+
+def checkpoint(path: Path, age: int, **content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"state": torch.zeros(100), **content}, path)
+    os.utime(path, ns=(10**18 - age * 10**9,) * 2)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "name"),
+    [
+        (None, [], "run"),
+        (None, ["configs/model/a.yaml", "configs/experiment/ts2.yaml"], "ts2"),
+        ("x", ["configs/experiment/ts2.yaml"], "x"),
+        ("sweep/alpha=0.5", [], "sweep/alpha=0.5"),
+    ],
+)
+def test_name(given: str | None, files: list[str], name: str) -> None:
+    assert run_directory.run_name(given, files) == name
+
+
+@pytest.mark.parametrize("name", ["/x", "../x", "a//b", ".", ".hidden", "a/3", "a/"])
+def test_a_name_outside_of_the_runs_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="--name"):
+        run_directory.run_name(name, [])
+
+
+def test_numbers_go_up_and_are_not_used_again(tmp_path: Path) -> None:
+    claimed = [run_directory.claim_next(tmp_path / "a").name for _ in range(3)]
+    assert claimed == ["1", "2", "3"]
+    (tmp_path / "a" / "2").rmdir()
+    (tmp_path / "a" / "11").mkdir()
+    (tmp_path / "a" / "notes").mkdir()
+    assert run_directory.claim_next(tmp_path / "a").name == "12"
+
+
+def test_concurrent_claims_never_share(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ts2_lightning.cli.run_directory import claim_next\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(50): print(claim_next(Path(sys.argv[1])))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a")]
+    root = Path(__file__).resolve().parents[2]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:  # all have imported and wait for this line, so that they claim at the same time
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    claimed = [line for process in processes for line in process.communicate()[0].split()]
+    assert len(claimed) == 200
+    assert len(set(claimed)) == 200
+
+
+def test_discard_keeps_what_others_use(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    first, second = run_directory.claim_next(runs / "a"), run_directory.claim_next(runs / "a")
+    run_directory.discard(second, runs)
+    assert first.is_dir()
+    assert not second.exists()
+    run_directory.discard(first, runs)
+    assert not runs.exists()
+    assert tmp_path.exists()
+
+
+def test_last_is_the_newest_complete_checkpoint_of_the_newest_run_that_has_one(tmp_path: Path) -> None:
+    named = tmp_path / "a"
+    checkpoint(named / "2/checkpoints/best.ckpt", age=50)
+    old = checkpoint(named / "10/checkpoints/last.ckpt", age=90)
+    (named / "11/checkpoints").mkdir(parents=True)
+    cut = named / "11/checkpoints/last.ckpt"
+    cut.write_bytes(old.read_bytes()[:-30])
+    assert not zipfile.is_zipfile(cut)
+    assert run_directory.find_checkpoint("last", named) == old
+    newer = checkpoint(named / "10/checkpoints/best.ckpt", age=10)
+    assert run_directory.find_checkpoint("last", named) == newer
+
+
+def test_of_two_of_the_same_age_last_is_taken(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "a/1/checkpoints/best.ckpt", age=5)
+    last = checkpoint(tmp_path / "a/1/checkpoints/last.ckpt", age=5)
+    assert run_directory.find_checkpoint("last", tmp_path / "a") == last
+
+
+def test_sharded_checkpoints_count_when_their_last_file_is_there(tmp_path: Path) -> None:
+    shards = tmp_path / "a/1/checkpoints/last.ckpt"
+    shards.mkdir(parents=True)
+    (shards / ".metadata").write_text("x")
+    assert run_directory.newest_checkpoint(tmp_path / "a/1") is None
+    (shards / "meta.pt").write_text("x")
+    assert run_directory.newest_checkpoint(tmp_path / "a/1") == shards
+
+
+def test_best_of_another_callback_is_found_though_the_run_was_moved(tmp_path: Path) -> None:
+    state = {"ModelCheckpoint{}": {"best_model_path": "/elsewhere/checkpoints/epoch=1.ckpt"}}
+    run = tmp_path / "a/1"
+    checkpoint(run / "checkpoints/last.ckpt", age=0, callbacks=state)
+    assert run_directory.best_checkpoint(run) is None
+    best = checkpoint(run / "checkpoints/epoch=1.ckpt", age=5)
+    assert run_directory.best_checkpoint(run) == best
+
+
+@pytest.mark.parametrize("wanted", ["last", "best"])
+def test_nothing_to_resume_says_where_it_looked(tmp_path: Path, wanted: str) -> None:
+    with pytest.raises(UserError, match=r"nothing to resume: there is no run in .*alpah"):
+        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpah")
+    (tmp_path / "runs/alpha/1").mkdir(parents=True)
+    with pytest.raises(UserError, match="did you mean --name alpha"):
+        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpah")
+    with pytest.raises(UserError, match=r"no complete checkpoint in .*alpha/\*/checkpoints"):
+        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpha")
+
+
+def test_a_model_directory_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"give it as --model\.lm\.path"):
+        run_directory.find_checkpoint(str(tmp_path), tmp_path)
+
+
+def test_run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint(tmp_path / "runs/a/1/checkpoints/last.ckpt", age=0)
+    assert run_directory.run_of(path) is None, "no run without its configuration"
+    (tmp_path / "runs/a/1/config.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    assert run_directory.run_of(path) == Path("runs/a/1")
+
+
+def test_configurations_of_later_starts_lie_beside_the_first(tmp_path: Path) -> None:
+    for name in ("config.yaml", "config-resume-1.yaml", "config-resume-2.yaml"):
+        assert run_directory.next_config(tmp_path).name == name
+        (tmp_path / name).write_text("")
+        assert run_directory.latest_config(tmp_path).name == name

@@ -1,0 +1,226 @@
+"""What whole commands leave behind, with the stand-ins."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.cli.conftest import Run
+from ts2_lightning.cli.launch import claim_file
+
+RUN = Path("runs/run/1")
+LAST = RUN / "checkpoints/last.ckpt"
+
+
+def load(file: Path) -> dict[str, Any]:
+    content = yaml.safe_load(file.read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def rows(run: Path = RUN) -> list[dict[str, str]]:
+    with (run / "csv/metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def steps(run: Path = RUN) -> list[int]:
+    return [int(row["step"]) for row in rows(run) if row["train/objective"]]
+
+
+def runs() -> list[str]:
+    return sorted(str(path.parent) for path in Path("runs").glob("**/config.yaml"))
+
+
+def test_a_run_holds_its_record(fit: Run, here: Path) -> None:
+    answer = fit("--model.loss.alpha=0.5", "--name=my run")
+    assert answer.status == 0, answer.err
+    run = Path("runs/my run/1")
+    config = load(run / "config.yaml")
+    assert config["model"]["loss"] == {
+        "class_path": "tests.cli.standins.SquareLoss",
+        "init_args": {"alpha": 0.5, "support": "sparsemax"},
+    }
+    assert (config["name"], config["ckpt_path"], config["data"]["tokenizer"]) == ("my run", None, None)
+    place, _, command = (run / "command.txt").read_text().strip().partition(" && ")
+    assert shlex.split(place) == ["cd", str(here)]
+    assert shlex.split(command)[-2:] == ["--model.loss.alpha=0.5", "--name=my run"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__.partition("+")[0] or environment["packages"]["torch"]
+    assert environment["torch"]["threads"] == torch.get_num_threads()
+    assert json.loads((run / "data.json").read_text()) == {"rows": 32, "tokenizer": "base"}
+    assert steps(run) == list(range(8))
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (run / "checkpoints/last.ckpt").is_file()
+
+
+def test_the_last_words_are_few_and_can_be_typed(fit: Run, ts2: Run) -> None:
+    lines = fit().out.strip().splitlines()
+    assert 3 <= len(lines) <= 6
+    assert lines[0].split() == ["Run:", str(RUN)]
+    assert lines[1].split() == ["Checkpoint:", str(RUN / "checkpoints/best.ckpt"), "(best)"]
+    go_on = next(line for line in lines if line.startswith("Go on:")).replace(" N", " 3")
+    answer = ts2(*shlex.split(go_on)[3:])
+    assert answer.status == 0, answer.err
+    assert steps() == list(range(12))
+
+
+def test_a_second_fit_takes_a_new_directory(fit: Run) -> None:
+    assert fit().status == fit().status == 0
+    assert runs() == ["runs/run/1", "runs/run/2"]
+
+
+def test_the_name_comes_from_the_last_file(fit: Run) -> None:
+    for name in ("a", "b"):
+        Path(f"{name}.yaml").write_text("data:\n  seed: 1\n")
+    assert fit("-c", "a.yaml", "-c", "b.yaml", "--runs_dir=out").status == 0
+    assert Path("out/b/1/config.yaml").is_file()
+
+
+def test_resume_goes_on_in_the_same_directory_and_keeps_every_row(fit: Run) -> None:
+    fit()
+    before = rows()
+    answer = fit("--ckpt_path=last", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1")
+    assert answer.status == 0, answer.err
+    assert runs() == ["runs/run/1"]
+    assert rows()[: len(before)] == before
+    assert steps() == list(range(12))
+    assert load(RUN / "config.yaml")["trainer"]["max_epochs"] == 2
+    assert load(RUN / "config-resume-1.yaml")["trainer"]["max_epochs"] == 3
+    assert len((RUN / "command.txt").read_text().splitlines()) == 2
+    assert torch.load(LAST, weights_only=True)["global_step"] == 12
+
+
+def test_rows_survive_a_new_column_and_a_line_cut_short(fit: Run) -> None:
+    fit()
+    file = RUN / "csv/metrics.csv"
+    text = file.read_text().replace("val/objective", "val/other")
+    file.write_text(text.rstrip()[:-5])  # as a killed process may leave it
+    before = rows()
+    assert fit("--ckpt_path=last", "--trainer.max_epochs=3").status == 0
+    after = rows()
+    assert [{key: row[key] for key in old} for row, old in zip(after, before, strict=False)] == [
+        {key: value or "" for key, value in old.items()} for old in before
+    ]
+    assert after[-1]["val/objective"]
+
+
+def test_resume_takes_the_newest_run_that_has_a_checkpoint(fit: Run) -> None:
+    fit(), fit()
+    Path("runs/run/3/checkpoints").mkdir(parents=True)
+    assert fit("--ckpt_path=last", "--trainer.max_epochs=3").status == 0
+    assert steps(Path("runs/run/2")) == list(range(12))
+    assert steps() == list(range(8))
+
+
+def test_a_path_into_a_run_resumes_there(fit: Run) -> None:
+    fit(), fit()
+    assert fit(f"--ckpt_path={LAST}", "--name=other", "--trainer.max_epochs=3").status == 0
+    assert steps() == list(range(12))
+    assert runs() == ["runs/run/1", "runs/run/2"]
+
+
+def test_a_path_elsewhere_starts_a_new_run_from_it(fit: Run, here: Path) -> None:
+    fit()
+    (here / "kept.ckpt").write_bytes(LAST.read_bytes())
+    assert fit("--ckpt_path=kept.ckpt", "--trainer.max_epochs=3").status == 0
+    assert steps(Path("runs/run/2")) == list(range(8, 12))
+
+
+def test_what_the_user_gives_beats_the_checkpoint(fit: Run) -> None:
+    fit("--model.optimizer.learning_rate=0.1")
+    assert torch.load(LAST, weights_only=True)["hyper_parameters"]["optimizer"]["learning_rate"] == 0.1
+    answer = fit(f"--ckpt_path={LAST}", "--model.optimizer.learning_rate=0.7", "--trainer.max_epochs=3")
+    assert answer.status == 0, answer.err
+    assert load(RUN / "config-resume-1.yaml")["model"]["optimizer"]["learning_rate"] == 0.7
+    assert torch.load(LAST, weights_only=True)["hyper_parameters"]["optimizer"]["learning_rate"] == 0.7
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_writes_beneath_the_run(fit: Run, ts2: Run, command: str) -> None:
+    fit("--model.loss.alpha=0.5")
+    for number in (1, 2):
+        answer = ts2(command, "--ckpt_path=last", "--data.batch_size=4")  # without -c: the run's own configuration
+        assert answer.status == 0, answer.err
+        out = RUN / command / str(number)
+        assert load(out / "config.yaml")["model"]["loss"]["init_args"]["alpha"] == 0.5
+        assert answer.out.strip().splitlines()[-1].split() == ["Results:", str(out / "metrics.json")]
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert list(metrics) == [f"{'val' if command == 'validate' else 'test'}/objective"]
+        assert not (out / "checkpoints").exists()
+    assert not Path("runs/run/2").exists()
+
+
+def test_evaluation_without_a_checkpoint_takes_a_new_directory(ts2: Run) -> None:
+    options = ("--model.lm.path=base", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    assert ts2("validate", *options).status == 0
+    assert (RUN / "metrics.json").is_file()
+
+
+def test_predictions_are_in_a_file_one_line_per_row(fit: Run, ts2: Run) -> None:
+    fit()
+    answer = ts2("predict", f"--ckpt_path={RUN / 'checkpoints/best.ckpt'}")
+    assert answer.status == 0, answer.err
+    file = RUN / "predict/1/predictions.jsonl"
+    assert answer.out.strip().splitlines()[-1].split() == ["Predictions:", str(file)]
+    predicted = [json.loads(line)["value"] for line in file.read_text().splitlines()]
+    state = torch.load(RUN / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    points = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    expected = points @ state["line.weight"][0] + state["line.bias"]
+    torch.testing.assert_close(torch.tensor(predicted), expected)
+
+
+def test_the_configuration_of_a_run_can_be_given_again(fit: Run, ts2: Run) -> None:
+    fit("--name=a", "--model.loss=CrossLoss")
+    answer = ts2("fit", "-c", "runs/a/1/config.yaml")
+    assert answer.status == 0, answer.err
+    assert load(Path("runs/a/2/config.yaml")) == load(Path("runs/a/1/config.yaml"))
+
+
+def test_a_users_logger_and_checkpoints_replace_ours(fit: Run, here: Path) -> None:
+    Path("own.yaml").write_text(
+        "trainer:\n  logger:\n    class_path: CSVLogger\n    init_args: {save_dir: mine}\n"
+        "  callbacks+:\n  - class_path: ModelCheckpoint\n    init_args: {dirpath: kept, filename: x}\n"
+    )
+    assert fit("-c", "own.yaml").status == 0
+    assert list(Path("mine").rglob("metrics.csv"))
+    assert Path("kept/x.ckpt").is_file()
+    assert not (Path("runs/own/1") / "checkpoints").exists()
+    assert not (Path("runs/own/1") / "csv").exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(fit: Run, ts2: Run, here: Path) -> None:
+    fit()
+    state = torch.load(LAST, weights_only=True)
+    torch.save({**state, "extra": Path("x")}, here / "foreign.ckpt")
+    answer = fit("--ckpt_path=foreign.ckpt")
+    assert answer.status == 2
+    assert answer.err.strip().splitlines()[-1].startswith("error: --ckpt_path foreign.ckpt: it holds more than tensors")
+    assert fit("--ckpt_path=foreign.ckpt", "--weights_only=false").status == 0
+
+
+def test_a_requeued_job_goes_on_by_itself(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="step went"):  # as good as a node that fails
+        fit(
+            "--trainer.callbacks+=tests.cli.standins.Failing",
+            "--trainer.callbacks.users=false",
+            "--trainer.callbacks.step=6",
+        )
+    assert steps() == list(range(6))
+    assert list(Path("runs/.claims").iterdir())
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(RuntimeError, match="step went"):  # the same command again: resumes at step 4, fails at 6
+        fit(
+            "--trainer.callbacks+=tests.cli.standins.Failing",
+            "--trainer.callbacks.users=false",
+            "--trainer.callbacks.step=6",
+        )
+    assert runs() == ["runs/run/1"]
+    assert steps() == [*range(6), 4, 5]
+    assert claim_file(Path("runs"), []) is not None

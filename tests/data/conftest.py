@@ -1,0 +1,25 @@
+"""Fixtures of the data room."""
+
+import pytest
+from data_helpers import byte_level_tokenizer, sentencepiece_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The byte-level one."""
+    return byte_level_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    """The SentencePiece-like one."""
+    return sentencepiece_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The byte-level one as files."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    byte_level_tokenizer().save_pretrained(directory)
+    return str(directory)

@@ -1,0 +1,260 @@
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from data_helpers import chat, token_rows, write_jsonl
+from lightning.pytorch import LightningModule, Trainer
+
+from ts2_lightning.data import SFTData
+from ts2_lightning.types import UserError
+
+CHATS = [{"messages": chat("Hello", "a" * number, "b", "c")} for number in range(1, 12)]
+
+
+class Reader(LightningModule):
+    """Keeps the rows that evaluation gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.rows: list[int] = []
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self.rows += batch["row_index"].tolist()
+
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        self.rows += batch["row_index"].tolist()
+
+    def predict_step(self, batch: dict, batch_idx: int) -> list[int]:
+        return batch["row_index"].tolist()
+
+    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
+        return self.weight.sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def quiet_trainer(**options: object) -> Trainer:
+    return Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, use_distributed_sampler=False, **options,
+    )  # fmt: skip
+
+
+def rank_of(world_size: int, rank: int) -> SimpleNamespace:
+    """As much of a trainer as the datamodule looks at."""
+    return SimpleNamespace(
+        distributed_sampler_kwargs={"num_replicas": world_size, "rank": rank},
+        accumulate_grad_batches=1,
+        global_step=0,
+        limit_train_batches=1.0,
+        fit_loop=SimpleNamespace(is_resuming=False),
+    )
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> str:
+    return write_jsonl(tmp_path / "chats.jsonl", CHATS)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> str:
+    return write_jsonl(tmp_path / "tokens.jsonl.gz", token_rows([2, 9, 4, 7, 3, 8, 5, 6, 2, 4]))
+
+
+def test_plain_use_without_a_trainer(chats: str, tokenizer_directory: str) -> None:
+    data = SFTData(chats, tokenizer=tokenizer_directory, template="chatml", batch_size=4, micro_batch_size=3)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader()) == 6
+    assert data.steps_per_epoch == 3
+    rows = torch.cat([batch["row_index"] for batch in batches]).tolist()
+    assert sorted(rows) == list(range(11))
+    for step in range(3):
+        pair = batches[2 * step : 2 * step + 2]
+        count = sum(len(batch["labels"]) for batch in pair)
+        assert [batch["divisor"].item() for batch in pair] == [count, count]
+    batch = batches[0]
+    for place, row in enumerate(batch["row_index"].tolist()):
+        learnt = data.tokenizer.decode(batch["labels"][batch["token_rows"] == place])
+        assert learnt == "a" * (row + 1) + "<|im_end|>c<|im_end|>"
+    assert data.val_dataloader() == []
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_steps_and_evaluations(tokens: str, world_size: int, workers: int) -> None:
+    trained, validated = [], []
+    for rank in range(world_size):
+        data = SFTData(tokens, tokens, format="tokens", batch_size=4, micro_batch_size=1, num_workers=workers)
+        data.trainer = rank_of(world_size, rank)
+        data.setup("fit")
+        assert data.trainer.accumulate_grad_batches == -(-4 // world_size)
+        trained.append(list(data.train_dataloader()))
+        validated.append(list(data.val_dataloader()))
+    for per_rank in (trained, validated):
+        assert len({len(batches) for batches in per_rank}) == 1
+        rows = [row for batches in per_rank for batch in batches for row in batch["row_index"].tolist()]
+        assert sorted(row for row in rows if row >= 0) == list(range(10))
+    for batches in zip(*trained, strict=True):
+        assert len({batch["divisor"].item() for batch in batches}) == 1
+    supervised = sum(len(batch["labels"]) for batches in validated for batch in batches)
+    assert {batch["divisor"].item() for batches in validated for batch in batches} == {supervised}
+
+
+def test_batches_smaller_than_the_ranks_have_room_for(tokens: str) -> None:
+    data = SFTData(tokens, format="tokens", batch_size=3, micro_batch_size=8)
+    data.trainer = rank_of(4, 3)
+    data.setup("fit")
+    assert data.trainer.accumulate_grad_batches == 1
+    batches = list(data.train_dataloader())
+    assert [batch["row_index"].tolist() for batch in batches] == [[-1]] * 4
+    assert all(batch["divisor"] > 0 for batch in batches)
+
+
+def test_evaluation_through_the_trainer(tokens: str) -> None:
+    data = SFTData(validation=tokens, test=tokens, predict=tokens, format="tokens", eval_batch_size=4)
+    trainer = quiet_trainer()
+    for run in (trainer.validate, trainer.test):
+        module = Reader()
+        run(module, data, verbose=False)
+        assert module.rows == list(range(10))
+    assert trainer.predict(Reader(), data) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_the_trainer_accumulates_as_the_plan_says(tokens: str) -> None:
+    data = SFTData(tokens, format="tokens", batch_size=4, micro_batch_size=1)
+    trainer = quiet_trainer(max_epochs=2)
+    trainer.fit(Reader(), data)
+    assert trainer.accumulate_grad_batches == 4
+    assert trainer.global_step == 2 * data.steps_per_epoch == 6
+    with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches is 3, but follows from"):
+        quiet_trainer(accumulate_grad_batches=3).fit(Reader(), SFTData(tokens, format="tokens", batch_size=4))
+
+
+def test_limits(tokens: str) -> None:
+    data = SFTData([tokens, tokens], tokens, format="tokens", limit_train=13, limit_validation=4)
+    data.setup("fit")
+    assert len(data.rows("train")) == 13
+    assert len(data.rows("validation")) == 4
+    assert [file["rows"] for file in data.describe()["splits"]["validation"]["files"]] == [4]
+
+
+def test_description(chats: str, tokenizer_directory: str) -> None:
+    data = SFTData(chats, test=chats, tokenizer=tokenizer_directory, template="llama3", max_length=32, overlong="drop")
+    data.setup()
+    described = data.describe()
+    rows = data.rows("train")
+    assert 0 < len(rows) < 11
+    assert described["template"] == "llama3"
+    assert data.tokenizer.decode(described["end_of_turn_ids"]) == "<|eot_id|>"
+    assert described["splits"]["train"] == described["splits"]["test"]
+    assert described["splits"]["train"] == {
+        "files": [{"path": chats, "sha256": hashlib.sha256(Path(chats).read_bytes()).hexdigest(), "rows": 11}],
+        "read": 11,
+        "kept": len(rows),
+        "dropped": 11 - len(rows),
+        "truncated": 0,
+        "tokens": int(rows.lengths.sum()),
+        "supervised_tokens": int(rows.supervised.sum()),
+        "longest": int(rows.lengths.max()),
+    }
+
+
+def test_pad_id(tokens: str, tokenizer_directory: str) -> None:
+    assert SFTData(tokens).pad_id == 0
+    data = SFTData(tokens, tokenizer=tokenizer_directory, format="tokens")
+    data.setup("fit")
+    assert data.tokenizer.pad_token_id is None
+    assert data.pad_id == data.tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("rows", [100, 3000])
+def test_a_bar_for_many_rows(rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_jsonl(tmp_path / "many.jsonl", token_rows([3] * rows))
+    SFTData(path, format="tokens").setup("fit")
+    assert ("Tokenising train" in capsys.readouterr().err) == (rows > 2000)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, r"data\.train is not set"),
+        ({"train": "CHATS"}, "chats.jsonl:1: to encode text data.tokenizer must name a tokenizer"),
+        ({"train": "CHATS", "tokenizer": "TOKENIZER", "template": "chatlm"}, "Did you mean 'chatml'?"),
+        ({"train": "CHATS", "tokenizer": "TOKENIZER", "format": "mesages"}, "Did you mean 'messages'?"),
+        ({"train": "CHATS", "tokenizer": "TOKENIZER", "format": "tokens"}, "chats.jsonl:1: the field input_ids"),
+        ({"train": "CHATS", "tokenizer": "/absent/place"}, "data.tokenizer: no directory /absent/place"),
+        ({"train": "CHATS", "tokenizer": "EMPTY"}, "data.tokenizer: cannot load"),
+        ({"train": "NONE"}, "data.train: no rows in"),
+        ({"train": "TOKENS", "max_length": 1, "overlong": "drop"}, "data.train: all 10 rows are longer than"),
+        ({"train": "TOKENS", "tokenizer": "TOKENIZER", "limit_train": 2}, None),
+        ({"train": "LARGE", "tokenizer": "TOKENIZER"}, "token id 123456 is outside the tokenizer's vocabulary"),
+    ],
+)
+def test_errors_of_setup(
+    options: dict, reason: str | None, chats: str, tokens: str, tokenizer_directory: str, tmp_path: Path
+) -> None:
+    (tmp_path / "none.jsonl").touch()
+    (tmp_path / "empty").mkdir()
+    places = {
+        "CHATS": chats,
+        "TOKENS": tokens,
+        "TOKENIZER": tokenizer_directory,
+        "EMPTY": str(tmp_path / "empty"),
+        "NONE": str(tmp_path / "none.jsonl"),
+        "LARGE": write_jsonl(tmp_path / "large.jsonl", [{"input_ids": [1, 123456]}]),
+    }
+    data = SFTData(**{name: places.get(value, value) for name, value in options.items()})
+    if reason is None:
+        data.setup("fit")
+        return
+    with pytest.raises(UserError, match=reason) as error:
+        data.setup("fit")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"batch_size": 0}, r"data\.batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, r"data\.eval_batch_size must be at least 1"),
+        ({"limit_test": 0}, r"data\.limit_test must be at least 1"),
+        ({"seed": -1}, r"data\.seed must not be negative"),
+        ({"overlong": "trunkate"}, "Did you mean 'truncate'?"),
+    ],
+)
+def test_errors_of_arguments(options: dict, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        SFTData(**options)
+
+
+def test_the_toy_world() -> None:
+    data = SFTData("toyworld:train?seed=0", tokenizer="toyworld", batch_size=8)
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    for place in range(len(batch["row_index"])):
+        assert data.tokenizer.decode(batch["labels"][batch["token_rows"] == place]).endswith("<|end|>")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sft/no_robots_test.jsonl.gz",
+        "sft/ultrafeedback_binarized_test_200.jsonl.gz",
+        "chat/oasst1_eval_threads.jsonl.gz",
+        "sft/alpaca_eval_605_gpt4_1106_preview.jsonl.gz",
+    ],
+)
+def test_real_files(shared_data: Path, name: str) -> None:
+    tokenizer = str(shared_data / "models" / "stories260K")
+    data = SFTData(str(shared_data / name), tokenizer=tokenizer, max_length=20_000, overlong="raise", limit_train=200)
+    data.setup("fit")
+    counts = data.describe()["splits"]["train"]
+    assert counts["kept"] == counts["read"] == 200
+    assert 0 < counts["supervised_tokens"] < counts["tokens"]
+    assert counts["longest"] > 200

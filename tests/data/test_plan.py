@@ -1,0 +1,96 @@
+"""The plan against brute force over many shapes."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ts2_lightning.data.plan import Shape, epoch_order, epoch_plan, evaluation_plan, steps_per_epoch
+
+PROPERTY = settings(derandomize=True, deadline=None, max_examples=150)
+ROWS = st.integers(1, 70)
+SHAPES = st.builds(Shape, st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+
+
+def facts(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(rows)
+    lengths = generator.integers(2, 30, rows)
+    return lengths, np.minimum(lengths - 1, generator.integers(1, 20, rows))
+
+
+def steps_of(rows: int, shape: Shape, seed: int, epoch: int, first_step: int = 0) -> list[list[list]]:
+    """`[step][rank]` lists of micro-batches."""
+    plans = [list(epoch_plan(*facts(rows), shape, rank, seed, epoch, first_step)) for rank in range(shape.world_size)]
+    assert len({len(plan) for plan in plans}) == 1
+    size = shape.accumulation
+    return [[plan[start : start + size] for plan in plans] for start in range(0, len(plans[0]), size)]
+
+
+@PROPERTY
+@given(ROWS, SHAPES, st.integers(0, 3), st.integers(0, 3))
+def test_every_row_once_and_every_divisor_right(rows: int, shape: Shape, seed: int, epoch: int) -> None:
+    _, supervised = facts(rows)
+    steps = steps_of(rows, shape, seed, epoch)
+    assert len(steps) == -(-rows // shape.batch_size) == steps_per_epoch(rows, shape.batch_size)
+    seen = []
+    for number, step in enumerate(steps):
+        micro_batches = list(itertools.chain(*step))
+        in_step = [row for micro_batch in micro_batches for row in micro_batch.rows]
+        assert len(in_step) == (shape.batch_size if number < len(steps) - 1 else rows - number * shape.batch_size)
+        assert {micro_batch.divisor for micro_batch in micro_batches} == {supervised[in_step].sum()}
+        assert all(len(micro_batch.rows) <= shape.micro_batch_size for micro_batch in micro_batches)
+        assert [len(rank) for rank in step] == [shape.accumulation] * shape.world_size
+        sizes = [len(micro_batch.rows) for micro_batch in micro_batches]
+        assert max(sizes) - min(sizes) <= 1
+        seen += in_step
+    assert sorted(seen) == list(range(rows))
+
+
+@PROPERTY
+@given(ROWS, SHAPES, SHAPES, st.integers(0, 3), st.integers(0, 3))
+def test_the_split_does_not_change_what_a_step_holds(rows: int, one: Shape, two: Shape, seed: int, epoch: int) -> None:
+    two = two._replace(batch_size=one.batch_size)
+    for left, right in zip(steps_of(rows, one, seed, epoch), steps_of(rows, two, seed, epoch), strict=True):
+        flat = [sorted(row for rank in step for micro in rank for row in micro.rows) for step in (left, right)]
+        assert flat[0] == flat[1]
+        assert left[0][0].divisor == right[0][0].divisor
+
+
+@PROPERTY
+@given(ROWS, SHAPES, st.integers(0, 5))
+def test_a_plan_can_start_at_any_step(rows: int, shape: Shape, first_step: int) -> None:
+    assert steps_of(rows, shape, 1, 2, first_step) == steps_of(rows, shape, 1, 2)[first_step:]
+
+
+def test_orders_differ_by_seed_and_epoch() -> None:
+    orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    assert tuple(epoch_order(50, 1, 2)) in orders
+
+
+def test_rows_of_like_length_share_a_micro_batch() -> None:
+    lengths = np.array([5, 50, 6, 51, 7, 52, 8, 53])
+    shape = Shape(batch_size=8, micro_batch_size=2, world_size=2)
+    plans = [list(epoch_plan(lengths, lengths - 1, shape, rank)) for rank in range(2)]
+    of = [[sorted(lengths[list(micro.rows)].tolist()) for micro in plan] for plan in plans]
+    assert of == [[[52, 53], [7, 8]], [[50, 51], [5, 6]]]
+
+
+@PROPERTY
+@given(ROWS, st.integers(1, 12), st.integers(1, 6))
+def test_evaluation_holds_every_row_once(rows: int, batch_size: int, world_size: int) -> None:
+    _, supervised = facts(rows)
+    plans = [evaluation_plan(supervised, batch_size, world_size, rank) for rank in range(world_size)]
+    assert len({len(plan) for plan in plans}) == 1
+    assert (len(plans[0]) - 1) * batch_size * world_size < rows, "no batch that is empty on all ranks"
+    seen = [row for turn in zip(*plans, strict=True) for micro_batch in turn for row in micro_batch.rows]
+    assert seen == list(range(rows))
+    assert {micro_batch.divisor for plan in plans for micro_batch in plan} == {supervised.sum()}
+    assert all(len(micro_batch.rows) <= batch_size for plan in plans for micro_batch in plan)
+
+
+@pytest.mark.parametrize(("shape", "accumulation"), [((128, 8, 4), 4), ((10, 8, 1), 2), ((3, 8, 4), 1)])
+def test_accumulation(shape: tuple[int, int, int], accumulation: int) -> None:
+    assert Shape(*shape).accumulation == accumulation

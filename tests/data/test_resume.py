@@ -1,0 +1,201 @@
+"""A run that was stopped and resumed sees exactly the batches that the unbroken run sees."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from data_helpers import token_rows, write_jsonl
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from ts2_lightning.data import SFTData
+from ts2_lightning.types import UserError
+
+ROWS, BATCH, MICRO = 22, 6, 4  # four steps an epoch, the last short; two micro-batches a step
+EPOCHS = 3
+
+
+class Recorder(LightningModule):
+    """Sums the rows' indices into a gradient, and writes down which rows came at which optimizer step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[tuple[int, tuple[int, ...]]] = []
+        self.epochs: list[int] = []
+
+    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
+        self.seen.append((self.trainer.global_step, tuple(batch["row_index"].tolist())))
+        self.epochs.append(self.trainer.current_epoch)
+        total = (self.weight * batch["labels"].sum() / batch["divisor"]).sum()
+        return total * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class SaveAfter(Callback):
+    """Saves a checkpoint after so many micro-batches, also in the middle of a step, and stops the run there."""
+
+    def __init__(self, micro_batches: int, path: Path) -> None:
+        self.left = micro_batches
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        self.left -= 1
+        if self.left == 0:
+            trainer.save_checkpoint(self.path)
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("rows")
+    lengths = [2 + (7 * index) % 11 for index in range(ROWS)]
+    rows = {"train": token_rows(lengths), "validation": token_rows([3, 4, 5])}
+    return {split: write_jsonl(directory / f"{split}.jsonl", values) for split, values in rows.items()}
+
+
+def fit(files: dict[str, str], workers: int = 0, micro: int = MICRO, ckpt: Path | None = None, **options) -> Recorder:
+    data = SFTData(**files, format="tokens", batch_size=BATCH, micro_batch_size=micro, num_workers=workers, seed=5)
+    module = Recorder()
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in options.get("callbacks", []))
+    options = {"max_epochs": EPOCHS, "enable_checkpointing": checkpoints} | options
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, **options,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            trainer.fit(module, data, ckpt_path=ckpt)
+        except (KeyboardInterrupt, SystemExit):
+            assert "callbacks" in options
+    return module
+
+
+@pytest.fixture(scope="module")
+def unbroken(files: dict[str, str]) -> Recorder:
+    return fit(files)
+
+
+def test_the_unbroken_run(unbroken: Recorder) -> None:
+    steps = [step for step, _ in unbroken.seen]
+    assert steps == sorted(list(range(4 * EPOCHS)) * 2)
+    orders = []
+    for epoch in range(EPOCHS):
+        order = [row for step, rows in unbroken.seen if step // 4 == epoch for row in rows]
+        assert sorted(order) == list(range(ROWS))
+        orders.append(tuple(order))
+    assert len(set(orders)) == EPOCHS
+    assert unbroken.epochs == sorted(list(range(EPOCHS)) * 8)
+
+
+@pytest.mark.parametrize("end", [{"max_epochs": EPOCHS}, {"max_steps": 4 * EPOCHS, "max_epochs": -1}])
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 8, 11])
+def test_stopped_after_a_step(stop: int, end: dict, files: dict[str, str], unbroken: Recorder, tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files, max_steps=stop, callbacks=[checkpoints])
+    second = fit(files, ckpt=tmp_path / "last.ckpt", **end)
+    assert first.seen + second.seen == unbroken.seen
+    assert first.epochs + second.epochs == unbroken.epochs
+    assert torch.equal(second.weight, unbroken.weight)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_workers(workers: int, files: dict[str, str], unbroken: Recorder, tmp_path: Path) -> None:
+    assert fit(files, workers).seen == unbroken.seen
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files, workers, max_steps=5, callbacks=[checkpoints])
+    second = fit(files, workers, ckpt=tmp_path / "last.ckpt")
+    assert first.seen + second.seen == unbroken.seen
+
+
+@pytest.mark.parametrize("end", [{"max_epochs": EPOCHS}, {"max_steps": 4 * EPOCHS, "max_epochs": -1}])
+@pytest.mark.parametrize("at_end", [True, False])
+def test_stopped_at_the_end_of_an_epoch(
+    at_end: bool, end: dict, files: dict[str, str], unbroken: Recorder, tmp_path: Path
+) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=at_end)
+    first = fit(files, max_epochs=1, callbacks=[checkpoints])
+    second = fit(files, ckpt=tmp_path / "last.ckpt", **end)
+    assert first.seen + second.seen == unbroken.seen
+    assert first.epochs + second.epochs == unbroken.epochs
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_broken_off_by_max_steps_and_then_saved(
+    stop: int, files: dict[str, str], unbroken: Recorder, tmp_path: Path
+) -> None:
+    """Lightning then runs its hooks for the end of the epoch, and would count the epoch as done."""
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    first = fit(files, max_steps=stop, callbacks=[checkpoints])
+    first.trainer.save_checkpoint(tmp_path / "afterwards.ckpt")
+    for name in ("last.ckpt", "afterwards.ckpt"):
+        second = fit(files, ckpt=tmp_path / name)
+        assert first.seen + second.seen == unbroken.seen
+        assert first.epochs + second.epochs == unbroken.epochs
+
+
+def test_saved_at_a_validation_in_mid_epoch(files: dict[str, str], unbroken: Recorder, tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=False)
+    first = fit(files, max_steps=5, val_check_interval=2, callbacks=[checkpoints])
+    second = fit(files, ckpt=tmp_path / "last.ckpt", val_check_interval=2)
+    assert first.seen + second.seen == unbroken.seen
+    assert torch.equal(second.weight, unbroken.weight)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 5, 9, 15])
+def test_stopped_in_the_middle_of_a_step(
+    micro_batches: int, files: dict[str, str], unbroken: Recorder, tmp_path: Path
+) -> None:
+    """The step's gradients are lost, so it is done again as a whole."""
+    fit(files, callbacks=[SaveAfter(micro_batches, tmp_path / "x.ckpt")])
+    second = fit(files, ckpt=tmp_path / "x.ckpt")
+    done = micro_batches // 2
+    assert second.seen == [entry for entry in unbroken.seen if entry[0] >= done]
+    assert second.epochs == unbroken.epochs[2 * done :]
+    assert torch.equal(second.weight, unbroken.weight)
+
+
+def by_step(seen: list[tuple[int, tuple[int, ...]]]) -> dict[int, list[int]]:
+    steps: dict[int, list[int]] = {}
+    for step, rows in seen:
+        steps[step] = sorted([*steps.get(step, []), *(row for row in rows if row >= 0)])
+    return steps
+
+
+@pytest.mark.parametrize("micro", [1, 3, 100])
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_another_micro_batch_size_afterwards(
+    micro: int, stop: int, files: dict[str, str], unbroken: Recorder, tmp_path: Path
+) -> None:
+    """The same as another number of ranks: other splits, the same steps."""
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files, max_steps=stop, callbacks=[checkpoints])
+    second = fit(files, micro=micro, ckpt=tmp_path / "last.ckpt")
+    assert by_step(first.seen) | by_step(second.seen) == by_step(unbroken.seen)
+    assert {step for step, _ in second.seen} == set(range(stop, 4 * EPOCHS))
+    assert torch.allclose(second.weight, unbroken.weight)
+
+
+def test_limited_epochs(files: dict[str, str], tmp_path: Path) -> None:
+    """`limit_train_batches` shortens the trainer's epochs; every epoch starts with its own order."""
+    whole = fit(files, limit_train_batches=4)
+    assert [step for step, _ in whole.seen] == sorted(list(range(2 * EPOCHS)) * 2)
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files, limit_train_batches=4, max_steps=3, callbacks=[checkpoints])
+    second = fit(files, limit_train_batches=4, ckpt=tmp_path / "last.ckpt")
+    assert first.seen + second.seen == whole.seen
+
+
+def test_other_data_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    fit(files, max_steps=1, callbacks=[checkpoints])
+    with pytest.raises(UserError, match="cannot resume: the checkpoint's training data has rows 22, this run's 3"):
+        fit({"train": files["validation"]}, ckpt=tmp_path / "last.ckpt")

@@ -1,0 +1,240 @@
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+from data_helpers import CONTROLS, chat
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from ts2_lightning.data.formats import parse
+from ts2_lightning.data.sources import read_rows
+from ts2_lightning.data.templates import TEMPLATES, ChatTemplate, make_template, register_template
+from ts2_lightning.types import UserError
+
+NAMES = ["llama3", "chatml", "plain"]
+MULTI_TURN = chat("Hello there", "I am fine.", "Tell me a story\n\nplease", "Once  upon\na time", system="Be kind.")
+NO_TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+THINKING = (  # closes like ChatML; a thinking block, stripped answers and a default system turn like Qwen-3 and 2.5
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
+    "<think>\n\n</think>\n\n{{ m.content.lstrip('\\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is false %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
+SENTENCEPIECE = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def encode(template: ChatTemplate, messages: list) -> tuple[list[int], list[tuple[int, int]]]:
+    [encoded] = template.encode([template.render(messages)])
+    return encoded.ids, encoded.spans
+
+
+def learnt(template: ChatTemplate, messages: list) -> list[str]:
+    ids, spans = encode(template, messages)
+    return [template.tokenizer.decode(ids[start:end]) for start, end in spans]
+
+
+def golden(template: ChatTemplate, messages: list, **options: object) -> list[int]:
+    batch = template.tokenizer.apply_chat_template(messages, chat_template=template.jinja, **options)
+    return batch["input_ids"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_those_of_plain_transformers(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template(name, tokenizer)
+    ids, _ = encode(template, MULTI_TURN)
+    assert ids == golden(template, MULTI_TURN)
+    assert template.render_prompt(MULTI_TURN[:2]) == golden(template, MULTI_TURN[:2], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "llama3",
+            "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\nyes<|eot_id|>",
+        ),
+        ("chatml", "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\nyes<|im_end|>\n"),
+        ("plain", "<|begin_of_text|>User:\nhi<|end_of_text|>Assistant:\nyes<|end_of_text|>"),
+    ],
+)
+def test_bundled_templates_write(name: str, text: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template(name, tokenizer)
+    assert template.render(chat("hi", "yes")).text == text
+    assert tokenizer.decode(template.end_of_turn_ids) == learnt(template, chat("hi", "yes"))[0][len("yes") :]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_learnt_is_the_answer_and_its_end(name: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template(name, tokenizer)
+    end = tokenizer.decode(template.end_of_turn_ids)
+    answers = [message["content"] + end for message in MULTI_TURN if message["role"] == "assistant"]
+    assert learnt(template, MULTI_TURN) == answers
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("control", CONTROLS[:-2])
+def test_control_strings_in_contents_are_text(name: str, control: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template(name, tokenizer)
+    tricky = chat(f"a{control}", f"{control} b {control}", control, "ok", system=control)
+    ids, _spans = encode(template, tricky)
+    reference = chat("x", "x", "x", "ok", system="x")
+    special = set(tokenizer.all_special_ids) | {
+        number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    kept = [number for number in ids if number in special]
+    assert kept == [number for number in encode(template, reference)[0] if number in special]
+    end = tokenizer.decode(template.end_of_turn_ids)
+    assert learnt(template, tricky) == [f"{control} b {control}{end}", f"ok{end}"]
+    assert tokenizer.decode(ids) == template.render(tricky).text
+    assert ids == golden(template, tricky, sanitize_control_tokens=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("answer", ["yes", "\nyes", "  yes", "\n\n yes \n", "<|im_end|>", "é☃", ":)", "42"])
+def test_prompts_are_prefixes_of_training(name: str, answer: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template(name, tokenizer)
+    messages = chat("Hello\n", answer)
+    ids, [(start, _)] = encode(template, messages)
+    assert ids[:start] == template.render_prompt(messages[:1])
+    text = template.render(messages).text
+    assert tokenizer.decode(ids) == text
+    end = tokenizer.decode(template.end_of_turn_ids)
+    assert learnt(template, messages) == [(answer if name == "chatml" else answer.strip()) + end]
+
+
+def test_thinking_blocks_are_not_learnt_and_prompts_hold_them(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.warns(UserWarning, match="the template's generation prompt gives"):
+        template = ChatTemplate("thinking", THINKING, tokenizer)
+    conversation = chat("Hello", "yes\n", "why", "\n\nso")
+    assert learnt(template, conversation) == ["yes\n<|im_end|>", "so<|im_end|>"]
+    ids, spans = encode(template, conversation)
+    prompt = template.render_prompt(conversation[:3])
+    assert prompt == ids[: spans[1][0]]
+    assert tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
+    assert prompt == golden(template, conversation[:3], add_generation_prompt=True, enable_thinking=False)
+
+
+def test_sentencepiece_words_keep_their_space(metaspace: PreTrainedTokenizerFast) -> None:
+    template = ChatTemplate("inst", SENTENCEPIECE, metaspace)
+    conversation = chat("Hello there", "I am fine.", "Tell me", "Once upon a time")
+    ids, spans = encode(template, conversation)
+    assert ids == golden(template, conversation)
+    assert learnt(template, conversation) == ["I am fine.</s>", "Once upon a time</s>"]
+    first = [metaspace.convert_ids_to_tokens(ids[start]) for start, _ in spans]
+    assert all(token.startswith("▁") for token in first)
+    assert "▁" in first, "an answer whose space is a token of its own is among them"
+    assert template.render_prompt(conversation[:3]) == ids[: spans[1][0]]
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (NO_TURN, "does not close the assistant's turn"),
+        (NO_TURN.replace("{{ m.content }}", "{{ m.content }}</s>"), "does not close the assistant's turn"),
+        (NO_TURN.replace("m.content", "m.content | upper"), "rewrites the content of message 1"),
+        ("{{ raise_exception('no users here') }}", r"refuses messages of the roles user, assistant \(no users here\)"),
+        ("{% for m in messages %}{{ m.content", "refuses messages"),
+    ],
+)
+def test_templates_that_cannot_be_masked_are_refused(
+    source: str, reason: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(UserError, match=reason) as error:
+        ChatTemplate("mine", source, tokenizer)
+    assert str(error.value).startswith("template 'mine' cannot be used with this tokenizer: ")
+    assert "\n" not in str(error.value)
+
+
+def test_own_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end_of_text|>")
+    assert make_template("auto", own).name == "plain"
+    with pytest.raises(UserError, match="no chat template of its own; use 'plain'"):
+        make_template("tokenizer", own)
+    own.chat_template = TEMPLATES["chatml"].jinja
+    for name in ("auto", "tokenizer"):
+        template = make_template(name, own)
+        assert template.name == "tokenizer"
+        assert template.jinja == own.chat_template
+        assert learnt(template, MULTI_TURN)[0] == "I am fine.<|im_end|>"
+
+
+def test_names(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown template 'chatlm'; known: .*\. Did you mean 'chatml'\?"):
+        make_template("chatlm", tokenizer)
+    with pytest.raises(UserError, match=r"no file .*absent\.jinja"):
+        make_template(str(tmp_path / "absent.jinja"), tokenizer)
+    file = tmp_path / "mine.jinja"
+    file.write_text(TEMPLATES["chatml"].jinja)
+    assert learnt(make_template(str(file), tokenizer), MULTI_TURN)[0] == "I am fine.<|im_end|>"
+
+
+def test_registered_templates(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ts2_lightning.data.templates.TEMPLATES", dict(TEMPLATES))
+    register_template("mine", TEMPLATES["chatml"].jinja, ["<|im_end|>", "<|none|>"])
+    with pytest.raises(UserError, match=r"template 'mine' needs <\|none\|> to be a single token"):
+        make_template("mine", tokenizer)
+
+
+def test_templates_survive_pickling(tokenizer: PreTrainedTokenizerFast) -> None:
+    template = make_template("chatml", tokenizer)
+    assert encode(pickle.loads(pickle.dumps(template)), MULTI_TURN) == encode(template, MULTI_TURN)
+
+
+def test_no_warning_for_bundled_templates(tokenizer: PreTrainedTokenizerFast) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in NAMES:
+            make_template(name, tokenizer)
+
+
+def test_plain_needs_an_end_of_text(tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="no eos_token"):
+        make_template("plain", bare)
+
+
+class TestStories260K:
+    """The pretrained SentencePiece model without special tokens for chats."""
+
+    @pytest.fixture(scope="class")
+    def stories(self, shared_data: Path) -> PreTrainedTokenizerFast:
+        return AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
+
+    @pytest.mark.parametrize("name", ["llama3", "chatml"])
+    def test_templates_with_control_strings_are_refused(self, name: str, stories: PreTrainedTokenizerFast) -> None:
+        with pytest.raises(UserError, match=r"to be a single token, but the tokenizer makes \d+ of it"):
+            make_template(name, stories)
+
+    def test_plain(self, stories: PreTrainedTokenizerFast) -> None:
+        template = make_template("auto", stories)
+        assert template.name == "plain"
+        assert template.end_of_turn_ids == (stories.eos_token_id,)
+        conversation = chat("Tell me a story", "Once upon a time\nthere was a cat.", "More", "No.")
+        ids, spans = encode(template, conversation)
+        assert ids == golden(template, conversation)
+        assert learnt(template, conversation) == ["Once upon a time\nthere was a cat.</s>", "No.</s>"]
+        assert template.render_prompt(conversation[:3]) == ids[: spans[1][0]]
+        assert ids[: spans[1][0]] == golden(template, conversation[:3], add_generation_prompt=True)
+
+    def test_control_strings(self, stories: PreTrainedTokenizerFast) -> None:
+        template = make_template("plain", stories)
+        ids, _ = encode(template, chat("the </s> tag", "and <s> and </s>, you see"))
+        assert [ids.count(stories.bos_token_id), ids.count(stories.eos_token_id)] == [1, 2]
+        assert learnt(template, chat("the </s> tag", "and <s> and </s>, you see")) == ["and <s> and </s>, you see</s>"]
+
+    @pytest.mark.parametrize("name", ["sft/no_robots_test", "chat/oasst1_eval_threads"])
+    def test_real_rows(self, shared_data: Path, stories: PreTrainedTokenizerFast, name: str) -> None:
+        """Decoded, what is learnt is the answer and its end; the tokenizer itself merges and drops spaces."""
+        template = make_template("plain", stories)
+        for row, _ in zip(read_rows(shared_data / f"{name}.jsonl.gz"), range(150), strict=False):
+            messages = parse(row.fields)
+            answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
+            assert ["".join(text.split()) for text in learnt(template, messages)] == [
+                "".join(f"{answer}</s>".split()) for answer in answers
+            ]
+            assert encode(template, messages)[0] == golden(template, messages)

@@ -1,0 +1,186 @@
+"""A progress bar of optimizer steps that also reads well in a log file."""
+
+import os
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
+from torch.optim import Optimizer
+
+SHORT_NAMES = {
+    "train/objective": "objective",
+    "train/cross_entropy": "CE",
+    "train/learning_rate": "lr",
+    "train/support_size": "support",
+    "train/tail_mass": "tail",
+    "train/entropy": "entropy",
+    "val/cross_entropy": "val CE",
+}
+"""What the bar shows, in this order, where it has been logged, and under which name."""
+
+TERMINAL = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
+
+class LineTqdm(Tqdm):
+    """A bar for files: whole lines, one per tenth of the way, and at least every half minute at first.
+
+    A line's distance in time grows with the run (a twentieth of the time so far), so that a day's log stays
+    short.
+    """
+
+    SECONDS = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._tenth, self._shown_at = -1, time.monotonic()
+        super().__init__(*args, **{**kwargs, "bar_format": LINE, "dynamic_ncols": False})
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Write a line if one is due."""
+        now = time.monotonic()
+        tenth = int(10 * self.n / self.total) if self.total else 0
+        patience = max(self.SECONDS, self.format_dict["elapsed"] / 20)
+        if self.n == self.initial or (tenth == self._tenth and now - self._shown_at < patience):
+            return
+        self._tenth, self._shown_at = tenth, now
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        """There is nothing to wipe out in a file."""
+
+    def close(self) -> None:
+        """Finish without the terminal's control characters."""
+        if not self.disable:
+            self.disable = True
+            type(self)._decr_instances(self)  # type: ignore[attr-defined]
+
+
+class StepProgress(TQDMProgressBar):
+    """Counts the optimizer steps of the whole run, with the time left, the objective, CE and learning rate.
+
+    In a terminal it is tqdm's bar, redrawn at most ten times a second. In a file or a pipe it writes a line
+    every tenth of the way (or half minute). After each validation it writes a line with the validation's CE.
+
+    Args:
+        refresh_seconds: shortest time between two drawings of the bar in a terminal.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.1) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self._drawn_at = 0.0
+        self._drawn_step = 0
+        self._learning_rate: float | None = None
+
+    def on_train_start(self, *args: Any) -> None:
+        """Start the run's one bar; a resumed run goes on where it stopped."""
+        trainer: Trainer = args[0]
+        total = convert_inf(trainer.estimated_stepping_batches)
+        self._drawn_step = trainer.global_step
+        self.train_progress_bar = self._bar(
+            "Training", leave=True, total=total, initial=trainer.global_step, unit="step", smoothing=0
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """The bar is the run's, not the epoch's: only its label changes."""
+        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}{epochs}", refresh=False)
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Keep the learning rate of the step that begins: at its end the schedule has set the next one's."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move to the optimizer step that was done, if it is time to draw."""
+        bar, now, step = self.train_progress_bar, time.monotonic(), trainer.global_step
+        if bar.disable or step == self._drawn_step:
+            return
+        if step != bar.total and now - self._drawn_at < self.refresh_seconds:
+            return
+        self._drawn_at, self._drawn_step = now, step
+        self._draw(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing ends but the epoch."""
+
+    def on_train_end(self, *args: Any) -> None:
+        """Show the last step and leave the bar on the screen."""
+        trainer, pl_module = args[0], args[1]
+        if not self.train_progress_bar.disable and trainer.global_step != self.train_progress_bar.n:
+            self._draw(trainer, pl_module)
+        self.train_progress_bar.close()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the validation's CE on a line of its own."""
+        super().on_validation_end(trainer, pl_module)
+        value = trainer.callback_metrics.get("val/cross_entropy")
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and value is not None:
+            self.print(f"Step {trainer.global_step}: validation cross-entropy {float(value):.4f}")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The few that fit on a line (see `SHORT_NAMES`), and what else has been logged for the bar."""
+        logged: dict[str, Any] = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
+        if self._learning_rate is not None:
+            logged["train/learning_rate"] = self._learning_rate
+        names = {
+            **SHORT_NAMES,
+            **{name: name for name in trainer.progress_bar_metrics if name not in SHORT_NAMES},
+        }
+        return {short: f"{float(logged[name]):.4g}" for name, short in names.items() if name in logged}
+
+    def init_sanity_tqdm(self) -> Tqdm:
+        """The bar of the validation before training."""
+        return self._bar(self.sanity_check_description, leave=False, hidden=not _is_terminal())
+
+    def init_train_tqdm(self) -> Tqdm:
+        """The bar of training; `on_train_start` fills in its length."""
+        return self._bar("Training", leave=True, smoothing=0)
+
+    def init_validation_tqdm(self) -> Tqdm:
+        """The bar of a validation; in a log, validations within `fit` have no lines but their result."""
+        within_fit = self.trainer.state.fn != "validate"
+        return self._bar(
+            self.validation_description,
+            leave=not within_fit,
+            position=int(within_fit),
+            hidden=within_fit and not _is_terminal(),
+        )
+
+    def init_test_tqdm(self) -> Tqdm:
+        """The bar of a test."""
+        return self._bar("Testing", leave=True)
+
+    def init_predict_tqdm(self) -> Tqdm:
+        """The bar of a prediction."""
+        return self._bar(self.predict_description, leave=True, smoothing=0)
+
+    def _bar(self, description: str, *, hidden: bool = False, **settings: Any) -> Tqdm:
+        kind = Tqdm if _is_terminal() else LineTqdm
+        return kind(
+            desc=description,
+            disable=self.is_disabled or hidden,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            bar_format=TERMINAL,
+            **settings,
+        )
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.train_progress_bar.n = trainer.global_step
+        self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # refreshes
+
+
+def _is_terminal() -> bool:
+    """Whether a bar can be redrawn in place; some containers give a terminal without columns, which cannot."""
+    if not sys.stdout.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns > 0
+    except (OSError, ValueError):  # a replacement of the standard output, which has no file behind it
+        return True

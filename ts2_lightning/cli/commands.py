@@ -1,0 +1,40 @@
+"""Every command: its name, where it lives, and one line of help. To add a command, add a line to `COMMANDS`."""
+
+from dataclasses import dataclass
+from importlib import import_module
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        target: `module:function`, imported when the command runs. The function takes the options as a list of
+            strings and returns the exit status, or None for 0.
+        help: one line for `--help`.
+        named: the function takes the command's name before the options (one function for several commands).
+    """
+
+    target: str
+    help: str
+    named: bool = False
+
+    def run(self, name: str, options: list[str]) -> int:
+        """Imports the command and runs it."""
+        module, function = self.target.split(":")
+        run = getattr(import_module(module), function)
+        status: int | None = run(name, options) if self.named else run(options)
+        return 0 if status is None else int(status)
+
+
+_TRAINER = "ts2_lightning.cli.lightning_cli:run_command"
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command(
+        "ts2_lightning.experiments.quickstart:run", "the whole story on a toy world, in minutes, without a download"
+    ),
+    "fit": Command(_TRAINER, "fine-tune a language model", named=True),
+    "validate": Command(_TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True),
+    "test": Command(_TRAINER, "the same on the test rows", named=True),
+    "predict": Command(_TRAINER, "per-token statistics of given rows", named=True),
+}

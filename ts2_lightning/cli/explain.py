@@ -1,0 +1,299 @@
+"""Says in one line what the parser's many lines mean, where the wrong value came from, and what was meant."""
+
+import argparse
+import inspect
+import os
+import re
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ts2_lightning.cli.guard import one_line
+from ts2_lightning.cli.sources import Origin, find_origin, no_such_file
+from ts2_lightning.cli.suggestions import did_you_mean
+
+_LONGEST = 400
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """What the parser said, and what is needed to understand it.
+
+    Attributes:
+        message: the parser's own words, usually several lines.
+        parser: the parser of the command.
+        arguments: the command line after the command.
+    """
+
+    message: str
+    parser: argparse.ArgumentParser
+    arguments: Sequence[str]
+
+    @property
+    def key(self) -> str:
+        """The setting that is complained about, dotted: `model.loss.alpha`."""
+        parts = re.findall(r'Parser key "([\w.+-]+)"', self.message)
+        key = ".".join(dict.fromkeys(part.rstrip("+") for part in parts))
+        return re.sub(r"^(fit|validate|test|predict)\.", "", key)
+
+    def origin(self, key: str) -> Origin | None:
+        """Where the value of `key` was given; a class is given on the line of its `class_path`, if it has one."""
+        return find_origin(f"{key}.class_path", self.arguments) or find_origin(key, self.arguments)
+
+    def about(self, key: str, text: str) -> str:
+        """The whole line: place, setting, what is wrong with it."""
+        origin = self.origin(key)
+        return f"{origin.describe(key) if origin else f'--{key}'}: {text}"
+
+
+def explain(message: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    """One line for the user.
+
+    Args:
+        message: what jsonargparse says.
+        parser: the parser of the command, for the names that would have been right.
+        arguments: the command line after the command.
+    """
+    complaint = Complaint(message, parser, arguments)
+    for pattern, answer in _ANSWERS:
+        match = re.search(pattern, message)
+        if match:
+            return one_line(answer(complaint, match))
+    return _shortened(one_line(message))
+
+
+def explain_interpolation(message: str, key: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
+    """One line about a `${...}` that leads nowhere.
+
+    Args:
+        message: what OmegaConf says.
+        key: the setting that holds the `${...}`.
+        parser: as for `explain`.
+        arguments: as for `explain`.
+    """
+    first = one_line(message.splitlines()[0])
+    target = re.search(r"resolved to '([\w.]+)'", first) or re.search(r"Interpolation key '\.*([\w.]+)'", first)
+    if target:
+        wanted = re.sub(r"^(fit|validate|test|predict)\.", "", target[1])
+        first = f"${{{wanted}}}: no such setting{did_you_mean(wanted, option_names(parser))}"
+    return Complaint(message, parser, arguments).about(key, first) if key else first
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Every dotted setting of a parser, with the hyper-parameters of the classes that a setting may name."""
+    names: list[str] = []
+    for action in parser._actions:
+        names.extend(option.removeprefix("--") for option in action.option_strings if option.startswith("--"))
+        if action.dest.startswith("model."):
+            for known in known_classes(action):
+                names.extend(f"{action.dest}.{parameter}" for parameter in parameter_names(known))
+    return [name for name in dict.fromkeys(names) if not name.endswith(".help")]
+
+
+def known_classes(action: argparse.Action | None) -> list[type]:
+    """The concrete classes that may be named for a setting: every imported subclass of its annotation."""
+    found: dict[type, None] = {}
+    for base in _classes_in(getattr(action, "_typehint", None)):
+        for known in _with_subclasses(base):
+            if not inspect.isabstract(known) and not known.__name__.startswith("_"):
+                found[known] = None
+    return list(found)
+
+
+def parameter_names(known: type) -> list[str]:
+    """The names of a class's constructor arguments, those of its parents included where it takes `**kwargs`."""
+    names: dict[str, None] = {}
+    for parent in known.__mro__:
+        if "__init__" not in vars(parent) or parent is object:
+            continue
+        parameters = list(inspect.signature(parent.__init__).parameters.values())[1:]  # type: ignore[misc]
+        names.update((p.name, None) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            break
+    return list(names)
+
+
+def _unrecognized(complaint: Complaint, match: re.Match[str]) -> str:
+    word = match["rest"].split()[0]
+    name = word.partition("=")[0]
+    if not word.startswith("-"):
+        hint = f"; did you mean -c {word}?" if word.endswith((".yaml", ".yml", ".json")) else ""
+        return f"unexpected argument {word!r}{hint}"
+    return f"{name}: no such option{did_you_mean(name.lstrip('-'), option_names(complaint.parser), '--')}"
+
+
+def _unknown_key(complaint: Complaint, match: re.Match[str]) -> str:
+    key = match["key"]
+    if match["group"]:
+        key = f"{match['group']}.{key}"
+    key = next((shorter for shorter in _prefixes(key) if not _is_known_prefix(complaint.parser, shorter)), key)
+    names = option_names(complaint.parser)
+    hint = did_you_mean(key, [*names, *_sections(names)])
+    return complaint.about(key, f"no such setting{hint}")
+
+
+def _unknown_parameter(complaint: Complaint, match: re.Match[str]) -> str:
+    key, parameter = complaint.key, match["parameter"]
+    known = _import(match["path"])
+    names = parameter_names(known) if known else []
+    hint = did_you_mean(parameter, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
+    name = match["path"].rpartition(".")[2]
+    return complaint.about(f"{key}.{parameter}", f"{name} has no such setting{hint}")
+
+
+def _missing_parameter(complaint: Complaint, match: re.Match[str]) -> str:
+    name = match["path"].rpartition(".")[2]
+    wanted = " ".join(f"--{complaint.key}.{part.strip()} VALUE" for part in match["names"].split(","))
+    return complaint.about(complaint.key, f"{name} needs {wanted}")
+
+
+def _unknown_class(complaint: Complaint, match: re.Match[str]) -> str:
+    key, word = complaint.key, match["word"]
+    if word.endswith((".yaml", ".yml")):
+        return _missing_file(complaint, key, word)
+    names = [known.__name__ for known in known_classes(_action(complaint.parser, key))]
+    if word == "null":
+        hint = ""
+    else:
+        hint = did_you_mean(word, names) or "; a class of your own is named MODULE.CLASS"
+        if not did_you_mean(word, names) and 0 < len(names) <= 12:
+            hint += f", ours are {', '.join(sorted(names))}"
+    return complaint.about(key, f"no class named {word!r}{hint}")
+
+
+def _abstract_class(complaint: Complaint, match: re.Match[str]) -> str:
+    names = sorted(known.__name__ for known in known_classes(_action(complaint.parser, complaint.key)))
+    return complaint.about(
+        complaint.key, f"name the class first, with --{complaint.key} CLASS; one of {_shortened(', '.join(names))}"
+    )
+
+
+def _failed_import(complaint: Complaint, match: re.Match[str]) -> str:
+    path, reason = match["path"], match["reason"]
+    names = [known.__name__ for known in known_classes(_action(complaint.parser, complaint.key))]
+    hint = did_you_mean(path.rpartition(".")[2], names)
+    return complaint.about(complaint.key, f"cannot import {path}: {reason}{hint}")
+
+
+def _wrong_class(complaint: Complaint, match: re.Match[str]) -> str:
+    return complaint.about(complaint.key, f"{match['path']} is not a {match['base'].rpartition('.')[2]}")
+
+
+def _required(complaint: Complaint, match: re.Match[str]) -> str:
+    keys = [re.sub(r"^(fit|validate|test|predict)\.", "", key.strip()) for key in match["names"].split(",")]
+    first = _action(complaint.parser, keys[0])
+    text = one_line((first.help or "") if first else "").split(" (type:")[0].split(" (required")[0].rstrip(". ")
+    more = f" (and {', '.join(f'--{key}' for key in keys[1:])})" if keys[1:] else ""
+    return f"--{keys[0]} is required{': ' + text if text else ''}{more}"
+
+
+def _no_file(complaint: Complaint, match: re.Match[str]) -> str:
+    return no_such_file(match["path"], "-c")
+
+
+def _no_sub_config(complaint: Complaint, match: re.Match[str]) -> str:
+    return _missing_file(complaint, complaint.key, match["value"])
+
+
+def _missing_file(complaint: Complaint, key: str, word: str) -> str:
+    origin = complaint.origin(key)
+    path = os.path.normpath(os.path.join(os.path.dirname(origin.file), word)) if origin and origin.file else word
+    return complaint.about(key, no_such_file(path).lstrip())
+
+
+def _wrong_value(complaint: Complaint, match: re.Match[str]) -> str:
+    expected = _readable(match["type"])
+    value = match["value"].strip()
+    choices = re.findall(r"'([^']*)'", match["type"]) if "Literal" in match["type"] else []
+    return complaint.about(complaint.key, f"expected {expected}, got {value!r}{did_you_mean(value, choices)}")
+
+
+def _needs_value(complaint: Complaint, match: re.Match[str]) -> str:
+    return f"{match['option'].split('/')[-1]}: {match['reason']}"
+
+
+def _readable(types: str) -> str:
+    """The parser's description of a type in a user's words: `<class 'int'>, <class 'NoneType'>` -> `int or null`."""
+    literals = re.findall(r"Literal\[([^\]]*)\]", types)
+    rest = re.sub(r"(typing\.)?Literal\[[^\]]*\]", "", types)
+    choices = [choice.strip().strip("'") for literal in literals for choice in literal.split(",")]
+    names = re.findall(r"<class '([\w.]+)'>|([\w.]+\[.*?\]+)", rest)
+    words = [(plain or subscripted).rpartition(".")[2] or subscripted for plain, subscripted in names]
+    words = [{"NoneType": "null", "str": "text", "bool": "true or false"}.get(word, word) for word in words]
+    if choices:
+        words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
+    return " or ".join(dict.fromkeys(words)) or one_line(types)
+
+
+def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None:
+    by_dest = {action.dest: action for action in parser._actions}
+    return next((by_dest[prefix] for prefix in reversed(list(_prefixes(key))) if prefix in by_dest), None)
+
+
+def _prefixes(key: str) -> Iterator[str]:
+    parts = key.split(".")
+    for length in range(1, len(parts) + 1):
+        yield ".".join(parts[:length])
+
+
+def _sections(names: Sequence[str]) -> list[str]:
+    """What settings are grouped under: `model`, `model.lm`, ..."""
+    return list(dict.fromkeys(prefix for name in names for prefix in _prefixes(name) if prefix != name))
+
+
+def _is_known_prefix(parser: argparse.ArgumentParser, key: str) -> bool:
+    return any(action.dest == key or action.dest.startswith(f"{key}.") for action in parser._actions)
+
+
+def _classes_in(annotation: Any) -> Iterator[type]:
+    arguments = typing.get_args(annotation)
+    if arguments:
+        for argument in arguments:
+            yield from _classes_in(argument)
+    elif inspect.isclass(annotation) and annotation.__module__ not in ("builtins", "typing", "pathlib"):
+        yield annotation
+
+
+def _with_subclasses(base: type) -> Iterator[type]:
+    yield base
+    children: list[type] = base.__subclasses__()
+    for child in children:
+        yield from _with_subclasses(child)
+
+
+def _import(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    try:
+        return typing.cast(type, getattr(import_module(module), name))
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+
+
+_CLASS = r"Problem with given class_path '(?P<path>[^']*)':"
+_ANSWERS: list[tuple[str, Callable[[Complaint, re.Match[str]], str]]] = [
+    (r"(?s)unrecognized arguments: (?P<rest>.+)", _unrecognized),
+    (rf"{_CLASS}\s+Option '(?P<parameter>[\w.]+)' is not accepted", _unknown_parameter),
+    (rf"{_CLASS}\s+the following arguments are required: (?P<names>.+)", _missing_parameter),
+    (r"(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option '(?P<key>[\w.+]+)'", _unknown_key),
+    (r"()(?P<group>)Option '(?P<key>[\w.+]+)' is not accepted", _unknown_key),
+    (r"Expected a dot import path string: (?P<word>.+)", _unknown_class),
+    (
+        r"Not a valid subclass of \w+\. Got value: (?P<word>None)",
+        lambda c, m: c.about(c.key, "a class is needed, got null"),
+    ),
+    (r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\S+)", _wrong_class),
+    (r"Expected an instantiatable class", _abstract_class),
+    (rf"{_CLASS}\s+(?P<reason>(?:No module named|module '|cannot import name).+)", _failed_import),
+    (r"the following arguments are required: (?P<names>.+)", _required),
+    (r"File does not exist: '?(?P<path>[^'\n]+)'?", _no_file),
+    (r"Unable to load config \"(?P<value>.+)\"", _no_sub_config),
+    (r"Expected an? (?P<type>[^\n]+)\. Got value: (?P<value>.+)", _wrong_value),
+    (r"(?s)Subtypes: \[(?P<type>[^\n]+)\]\n.*Given value: (?P<value>.+)", _wrong_value),
+    (r"argument (?P<option>\S+): (?P<reason>.+)", _needs_value),
+]  # the first that matches answers

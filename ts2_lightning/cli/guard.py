@@ -1,0 +1,86 @@
+"""Turns what ends a command into an exit status and, where the user can mend it, one line on stderr."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+
+class CommandLineError(SystemExit):
+    """A wrong command line, already explained in one line.
+
+    It derives from `SystemExit` because the parser is left from deep inside, through code that catches every
+    `ValueError`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Interrupted(SystemExit):
+    """Ctrl-C, after Lightning has shut down what was running; `message` is the parting line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(130)
+        self.message = message
+
+
+def guarded(command: Callable[[], int], debug: bool = False) -> int:
+    """Runs a command; see `ts2_lightning.cli.main` for the statuses.
+
+    Args:
+        command: returns the exit status.
+        debug: print the traceback of errors that otherwise take one line.
+
+    Raises:
+        Exception: whatever is not the user's to mend, unchanged.
+    """
+    try:
+        return command()
+    except (CommandLineError, Interrupted) as stop:
+        status = int(stop.code or 0)
+        message = stop.message if status == 130 else f"error: {stop.message}"
+        return _end(message, status, debug)
+    except SystemExit as stop:
+        return _status_of(stop)
+    except KeyboardInterrupt:
+        return _end("interrupted", 130, debug)
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        return _end(f"error: {one_line(str(error))}", 2, debug)
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one blank."""
+    return " ".join(text.split())
+
+
+def _is_users(error: Exception) -> bool:
+    from ts2_lightning.types import UserError  # here, because it imports torch
+
+    return isinstance(error, UserError)
+
+
+def _end(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    if message:
+        message = message if rank == "0" else f"[rank {rank}] {message}"
+        print(message, file=sys.stderr, flush=True)
+    return status
+
+
+def _status_of(stop: SystemExit) -> int:
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code
+    print(stop.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,162 @@
+"""How all processes of one run come to agree on its directory before they can talk to each other.
+
+The process of rank 0 chooses. Ranks that Lightning starts inherit its choice in an environment variable. Ranks that
+torchrun or SLURM start find it in a small file, the claim, whose name all of them can compute. A SLURM job that was
+requeued keeps its job id, so it finds its claim, and with it its directory, again.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ts2_lightning.types import UserError
+
+VARIABLE = "TS2_RUN_DESTINATION"
+TIMEOUT_VARIABLE = "TS2_RENDEZVOUS_TIMEOUT"
+_TIMEOUT = 300.0
+_STALE = 300.0  # a claim that is older than this process by more than this many seconds is another launch's
+_STARTED = time.time()
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a run writes.
+
+    Attributes:
+        directory: the run's directory.
+        checkpoint: the checkpoint that it starts from, or None.
+        fresh: the directory was made for this run; False where an older run goes on in its own.
+    """
+
+    directory: str
+    checkpoint: str | None = None
+    fresh: bool = True
+
+
+def is_rank_zero() -> bool:
+    """Whether this process has global rank 0, as far as the environment says (before any process group exists)."""
+    if "RANK" in os.environ:
+        return os.environ["RANK"] == "0"
+    if _slurm_starts_ranks():
+        return os.environ.get("SLURM_PROCID", "0") == "0"
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return node == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def is_requeued() -> bool:
+    """Whether SLURM started this job before."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0") and "SLURM_JOB_ID" in os.environ
+
+
+def claim_file(runs: Path, command: Sequence[str]) -> Path | None:
+    """The claim of this launch: the same path in all its processes; None where no other process would look for it.
+
+    Args:
+        runs: the directory of all runs.
+        command: the command and its options; two commands of one job have two claims.
+    """
+    environment = os.environ
+    if "SLURM_JOB_ID" in environment:
+        key = ["slurm", environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "batch")]
+    elif "TORCHELASTIC_RUN_ID" in environment or "RANK" in environment:
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        key = ["torch", *(environment.get(name, "") for name in names)]
+        if environment.get("GROUP_WORLD_SIZE") == "1":
+            key.append(str(os.getppid()))  # one agent started all ranks: nothing tells launches apart better
+    elif environment.get("NODE_RANK", "0") != "0" or "MASTER_ADDR" in environment:
+        key = ["nodes", environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")]
+    else:
+        return None
+    digest = hashlib.sha256("\0".join([*key, os.getcwd(), *command]).encode()).hexdigest()[:16]
+    return runs / ".claims" / f"{key[0]}-{digest}.json"
+
+
+def agree(runs: Path, command: Sequence[str], choose: Callable[[Destination | None], Destination]) -> Destination:
+    """The destination that all processes of this launch use.
+
+    Args:
+        runs: the directory of all runs, on a file system that every process sees.
+        command: the command and its options.
+        choose: called in rank 0 alone, with the destination that this job had before SLURM requeued it, or None.
+
+    Raises:
+        UserError: if rank 0 does not choose in time.
+    """
+    if not is_rank_zero():
+        inherited = os.environ.get(VARIABLE)
+        return Destination(**json.loads(inherited)) if inherited else _await(claim_file(runs, command))
+    claim = claim_file(runs, command)
+    destination = choose(_previous(claim))
+    os.environ[VARIABLE] = json.dumps(asdict(destination))
+    if claim is not None:
+        _write(claim, destination)
+    return destination
+
+
+def release(runs: Path, command: Sequence[str], finished: bool) -> None:
+    """Forgets the claim of this launch, so that the next one in this process or job does not find it.
+
+    Args:
+        runs: as in `agree`.
+        command: as in `agree`.
+        finished: the run came to its end. If not, a SLURM job keeps its claim: it may be requeued.
+    """
+    if not is_rank_zero():
+        return
+    os.environ.pop(VARIABLE, None)
+    claim = claim_file(runs, command)
+    if claim is not None and (finished or "SLURM_JOB_ID" not in os.environ):
+        claim.unlink(missing_ok=True)
+        with suppress(OSError):  # other launches' claims may be in it
+            claim.parent.rmdir()
+
+
+def _slurm_starts_ranks() -> bool:
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_NTASKS" in os.environ and not interactive
+
+
+def _attempt() -> list[str]:
+    return [os.environ.get("SLURM_RESTART_COUNT", "0") or "0", os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")]
+
+
+def _previous(claim: Path | None) -> Destination | None:
+    if claim is None or not is_requeued() or not claim.is_file():
+        return None
+    return Destination(**json.loads(claim.read_text(encoding="utf-8"))["destination"])
+
+
+def _write(claim: Path, destination: Destination) -> None:
+    record = {"destination": asdict(destination), "attempt": _attempt(), "time": time.time()}
+    beside = claim.with_name(f"{claim.name}.{os.getpid()}")
+    while True:
+        claim.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            beside.write_text(json.dumps(record), encoding="utf-8")
+        except FileNotFoundError:  # another launch ended just now and removed the empty directory
+            continue
+        os.replace(beside, claim)
+        return
+
+
+def _await(claim: Path | None) -> Destination:
+    """Waits for rank 0's claim; one of an earlier launch (another attempt, or too old) does not count."""
+    timeout = float(os.environ.get(TIMEOUT_VARIABLE, _TIMEOUT))
+    deadline = time.monotonic() + timeout
+    while claim is not None and time.monotonic() < deadline:
+        try:
+            record = json.loads(claim.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            record = None
+        if record and record["attempt"] == _attempt() and record["time"] > _STARTED - _STALE:
+            return Destination(**record["destination"])
+        time.sleep(0.1)
+    raise UserError(
+        f"this rank waited {timeout:g} s for rank 0 to choose the run's directory, looking for {claim}: did rank 0 "
+        f"fail, or does it see another file system? ({TIMEOUT_VARIABLE} sets the seconds)"
+    )

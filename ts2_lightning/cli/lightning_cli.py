@@ -1,0 +1,351 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with a fixed module and datamodule, and manners."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import parse_qs, urlsplit
+
+import jsonargparse
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+from ts2_lightning import __version__
+from ts2_lightning.cli import run_directory
+from ts2_lightning.cli.explain import explain, explain_interpolation
+from ts2_lightning.cli.guard import CommandLineError, Interrupted, one_line
+from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, release
+from ts2_lightning.cli.loggers import default_loggers
+from ts2_lightning.cli.parser import Parser, ParserMessage
+from ts2_lightning.cli.predictions import PredictionFile
+from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.record import RunRecord
+from ts2_lightning.cli.sources import check_config_files, config_files, option_values
+from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
+from ts2_lightning.types import UserError
+
+_SKIPPED = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+    "validate": {"model", "dataloaders", "datamodule"},
+    "test": {"model", "dataloaders", "datamodule"},
+    "predict": {"model", "dataloaders", "datamodule", "return_predictions"},
+}
+_HELP = {
+    "fit": "Fine-tune a language model.",
+    "validate": "Evaluate a model or a checkpoint on the validation rows.",
+    "test": "Evaluate a model or a checkpoint on the test rows.",
+    "predict": "Write per-token statistics of given rows.",
+}
+
+
+_DEFAULT_CLASSES = {"model.loss": "ts2_lightning.losses.TS2Loss", "model.engine": "ts2_lightning.engines.ChunkedEngine"}
+_TRAINER_DEFAULTS = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
+_EPOCHS = 3  # as in all three papers; Lightning's own default is a thousand
+
+
+def run_command(command: str, options: Sequence[str]) -> int:
+    """Runs one of Lightning's four commands.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        options: the command line after the command.
+
+    Returns:
+        The exit status, 0.
+    """
+    quieten(command)
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    options = with_config_of_run(options)
+    check_config_files(options)
+    module, data = classes()
+    TS2CLI(command, list(options), module, data).run()
+    return 0
+
+
+def classes() -> tuple[type[LightningModule], type[LightningDataModule]]:
+    """The module and the datamodule; importing them makes every loss, engine and callback known by its bare name."""
+    for room in ("losses", "engines", "callbacks"):
+        import_module(f"ts2_lightning.{room}")
+    return import_module("ts2_lightning.modules").SFTModule, import_module("ts2_lightning.data").SFTData
+
+
+def with_config_of_run(options: Sequence[str]) -> list[str]:
+    """Adds the configuration of the run that `--ckpt_path` points into, if no other configuration is given."""
+    wanted = option_values(options, "--ckpt_path")
+    if not wanted or option_values(options, "-c", "--config"):
+        return list(options)
+    name = run_directory.run_name(next(iter(option_values(options, "--name")), None), [])
+    runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
+    run = run_directory.run_of(run_directory.find_checkpoint(wanted[-1], runs / name))
+    return [*options] if run is None else ["-c", str(run_directory.latest_config(run)), *options]
+
+
+class TS2CLI(LightningCLI):
+    """LightningCLI that owns the run's directory.
+
+    Args:
+        command: the trainer's method that runs.
+        options: the command line after the command.
+        module: the LightningModule's class.
+        data: the datamodule's class.
+    """
+
+    def __init__(
+        self, command: str, options: list[str], module: type[LightningModule], data: type[LightningDataModule]
+    ) -> None:
+        self.command = command
+        self.options = options
+        self.argv = [command, *options]
+        self.run_dir: Path | None = None
+        self.destination: Destination | None = None
+        self.record: RunRecord | None = None
+        self._began_with = (module, data)
+
+    def run(self) -> None:
+        """Parses, builds, runs, and says where things are."""
+        finished = False
+        try:
+            module, data = self._began_with
+            super().__init__(
+                module,
+                data,
+                parser_class=Parser,
+                parser_kwargs={"parser_mode": "omegaconf+"},
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                save_config_callback=None,
+                trainer_defaults=dict(_TRAINER_DEFAULTS),
+                args=[self.command, *self.options],
+            )
+            finished = True
+        except UserError:
+            self._discard_unused_directory()
+            raise
+        except pickle.UnpicklingError as error:
+            if self.destination is None or self.destination.checkpoint is None:
+                raise
+            self._discard_unused_directory()
+            raise UserError(
+                f"--ckpt_path {self.destination.checkpoint}: it holds more than tensors and plain values, and loading "
+                "it may run code; if you trust it, add --weights_only false"
+            ) from error
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+                raise Interrupted(interruption_line(self.run_dir) if is_rank_zero() else "") from stop
+            raise
+        finally:
+            if self.destination is not None:
+                release(self._runs, self.argv, finished)
+        if is_rank_zero() and self.run_dir is not None:
+            if self.command in ("validate", "test"):
+                metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+                (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+            print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
+
+    # --- parsing -----------------------------------------------------------------------------------------------
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one command that runs: the parsers of the others would only cost time."""
+        return {self.command: set(_SKIPPED[self.command])}
+
+    def init_parser(self, **kwargs: Any) -> Any:
+        """A parser whose printed configurations name our version."""
+        return super().init_parser(**{**kwargs, "dump_header": [f"ts2_lightning {__version__}"]})
+
+    def add_core_arguments_to_parser(self, parser: Any) -> None:
+        """Names the loss and the engine that the module takes when it is given none, so that they are recorded."""
+        super().add_core_arguments_to_parser(parser)
+        for key, class_path in _DEFAULT_CLASSES.items():
+            if any(action.dest == key and action.default is None for action in parser._actions):
+                parser.set_defaults({key: {"class_path": class_path}})
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The options that are ours."""
+        parser.add_argument("--name", type=str | None, default=None, help=_NAME_HELP)
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Directory of all runs.")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # a checkpoint may come from elsewhere: it runs no code
+        return parser
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parses the command line; what is wrong with it becomes one line."""
+        self._subcommand_parsers[self.command].description = _HELP[self.command]
+        try:
+            self.config = parser.parse_args(args)
+        except ParserMessage as said:
+            self._explain(said.message)
+        except OmegaConfBaseException as error:
+            self._explain_interpolation(error)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the hyper-parameters in the checkpoint beat what the user gave now. They do not."""
+
+    def _explain(self, message: str) -> NoReturn:
+        raise CommandLineError(explain(message, self._subcommand_parsers[self.command], self.options)) from None
+
+    def _explain_interpolation(self, error: OmegaConfBaseException) -> NoReturn:
+        key = (getattr(error, "full_key", None) or "").removeprefix(f"{self.command}.")
+        raise CommandLineError(
+            explain_interpolation(str(error), key, self._subcommand_parsers[self.command], self.options)
+        ) from None
+
+    # --- before anything is built ------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Any:
+        """The configuration of the command."""
+        return self.config[self.command]
+
+    @property
+    def _runs(self) -> Path:
+        return Path(self.settings.runs_dir)
+
+    def before_instantiate_classes(self) -> None:
+        """Settles what the user left open; the record of the run keeps what the user wrote."""
+        settings = self.settings
+        settings.name = run_directory.run_name(settings.name, config_files(self.options))
+        trainer = settings.trainer
+        if (
+            self.command == "fit"
+            and trainer.max_epochs is None
+            and trainer.max_steps == -1
+            and trainer.max_time is None
+        ):
+            trainer.max_epochs = _EPOCHS
+        recorded = settings.clone()
+        recorded.ckpt_path = None
+        self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
+        self._refuse_trainer_settings(settings.trainer)
+        self._settle_checkpoint()
+        path = settings.get("model.lm.path")
+        if path is not None:
+            settings["model.lm.path"] = resolve_model(path)
+            if "data.tokenizer" in settings and settings["data.tokenizer"] is None:
+                settings["data.tokenizer"] = settings["model.lm.path"]
+
+    def _settle_checkpoint(self) -> None:
+        """A checkpoint that is not there should be told before models are loaded, not after."""
+        settings = self.settings
+        if settings.ckpt_path is not None and is_rank_zero():
+            run_directory.find_checkpoint(settings.ckpt_path, self._runs / settings.name)
+
+    @staticmethod
+    def _refuse_trainer_settings(trainer: Any) -> None:
+        if trainer.use_distributed_sampler:
+            raise UserError(
+                "--trainer.use_distributed_sampler: leave it false; the data module deals the rows to the ranks"
+            )
+        if trainer.default_root_dir is not None:
+            raise UserError(
+                "--trainer.default_root_dir: the run's directory is RUNS_DIR/NAME/N; set --runs_dir and --name"
+            )
+
+    # --- building ----------------------------------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Takes the run's directory and builds the trainer in it."""
+        self.destination = agree(self._runs, self.argv, self._choose)
+        self.run_dir = Path(self.destination.directory)
+        if "ckpt_path" in self.config_init[self.command]:
+            self.config_init[self.command]["ckpt_path"] = self.destination.checkpoint
+        trainer = {**self.config_init[self.command].trainer.as_dict(), **kwargs}
+        trainer["default_root_dir"] = str(self.run_dir)
+        if trainer["logger"] in (None, True):
+            trainer["logger"] = default_loggers(self.run_dir) if self.command != "predict" else False
+        trainer["callbacks"] = self._callbacks(trainer)
+        if self.command != "fit" and not any(isinstance(c, Checkpoint) for c in trainer["callbacks"]):
+            trainer["enable_checkpointing"] = False  # else Lightning adds a callback that writes them
+        try:
+            return self.trainer_class(**trainer)
+        except (MisconfigurationException, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"trainer: {one_line(str(error))}") from error
+
+    def _choose(self, before: Destination | None) -> Destination:
+        """The directory and checkpoint of this run; called in rank 0 only."""
+        settings = self.settings
+        if before is not None and Path(before.directory).is_dir():  # a requeued job goes on where it was
+            newest = run_directory.newest_checkpoint(Path(before.directory)) if self.command == "fit" else None
+            return Destination(before.directory, str(newest) if newest else before.checkpoint, fresh=False)
+        named = self._runs / settings.name
+        if settings.ckpt_path is None:
+            return Destination(str(run_directory.claim_next(named)))
+        checkpoint = run_directory.find_checkpoint(settings.ckpt_path, named)
+        run = run_directory.run_of(checkpoint)
+        if run is None:
+            return Destination(str(run_directory.claim_next(named)), str(checkpoint))
+        if self.command == "fit":
+            return Destination(str(run), str(checkpoint), fresh=False)
+        return Destination(str(run_directory.claim_next(run / self.command)), str(checkpoint))
+
+    def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
+        """The user's callbacks, our defaults where the user has none of that class, and the record."""
+        assert self.run_dir is not None
+        given = trainer["callbacks"] or []
+        callbacks = list(given) if isinstance(given, list) else [given]
+        for default in _default_callbacks(self.run_dir):
+            unwanted = (
+                (self.command != "fit" and not isinstance(default, ProgressBar))
+                or any(isinstance(callback, _family(default)) for callback in callbacks)
+                or (isinstance(default, ProgressBar) and trainer["enable_progress_bar"] is False)
+                or (isinstance(default, Checkpoint) and trainer["enable_checkpointing"] is False)
+                or (isinstance(default, LearningRateMonitor) and trainer["logger"] is False)
+            )
+            if not unwanted:
+                callbacks.append(default)
+        self.record = RunRecord(self.run_dir, self.recorded_config, self.argv)
+        callbacks.append(self.record)
+        if self.command == "predict":
+            callbacks.append(PredictionFile(self.run_dir))
+        return callbacks
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # they are in a file; all of them need not fit into memory
+        return kwargs
+
+    def _discard_unused_directory(self) -> None:
+        """Removes a directory that was made for a run that never began: five typing errors leave no five runs."""
+        began = self.record is not None and self.record.began
+        fresh = self.destination is not None and self.destination.fresh
+        if fresh and not began and is_rank_zero() and self.run_dir is not None:
+            run_directory.discard(self.run_dir, self._runs)
+
+
+def resolve_model(path: str) -> str:
+    """The directory of the embedded base model for `toyworld` or `toyworld?seed=1`; other paths as they are.
+
+    Raises:
+        UserError: if something else than a seed is asked for.
+    """
+    parts = urlsplit(path)
+    if parts.path != "toyworld" or parts.scheme:
+        return path
+    query = parse_qs(parts.query, keep_blank_values=True)
+    seed = query.pop("seed", ["0"])[-1]
+    if query or not seed.isdigit():
+        raise UserError(f"model.lm.path: {path!r} is not understood; write toyworld or toyworld?seed=1")
+    ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
+    return str(ensure_base(int(seed)))
+
+
+def _default_callbacks(run: Path) -> list[Callback]:
+    defaults: list[Callback] = import_module("ts2_lightning.callbacks").default_callbacks(run)
+    return defaults
+
+
+def _family(callback: Callback) -> type[Callback]:
+    """The class of which a run needs one only: any progress bar replaces ours, else the class itself."""
+    return ProgressBar if isinstance(callback, ProgressBar) else type(callback)
+
+
+_NAME_HELP = "Name of the run, which is kept in RUNS_DIR/NAME/N; null: the stem of the last configuration file, or run."

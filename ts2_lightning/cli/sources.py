@@ -1,0 +1,189 @@
+"""Where each setting comes from: the option or the line of a configuration file that gave it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ts2_lightning.cli.guard import CommandLineError, one_line
+from ts2_lightning.cli.suggestions import did_you_mean
+
+CONFIG_OPTIONS = ("-c", "--config")
+_ELIDED = ("init_args", "dict_kwargs")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One place that gives a value to a key.
+
+    Attributes:
+        key: dotted, without `init_args` and list positions, e.g. `model.loss.alpha`.
+        file: the configuration file, or None for the command line.
+        line: 1-based line in that file.
+        option: the option as typed, for the command line.
+    """
+
+    key: str
+    file: str | None = None
+    line: int = 0
+    option: str = ""
+
+    def describe(self, key: str) -> str:
+        """The beginning of an error message about `key`."""
+        return f"{self.file}:{self.line}: {key}" if self.file else f"--{key}"
+
+
+def option_values(arguments: Sequence[str], *names: str) -> list[str]:
+    """The values that were given to an option, in order; both `--name value` and `--name=value` count."""
+    values = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names and equals:
+            values.append(value)
+        elif argument in names and position + 1 < len(arguments):
+            values.append(arguments[position + 1])
+    return values
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The configuration files named by `-c` and `--config`, in order; text given in place of a file is left out."""
+    return [value for value in option_values(arguments, *CONFIG_OPTIONS) if not _is_text(value)]
+
+
+def origins(arguments: Sequence[str]) -> list[Origin]:
+    """Every place that gives a value, in the order in which they are applied (the last one wins)."""
+    found: list[Origin] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in CONFIG_OPTIONS:
+            value = value if equals else next(iter(arguments[position + 1 : position + 2]), "")
+            if value and not _is_text(value):
+                found.extend(_file_origins(value))
+        elif name.startswith("--"):
+            found.append(Origin(_plain(name[2:]), option=argument))
+    return found
+
+
+def find_origin(key: str, arguments: Sequence[str]) -> Origin | None:
+    """The place that decided `key`: the last one that names it, else the last that names what it is part of."""
+    places = origins(arguments)
+    for candidate in _ancestors(_plain(key)):
+        matching = [place for place in places if place.key == candidate]
+        if matching:
+            return matching[-1]
+    return None
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Reads every configuration file once, so that what is wrong with a file is told with its name and line.
+
+    Raises:
+        CommandLineError: for a missing file, bad YAML, anything but keys at the top level, or a key given twice.
+    """
+    for file in config_files(arguments):
+        if "://" in file:
+            continue
+        root = _compose(file)
+        if root is None:
+            continue
+        if not isinstance(root, yaml.MappingNode):
+            raise CommandLineError(f"{file}: expected `key: value` lines at the top level")
+        _check(root, file)
+
+
+def no_such_file(path: str, option: str = "") -> str:
+    """One line for a file that is not there, with the nearest one that is."""
+    here = Path(path)
+    parent = here.parent
+    while not parent.is_dir() and parent != parent.parent:
+        parent = parent.parent
+    if parent != here.parent:
+        inside = [str(p) for p in parent.iterdir() if p.is_dir()]
+        missing = here.parents[list(here.parents).index(parent) - 1]
+        return f"{option} {path}: no directory {missing}{did_you_mean(str(missing), inside)}"
+    kind = "is a directory, not a file" if here.is_dir() else "no such file"
+    return f"{option} {path}: {kind}{did_you_mean(path, (str(p) for p in parent.iterdir() if p.is_file()))}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether the value of `-c` is YAML text itself rather than a path."""
+    return "\n" in value or value.lstrip().startswith("{") or ": " in value
+
+
+def _compose(file: str) -> yaml.Node | None:
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise CommandLineError(no_such_file(file, "-c")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandLineError(f"-c {file}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f"{file}:{mark.line + 1}" if mark else file
+        problem = getattr(error, "problem", None) or one_line(str(error))
+        raise CommandLineError(f"{place}: not valid YAML: {problem}") from None
+
+
+def _check(node: yaml.Node, file: str) -> None:
+    """Refuses a key given twice, in a file and in the files of settings that it names."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check(item, file)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines and name != "<<":
+            raise CommandLineError(f"{file}:{line}: {name} was given before, on line {lines[name]}; keep one")
+        lines[name] = line
+        named = _named_file(value, file)
+        inner = _compose(named) if named else value
+        if inner is not None:
+            _check(inner, named or file)
+
+
+def _named_file(value: yaml.Node, file: str) -> str | None:
+    """The file of settings that a value names (`lm: ../model/llama.yaml`), relative to the file that names it."""
+    if not isinstance(value, yaml.ScalarNode) or not str(value.value).endswith((".yaml", ".yml")):
+        return None
+    named = os.path.normpath(Path(file).parent / str(value.value))
+    return named if Path(named).is_file() else None
+
+
+def _file_origins(file: str) -> Iterator[Origin]:
+    if "://" in file or not Path(file).is_file():
+        return
+    root = _compose(file)
+    if root is not None:
+        yield from _node_origins(root, "", file)
+
+
+def _node_origins(node: yaml.Node, prefix: str, file: str) -> Iterator[Origin]:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _node_origins(item, prefix, file)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        name = str(key.value).rstrip("+")
+        full = prefix if name in _ELIDED else f"{prefix}.{name}".strip(".")
+        if full != prefix:
+            yield Origin(full, file, key.start_mark.line + 1)
+        named = _named_file(value, file)
+        inner = _compose(named) if named else value
+        if inner is not None:
+            yield from _node_origins(inner, full, file if inner is value else str(named))
+
+
+def _plain(key: str) -> str:
+    return ".".join(part for part in key.rstrip("+").split(".") if part not in _ELIDED)
+
+
+def _ancestors(key: str) -> Iterator[str]:
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        yield ".".join(parts[:length])

@@ -1,0 +1,47 @@
+"""The last words of a command: where things are, and how to go on."""
+
+import shlex
+from pathlib import Path
+
+from ts2_lightning.cli import program
+from ts2_lightning.cli.predictions import PredictionFile
+from ts2_lightning.cli.run_directory import best_checkpoint, latest_config, newest_checkpoint
+
+RESULTS = "metrics.json"
+
+
+def closing_lines(command: str, run: Path) -> list[str]:
+    """What to print when a command has come to its end."""
+    if command == "predict":
+        return [f"Predictions: {run / PredictionFile.NAME}"]
+    if command != "fit":
+        return [f"Results:     {run / RESULTS}"]
+    newest, best = newest_checkpoint(run), best_checkpoint(run)
+    lines = [f"Run:         {run}"]
+    if best or newest:
+        lines.append(f"Checkpoint:  {best or newest}" + (" (best)" if best else ""))
+    if (run / "export" / "config.json").is_file():
+        lines.append(f"Export:      {run / 'export'} (a transformers directory)")
+    if newest:
+        lines.append(f"Go on:       {resume_command(run, newest)} --trainer.max_epochs N")
+        lines.append(f"Test:        {_command('test', run, best or newest)} --data.test FILE")
+    return lines
+
+
+def interruption_line(run: Path | None) -> str:
+    """What to print after Ctrl-C."""
+    if run is None:
+        return "interrupted before the run began"
+    newest = newest_checkpoint(run)
+    if newest is None:
+        return f"interrupted: no checkpoint yet in {run}"
+    return f"interrupted: newest checkpoint {newest}; resume with: {resume_command(run, newest)}"
+
+
+def resume_command(run: Path, checkpoint: Path) -> str:
+    """The command that goes on with a run."""
+    return _command("fit", run, checkpoint)
+
+
+def _command(command: str, run: Path, checkpoint: Path) -> str:
+    return f"{program()} {shlex.join([command, '-c', str(latest_config(run)), '--ckpt_path', str(checkpoint)])}"

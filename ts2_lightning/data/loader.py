@@ -1,0 +1,146 @@
+"""Loaders that follow a plan; that of training starts at the step that the trainer stands at."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ts2_lightning.data.collate import collate
+from ts2_lightning.data.encoding import EncodedRows
+from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, steps_per_epoch
+from ts2_lightning.types import Batch
+
+
+class _Batches(Dataset[Batch]):
+    """Collates the rows of a micro-batch; this is what runs in the worker processes."""
+
+    def __init__(self, rows: EncodedRows, pad_id: int) -> None:
+        self._rows = rows
+        self._pad_id = pad_id
+
+    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        rows = [self._rows[index] for index in micro_batch.rows]
+        return collate(rows, micro_batch.rows, micro_batch.divisor, self._pad_id)
+
+
+class _Planned(Sampler[MicroBatch]):
+    """Asks for a new plan each time that it is iterated, in the main process."""
+
+    def __init__(self, plan: Callable[[], Iterable[MicroBatch]]) -> None:
+        self._plan = plan
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return iter(self._plan())
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+class BatchLoader:
+    """Yields the batches of a plan.
+
+    It holds a DataLoader rather than being one, since Lightning rebuilds DataLoaders with samplers of its own.
+
+    Args:
+        rows: the split.
+        plan: the micro-batches; asked anew for each iteration.
+        length: how many there are in a whole epoch.
+        pad_id: token id of the padding.
+        num_workers: processes that collate; 0 collates in the main process.
+    """
+
+    def __init__(
+        self,
+        rows: EncodedRows,
+        plan: Callable[[], Iterable[MicroBatch]],
+        length: int,
+        pad_id: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        self._length = length
+        self._loader: DataLoader[Batch] = DataLoader(
+            _Batches(rows, pad_id),
+            sampler=_Planned(plan),
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+    @property
+    def _iterator(self) -> Any:
+        """The iterator with the worker processes, under the name by which Lightning stops them after a run.
+
+        Left to the garbage collector they would be stopped out of order, which takes five seconds each.
+        """
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
+
+
+class TrainLoader(BatchLoader):
+    """Yields the training plan from the step that the trainer stands at to the end of the epoch.
+
+    Where an epoch starts follows from the number of optimizer steps done (`trainer.global_step`), which a checkpoint
+    restores. So it does not matter how many batches workers had fetched ahead, nor how steps were split before.
+
+    Args:
+        rows: the split.
+        shape: how steps are split.
+        rank: which of the ranks this is.
+        seed: of the order of the rows.
+        trainer: whose progress is followed; None always starts at the first epoch.
+        pad_id: token id of the padding.
+        num_workers: processes that collate.
+    """
+
+    def __init__(
+        self,
+        rows: EncodedRows,
+        shape: Shape,
+        rank: int = 0,
+        seed: int = 0,
+        trainer: Trainer | None = None,
+        pad_id: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        self._shape, self._rank, self._seed, self._trainer = shape, rank, seed, trainer
+        self._lengths, self._supervised = rows.lengths, rows.supervised
+        length = steps_per_epoch(len(rows), shape.batch_size) * shape.accumulation
+        super().__init__(rows, self._plan, length, pad_id, num_workers)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps after which the trainer starts the next epoch."""
+        limit: Any = 1.0 if self._trainer is None else self._trainer.limit_train_batches
+        batches = min(len(self), limit) if isinstance(limit, int) else int(len(self) * limit)
+        return max(1, -(-batches // self._shape.accumulation))
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step within it that come next."""
+        done = 0 if self._trainer is None else self._trainer.global_step
+        return divmod(done, self.steps_per_epoch)
+
+    def _plan(self) -> Iterator[MicroBatch]:
+        epoch, step = self.position
+        return epoch_plan(self._lengths, self._supervised, self._shape, self._rank, self._seed, epoch, first_step=step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: having it tells Lightning that this loader can be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: the position follows from the trainer's."""

@@ -1,0 +1,134 @@
+"""Which rows form which batch: pure functions.
+
+The rows of optimizer step k of an epoch depend only on the number of rows, the seed, the epoch and the rows per
+step. Ranks and micro-batches only split those rows, so any split of a step sums the same losses over the same
+divisor, and a run resumed with another split replays exactly the steps that it has not done.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class MicroBatch(NamedTuple):
+    """Rows of one forward pass on one rank.
+
+    Attributes:
+        rows: indices of rows; none if the rank has nothing to do but keep step with the others.
+        divisor: supervised tokens of the whole optimizer step (in evaluation: of the whole split).
+    """
+
+    rows: tuple[int, ...]
+    divisor: int
+
+
+class Shape(NamedTuple):
+    """How steps are split.
+
+    Attributes:
+        batch_size: rows per optimizer step.
+        micro_batch_size: rows per forward pass on one rank, at most.
+        world_size: ranks that hold different rows.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    world_size: int = 1
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per step on every rank."""
+        return _divided_up(self.batch_size, self.micro_batch_size * self.world_size)
+
+
+def _divided_up(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of the rows in an epoch: [rows], each index once."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimizer steps in which every row comes once; the last may be short."""
+    return _divided_up(rows, batch_size)
+
+
+def step_rows(order: NDArray[np.int64], step: int, batch_size: int) -> NDArray[np.int64]:
+    """The rows of one step of an epoch."""
+    return order[step * batch_size : (step + 1) * batch_size]
+
+
+def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: Shape) -> list[list[tuple[int, ...]]]:
+    """Split the rows of a step over micro-batches and ranks.
+
+    Rows of like length share a micro-batch, and the ranks' micro-batches of the same turn are neighbours, so there is
+    little padding and little waiting. The longest come first: what does not fit in memory fails at once.
+
+    Args:
+        rows: rows of the step.
+        lengths: tokens of every row of the split.
+        shape: how steps are split.
+
+    Returns:
+        `[micro-batch][rank]`: row indices, at most `micro_batch_size` of them, as evenly spread as can be.
+    """
+    longest_first = rows[np.lexsort((rows, -lengths[rows]))]
+    parts = np.array_split(longest_first, shape.accumulation * shape.world_size)
+    groups = [tuple(part.tolist()) for part in parts]
+    return [groups[start : start + shape.world_size] for start in range(0, len(groups), shape.world_size)]
+
+
+def epoch_plan(
+    lengths: NDArray[np.int64],
+    supervised: NDArray[np.int64],
+    shape: Shape,
+    rank: int = 0,
+    seed: int = 0,
+    epoch: int = 0,
+    first_step: int = 0,
+) -> Iterator[MicroBatch]:
+    """The micro-batches of one rank from a step of an epoch to the epoch's end.
+
+    Args:
+        lengths: [R] tokens of each row.
+        supervised: [R] supervised tokens of each row.
+        shape: how steps are split.
+        rank: which of the ranks.
+        seed: of the order.
+        epoch: 0-based; each has another order.
+        first_step: steps of the epoch that are done already.
+
+    Yields:
+        `shape.accumulation` micro-batches per step, on every rank equally many.
+    """
+    order = epoch_order(len(lengths), seed, epoch)
+    for step in range(first_step, steps_per_epoch(len(lengths), shape.batch_size)):
+        rows = step_rows(order, step, shape.batch_size)
+        divisor = int(supervised[rows].sum())
+        for ranks in split_step(rows, lengths, shape):
+            yield MicroBatch(ranks[rank], divisor)
+
+
+def evaluation_plan(
+    supervised: NDArray[np.int64], batch_size: int, world_size: int = 1, rank: int = 0
+) -> list[MicroBatch]:
+    """The batches of one rank that together with the other ranks' hold every row exactly once, in the given order.
+
+    Args:
+        supervised: [R] supervised tokens of each row.
+        batch_size: rows per batch, at most.
+        world_size: ranks.
+        rank: which of them.
+
+    Returns:
+        On every rank equally many batches; some may be empty.
+    """
+    divisor = int(supervised.sum())
+    batches = _divided_up(_divided_up(len(supervised), batch_size), world_size)
+    starts = [(batch * world_size + rank) * batch_size for batch in range(batches)]
+    rows = range(len(supervised))
+    return [MicroBatch(tuple(rows[start : start + batch_size]), divisor) for start in starts]

@@ -1,0 +1,1 @@
+"""Protocols that judge models: what they answer, and what their token distributions look like."""

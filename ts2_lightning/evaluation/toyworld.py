@@ -1,0 +1,420 @@
+"""Exact measures in the toy world: validity, diversity and shape of a model's distributions, without sampling.
+
+Every plausible response of every held-out request is teacher-forced, so its probability under a decoder is known
+to rounding, and with it the share of valid responses and the expected number of distinct ones among 32 samples.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ts2_lightning.data.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items
+from ts2_lightning.evaluation.distributions import PAPERS, PLAIN, Decoder, support_mask
+from ts2_lightning.types import UserError
+
+Style = Literal["chat", "text"]
+
+DECODERS = {"t1": PLAIN, "papers": PAPERS}
+SAMPLES = 32
+MATCHED_VALIDITY = 0.95
+TEXT_CARRIER = "{request} , {opening}"
+
+_TEMPERATURES = [0.05 * 1.15**i for i in range(34)]  # 0.05 to 5.0: where a temperature is looked for
+
+
+class Exchange(NamedTuple):
+    """A request and one response to it, as ids.
+
+    The response consists of `opening` tokens, then `answer` tokens, then the closing ones.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    opening: int
+    answer: int
+
+
+class Scored(NamedTuple):
+    """R responses to P prompts, teacher-forced: N response tokens in all, vocabulary K.
+
+    Attributes:
+        logits: [N, K] float32 on the CPU, the rows that predict the response tokens.
+        gold: [N] the response tokens.
+        owner: [N] which response each belongs to.
+        in_answer: [N] bool, the tokens of the answer, between opening and closing.
+        is_last: [N] bool, the last token of a response (the end token, in chat style).
+        first: [R] the row of each response's first answer token.
+        prompt: [R] which prompt each response answers.
+    """
+
+    logits: Tensor
+    gold: Tensor
+    owner: Tensor
+    in_answer: Tensor
+    is_last: Tensor
+    first: Tensor
+    prompt: Tensor
+
+    def per_response(self, values: Tensor) -> Tensor:
+        """Sums of [N] values over each response: [R]."""
+        return values.new_zeros(len(self.first)).index_add_(0, self.owner, values)
+
+    def per_prompt(self, values: Tensor) -> Tensor:
+        """Sums of [R] values over each prompt: [P]."""
+        return values.new_zeros(int(self.prompt.max()) + 1).index_add_(0, self.prompt, values)
+
+
+def encode_exchange(
+    tokenizer: PreTrainedTokenizerBase, world: World, request: str, answer: str, style: Style = "chat"
+) -> Exchange:
+    """A request and a response, as the model meets them.
+
+    Args:
+        style: "chat": the tokenizer's chat template, up to and with the end of the assistant's turn. "text": the plain
+            sentence "REQUEST , the answer is ANSWER .", for a base model that has never seen the chat tokens; its
+            opening is part of the prompt, and it ends with the full stop.
+
+    Raises:
+        UserError: the tokenizer does not know the world's words, or its template is not usable.
+    """
+    opening, words = _encode(tokenizer, world.opening), _encode(tokenizer, answer)
+    if style == "text":
+        prefix = TEXT_CARRIER.format(request=request, opening=world.opening)
+        prompt = [int(tokenizer.bos_token_id), *_encode(tokenizer, prefix)]
+        return Exchange(prompt, words + _encode(tokenizer, world.settings["closing"]), 0, len(words))
+    turns = [{"role": "user", "content": request}, {"role": "assistant", "content": world.response(answer)}]
+    whole = _ids(tokenizer.apply_chat_template(turns, return_dict=False))
+    prompt = _ids(tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False))
+    response = whole[len(prompt) :]
+    if tokenizer.eos_token_id in response:
+        response = response[: response.index(tokenizer.eos_token_id) + 1]
+    head = opening + words
+    ended = response[-1:] == [tokenizer.eos_token_id]
+    if whole[: len(prompt)] != prompt or response[: len(head)] != head or not ended:
+        raise UserError("the tokenizer's chat template does not render the toy world's responses; use the toy world's")
+    return Exchange(prompt, response, len(opening), len(words))
+
+
+def _ids(rendered: object) -> list[int]:
+    """The ids that `apply_chat_template` promises as one of many types."""
+    assert isinstance(rendered, list)
+    return rendered
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id in ids:
+        raise UserError(f"the tokenizer does not know all words of {text!r}; this evaluation is for toy-world models")
+    return ids
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode without gradients; the model's own mode comes back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def score(
+    model: PreTrainedModel, exchanges: Sequence[Exchange], prompts: Sequence[int], batch_size: int = 256
+) -> Scored:
+    """Teacher-force responses.
+
+    Args:
+        exchanges: R requests with a response each.
+        prompts: R indices, equal for responses to the same prompt.
+        batch_size: responses in one forward.
+    """
+    batches = [exchanges[i : i + batch_size] for i in range(0, len(exchanges), batch_size)]
+    with _evaluating(model):
+        logits = torch.cat([_response_logits(model, batch) for batch in batches])
+    lengths = torch.tensor([len(e.response) for e in exchanges])
+    owner = torch.arange(len(exchanges)).repeat_interleave(lengths)
+    begin = lengths.cumsum(0) - lengths
+    place = torch.arange(len(owner)) - begin[owner]
+    opening = torch.tensor([e.opening for e in exchanges])
+    answer = torch.tensor([e.answer for e in exchanges])
+    return Scored(
+        logits=logits,
+        gold=torch.tensor([token for e in exchanges for token in e.response]),
+        owner=owner,
+        in_answer=(place >= opening[owner]) & (place < (opening + answer)[owner]),
+        is_last=place == lengths[owner] - 1,
+        first=begin + opening,
+        prompt=torch.tensor(prompts),
+    )
+
+
+def _response_logits(model: PreTrainedModel, exchanges: Sequence[Exchange]) -> Tensor:
+    """The rows [n, K] that predict the response tokens of one batch, response after response."""
+    width = max(len(e.prompt) + len(e.response) for e in exchanges)
+    # Padding on the right is never looked at by a causal model, so any id does and no mask is needed.
+    ids = torch.zeros(len(exchanges), width, dtype=torch.long)
+    rows: list[int] = []
+    columns: list[int] = []
+    for i, e in enumerate(exchanges):
+        ids[i, : len(e.prompt) + len(e.response)] = torch.tensor(e.prompt + e.response)
+        rows += [i] * len(e.response)
+        columns += range(len(e.prompt) - 1, len(e.prompt) + len(e.response) - 1)
+    logits: Tensor = model(input_ids=ids.to(model.device), use_cache=False).logits
+    return logits[rows, columns].float().cpu()
+
+
+def token_log_probabilities(scored: Scored, decoder: Decoder) -> Tensor:
+    """[N] float64 log-probabilities of the response tokens under a decoder; -inf where it removes one."""
+    rows = decoder.log_probabilities(scored.logits)
+    return rows.gather(-1, scored.gold[:, None])[:, 0].double()
+
+
+def expected_distinct(probabilities: Tensor, samples: int = SAMPLES) -> Tensor:
+    """Chance that a response is among `samples` independent ones; summed over responses, the expected number
+    of distinct ones.
+
+    Args:
+        probabilities: [R] of the responses.
+
+    Returns:
+        [R]: 1 - (1 - p)^samples.
+
+    Example:
+        >>> expected_distinct(torch.tensor([0.5, 0.5]), samples=2).sum().item()
+        1.5
+    """
+    return -torch.expm1(samples * torch.log1p(-probabilities.clamp(max=1.0)))
+
+
+def response_measures(scored: Scored, decoder: Decoder) -> dict[str, Tensor]:
+    """Measures of each prompt under a decoder, each [P].
+
+    Returns:
+        `validity`: V, probability of a plausible and well-formed response; `distinct`: D, the expected number of
+        distinct plausible responses in 32 samples; `coverage`: D divided by the number of plausible
+        ones; `format`: the probability of opening and closing around the answers that the model itself
+        gives, V over the probability of a plausible answer at its place (nan where that is 0).
+    """
+    tokens = token_log_probabilities(scored, decoder)
+    whole = scored.per_response(tokens).exp()
+    answers = scored.per_response(tokens.where(scored.in_answer, torch.zeros_like(tokens))).exp()
+    validity = scored.per_prompt(whole)
+    distinct = scored.per_prompt(expected_distinct(whole))
+    return {
+        "validity": validity,
+        "distinct": distinct,
+        "coverage": distinct / scored.per_prompt(torch.ones_like(whole)),
+        "format": validity / scored.per_prompt(answers),
+    }
+
+
+def end_probability(scored: Scored) -> Tensor:
+    """[P] probability at temperature 1 that the response ends where it should, behind the model's own answers."""
+    tokens = token_log_probabilities(scored, PLAIN)
+    before = scored.per_response(tokens.masked_fill(scored.is_last, 0.0)).exp()
+    return scored.per_prompt(scored.per_response(tokens).exp()) / scored.per_prompt(before)
+
+
+def shape_measures(logits: Tensor, plausible: Tensor) -> dict[str, Tensor]:
+    """Measures of next-token distributions at temperature 1, each [P].
+
+    Args:
+        logits: [P, K].
+        plausible: [P, K] bool.
+
+    Returns:
+        `outside_plausible`: mass outside the plausible tokens; `tail_mass`: mass outside the sparsemax support;
+        `support_size`; `entropy` in nats.
+    """
+    log_p = logits.double().log_softmax(-1)
+    p = log_p.exp()
+    support = support_mask(logits)
+    return {
+        "outside_plausible": p.masked_fill(plausible, 0).sum(-1),
+        "tail_mass": p.masked_fill(support, 0).sum(-1),
+        "support_size": support.sum(-1).double(),
+        "entropy": -torch.xlogy(p, p).sum(-1),
+    }
+
+
+def matched_temperature(scored: Scored, validity: float = MATCHED_VALIDITY) -> float:
+    """The highest temperature, up to 5, at which the mean validity still reaches a value; nan where none does."""
+
+    def reaches(temperature: float) -> bool:
+        mean = response_measures(scored, Decoder(temperature))["validity"].mean().item()
+        return mean >= validity
+
+    low = next((t for t in reversed(_TEMPERATURES) if reaches(t)), math.nan)
+    if math.isnan(low) or low == _TEMPERATURES[-1]:
+        return low
+    high = _TEMPERATURES[_TEMPERATURES.index(low) + 1]
+    while high / low > 1.0005:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if reaches(middle) else (low, middle)
+    return low
+
+
+def plausible_first_tokens(tokenizer: PreTrainedTokenizerBase, family: Family, size: int) -> Tensor:
+    """[size] bool: the tokens with which a plausible answer of the family begins."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[[_encode(tokenizer, answer)[0] for answer in family.answers]] = True
+    return mask
+
+
+def next_token_log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, request: str, style: Style = "chat"
+) -> Tensor:
+    """[K] log-probabilities of the first answer token, behind "the answer is"."""
+    some = world.words[0]  # what is predicted there does not depend on the answer that follows
+    scored = score(model, [encode_exchange(tokenizer, world, request, some, style)], [0])
+    return scored.logits[scored.first[0]].log_softmax(-1)
+
+
+def _score_families(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, families: Sequence[Family], style: Style
+) -> tuple[Scored, list[Family]]:
+    """All plausible responses to all held-out requests, and the family of each prompt."""
+    prompts = [(family, request) for family in families for request in family.held_out]
+    exchanges, owners = [], []
+    for i, (family, request) in enumerate(prompts):
+        for answer in family.answers:
+            exchanges.append(encode_exchange(tokenizer, world, request, answer, style))
+            owners.append(i)
+    return score(model, exchanges, owners), [family for family, _ in prompts]
+
+
+def _family_measures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, families: Sequence[Family], style: Style
+) -> dict[str, float]:
+    """Means over the held-out requests of the families."""
+    scored, owners = _score_families(model, tokenizer, world, families, style)
+    out: dict[str, float] = {}
+    taught = torch.tensor([len(family.taught) for family in owners])
+    for name, decoder in DECODERS.items():
+        measures = response_measures(scored, decoder)
+        out |= {f"{key}_{name}": values.nanmean().item() for key, values in measures.items()}
+        for k in sorted(set(taught.tolist()) - {0}):
+            out[f"distinct_{name}_k{k}"] = measures["distinct"][taught == k].mean().item()
+    prompts = len(owners)
+    first = scored.first[[int((scored.prompt == i).nonzero()[0, 0]) for i in range(prompts)]]
+    logits = scored.logits[first]
+    plausible = [plausible_first_tokens(tokenizer, family, logits.shape[-1]) for family in owners]
+    out |= {k: v.mean().item() for k, v in shape_measures(logits, torch.stack(plausible)).items()}
+    if style == "chat":
+        out["end_probability"] = end_probability(scored).nanmean().item()
+    temperature = out["temperature_matched"] = matched_temperature(scored)
+    out["distinct_matched"] = math.nan
+    if not math.isnan(temperature):
+        matched = response_measures(scored, Decoder(temperature))
+        out["distinct_matched"] = matched["distinct"].mean().item()
+    base = [expected_distinct(torch.tensor(list(family.answers.values()))).sum() for family in owners]
+    out["distinct_base"] = torch.stack(base).mean().item()
+    return out
+
+
+def _item_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, items: Sequence[Item], style: Style
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """For each item [R]: whether greedy decoding gives the right response, and its probability by decoder."""
+    exchanges = [encode_exchange(tokenizer, world, item.held_out, item.answer, style) for item in items]
+    scored = score(model, exchanges, range(len(items)))
+    wrong = scored.per_response((scored.logits.argmax(-1) != scored.gold).double())
+    tokens = {name: token_log_probabilities(scored, decoder) for name, decoder in DECODERS.items()}
+    return wrong == 0, {name: scored.per_response(values).exp() for name, values in tokens.items()}
+
+
+def _item_measures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, style: Style
+) -> dict[str, float]:
+    """Accuracy on the held-out closed items, pass@1 and pass@32 on the held-out makers."""
+    items = held_out_items(world)
+    right, probabilities = _item_scores(model, tokenizer, world, items, style)
+    out: dict[str, float] = {}
+    for task in (*CLOSED_TASKS, "maker"):
+        chosen = torch.tensor([item.task == task for item in items])
+        out[f"accuracy/{task}"] = right[chosen].double().mean().item()
+        if task == "maker":
+            for name, p in probabilities.items():
+                out[f"maker/pass_1_{name}"] = p[chosen].mean().item()
+                out[f"maker/pass_{SAMPLES}_{name}"] = expected_distinct(p[chosen]).mean().item()
+    out["accuracy"] = sum(out[f"accuracy/{task}"] for task in CLOSED_TASKS) / len(CLOSED_TASKS)
+    return out
+
+
+def evaluate_toyworld(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, style: Style = "chat"
+) -> dict[str, float]:
+    """All exact measures of a model in the toy world, on requests and items that fine-tuning does not use.
+
+    Args:
+        model: a causal language model of the world; its mode and its device stay as they are.
+        tokenizer: its tokenizer, with the chat template it was trained with.
+        world: from `load_world`.
+        style: "chat"; "text" for a base model that has never seen the chat tokens (see `encode_exchange`).
+
+    Returns:
+        With `seen/` and `unseen/` before them, means over the held-out requests of the open families:
+        `validity_t1`, `distinct_t1`, `coverage_t1`, `format_t1`, the same with `_papers` (T 0.6, top-k 50, top-p 0.9)
+        as in `response_measures`; `distinct_t1_k1` ... `distinct_papers_k3`, D of families with k taught answers
+        (seen only); `outside_plausible`, `tail_mass`, `support_size`, `entropy` of the first answer token at
+        temperature 1 (`shape_measures`); `end_probability` (chat only); `distinct_matched`, D at
+        `temperature_matched`, the highest temperature at which V is still 0.95 (nan: none);
+        `distinct_base`, D of the world's base distribution.
+        `accuracy`, the greedy accuracy on held-out closed items, mean of `accuracy/plus`, `/capital`,
+        `/opposite`, `/copy`; `accuracy/maker`, and the exact `maker/pass_1_t1`, `maker/pass_32_t1`, `..._papers`.
+
+    Raises:
+        UserError: the tokenizer is not the toy world's.
+    """
+    out: dict[str, float] = {}
+    for split, families in (("seen", world.seen), ("unseen", world.unseen)):
+        measures = _family_measures(model, tokenizer, world, families, style)
+        out |= {f"{split}/{name}": value for name, value in measures.items()}
+    return out | _item_measures(model, tokenizer, world, style)
+
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "format": ("seen/format_t1", ".2f"),
+    "accuracy": ("accuracy", ".2f"),
+    "validity": ("seen/validity_t1", ".2f"),
+    "D, T 1": ("seen/distinct_t1", ".2f"),
+    "D, papers": ("seen/distinct_papers", ".2f"),
+    "outside": ("seen/outside_plausible", ".3f"),
+    "support": ("seen/support_size", ".2f"),
+    "tail mass": ("seen/tail_mass", ".3f"),
+    "entropy": ("seen/entropy", ".2f"),
+}
+"""The columns of `format_table`: title -> (measure, format)."""
+
+LEGEND = (
+    "D: distinct plausible answers expected in 32 samples; papers: their decoder, T 0.6, top-p 0.9, top-k 50;\n"
+    "outside: mass outside the plausible answers; tail mass: mass outside the sparsemax support; entropy in nats."
+)
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]] | None = None) -> str:
+    """A monospaced table of measures, with a short legend below.
+
+    Args:
+        rows: label (such as "base", "CE", "TS2") -> measures of `evaluate_toyworld`. "-" stands for what is missing.
+        columns: title -> (measure, format), by default `COLUMNS`.
+    """
+    columns = columns or COLUMNS
+    cells = [["", *columns]]
+    for label, measures in rows.items():
+        values = [(measures.get(name, math.nan), spec) for name, spec in columns.values()]
+        cells.append([label, *("-" if math.isnan(value) else format(value, spec) for value, spec in values)])
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = []
+    for label, *numbers in cells:
+        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([label.ljust(widths[0]), *aligned]))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join([*lines, "", LEGEND])

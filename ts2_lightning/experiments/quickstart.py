@@ -1,0 +1,132 @@
+"""`quickstart`: what cross-entropy and TS2 do to the same model, on a world whose plausible answers are known."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ts2_lightning.cli.run_directory import numbers
+from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.data.toyworld.world import Family, World
+from ts2_lightning.evaluation.picture import draw_next_token
+from ts2_lightning.evaluation.toyworld import (
+    Style,
+    evaluate_toyworld,
+    format_table,
+    next_token_log_probabilities,
+    plausible_first_tokens,
+)
+from ts2_lightning.experiments.configs import shipped_config
+from ts2_lightning.experiments.toyworld_base import ensure_base
+
+CONFIG = shipped_config("experiment/quickstart.yaml")
+PICTURED = ("base", "CE", "TS2")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Trains, compares, prints a table and draws a picture. Every number is made in this run.
+
+    Args:
+        argv: the options after the command, see `--help`.
+
+    Returns:
+        The exit status: that of the first fit that failed, else 0.
+    """
+    options = _parser().parse_args(argv)
+    base = ensure_base()
+    models: dict[str, Path] = {"base": base}
+    for label, extra in fits().items():
+        name = f"quickstart-{label.lower().replace(', ', '-').replace(' ', '-')}"
+        print(f"\n== {label}: python cli.py fit -c {CONFIG} {' '.join(extra)}".rstrip(), flush=True)
+        status = _fit(name, extra, options)
+        if status:
+            return status
+        runs = Path(options.runs_dir) / name
+        models[label] = runs / str(numbers(runs)[-1]) / "export"
+    compare(models, Path(options.runs_dir) / "quickstart")
+    return 0
+
+
+def fits() -> dict[str, list[str]]:
+    """The fits that are compared: label -> what is overridden in the quickstart's configuration."""
+    rate = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model"]["optimizer"]["lr"]
+    cross_entropy = ["--model.loss", "CrossEntropyLoss"]
+    return {
+        "CE": cross_entropy,
+        # A gentler fit also keeps diversity: no objective may claim what half the learning rate does.
+        "CE, half rate": [*cross_entropy, "--model.optimizer.lr", str(rate / 2)],
+        "TS2": [],
+    }
+
+
+def compare(models: dict[str, Path], out: Path) -> None:
+    """Measures every model and writes `table.txt`, `measures.json` and `next_token.png` into `out`.
+
+    Args:
+        models: label -> directory of a transformers model; `base` is asked in plain text, the others in chat.
+        out: directory, made if need be.
+    """
+    world = load_world()
+    family = next(family for family in world.seen if len(family.taught) == 2)
+    request = family.held_out[0]
+    measures: dict[str, dict[str, float]] = {}
+    distributions: dict[str, Tensor] = {}
+    print()
+    for label, directory in tqdm(models.items(), desc="Measuring", unit=" models"):
+        model, tokenizer = _load(directory)
+        style: Style = "text" if label == "base" else "chat"
+        measures[label] = evaluate_toyworld(model, tokenizer, world, style)
+        if label in PICTURED:
+            distributions[label] = next_token_log_probabilities(model, tokenizer, world, request, style).exp()
+    table = format_table(measures)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    (out / "measures.json").write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
+    picture = _draw(out / "next_token.png", distributions, tokenizer, world, family, request)
+    print(f"\n{table}\n\nPicture:     {picture}\nMeasures:    {out / 'measures.json'}")
+
+
+def _fit(name: str, extra: list[str], options: argparse.Namespace) -> int:
+    from ts2_lightning.cli import main  # the command line imports this module's command lazily, too
+
+    arguments = ["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", options.runs_dir]
+    return main([*arguments, "--seed_everything", str(options.seed), *extra])
+
+
+def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory).eval()
+    return model, AutoTokenizer.from_pretrained(directory)
+
+
+def _draw(
+    path: Path,
+    distributions: dict[str, Tensor],
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    family: Family,
+    request: str,
+) -> Path:
+    size = len(next(iter(distributions.values())))
+    return draw_next_token(
+        path,
+        distributions,
+        [str(token) for token in tokenizer.convert_ids_to_tokens(list(range(size)))],
+        plausible_first_tokens(tokenizer, family, size),
+        f'"{request}": first word of the answer',
+        marked={answer.split()[0]: f"(taught {share:.0%})" for answer, share in family.taught.items()},
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python cli.py quickstart",
+        description="Fine-tune the toy world's base model with CE, CE at half the learning rate, and TS2; compare.",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
+    parser.add_argument("--runs_dir", default="runs", help="directory of all runs (default: runs)")
+    return parser

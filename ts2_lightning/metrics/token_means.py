@@ -1,0 +1,105 @@
+"""Means over tokens that arrive in uneven pieces, on several ranks."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Reducer(Protocol):
+    """What is asked of a Lightning strategy."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """Where this rank computes."""
+
+    def reduce(self, tensor: Tensor, group: object = None, reduce_op: str = "sum") -> Tensor:
+        """The sum of a tensor over all ranks."""
+
+
+class TokenMeans:
+    """Exact means over all tokens given since the last reset: sums and a count, never a mean of means.
+
+    Sums stay on their device, in float64 where it has it; `compute` waits for the device once and makes one all-reduce.
+    The names stay the same for as long as the object lives; ranks without a token yet learn them from the others.
+
+    Example:
+        >>> means = TokenMeans()
+        >>> means.update({"entropy": torch.tensor([1.0, 2.0, 3.0])})
+        >>> means.update({"entropy": torch.tensor([6.0])})
+        >>> means.compute()
+        {'entropy': 3.0}
+    """
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._agreed = False  # whether all ranks have the same names
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts again from no token."""
+        self._sums: Tensor | None = None  # [names + 1], the number of tokens comes last
+        self.count = 0
+        """Tokens on all ranks, as of the last `compute`."""
+
+    @torch.no_grad()
+    def update(self, tokens: Mapping[str, Tensor]) -> None:
+        """Adds N tokens, possibly none.
+
+        Args:
+            tokens: each [N], under the same names every time and on every rank; with N = 0 names may be missing, as
+                nobody knows the parts of a composite loss before it has seen a token.
+
+        Raises:
+            ValueError: a name came or went.
+        """
+        names = sorted(tokens)  # one order on every rank
+        if not names or not tokens[names[0]].shape[0]:
+            return
+        if not self._names:
+            self._names = names
+        if names != self._names:
+            raise ValueError(f"token statistics came or went: {sorted(set(names) ^ set(self._names))}")
+        rows = torch.stack([tokens[name] for name in names])
+        dtype = _accumulator(rows.device)
+        sums = torch.cat([rows.sum(1, dtype=dtype), rows.new_full((1,), rows.shape[1], dtype=dtype)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def compute(self, reducer: Reducer | None = None) -> dict[str, float]:
+        """The mean under each name; empty where there was no token on any rank.
+
+        Args:
+            reducer: a Lightning strategy, to sum over its ranks; every rank must call. Default: this process alone.
+
+        Raises:
+            ValueError: ranks have different names.
+        """
+        sums = self._sums
+        if reducer is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._agree_on_names()
+            if sums is None:
+                device = reducer.root_device
+                sums = torch.zeros(len(self._names) + 1, dtype=_accumulator(device), device=device)
+            sums = reducer.reduce(sums, reduce_op="sum")
+        if sums is None:
+            return {}
+        *totals, count = sums.tolist()
+        self.count = int(count)
+        return {name: total / count for name, total in zip(self._names, totals, strict=True)} if count else {}
+
+    def _agree_on_names(self) -> None:
+        """Tells ranks without a token what the columns of the sums are; one exchange, when the first tokens come."""
+        if self._agreed:
+            return
+        gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(gathered, self._names)
+        known = [names for names in gathered if names]
+        if any(names != known[0] for names in known):
+            raise ValueError(f"ranks have different token statistics: {gathered}")
+        if known:
+            self._names, self._agreed = known[0], True
+
+
+def _accumulator(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

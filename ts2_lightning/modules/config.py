@@ -1,0 +1,85 @@
+"""What a user sets of model, optimizer and schedule, checked when it is set."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ts2_lightning.types import UserError
+
+
+@dataclass
+class LanguageModelConfig:
+    """Which causal language model is trained, and how it is held.
+
+    Args:
+        path: a directory with a Hugging Face model, or its name on the hub; `toyworld` (or `toyworld?seed=1`)
+            is the embedded base model, made on first use.
+        revision: branch, tag or commit on the hub.
+        init: `pretrained` loads the weights; `random` draws them from the model's config.
+        dtype: of the weights that the optimizer updates. A step of 2e-5 leaves a bfloat16 weight of 0.02
+            as it is, so keep float32 and set the trainer's precision to bf16-mixed for the compute.
+        attn_implementation: `auto` takes flash_attention_2 where it is installed and a GPU is there, else sdpa.
+        deterministic_attention: ask flash attention for its deterministic backward pass, as the papers do.
+        gradient_checkpointing: recompute activations in the backward pass, to save memory.
+    """
+
+    path: str
+    revision: str | None = None
+    init: Literal["pretrained", "random"] = "pretrained"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
+    deterministic_attention: bool = False
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class AdamWConfig:
+    """AdamW as the papers set it.
+
+    Args:
+        lr: peak learning rate, > 0.
+        betas: decay of the first and second moment; GEM and the public code of TS2 use 0.95 for the second.
+        eps: added to the root of the second moment.
+        weight_decay: on matrices only, never on norms and biases.
+        fused: torch's fused implementation.
+    """
+
+    lr: float = 2e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optimizer: lr must be above 0, got {self.lr}")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer: weight_decay must be at least 0, got {self.weight_decay}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer: betas must lie in [0, 1), got {self.betas}")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run.
+
+    Args:
+        name: `cosine` or `linear` decay to `min_lr_ratio`, or `constant`; all after a linear warm-up.
+        warmup_ratio: share of all optimizer steps spent warming up, in [0, 1).
+        warmup_steps: the same in steps; overrides the ratio.
+        min_lr_ratio: the final learning rate over the peak, in [0, 1]. Only cosine decays to more than 0.
+    """
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    warmup_steps: int | None = None
+    min_lr_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"schedule: warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise UserError(f"schedule: warmup_steps must be at least 0, got {self.warmup_steps}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"schedule: min_lr_ratio must lie in [0, 1], got {self.min_lr_ratio}")
+        if self.min_lr_ratio > 0 and self.name != "cosine":
+            raise UserError(f"schedule: min_lr_ratio needs name: cosine, got {self.name}")

@@ -1,0 +1,35 @@
+"""Backbone and loss head as one module, so that one sharded wrapper gathers both."""
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ts2_lightning.engines import LossEngine, LossHead
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.modules.head import backbone, output_head
+from ts2_lightning.types import Batch, LossOutput
+
+
+class SFTNetwork(nn.Module):
+    """A language model that is called with a batch and answers with its loss.
+
+    The model's own head is not called: the hidden states of the supervised tokens alone go through the loss head.
+
+    Args:
+        language_model: a causal language model.
+        loss: the objective.
+        engine: how logits come to be.
+    """
+
+    def __init__(self, language_model: PreTrainedModel, loss: TokenLoss, engine: LossEngine) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.loss_head = LossHead(output_head(language_model), loss, engine)
+
+    def forward(self, batch: Batch) -> LossOutput:
+        """The sum of the losses of the batch's supervised tokens, and their statistics."""
+        output = backbone(self.language_model)(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        )
+        hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])
+        result: LossOutput = self.loss_head(hidden_states, batch["labels"])
+        return result

@@ -1,0 +1,39 @@
+"""Optimizer and schedule, from their configs."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from ts2_lightning.modules.config import AdamWConfig, ScheduleConfig
+
+
+def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained; matrices in the group that decays, vectors in the other."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if _dimensions(p) >= 2]
+    vectors = [p for p in trained if _dimensions(p) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused
+    )
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Any:
+    """The learning-rate schedule over `steps` optimizer steps, stepped after each."""
+    warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
+    if config.min_lr_ratio > 0:
+        extra = {"min_lr_rate": config.min_lr_ratio}
+        return get_scheduler("cosine_with_min_lr", optimizer, warmup, steps, scheduler_specific_kwargs=extra)
+    name = "constant_with_warmup" if config.name == "constant" else config.name
+    return get_scheduler(name, optimizer, warmup, steps)
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole parameter: ZeRO-3 leaves a flat shard in its place and the shape beside it."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
