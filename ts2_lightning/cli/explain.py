@@ -172,6 +172,8 @@ def _abstract_class(complaint: Complaint, match: re.Match[str]) -> str:
 
 def _failed_import(complaint: Complaint, match: re.Match[str]) -> str:
     path, reason = match["path"], match["reason"]
+    if path.endswith((".yaml", ".yml")):
+        return _missing_file(complaint, complaint.key, path)
     names = [known.__name__ for known in known_classes(_action(complaint.parser, complaint.key))]
     hint = did_you_mean(path.rpartition(".")[2], names)
     return complaint.about(complaint.key, f"cannot import {path}: {reason}{hint}")
@@ -206,6 +208,8 @@ def _missing_file(complaint: Complaint, key: str, word: str) -> str:
 def _wrong_value(complaint: Complaint, match: re.Match[str]) -> str:
     expected = _readable(match["type"])
     value = match["value"].strip()
+    if value.endswith((".yaml", ".yml")) and known_classes(_action(complaint.parser, complaint.key)):
+        return _missing_file(complaint, complaint.key, value)
     choices = re.findall(r"'([^']*)'", match["type"]) if "Literal" in match["type"] else []
     return complaint.about(complaint.key, f"expected {expected}, got {value!r}{did_you_mean(value, choices)}")
 

@@ -13,7 +13,7 @@ from ts2_lightning.losses import TokenLoss
 from ts2_lightning.ops import LogitRows, token_statistics
 from ts2_lightning.types import LossOutput
 
-ELEMENTS_PER_BLOCK = {"cpu": 2**20, "cuda": 2**25}
+ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Logits that a loss works on at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
 
 
@@ -123,10 +123,11 @@ def evaluate_rows(
     """
     n, K = logits.shape
     block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, ELEMENTS_PER_BLOCK["cuda"]) // K)
+    scratch = logits.new_empty(2, min(block, n), K)
     with torch.autocast(logits.device.type, enabled=False):  # it would turn the sums over a row to bfloat16
         for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
             part = slice(first, min(first + block, n))
-            rows = LogitRows(logits[part], labels[part])
+            rows = LogitRows(logits[part], labels[part], scratch)
             result = loss.evaluate(rows)
             factors = None if weights is None else weights[part]
             values = {"objective": result.term.value} | token_statistics(rows, loss.logit_scale)

@@ -17,7 +17,8 @@ class LanguageModelConfig:
         init: `pretrained` loads the weights; `random` draws them from the model's config.
         dtype: of the weights that the optimizer updates. A step of 2e-5 leaves a bfloat16 weight of 0.02
             as it is, so keep float32 and set the trainer's precision to bf16-mixed for the compute.
-        attn_implementation: `auto` takes flash_attention_2 where it is installed and a GPU is there, else sdpa.
+        attn_implementation: `auto` takes flash_attention_2 where it is installed and a GPU is there, else sdpa
+            (eager for an architecture that has none).
         deterministic_attention: ask flash attention for its deterministic backward pass, as the papers do.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
     """

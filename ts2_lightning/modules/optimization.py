@@ -8,6 +8,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from ts2_lightning.modules.config import AdamWConfig, ScheduleConfig
+from ts2_lightning.types import UserError
 
 
 def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
@@ -24,8 +25,20 @@ def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Any:
-    """The learning-rate schedule over `steps` optimizer steps, stepped after each."""
+def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: float) -> Any:
+    """The learning-rate schedule over `steps` optimizer steps, stepped after each.
+
+    Raises:
+        UserError: the steps are infinite, and the schedule depends on their number.
+    """
+    if math.isinf(steps):
+        if config.name != "constant" or (config.warmup_ratio and config.warmup_steps is None):
+            raise UserError(
+                f"schedule: {config.name} with a warm-up or decay over the whole run needs its number of steps; set "
+                "trainer.max_epochs or trainer.max_steps, or take name: constant with warmup_steps"
+            )
+        steps = 0
+    steps = int(steps)
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
     if config.min_lr_ratio > 0:
         extra = {"min_lr_rate": config.min_lr_ratio}

@@ -73,8 +73,21 @@ class SFTModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over all optimizer steps of the run."""
         optimizer = make_optimizer(self.network, self.optimizer)
-        scheduler = make_schedule(optimizer, self.schedule, int(self.trainer.estimated_stepping_batches))
+        scheduler = make_schedule(optimizer, self.schedule, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> float:
+        """Optimizer steps of the whole run; infinite where only time ends it.
+
+        Lightning's own estimate makes it fetch the loader before it restores a checkpoint's progress. Ours starts where
+        the training stands, so a resumed run would begin with the wrong rows: ask a loader that nobody iterates.
+        """
+        trainer: Any = self.trainer
+        loader = trainer.datamodule and trainer.datamodule.train_dataloader()
+        if not hasattr(loader, "steps_per_epoch"):
+            return float(trainer.estimated_stepping_batches)
+        by_epochs = math.inf if trainer.max_epochs == -1 else loader.steps_per_epoch * max(trainer.max_epochs, 1)
+        return min(by_epochs, math.inf if trainer.max_steps == -1 else trainer.max_steps)
 
     # -- training
 

@@ -16,9 +16,6 @@ from torch import Tensor
 from ts2_lightning.ops.sparse import Entries
 from ts2_lightning.ops.sparsemax import BLOCK, Sparsemax, block_maxima, sparsemax
 
-NEGLIGIBLE = -1e4
-"""exp of this is exactly zero in float32 and float64; stands in for -inf where 0 * -inf would be NaN."""
-
 
 class Mass(NamedTuple):
     """Softmax probability inside and outside a set of tokens.
@@ -40,6 +37,8 @@ class LogitRows:
     Args:
         logits: [n, K] float32 or float64, contiguous. May contain -inf, not +inf or NaN.
         labels: [n] int64, the gold tokens.
+        scratch: [2, >= n, K] of the dtype of the logits, to compute in; it must not be used otherwise while
+            the rows live. Default: new memory, which costs more than the arithmetic.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))
@@ -47,9 +46,10 @@ class LogitRows:
         (0.4076, 0.8324)
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor) -> None:
+    def __init__(self, logits: Tensor, labels: Tensor, scratch: Tensor | None = None) -> None:
         self.logits = logits
         self.labels = labels
+        self._scratch = logits.new_empty(2, *logits.shape) if scratch is None else scratch[:, : len(logits)]
         self._scaled: dict[float, LogitRows] = {}
 
     def __len__(self) -> int:
@@ -86,9 +86,10 @@ class LogitRows:
     @cached_property
     def _exponentials(self) -> tuple[Tensor, Tensor, Tensor]:
         """exp(z - max) [n, K], its sum [n], and the sum of (z - max) exp(z - max) [n]."""
-        shifted = (self.logits - self.maximum[:, None]).clamp_(min=NEGLIGIBLE)
-        exponentials = shifted.exp()
-        weighted = torch.einsum("nk,nk->n", exponentials, shifted)
+        shifted = torch.sub(self.logits, self.maximum[:, None], out=self._scratch[0])
+        exponentials = torch.exp(shifted, out=self._scratch[1])
+        # A masked token has -inf * 0, which is NaN and counts as the zero that it is in the limit.
+        weighted = shifted.mul_(exponentials).nansum(-1)
         return exponentials, exponentials.sum(-1), weighted
 
     @property

@@ -1,0 +1,82 @@
+"""The real command line, in this process: nothing is replaced, only models and data are small."""
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ts2_lightning.cli import main
+from ts2_lightning.data.toyworld import write_blank_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+QUICKSTART = CONFIGS / "experiment" / "quickstart.yaml"
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Answer(NamedTuple):
+    """What a command said and returned."""
+
+    status: int
+    out: str
+    err: str
+
+
+class CommandLine:
+    """Runs commands as `python cli.py` would.
+
+    Args:
+        capfd: takes what is printed.
+        blank: a model directory with a tokenizer and no weights.
+    """
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], blank: Path) -> None:
+        self._capfd = capfd
+        self.blank = blank
+
+    def __call__(self, *argv: str) -> Answer:
+        self._capfd.readouterr()
+        status = main(argv)
+        return Answer(status, *self._capfd.readouterr())
+
+    def toy(self, command: str, *options: str) -> Answer:
+        """A command on the quickstart's experiment, with random weights instead of the base model."""
+        blank = ("--model.lm.path", str(self.blank), "--model.lm.init", "random")
+        quiet = ("--trainer.enable_progress_bar", "false")
+        return self(command, "-c", str(QUICKSTART), *blank, *quiet, *options)
+
+
+@contextmanager
+def empty_working_directory(directory: Path, cache: Path) -> Iterator[None]:
+    """A working directory outside of any cluster, with a cache of its own."""
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        for name in list(os.environ):
+            if name.startswith(("SLURM_", "TORCHELASTIC_", "TS2_")) or name in RANK_VARIABLES:
+                patch.delenv(name)
+        patch.setenv("TS2_CACHE_DIR", str(cache))
+        yield
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C after the first one
+
+
+def make_blank(directory: Path) -> Path:
+    """The toy world's model without weights; small enough for tests, and with all of its tokenizer."""
+    return write_blank_model(directory)
+
+
+def column(run: Path | str, name: str) -> dict[int, float]:
+    """Optimizer step -> logged value."""
+    with (Path(run) / "csv" / "metrics.csv").open(newline="") as stream:
+        return {int(row["step"]): float(row[name]) for row in csv.DictReader(stream) if row.get(name)}
+
+
+def json_lines(file: Path | str) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file."""
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]

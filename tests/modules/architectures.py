@@ -1,0 +1,73 @@
+"""Random models of many architectures, small enough for a laptop's idle second, and batches for them."""
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ts2_lightning.types import Batch
+
+VOCABULARY = 97
+_COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_GROUPED = {**_COMMON, "num_key_value_heads": 2}
+
+ARCHITECTURES: dict[str, PreTrainedConfig] = {
+    "llama": transformers.LlamaConfig(**_GROUPED),
+    "llama, tied": transformers.LlamaConfig(**_GROUPED, tie_word_embeddings=True),
+    "qwen2": transformers.Qwen2Config(**_GROUPED, tie_word_embeddings=True),
+    "qwen3": transformers.Qwen3Config(**_GROUPED, head_dim=8),
+    "gemma2": transformers.Gemma2Config(**_GROUPED, head_dim=8, final_logit_softcapping=2.0),
+    "gemma3": transformers.Gemma3TextConfig(**_GROUPED, head_dim=8),
+    "mistral": transformers.MistralConfig(**_GROUPED, head_dim=8),
+    "phi3": transformers.Phi3Config(**_GROUPED),
+    "olmo2": transformers.Olmo2Config(**_GROUPED),
+    "gpt_neox": transformers.GPTNeoXConfig(**_COMMON),
+    "cohere": transformers.CohereConfig(**_GROUPED, logit_scale=0.25),
+    "granite": transformers.GraniteConfig(**_GROUPED, logits_scaling=8.0),
+    "opt": transformers.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, word_embed_proj_dim=16, ffn_dim=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
+    ),
+}  # fmt: skip
+
+PLAIN = {"llama", "llama, tied", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "olmo2", "gpt_neox", "opt"}
+"""Those whose head is a matrix product and nothing else."""
+
+
+def random_model(name: str, seed: int = 0) -> PreTrainedModel:
+    """A float64 model; its weights are large, so that a forgotten scale or soft cap shows."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        ARCHITECTURES[name], dtype=torch.float64, attn_implementation="eager"
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2)
+    return model.train()
+
+
+def uneven_batch(seed: int = 0) -> tuple[Batch, Tensor]:
+    """Three rows of 11, 7 and 4 tokens, some supervised, and [3, 11] labels in transformers' own convention."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths, width = (11, 7, 4), 11
+    ids = torch.randint(3, VOCABULARY, (3, width), generator=generator)
+    mask = (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+    ids = ids * mask
+    labels = torch.full_like(ids, -100)
+    for row, places in enumerate([(3, 4, 5, 9, 10), (1, 6), (3,)]):
+        for place in places:
+            labels[row, place] = ids[row, place]
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:].flatten()
+    supervised = (shifted != -100).nonzero()[:, 0]
+    batch: Batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "supervised": supervised,
+        "labels": shifted[supervised],
+        "token_rows": supervised // width,
+        "divisor": torch.tensor(len(supervised)),
+    }
+    return batch, labels

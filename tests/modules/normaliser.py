@@ -1,0 +1,129 @@
+"""One epoch of two uneven optimizer steps, split in any way; run as a script, on two gloo ranks.
+
+    normaliser.py ROWS MODEL OUT LOSS MICRO_BATCH_SIZE [LOSS MICRO_BATCH_SIZE ...]
+
+The script is one for several runs, because imports cost most of the time, and the ranks are forked from it, because
+processes that have run autograd cannot fork.
+"""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import multiprocessing
+
+from ts2_lightning.callbacks import DistributionMonitor
+from ts2_lightning.data import SFTData
+from ts2_lightning.engines import ChunkedEngine
+from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
+from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
+
+BATCH_SIZE = 16
+LOSSES: dict[str, type[TokenLoss]] = {"ce": CrossEntropyLoss, "ts2": TS2Loss}
+
+
+class Memory(Logger):
+    """Keeps what is logged: step -> name -> value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: dict[int, dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    @property
+    def version(self) -> int:
+        return 0
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.steps.setdefault(int(step or 0), {}).update(metrics)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Watch(Callback):
+    """Keeps the rows of every step, its gradients before clipping and the weights after it."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = [[]]
+        self.widths: list[list[int]] = [[]]
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.rows[-1] += [row for row in batch["row_index"].tolist() if row >= 0]
+        self.widths[-1].append(sum(batch["row_index"] >= 0))
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+        named = module.language_model.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == len(self.gradients) > len(self.weights):
+            self.weights.append({name: p.detach().clone() for name, p in module.language_model.named_parameters()})
+            self.rows.append([])
+            self.widths.append([])
+
+
+def run(rows: str, model: str, loss: str, micro_batch_size: int, ranks: int = 1) -> dict[str, Any]:
+    """Trains two steps, the second of three rows only, and validates; returns what can be compared.
+
+    AdamW with so large an epsilon is nearly plain gradient descent: a wrong scale of the gradient reaches the weights,
+    and rounding does not.
+    """
+    seed_everything(0, verbose=False)
+    watch, memory = Watch(), Memory()
+    module = SFTModule(
+        LanguageModelConfig(model),
+        LOSSES[loss](),
+        ChunkedEngine(chunk_size=13),
+        AdamWConfig(lr=1.0, eps=10.0),
+        ScheduleConfig("constant", warmup_ratio=0.0),
+    )
+    data = SFTData(
+        train=f"{rows}/train.jsonl", validation=f"{rows}/validation.jsonl", tokenizer=model, batch_size=BATCH_SIZE,
+        micro_batch_size=micro_batch_size, eval_batch_size=3,
+    )  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu", devices=ranks, strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
+        max_epochs=1, gradient_clip_val=0.5, logger=memory, callbacks=[DistributionMonitor(), watch],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        num_sanity_val_steps=0, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, data)
+    return {
+        "accumulation": trainer.accumulate_grad_batches,
+        "rows": watch.rows[:-1],
+        "widths": watch.widths[:-1],
+        "gradients": watch.gradients,
+        "weights": watch.weights,
+        "logged": memory.steps,
+        "validation": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+    }
+
+
+def rank(number: int, port: int, arguments: list[str]) -> None:
+    """One rank, as torchrun would start it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    torch.set_num_threads(1)
+    rows, model, out, *runs = arguments
+    found = [run(rows, model, loss, int(size), ranks=2) for loss, size in zip(runs[0::2], runs[1::2], strict=True)]
+    torch.save(found, Path(out) / f"rank{number}.pt")
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        free_port = free.getsockname()[1]
+    multiprocessing.start_processes(rank, (free_port, sys.argv[1:]), nprocs=2, start_method="fork")

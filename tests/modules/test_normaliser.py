@@ -1,0 +1,231 @@
+"""The loss of a step is one sum over one count, however the step is split: DESIGN.md's contract."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.modules import normaliser
+from tests.modules.normaliser import BATCH_SIZE
+from tests.reference import cross_entropy, sparsemax, ts2
+from ts2_lightning.data import SFTData
+from ts2_lightning.data.toyworld import load_world, write_blank_model
+
+TRAINED, VALIDATED = BATCH_SIZE + 3, 7
+FORMULAS = {"ce": cross_entropy, "ts2": ts2(0.25)}
+TIMING = {"train/supervised_tokens_per_second", "train/peak_memory_gb"}
+
+
+class World(NamedTuple):
+    """Where rows and model are, and how to run them."""
+
+    rows: Path
+    model: Path
+    run: Callable[[str, int], dict[str, Any]]
+    two_ranks: Callable[[], dict[tuple[str, int], list[dict[str, Any]]]]
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """Of one to six turns, each of one to seven words."""
+    words = load_world().words
+    turns = []
+    for turn in range(1 + number * 5 % 6):
+        start = 11 * number + 3 * turn
+        turns.append({"role": "user", "content": " ".join(words[start : start + 2])})
+        turns.append({"role": "assistant", "content": " ".join(words[start + 5 : start + 6 + (number + turn) * 3 % 7])})
+    return {"messages": turns}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    rows, model, out = (tmp_path_factory.mktemp(name) for name in ("rows", "model", "out"))
+    splits = {"train": range(TRAINED), "validation": range(TRAINED, TRAINED + VALIDATED)}
+    for split, numbers in splits.items():
+        (rows / f"{split}.jsonl").write_text("".join(json.dumps(conversation(n)) + "\n" for n in numbers))
+    write_random_model(model)
+    runs = [("ce", 4), ("ts2", 4), ("ts2", 3)]
+
+    @lru_cache
+    def run(loss: str, micro_batch_size: int) -> dict[str, Any]:
+        return normaliser.run(str(rows), str(model), loss, micro_batch_size)
+
+    @lru_cache
+    def two_ranks() -> dict[tuple[str, int], list[dict[str, Any]]]:
+        arguments = [str(rows), str(model), str(out), *(str(value) for pair in runs for value in pair)]
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        subprocess.run([sys.executable, normaliser.__file__, *arguments], check=True, cwd=root, env=environment)
+        found = [torch.load(out / f"rank{number}.pt") for number in (0, 1)]
+        return {pair: [ranks[i] for ranks in found] for i, pair in enumerate(runs)}
+
+    return World(rows, model, run, two_ranks)
+
+
+def write_random_model(directory: Path) -> None:
+    """The toy world's tokenizer and a model whose predictions are neither flat nor certain."""
+    write_blank_model(directory)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(8)
+    model.save_pretrained(directory)
+
+
+# --- the same step, split in many ways -------------------------------------------------------------------------------
+
+
+def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Loss, every logged number, gradients before clipping and weights after the step, to rounding."""
+    assert [sorted(rows) for rows in wanted["rows"]] == [sorted(rows) for rows in found["rows"]]
+    assert len(found["gradients"]) == len(wanted["gradients"]) == 2
+    for kind, tolerance in (("gradients", 2e-5), ("weights", 2e-6)):
+        for step, (mine, theirs) in enumerate(zip(found[kind], wanted[kind], strict=True)):
+            for name, tensor in theirs.items():
+                scale = tensor.abs().max().item()
+                difference = (mine[name] - tensor).abs().max().item()
+                assert difference <= tolerance * scale, f"{kind} of {name} in step {step}: {difference / scale}"
+    assert_same_numbers(found["logged"], wanted["logged"])
+
+
+def assert_same_numbers(found: dict[int, dict[str, float]], wanted: dict[int, dict[str, float]]) -> None:
+    assert found.keys() == wanted.keys() == {1, 2}
+    for step, metrics in wanted.items():
+        assert found[step].keys() == metrics.keys()
+        assert {"train/objective", "train/cross_entropy", "train/gradient_norm", "train/support_size"} <= metrics.keys()
+        for name in metrics.keys() - TIMING:
+            assert found[step][name] == pytest.approx(metrics[name], rel=2e-5, abs=1e-6), f"{name} of step {step}"
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+@pytest.mark.parametrize(("micro_batch_size", "accumulation"), [(4, 4), (5, 4), (1, 16)])
+def test_micro_batches(loss: str, micro_batch_size: int, accumulation: int, world: World) -> None:
+    whole, split = world.run(loss, BATCH_SIZE), world.run(loss, micro_batch_size)
+    assert (whole["accumulation"], split["accumulation"]) == (1, accumulation)
+    assert [len(rows) for rows in split["rows"]] == [BATCH_SIZE, TRAINED - BATCH_SIZE]
+    if micro_batch_size == 1:  # the last step has fewer rows than micro-batches
+        assert split["widths"][1] == [1, 1, 1] + [0] * 13
+    assert_same(split, whole)
+
+
+@pytest.mark.slow  # the imports of another process
+@pytest.mark.parametrize(("loss", "micro_batch_size", "accumulation"), [("ce", 4, 2), ("ts2", 4, 2), ("ts2", 3, 3)])
+def test_two_ranks(loss: str, micro_batch_size: int, accumulation: int, world: World) -> None:
+    ranks, whole = world.two_ranks()[loss, micro_batch_size], world.run(loss, BATCH_SIZE)
+    assert [rank["accumulation"] for rank in ranks] == [accumulation] * 2
+    together = [a + b for a, b in zip(*(rank["rows"] for rank in ranks), strict=True)]
+    assert not set(ranks[0]["rows"][0]) & set(ranks[1]["rows"][0])
+    assert any(0 in rank["widths"][1] for rank in ranks)  # three rows are not enough for all micro-batches
+    assert_same({**ranks[0], "rows": together}, whole)
+    for name, tensor in ranks[0]["weights"][-1].items():
+        assert torch.equal(tensor, ranks[1]["weights"][-1][name]), name
+    for step, metrics in ranks[1]["logged"].items():  # the second rank knows the same numbers
+        for name in metrics.keys() - TIMING:
+            assert metrics[name] == pytest.approx(ranks[0]["logged"][step][name], rel=1e-12), name
+
+
+# --- what that step is: a plain loop over rows -----------------------------------------------------------------------
+
+
+def plain_rows(world: World, split: str) -> list[tuple[Tensor, Tensor]]:
+    """Ids of every row, and the places of its supervised tokens."""
+    file = str(world.rows / f"{split}.jsonl")
+    data = SFTData(train=file, tokenizer=str(world.model))
+    data.setup(None)
+    found = []
+    for row in (data.rows("train")[i] for i in range(len(data.rows("train")))):
+        places = [place for start, stop in row.spans.tolist() for place in range(start, stop)]
+        found.append((torch.tensor(row.ids).long(), torch.tensor(places)))
+    return found
+
+
+def plain_logits(model: PreTrainedModel, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, K] in float64 and gold tokens [n], from the model as transformers has it, one row at a time."""
+    return model(input_ids=ids[None]).logits[0, places - 1], ids[places]
+
+
+def model_with(world: World, weights: dict[str, Tensor] | None) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(world.model, dtype=torch.float64)
+    if weights is not None:
+        model.load_state_dict(weights, strict=False)
+    return model
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+def test_it_is_the_sum_over_all_tokens_by_their_number(loss: str, world: World) -> None:
+    run, rows = world.run(loss, BATCH_SIZE), plain_rows(world, "train")
+    counts = [len(places) for _, places in rows]
+    assert len(set(counts)) > 5  # uneven
+    for step in (0, 1):
+        model = model_with(world, run["weights"][0] if step else None)
+        pairs = [plain_logits(model, *rows[row]) for row in run["rows"][step]]
+        count = sum(counts[row] for row in run["rows"][step])
+        total = torch.stack([FORMULAS[loss](*pair).sum() for pair in pairs]).sum() / count
+        total.backward()
+        logged = run["logged"][step + 1]
+        assert logged["train/objective"] == pytest.approx(total.item(), rel=1e-5)
+        plain = sum(cross_entropy(*pair).sum().item() for pair in pairs) / count
+        assert logged["train/cross_entropy"] == pytest.approx(plain, rel=1e-5)
+        wanted = {name: p.grad for name, p in model.named_parameters()}
+        norm = torch.stack([g.square().sum() for g in wanted.values()]).sum().sqrt().item()
+        assert logged["train/gradient_norm"] == pytest.approx(norm, rel=1e-4)
+        for name, gradient in run["gradients"][step].items():
+            error = (gradient.double() - wanted[name]).abs().max() / wanted[name].abs().max()
+            assert error < 1e-4, f"{name}: {error}"
+
+
+def test_the_step_is_clipped_to_the_norm_that_was_asked_for(world: World) -> None:
+    """AdamW's first step is -lr * g / (|g| + eps), with g clipped to a norm of 0.5."""
+    run = world.run("ce", BATCH_SIZE)
+    assert run["logged"][1]["train/gradient_norm"] > 1
+    before = dict(model_with(world, None).named_parameters())
+    for name, after in run["weights"][0].items():
+        gradient = run["gradients"][0][name].double() * 0.5 / run["logged"][1]["train/gradient_norm"]
+        wanted = before[name] - gradient / (gradient.abs() + 10)
+        assert (after - wanted).abs().max() < 1e-5 * before[name].abs().max()
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def plain_validation(world: World, weights: dict[str, Tensor]) -> dict[str, float]:
+    model = model_with(world, weights)
+    with torch.no_grad():
+        pairs = [plain_logits(model, *row) for row in plain_rows(world, "validation")]
+    logits, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
+    probabilities = logits.softmax(-1)
+    plain = cross_entropy(logits, labels).mean().item()
+    return {
+        "val/cross_entropy": plain,
+        "val/perplexity": torch.tensor(plain).exp().item(),
+        "val/objective": FORMULAS["ts2"](logits, labels).mean().item(),
+        "val/token_accuracy": (logits.argmax(-1) == labels).double().mean().item(),
+        "val/entropy": -(probabilities * probabilities.log()).sum(-1).mean().item(),
+        "val/support_size": (sparsemax(logits) > 0).sum(-1).double().mean().item(),
+        "val/top1": probabilities.amax(-1).mean().item(),
+    }
+
+
+def check_validation(run: dict[str, Any], world: World) -> None:
+    for name, wanted in plain_validation(world, run["weights"][-1]).items():
+        assert run["validation"][name] == pytest.approx(wanted, rel=1e-5), name
+        assert run["logged"][2][name] == pytest.approx(wanted, rel=1e-5), name
+
+
+def test_validation_is_a_plain_loop_over_rows(world: World) -> None:
+    check_validation(world.run("ts2", BATCH_SIZE), world)
+
+
+@pytest.mark.slow
+def test_two_ranks_count_every_row_once(world: World) -> None:
+    """Seven rows in batches of three: one rank has an empty batch at the end."""
+    for run in world.two_ranks()["ts2", 4]:
+        check_validation(run, world)
