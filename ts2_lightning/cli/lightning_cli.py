@@ -219,6 +219,8 @@ class TS2CLI(LightningCLI):
             and trainer.max_time is None
         ):
             trainer.max_epochs = _EPOCHS
+        if trainer.precision is None and computes_in_bfloat16(trainer.accelerator):
+            trainer.precision = "bf16-mixed"
         recorded = settings.clone()
         recorded.ckpt_path = None
         self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
@@ -336,6 +338,14 @@ def resolve_model(path: str) -> str:
         raise UserError(f"model.lm.path: {path!r} is not understood; write toyworld or toyworld?seed=1")
     ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
     return str(ensure_base(int(seed)))
+
+
+def computes_in_bfloat16(accelerator: object) -> bool:
+    """Whether a run on this accelerator would be on a GPU that has bfloat16."""
+    import torch
+
+    wanted = accelerator in ("auto", "gpu", "cuda")
+    return wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
 def _default_callbacks(run: Path) -> list[Callback]:
