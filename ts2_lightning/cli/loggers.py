@@ -7,10 +7,29 @@ from pathlib import Path
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class _KeepingWriter(ExperimentWriter):
-    """Goes on with an existing `metrics.csv`, which Lightning's own writer deletes."""
+    """Goes on with an existing `metrics.csv`, which Lightning's own writer deletes; one row per step."""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Adds to the row of the step, whoever began it."""
+        super().log_metrics(metrics_dict, step)
+        if len(self.metrics) > 1 and self.metrics[-1]["step"] == self.metrics[-2]["step"]:
+            addition = self.metrics.pop()
+            self.metrics[-1] |= addition
+
+    def save(self) -> None:
+        """Writes every row but that of the newest step, to which something may still be added."""
+        newest = self.metrics[-1:]
+        self.metrics = self.metrics[:-1]
+        super().save()
+        self.metrics = newest
+
+    def finish(self) -> None:
+        """Writes every row."""
+        super().save()
 
     def _check_log_dir_exists(self) -> None:
         file = Path(self.metrics_file_path)
@@ -30,7 +49,7 @@ class _KeepingWriter(ExperimentWriter):
 
 
 class RunCSVLogger(CSVLogger):
-    """Lightning's CSV logger, but a resumed run adds to the rows that are there.
+    """Lightning's CSV logger, but a step has one row, and a resumed run adds to the rows that are there.
 
     >>> logger = RunCSVLogger("runs/ts2/1", name="csv", version="")  # writes runs/ts2/1/csv/metrics.csv
     """
@@ -43,12 +62,19 @@ class RunCSVLogger(CSVLogger):
             self._experiment = _KeepingWriter(log_dir=self.log_dir)
         return self._experiment  # type: ignore[return-value]
 
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes what is still held back, however the run ended."""
+        if isinstance(self._experiment, _KeepingWriter):
+            self._experiment.finish()
+        super().finalize(status)
+
 
 def default_loggers(run: Path) -> list[Logger]:
     """TensorBoard in `run/tensorboard`, CSV in `run/csv/metrics.csv`."""
     return [
         TensorBoardLogger(save_dir=str(run), name="tensorboard", version=""),
-        RunCSVLogger(save_dir=str(run), name="csv", version=""),
+        RunCSVLogger(save_dir=str(run), name="csv", version="", flush_logs_every_n_steps=1),
     ]
 
 

@@ -9,7 +9,9 @@ import yaml
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
@@ -38,11 +40,12 @@ def run(argv: Sequence[str]) -> int:
         The exit status: that of the first fit that failed, else 0.
     """
     options = _parser().parse_args(argv)
+    quieten("quickstart")
     base = ensure_base()
     models: dict[str, Path] = {"base": base}
     for label, extra in fits().items():
         name = f"quickstart-{label.lower().replace(', ', '-').replace(' ', '-')}"
-        print(f"\n== {label}: python cli.py fit -c {CONFIG} {' '.join(extra)}".rstrip(), flush=True)
+        print(f"\n== {label}: python cli.py fit -c {_nearer(CONFIG)} {' '.join(extra)}".rstrip(), flush=True)
         status = _fit(name, extra, options)
         if status:
             return status
@@ -77,6 +80,7 @@ def compare(models: dict[str, Path], out: Path) -> None:
     measures: dict[str, dict[str, float]] = {}
     distributions: dict[str, Tensor] = {}
     print()
+    transformers_logging.disable_progress_bar()  # one bar over the models is enough
     for label, directory in tqdm(models.items(), desc="Measuring", unit=" models"):
         model, tokenizer = _load(directory)
         style: Style = "text" if label == "base" else "chat"
@@ -96,6 +100,11 @@ def _fit(name: str, extra: list[str], options: argparse.Namespace) -> int:
 
     arguments = ["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", options.runs_dir]
     return main([*arguments, "--seed_everything", str(options.seed), *extra])
+
+
+def _nearer(path: Path) -> Path:
+    """The path from the working directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -116,7 +116,7 @@ class SFTModule(L.LightningModule):
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not torch.isfinite(norm):
             raise UserError(
-                f"step {self.trainer.global_step}: the gradient norm is {norm.item()}; stopped before the update, "
+                f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; stopped before the update, "
                 "the weights are those of the step before"
             )
         self._gradient_norm = norm
