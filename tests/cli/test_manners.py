@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from ts2_lightning.cli import main
 
 COMMAND_LINE = {
     "fitt": "no command 'fitt'; did you mean fit?",
@@ -169,3 +170,16 @@ def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
     assert last.startswith("interrupted: newest checkpoint runs/run/1/checkpoints/last.ckpt; resume with: ")
     assert last.endswith("fit -c runs/run/1/config.yaml --ckpt_path runs/run/1/checkpoints/last.ckpt")
     assert "Traceback" not in answer.err
+
+
+def test_a_class_on_the_command_line_is_not_blamed_on_a_file(ts2: Run, here: Path) -> None:
+    (here / "c.yaml").write_text("model:\n  loss:\n    class_path: SquareLoss\n")
+    answer = ts2(*"fit --model.lm.path x -c c.yaml --model.loss SquareLos".split())
+    assert answer.status == 2
+    assert answer.err == "error: --model.loss: no class named 'SquareLos'; did you mean SquareLoss?\n"
+
+
+def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """jsonargparse catches it among the members of `TokenLoss | None`, and raises an error of its own."""
+    assert main(["fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == "error: TS2Loss: alpha must be at least 0, got -1.0"

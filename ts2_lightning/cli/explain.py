@@ -40,7 +40,7 @@ class Complaint:
 
     def origin(self, key: str) -> Origin | None:
         """Where the value of `key` was given; a class is given on the line of its `class_path`, if it has one."""
-        return find_origin(f"{key}.class_path", self.arguments) or find_origin(key, self.arguments)
+        return find_origin(key, self.arguments, f"{key}.class_path")
 
     def about(self, key: str, text: str) -> str:
         """The whole line: place, setting, what is wrong with it."""

@@ -50,9 +50,10 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
     except KeyboardInterrupt:
         return _end("interrupted", 130, debug)
     except Exception as error:
-        if not _is_users(error):
+        users = _users_error(error)
+        if users is None:
             raise
-        return _end(f"error: {one_line(str(error))}", 2, debug)
+        return _end(f"error: {one_line(str(users))}", 2, debug)
 
 
 def one_line(text: str) -> str:
@@ -60,10 +61,14 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _is_users(error: Exception) -> bool:
+def _users_error(error: BaseException) -> BaseException | None:
+    """The `UserError` that this is, or that a library caught and raised again as its own; None if there is none."""
     from ts2_lightning.types import UserError  # here, because it imports torch
 
-    return isinstance(error, UserError)
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, UserError):
+        found = found.__cause__
+    return found
 
 
 def _end(message: str, status: int, debug: bool) -> int:

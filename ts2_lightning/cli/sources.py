@@ -66,9 +66,18 @@ def origins(arguments: Sequence[str]) -> list[Origin]:
     return found
 
 
-def find_origin(key: str, arguments: Sequence[str]) -> Origin | None:
-    """The place that decided `key`: the last one that names it, else the last that names what it is part of."""
+def find_origin(key: str, arguments: Sequence[str], *aliases: str) -> Origin | None:
+    """The place that decided `key`: the last one that names it, else the last that names what it is part of.
+
+    Args:
+        key: the setting.
+        arguments: the command line after the command.
+        *aliases: other names of the same setting.
+    """
     places = origins(arguments)
+    named = [place for place in places if place.key in (_plain(key), *aliases)]
+    if named:
+        return named[-1]
     for candidate in _ancestors(_plain(key)):
         matching = [place for place in places if place.key == candidate]
         if matching:

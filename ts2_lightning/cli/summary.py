@@ -1,5 +1,6 @@
 """The last words of a command: where things are, and how to go on."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def closing_lines(command: str, run: Path) -> list[str]:
     if command == "predict":
         return [f"Predictions: {run / PredictionFile.NAME}"]
     if command != "fit":
-        return [f"Results:     {run / RESULTS}"]
+        return [*_metrics(run / RESULTS), f"Results:     {run / RESULTS}"]
     newest, best = newest_checkpoint(run), best_checkpoint(run)
     lines = [f"Run:         {run}"]
     if best or newest:
@@ -26,6 +27,13 @@ def closing_lines(command: str, run: Path) -> list[str]:
         lines.append(f"Go on:       {resume_command(run, newest)} --trainer.max_epochs N")
         lines.append(f"Test:        {_command('test', run, best or newest)} --data.test FILE")
     return lines
+
+
+def _metrics(file: Path) -> list[str]:
+    """The metrics of an evaluation, one on a line."""
+    metrics: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    width = max(map(len, metrics), default=0)
+    return [f"{name:<{width}}  {value:.5g}" for name, value in metrics.items()]
 
 
 def interruption_line(run: Path | None) -> str:
