@@ -174,7 +174,7 @@ def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
 
 def test_a_class_on_the_command_line_is_not_blamed_on_a_file(ts2: Run, here: Path) -> None:
     (here / "c.yaml").write_text("model:\n  loss:\n    class_path: SquareLoss\n")
-    answer = ts2(*"fit --model.lm.path x -c c.yaml --model.loss SquareLos".split())
+    answer = ts2(*["fit", "--model.lm.path", "x", "-c", "c.yaml", "--model.loss", "SquareLos"])
     assert answer.status == 2
     assert answer.err == "error: --model.loss: no class named 'SquareLos'; did you mean SquareLoss?\n"
 

@@ -184,8 +184,8 @@ def test_a_bar_for_many_rows(rows: int, tmp_path: Path, capsys: pytest.CaptureFi
     [
         ({}, r"data\.train is not set"),
         ({"train": "CHATS"}, "chats.jsonl:1: to encode text data.tokenizer must name a tokenizer"),
-        ({"train": "CHATS", "tokenizer": "TOKENIZER", "template": "chatlm"}, "Did you mean 'chatml'?"),
-        ({"train": "CHATS", "tokenizer": "TOKENIZER", "format": "mesages"}, "Did you mean 'messages'?"),
+        ({"train": "CHATS", "tokenizer": "TOKENIZER", "template": "chatlm"}, "; did you mean chatml?"),
+        ({"train": "CHATS", "tokenizer": "TOKENIZER", "format": "mesages"}, "; did you mean messages?"),
         ({"train": "CHATS", "tokenizer": "TOKENIZER", "format": "tokens"}, "chats.jsonl:1: the field input_ids"),
         ({"train": "CHATS", "tokenizer": "/absent/place"}, "data.tokenizer: no directory /absent/place"),
         ({"train": "CHATS", "tokenizer": "EMPTY"}, "data.tokenizer: cannot load"),
@@ -224,7 +224,7 @@ def test_errors_of_setup(
         ({"eval_batch_size": 0}, r"data\.eval_batch_size must be at least 1"),
         ({"limit_test": 0}, r"data\.limit_test must be at least 1"),
         ({"seed": -1}, r"data\.seed must not be negative"),
-        ({"overlong": "trunkate"}, "Did you mean 'truncate'?"),
+        ({"overlong": "trunkate"}, "; did you mean truncate?"),
     ],
 )
 def test_errors_of_arguments(options: dict, reason: str) -> None:

@@ -45,7 +45,7 @@ def test_token_rows() -> None:
         ({"messages": [USER]}, "no message of the role assistant"),
         ({"messages": [USER, "a"]}, "message 2 must be an object with role and content"),
         ({"messages": [{"role": "user"}]}, "message 1 must be an object with role and content"),
-        ({"messages": [USER, {"role": "asistant", "content": "a"}]}, "Did you mean 'assistant'?"),
+        ({"messages": [USER, {"role": "asistant", "content": "a"}]}, "; did you mean assistant?"),
         ({"messages": [{"role": "user", "content": None}, ANSWER]}, "content must be a string, got None"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "message 2: the assistant's answer is empty"),
         ({"prompt": "q", "completion": 3}, "completion must be a string, got 3"),
@@ -70,7 +70,7 @@ def test_named_format_with_missing_field() -> None:
 
 def test_format_names() -> None:
     assert get_format("auto") is None
-    with pytest.raises(UserError, match=r"unknown format 'alpacca'; known: .* Did you mean 'alpaca'\?"):
+    with pytest.raises(UserError, match=r"unknown format 'alpacca'; known: .*; did you mean alpaca\?"):
         get_format("alpacca")
 
 
@@ -84,7 +84,7 @@ def test_formats_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert parse({"q": "q", "a": "a"}, function) == [USER, ANSWER]
     with pytest.raises(UserError, match="the format riddle failed with KeyError: 'a'"):
         parse({"q": "q"}, function)
-    with pytest.raises(UserError, match=r"riddles has no 'ridle'\. Did you mean 'riddle'\?"):
+    with pytest.raises(UserError, match=r"riddles has no 'ridle'; did you mean riddle\?"):
         get_format("riddles.ridle")
     with pytest.raises(UserError, match="no module 'ridles'"):
         get_format("ridles.riddle")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ts2_lightning import __version__
 from ts2_lightning.cli.commands import COMMANDS, Command
-from ts2_lightning.cli.suggestions import did_you_mean
+from ts2_lightning.suggestions import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "main"]
 

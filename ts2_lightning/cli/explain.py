@@ -12,7 +12,7 @@ from typing import Any
 
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.sources import Origin, find_origin, no_such_file
-from ts2_lightning.cli.suggestions import did_you_mean
+from ts2_lightning.suggestions import did_you_mean
 
 _LONGEST = 400
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.suggestions import did_you_mean
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -175,6 +175,7 @@ def find_checkpoint(wanted: str, named: Path) -> Path:
             )
     looked = f"no complete checkpoint in {named}/*/{CHECKPOINTS}" if numbers(named) else f"there is no run in {named}"
     others = [entry.name for entry in named.parent.iterdir() if numbers(entry)] if named.parent.is_dir() else []
+    others = [other for other in others if other != named.name]
     hint = did_you_mean(named.name, others, "--name ") or "; --name and --runs_dir say where to look"
     raise UserError(f"--ckpt_path {wanted}: nothing to resume: {looked}{hint}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from ts2_lightning.cli.guard import CommandLineError, one_line
-from ts2_lightning.cli.suggestions import did_you_mean
+from ts2_lightning.suggestions import did_you_mean
 
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")

@@ -13,11 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_rows
 from ts2_lightning.data.formats import get_format
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
-from ts2_lightning.data.naming import did_you_mean, unknown_name
+from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, steps_per_epoch
 from ts2_lightning.data.resume import align_progress, check_plan_state, plan_state
 from ts2_lightning.data.sources import TOYWORLD, Row, count_rows, file_digest, read_rows, resolve_sources
 from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 SPLITS = ("train", "validation", "test", "predict")
@@ -302,7 +303,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     place = Path(path).expanduser()
     if not place.exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
         siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-        raise UserError(f"data.tokenizer: no directory {path}.{did_you_mean(place.name, siblings)}")
+        raise UserError(f"data.tokenizer: no directory {path}{did_you_mean(place.name, siblings)}")
     try:
         return AutoTokenizer.from_pretrained(place if place.exists() else path)
     except (OSError, ValueError) as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ts2_lightning.data.naming import did_you_mean
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 TOYWORLD = "toyworld:"
@@ -52,7 +52,7 @@ def _resolve(source: str) -> list[Path]:
         raise UserError(f"{source} is a folder; name its files, for example {path / '*.jsonl'}")
     found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
     if not found:
-        raise UserError(f"no file {source}.{_nearest_file(path)}")
+        raise UserError(f"no file {source}{_nearest_file(path)}")
     for file in found:
         _reader(file)
     return found
@@ -65,7 +65,7 @@ def _nearest_file(path: Path) -> str:
     while not folder.is_dir():
         path, folder = folder, folder.parent
     folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return f" There is no folder {path}.{did_you_mean(path.name, folders)}"
+    return f": there is no folder {path}{did_you_mean(path.name, folders)}"
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
@@ -39,6 +38,8 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit status: that of the first fit that failed, else 0.
     """
+    from ts2_lightning.cli.quiet import quieten  # the command line imports its commands, not the other way round
+
     options = _parser().parse_args(argv)
     quieten("quickstart")
     base = ensure_base()
@@ -96,7 +97,7 @@ def compare(models: dict[str, Path], out: Path) -> None:
 
 
 def _fit(name: str, extra: list[str], options: argparse.Namespace) -> int:
-    from ts2_lightning.cli import main  # the command line imports this module's command lazily, too
+    from ts2_lightning.cli import main
 
     arguments = ["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", options.runs_dir]
     return main([*arguments, "--seed_everything", str(options.seed), *extra])

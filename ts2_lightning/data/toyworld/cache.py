@@ -8,7 +8,6 @@ Everything is written beside its place and moved there when it is whole, so proc
 do not disturb each other and a killed one leaves nothing half-made.
 """
 
-import difflib
 import hashlib
 import importlib.resources
 import json
@@ -23,6 +22,7 @@ from typing import Any
 
 from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
 from ts2_lightning.data.toyworld.world import load_world
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 SCHEME = "toyworld:"
@@ -91,9 +91,8 @@ def parse_source(uri: str) -> tuple[str, int]:
         raise UserError(f"data source {uri!r}: expected it to begin with {SCHEME!r}")
     split, _, query = uri[len(SCHEME) :].partition("?")
     if split not in SPLITS:
-        near = difflib.get_close_matches(split, SPLITS, n=1)
-        hint = f"did you mean {SCHEME}{near[0]}?" if near else f"there are {', '.join(SPLITS)}"
-        raise UserError(f"data source {uri!r}: the toy world has no split {split!r}; {hint}")
+        hint = did_you_mean(split, SPLITS, SCHEME) or f"; there are {', '.join(SPLITS)}"
+        raise UserError(f"data source {uri!r}: the toy world has no split {split!r}{hint}")
     if not query:
         return split, 0
     name, _, value = query.partition("=")

@@ -19,7 +19,7 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
     same_leaf = [name for name in names if name.rpartition(".")[2] == word]
     if same_leaf:
         return min(same_leaf, key=len)
-    close = get_close_matches(word, names, n=1, cutoff=0.7)
+    close = get_close_matches(word, names, n=1, cutoff=0.65)
     if close:
         return close[0]
     by_lower = {name.lower(): name for name in reversed(names)}

@@ -1,0 +1,181 @@
+"""The arrows between the rooms point one way: the table of docs/architecture.md, held true by reading the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ts2_lightning"
+NAME = "ts2_lightning"
+
+# Room -> rooms it may import. `types` is the file; `""` is the package's own __init__ (its version), free to all.
+MAY_IMPORT: dict[str, set[str]] = {
+    "": set(),
+    "types": set(),
+    "suggestions": set(),
+    "ops": {"types"},
+    "losses": {"types", "ops"},
+    "engines": {"types", "ops", "losses"},
+    "metrics": {"types", "ops"},
+    "data": {"types", "suggestions"},
+    "generation": {"types"},
+    "strategies": {"types"},
+    "modules": {"types", "ops", "losses", "engines", "metrics", "strategies"},
+    "callbacks": {"types", "ops", "metrics", "generation"},
+    "evaluation": {"types", "ops", "metrics", "generation", "data.toyworld"},
+    "experiments": {
+        "types", "ops", "losses", "engines", "modules", "data", "callbacks", "metrics", "generation", "evaluation",
+        "strategies", "cli.run_directory",
+    },
+    "cli": {"types", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments"},
+}  # fmt: skip
+
+# Inside a function, or by name through importlib: where what is below starts what is above.
+MAY_IMPORT_LATE: dict[str, set[str]] = {"experiments": {"cli"}}
+
+# Third parties that the lower rooms may use: pure tensor functions know neither models nor trainers.
+MAY_USE: dict[str, set[str]] = {
+    "types": {"torch"},
+    "ops": {"torch"},
+    "losses": {"torch"},
+    "engines": {"torch"},
+    "metrics": {"torch", "torchmetrics"},
+}
+STANDARD = {"abc", "collections", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
+
+Import = tuple[str, int, bool]
+"""Dotted name, line, and whether it runs when the module is imported."""
+
+
+def room_of(module: str) -> str:
+    """The room that a dotted name inside the package belongs to: `ts2_lightning.ops.rows` -> `ops`."""
+    return [*module.split("."), ""][1]
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of the package."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = (NAME, *file.relative_to(PACKAGE).with_suffix("").parts)
+        found[".".join(part for part in parts if part != "__init__")] = file
+    return found
+
+
+def imports(source: str, module: str, is_package: bool = False) -> list[Import]:
+    """Every import of a module, also relative ones, those inside functions, and `import_module("...")`."""
+    tree = ast.parse(source)
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(node)
+    }
+    found: list[Import] = []
+    for node in ast.walk(tree):
+        found += [(name, node.lineno, id(node) not in late) for name in _named(node, module, is_package)]
+    return found
+
+
+def _named(node: ast.AST, module: str, is_package: bool) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            above = module.split(".")[: len(module.split(".")) - node.level + is_package]
+            base = ".".join([*above, base]).rstrip(".")
+        return [f"{base}.{alias.name}" for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and "import_module" in ast.unparse(node.func):
+        return [_beginning(node.args[0])]
+    return []
+
+
+def _beginning(argument: ast.expr) -> str:
+    """What is known of a name that is put together: `f"ts2_lightning.{room}"` -> `ts2_lightning.`."""
+    if isinstance(argument, ast.JoinedStr):
+        argument = argument.values[0]
+    return str(argument.value) if isinstance(argument, ast.Constant) else ""
+
+
+def allowed(name: str, rooms: set[str]) -> bool:
+    """Whether a dotted name of the package lies in one of the rooms."""
+    return any(f"{name}.".startswith(f"{NAME}.{room}.") for room in rooms)
+
+
+def violations(module: str, source: str, is_package: bool = False) -> list[str]:
+    """What a module imports and must not."""
+    room, wrong = room_of(module), []
+    for name, line, at_once in imports(source, module, is_package):
+        top = name.split(".")[0]
+        if top == NAME:
+            target = room_of(name)
+            rooms = {room} | MAY_IMPORT[room] | (set() if at_once else MAY_IMPORT_LATE.get(room, set()))
+            own = target == "" or target not in MAY_IMPORT  # the package itself: its version
+            if not (own or target == room or allowed(name, rooms)):
+                wrong.append(f"{module}:{line}: {room} must not import {name}")
+        elif room in MAY_USE and top and top not in MAY_USE[room] | STANDARD:
+            wrong.append(f"{module}:{line}: {room} must not use {name}")
+    return wrong
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {room_of(module) for module in modules()}
+    assert {"types", "ops", "losses", "engines", "modules", "data", "cli"} <= rooms
+    assert rooms <= MAY_IMPORT.keys(), f"say what {rooms - MAY_IMPORT.keys()} may import"
+
+
+@pytest.mark.parametrize("module", modules())
+def test_the_table_is_true(module: str) -> None:
+    file = modules()[module]
+    assert violations(module, file.read_text(encoding="utf-8"), file.name == "__init__.py") == []
+
+
+def test_the_table_has_no_circle() -> None:
+    """Following the arrows never leads back; only late imports may point up."""
+    order: list[str] = []
+    while len(order) < len(MAY_IMPORT):
+        free = [
+            room
+            for room, below in MAY_IMPORT.items()
+            if room not in order and all(b.split(".")[0] in order for b in below - {"cli.run_directory"})
+        ]
+        assert free, f"a circle among {MAY_IMPORT.keys() - set(order)}"
+        order += free
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("ops.rows", "from ts2_lightning.losses import TS2Loss", "ops must not import ts2_lightning.losses.TS2Loss"),
+        ("ops.rows", "from ..losses import TS2Loss", "ops must not import ts2_lightning.losses.TS2Loss"),
+        ("ops.rows", "from ts2_lightning import losses", "ops must not import ts2_lightning.losses"),
+        ("ops.rows", "import ts2_lightning.cli", "ops must not import ts2_lightning.cli"),
+        ("ops.rows", "def f():\n    import ts2_lightning.data", "ops must not import ts2_lightning.data"),
+        ("ops.rows", "import transformers", "ops must not use transformers"),
+        ("data.x", "from ts2_lightning.losses.ts2 import TS2Loss", "data must not import ts2_lightning.losses"),
+        ("metrics.x", "import_module('ts2_lightning.losses')", "metrics must not import ts2_lightning.losses"),
+        ("evaluation.x", "from ts2_lightning.data import SFTData", "evaluation must not import ts2_lightning.data"),
+        ("experiments.x", "from ts2_lightning.cli import main", "experiments must not import ts2_lightning.cli.main"),
+        ("modules.x", "from ts2_lightning.callbacks import monitor", "modules must not import ts2_lightning.callbacks"),
+    ],
+)
+def test_a_wrong_import_is_found(module: str, source: str, wrong: str) -> None:
+    found = violations(f"{NAME}.{module}", source)
+    assert len(found) == 1
+    assert wrong in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("experiments.x", "def run():\n    from ts2_lightning.cli import main"),
+        ("experiments.x", "from ts2_lightning.cli.run_directory import numbers"),
+        ("evaluation.x", "from ts2_lightning.data.toyworld import load_world"),
+        ("evaluation.x", "from ts2_lightning.data.toyworld.world import World"),
+        ("losses.x", "from ts2_lightning.ops import LogitRows"),
+        ("cli.x", "from ts2_lightning import __version__"),
+        ("data.x", "from . import plan"),
+    ],
+)
+def test_a_right_import_is_not(module: str, source: str) -> None:
+    assert violations(f"{NAME}.{module}", source) == []
