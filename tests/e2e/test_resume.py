@@ -56,7 +56,7 @@ def test_stopped_by_max_steps_in_mid_epoch(ts2: CommandLine) -> None:
 
 @pytest.mark.parametrize("stop", [5, 9])
 def test_interrupted_between_two_checkpoints(stop: int, ts2: CommandLine) -> None:
-    """Under a schedule that knows the last step, with validations in mid-epoch; a step since the checkpoint is redone."""
+    """The schedule knows the last step; there are validations in mid-epoch; steps since the checkpoint are redone."""
     Path("callbacks_here.py").write_text(CALLBACKS)
     checkpoints = ("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps=2")
     options = (*DATA, "--trainer.val_check_interval=6", *checkpoints)
@@ -68,7 +68,7 @@ def test_interrupted_between_two_checkpoints(stop: int, ts2: CommandLine) -> Non
     run = Path("runs/broken/1")
     assert not (run / "export").exists()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] in (4, stop - 1, stop) or state["global_step"] % 2 == 0
+    assert state["global_step"] == stop - 1
     answer = ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last")
     assert answer.status == 0, answer.err
     assert_same_run(str(run), "runs/unbroken/1")

@@ -124,7 +124,7 @@ def test_a_run_that_only_time_ends() -> None:
         schedule.step()
     assert rates == [0, 0.5, 1, 1]
     for config in (ScheduleConfig(), ScheduleConfig("linear", warmup_steps=0), ScheduleConfig("constant")):
-        with pytest.raises(UserError, match="needs its number of steps; set trainer.max_epochs or trainer.max_steps"):
+        with pytest.raises(UserError, match="needs its number of steps; set"):
             make_schedule(optimizer, config, math.inf)
 
 

@@ -305,7 +305,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
         raise UserError(f"data.tokenizer: no directory {path}{did_you_mean(place.name, siblings)}")
     try:
-        return AutoTokenizer.from_pretrained(place if place.exists() else path)
+        return AutoTokenizer.from_pretrained(place if place.exists() else path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"data.tokenizer: cannot load {path!r} ({reason})") from error

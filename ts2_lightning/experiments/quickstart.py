@@ -109,8 +109,8 @@ def _nearer(path: Path) -> Path:
 
 
 def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory).eval()
-    return model, AutoTokenizer.from_pretrained(directory)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval()
+    return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def _draw(

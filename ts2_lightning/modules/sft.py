@@ -114,7 +114,9 @@ class SFTModule(L.LightningModule):
         """Measures the gradient's norm, stops before a step that would ruin the weights, and clips."""
         parameters = [p for p in self.network.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
+        # A loss scaler (float16) meets overflows on its way to its scale, and skips those steps itself.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if not scaled and not torch.isfinite(norm):
             raise UserError(
                 f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; stopped before the update, "
                 "the weights are those of the step before"
@@ -183,7 +185,7 @@ class SFTModule(L.LightningModule):
             raise UserError(f"no supervised token in the {prefix} rows")
         means["perplexity"] = math.exp(means["cross_entropy"])
         metrics = {f"{prefix}/{name}": value for name, value in means.items()}
-        self.log_dict(metrics, logger=False)  # for checkpoints and the caller
+        self.log_dict(metrics, logger=False, sync_dist=True)  # for checkpoints and the caller; equal on all ranks
         self._log(metrics)
 
     def _log(self, metrics: dict[str, float]) -> None:

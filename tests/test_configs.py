@@ -1,0 +1,119 @@
+"""Every YAML file under `configs/` is parsed; every experiment takes one real step, with toy-sized model and data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.command_line import CONFIGS, CommandLine, column, empty_working_directory, make_blank
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+
+# Where an experiment puts a fragment of each directory.
+PLACES = {
+    "model": "model.lm",
+    "data": "data",
+    "loss": "model.loss",
+    "engine": "model.engine",
+    "optimizer": "model.optimizer",
+    "schedule": "model.schedule",
+    "strategy": "trainer.strategy",
+    "callback": "trainer.callbacks",
+}
+COMPOSED = {"experiment"}
+NOT_OF_FIT = {"grid"}  # read by another command
+
+
+@pytest.fixture
+def ts2(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> Iterator[CommandLine]:
+    """The command line, in an empty working directory, unable to reach the hub."""
+    blank = make_blank(tmp_path / "blank")
+    with empty_working_directory(tmp_path, tmp_path / "cache"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield CommandLine(capfd, blank)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def nested(place: str, value: Any) -> dict[str, Any]:
+    for part in reversed(place.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def test_there_are_configs() -> None:
+    rooms = {path.parent.name for path in FILES}
+    assert {"model", "data", "loss", "engine", "experiment"} <= rooms
+    assert rooms <= PLACES.keys() | COMPOSED | NOT_OF_FIT, "say in PLACES where the new fragments belong"
+    assert not list(CONFIGS.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in NOT_OF_FIT], ids=name)
+def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
+    """By the command line's own parser, which refuses names and values that do not exist."""
+    own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    place = PLACES.get(path.parent.name)
+    config = path
+    if place:
+        config = Path("composed.yaml")
+        config.write_text(yaml.safe_dump(nested(place, str(path))))
+    model = () if place == "model.lm" or path.parent.name in COMPOSED else ("--model.lm.path=toyworld",)
+    answer = ts2("fit", "-c", str(config), *model, "--print_config")
+    assert answer.status == 0, answer.err
+    parsed = yaml.safe_load(answer.out)
+    for part in place.split(".") if place else ():
+        parsed = parsed[part]
+    if path.parent.name not in COMPOSED:
+        assert contains(parsed, own), f"{parsed} lacks something of {own}"
+
+
+def contains(parsed: Any, own: Any) -> bool:
+    """Whether every setting of a fragment arrived."""
+    if not isinstance(own, dict) or not isinstance(parsed, dict):
+        return bool(parsed == own)
+    return all(key in parsed and contains(parsed[key], value) for key, value in own.items())
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_an_experiment_only_selects_fragments_that_exist(path: Path) -> None:
+    def files(value: Any) -> Iterator[str]:
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from files(item)
+        if isinstance(value, str) and value.endswith(".yaml"):
+            yield value
+
+    named = list(files(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    assert "loss" in {Path(file).parent.name for file in named}
+    for file in named:
+        assert (path.parent / file).is_file(), file
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+def test_it_takes_a_step(path: Path, ts2: CommandLine) -> None:
+    """Its own loss, engine, optimizer, schedule and callbacks, on a toy-sized model and toy rows."""
+    toy = {
+        "model.lm.path": ts2.blank, "model.lm.init": "random", "model.lm.revision": "null", "model.lm.dtype": "float32",
+        "model.lm.attn_implementation": "auto",
+        "data.train": "toyworld:train?seed=0", "data.validation": "toyworld:validation",
+        "data.tokenizer": ts2.blank, "data.template": "auto", "data.format": "auto", "data.limit_train": 6,
+        "data.limit_validation": 4, "data.batch_size": 6, "data.micro_batch_size": 3, "data.num_workers": 0,
+        "trainer.accelerator": "cpu", "trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto",
+        "trainer.precision": "32-true", "trainer.max_epochs": 1, "trainer.max_steps": -1,
+        "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": "false",
+    }  # fmt: skip
+    overrides = [f"--{key}={value}" for key, value in toy.items()]
+    answer = ts2("fit", "-c", str(path), *overrides, "--name=step")
+    assert answer.status == 0, answer.err
+    run = Path("runs/step/1")
+    assert list(column(run, "train/objective")) == [1]
+    assert list(column(run, "val/cross_entropy")) == [1]
+    assert (run / "export" / "model.safetensors").is_file()
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    assert recorded["model"]["loss"]["class_path"]
