@@ -215,10 +215,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(ts2: CommandLine)
 
 def test_only_time_ends_the_run(ts2: CommandLine) -> None:
     constant = ("--model.schedule.name=constant", "--model.schedule.warmup_steps=0")
-    time = ("--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01")
+    time = ("--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:02")
     answer = ts2.toy("fit", *SHORT[:2], *time)
     assert answer.status == 2
     assert "needs its number of steps" in answer.err
     answer = ts2.toy("fit", *SHORT[:2], *time, *constant)
     assert answer.status == 0, answer.err
-    assert len(column("runs/quickstart/1", "train/objective")) > 4
+    assert column("runs/quickstart/1", "train/objective"), "no step in the time given"
