@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.reference import OBJECTIVES, Formula, support_mask
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
-from ts2_lightning.losses import TokenLoss
+from ts2_lightning.losses import TokenLoss, ValueLoss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.types import TOKEN_STATISTICS
 
@@ -233,3 +233,20 @@ def test_loss_head_shares_parameters_and_saves_none() -> None:
     output = loss_head(torch.randn(3, 4), torch.tensor([0, 1, 2]))
     output.total.backward()
     assert head.weight.grad is not None
+
+
+class ExpectedLogit(ValueLoss):
+    """Uses a product, which autocast would compute in bfloat16."""
+
+    def value(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.einsum("nk,nk->n", logits.softmax(-1), logits)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_computes_in_float32_under_autocast(engine: str) -> None:
+    hidden, weight, labels, _ = problem(20, 8, 300)
+    head = linear(weight.float())
+    exact = ENGINES[engine](ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = ENGINES[engine](ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
+    torch.testing.assert_close(mixed, exact, rtol=1e-5, atol=1e-5)

@@ -124,7 +124,7 @@ def evaluate_rows(
     n, K = logits.shape
     block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, ELEMENTS_PER_BLOCK["cuda"]) // K)
     scratch = logits.new_empty(2, min(block, n), K)
-    with torch.autocast(logits.device.type, enabled=False):  # it would turn the sums over a row to bfloat16
+    with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
         for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
             part = slice(first, min(first + block, n))
             rows = LogitRows(logits[part], labels[part], scratch)
