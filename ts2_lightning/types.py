@@ -41,6 +41,7 @@ class Batch(TypedDict, total=False):
     token_rows: Tensor  # [N] int64, the batch row b of each supervised token
     positions: Tensor  # [N] int64, 1-based position of the token within its assistant turn
     lengths: Tensor  # [N] int64, number of supervised tokens of that assistant turn
+    weights: Tensor  # [N] float32, factor on each token's loss: its row's weight (the divisor is the number of tokens)
     row_index: Tensor  # [B] int64, index of the row in the dataset; -1 for the filler of an empty micro-batch
     divisor: Tensor  # [] int64, supervised tokens of the whole optimizer step, over micro-batches and ranks
 

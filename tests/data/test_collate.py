@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoding import EncodedRow
-from ts2_lightning.types import IGNORE_INDEX
+from ts2_lightning.types import IGNORE_INDEX, Batch
 
 
 @st.composite
@@ -16,7 +16,8 @@ def rows(draw: st.DrawFn) -> EncodedRow:
     edges = sorted(draw(st.sets(st.integers(1, length), min_size=2, max_size=min(8, length))))
     spans = list(zip(edges[::2], edges[1::2], strict=False))
     ids = draw(st.lists(st.integers(1, 99), min_size=length, max_size=length))
-    return EncodedRow(np.array(ids, dtype=np.int32), np.array(spans, dtype=np.int32))
+    weight = draw(st.floats(0, 100, width=32))
+    return EncodedRow(np.array(ids, dtype=np.int32), np.array(spans, dtype=np.int32), weight)
 
 
 @settings(derandomize=True, deadline=None, max_examples=150)
@@ -26,6 +27,7 @@ def test_against_shifted_labels(batch_rows: list[EncodedRow]) -> None:
     ids = torch.zeros(len(batch_rows), width, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORE_INDEX)
     positions, lengths = torch.zeros_like(ids), torch.zeros_like(ids)
+    weights = torch.zeros(len(batch_rows), width)
     for b, row in enumerate(batch_rows):
         for t, token in enumerate(row.ids.tolist()):
             ids[b, t], mask[b, t] = token, 1
@@ -33,6 +35,7 @@ def test_against_shifted_labels(batch_rows: list[EncodedRow]) -> None:
             for t in range(start, end):
                 labels[b, t - 1] = ids[b, t]  # predicted one place earlier
                 positions[b, t - 1], lengths[b, t - 1] = t - start + 1, end - start
+                weights[b, t - 1] = row.weight
     learnt = (labels != IGNORE_INDEX).flatten()
 
     batch = collate(batch_rows, range(len(batch_rows)), divisor=7)
@@ -43,9 +46,15 @@ def test_against_shifted_labels(batch_rows: list[EncodedRow]) -> None:
     assert torch.equal(batch["token_rows"], batch["supervised"] // width)
     assert torch.equal(batch["positions"], positions.flatten()[learnt])
     assert torch.equal(batch["lengths"], lengths.flatten()[learnt])
+    assert torch.equal(batch["weights"], weights.flatten()[learnt])
     assert batch["row_index"].tolist() == list(range(len(batch_rows)))
     assert batch["divisor"].item() == 7
-    assert all(value.dtype == torch.int64 for value in batch.values())
+    check_dtypes(batch)
+
+
+def check_dtypes(batch: Batch) -> None:
+    assert batch["weights"].dtype == torch.float32
+    assert {value.dtype for name, value in batch.items() if name != "weights"} == {torch.int64}
 
 
 def test_filler() -> None:
@@ -58,7 +67,13 @@ def test_filler() -> None:
         "token_rows": [],
         "positions": [],
         "lengths": [],
+        "weights": [],
         "row_index": [-1],
         "divisor": 7,
     }
-    assert all(value.dtype == torch.int64 for value in batch.values())
+    check_dtypes(batch)
+
+
+def test_weights_are_ones_where_rows_do_not_say() -> None:
+    row = EncodedRow(np.array([1, 2, 3], dtype=np.int32), np.array([[1, 3]], dtype=np.int32))
+    assert collate([row, row], [0, 1], divisor=4)["weights"].tolist() == [1.0] * 4

@@ -2,6 +2,8 @@ import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from data_helpers import chat, token_rows, write_jsonl
@@ -158,10 +160,38 @@ def test_description(chats: str, tokenizer_directory: str) -> None:
         "kept": len(rows),
         "dropped": 11 - len(rows),
         "truncated": 0,
+        "weighted": 0,
         "tokens": int(rows.lengths.sum()),
         "supervised_tokens": int(rows.supervised.sum()),
         "longest": int(rows.lengths.max()),
     }
+
+
+def test_weights_reach_batches_and_records(tmp_path: Path) -> None:
+    """From a file's rows to the factor of each supervised token, in training and in evaluation."""
+    weights = [0.5, 1, 0, 2.25, None, 4]
+    rows = [row | {"weight": weight} for row, weight in zip(token_rows([2, 9, 4, 7, 3, 8]), weights, strict=True)]
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    data = SFTData(str(path), str(path), format="tokens", batch_size=4, micro_batch_size=2)
+    data.setup("fit")
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        seen = 0
+        for batch in loader:
+            for place, row in enumerate(batch["row_index"].tolist()):
+                factors = batch["weights"][batch["token_rows"] == place].tolist()
+                assert factors == ([1.0 if weights[row] is None else weights[row]] * (len(rows[row]["input_ids"]) - 1))
+                seen += len(factors)
+        assert seen == 27, "tokens of weight 0 are there too, and the divisor counts them"
+    assert {batch["divisor"].item() for batch in data.val_dataloader()} == {27}
+    assert data.describe()["splits"]["train"]["weighted"] == 4
+
+
+def test_wrong_weights_name_file_and_line(tmp_path: Path) -> None:
+    rows = [row | {"weight": weight} for row, weight in zip(token_rows([2, 3]), [1, "heavy"], strict=True)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(UserError, match=rf"{path}:2: weight, .*got 'heavy'"):
+        SFTData(path, format="tokens").setup("fit")
 
 
 def test_pad_id(tokens: str, tokenizer_directory: str) -> None:

@@ -57,8 +57,50 @@ def test_dropping_counts() -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": chat("a", "b")},
+        {"prompt": "a", "completion": "b"},
+        {"prompt": chat("a"), "completion": chat("", "b")[1:]},
+        {"instruction": "a", "output": "b"},
+        {"input_ids": [1, 2, 3]},
+    ],
+    ids=lambda fields: "+".join(fields),
+)
+def test_weights_of_every_format(fields: dict, chatml: ChatTemplate) -> None:
+    weights = [0.5, None, 3, 0]
+    given = [fields | {"weight": weight} for weight in weights]
+    encoded = encode_rows(rows(fields, *given), chatml)
+    assert encoded.weights.tolist() == [1.0, 0.5, 1.0, 3.0, 0.0]
+    assert encoded.weights.dtype == np.float32
+    assert encoded[1].weight == 0.5
+    assert encoded.weighted == 3
+    plain = encode_rows(rows(*[fields] * 5), chatml)
+    assert encoded.ids.tolist() == plain.ids.tolist(), "nothing else changes"
+    assert encoded.spans.tolist() == plain.spans.tolist()
+    assert plain.weighted == 0
+
+
+def test_weights_pass_by_a_format_of_the_user(chatml: ChatTemplate) -> None:
+    def greedy(fields: dict) -> list:
+        fields.pop("weight")
+        return chat(fields["q"], fields["a"])
+
+    encoded = encode_rows(rows(*({"q": "a", "a": "b", "weight": weight} for weight in (2.5, 7))), chatml, greedy)
+    assert encoded.weights.tolist() == [2.5, 7.0]
+
+
+def test_weights_stay_with_their_rows() -> None:
+    given = [row | {"weight": number} for number, row in enumerate(token_rows([3, 9, 4, 8] * 100))]
+    encoded = encode_rows(rows(*given), None, max_length=4, overlong="drop")
+    assert encoded.weights.tolist() == list(range(0, 400, 2))
+    assert [encoded[index].weight for index in (0, 128, 199)] == [0.0, 256.0, 398.0]
+
+
+@pytest.mark.parametrize(
     ("row", "options", "reason"),
     [
+        ({"input_ids": [1, 2], "weight": -1}, {}, "x.jsonl:2: weight, .* at least 0, got -1; rename the field"),
         (
             {"input_ids": [1, 2, 3]},
             {"max_length": 2, "overlong": "raise"},

@@ -1,9 +1,10 @@
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ts2_lightning.data.formats import FORMATS, TokenRow, get_format, parse, register_format
+from ts2_lightning.data.formats import FORMATS, TokenRow, get_format, parse, register_format, row_weight
 from ts2_lightning.data.sources import read_rows
 from ts2_lightning.types import UserError
 
@@ -61,6 +62,23 @@ def test_wrong_rows_are_refused_in_one_line(fields: dict, reason: str) -> None:
     with pytest.raises(UserError, match=reason) as error:
         parse(fields)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("value", "weight"), [(2, 2.0), (0.25, 0.25), (0, 0.0), (3.4e38, 3.4e38), (None, 1.0)])
+def test_weights(value: Any, weight: float) -> None:
+    found = row_weight({"prompt": "q", "weight": value})
+    assert found == weight
+    assert type(found) is float
+
+
+@pytest.mark.parametrize(
+    "value", [-1, -1e-9, float("nan"), float("inf"), 3.5e38, 10**400, True, False, "2", [1.0], {"a": 1}]
+)
+def test_wrong_weights_are_refused_in_one_line(value: Any) -> None:
+    with pytest.raises(UserError, match=r"weight, .*, must be a finite number of at least 0, got ") as error:
+        row_weight({"prompt": "q", "weight": value})
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
 
 
 def test_named_format_with_missing_field() -> None:

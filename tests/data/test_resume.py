@@ -199,3 +199,30 @@ def test_other_data_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     fit(files, max_steps=1, callbacks=[checkpoints])
     with pytest.raises(UserError, match="cannot resume: the checkpoint's training data has rows 22, this run's 3"):
         fit({"train": files["validation"]}, ckpt=tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize("weights", [([1.0] * 8, [1.0] * 7 + [2.0]), ([0.5] * 8, [0.5] * 7 + [1.0]), ([0.5] * 8, None)])
+def test_other_weights_are_refused(weights: tuple[list[float], list[float] | None], tmp_path: Path) -> None:
+    """The same batches would come, but something else would be learnt from them."""
+    files = []
+    for number, given in enumerate(weights):
+        rows = token_rows([3, 4, 5, 6] * 2)
+        rows = rows if given is None else [row | {"weight": w} for row, w in zip(rows, given, strict=True)]
+        files.append({"train": write_jsonl(tmp_path / f"{number}.jsonl", rows)})
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files[0], max_steps=1, callbacks=[checkpoints])
+    with pytest.raises(UserError, match="cannot resume: the checkpoint's training data has weights of rows ") as error:
+        fit(files[1], ckpt=tmp_path / "last.ckpt")
+    assert "\n" not in str(error.value)
+    second = fit(files[0], ckpt=tmp_path / "last.ckpt")
+    assert first.seen + second.seen == fit(files[0]).seen
+
+
+def test_a_checkpoint_from_before_weights_goes_on(files: dict[str, str], tmp_path: Path) -> None:
+    """It holds nothing about weights; rows that have none fit to it."""
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    fit(files, max_steps=1, callbacks=[checkpoints])
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["SFTData"].pop("weights of rows")
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    assert fit(files, ckpt=tmp_path / "old.ckpt").seen[0][0] == 1

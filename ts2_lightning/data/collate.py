@@ -22,13 +22,16 @@ def collate(rows: Sequence[EncodedRow], indices: Sequence[int], divisor: int, pa
         pad_id: token id of the padding, which is masked.
 
     Returns:
-        Tensors as `ts2_lightning.types.Batch` describes them, all int64.
+        Tensors as `ts2_lightning.types.Batch` describes them: float32 `weights`, which are ones where no row has a
+        weight of its own, and int64 the rest.
 
     Example:
-        >>> row = EncodedRow(np.array([5, 6, 7, 8], dtype=np.int32), np.array([[2, 4]], dtype=np.int32))
+        >>> row = EncodedRow(np.array([5, 6, 7, 8], dtype=np.int32), np.array([[2, 4]], dtype=np.int32), weight=0.5)
         >>> batch = collate([row], [0], divisor=2)
         >>> batch["supervised"].tolist(), batch["labels"].tolist(), batch["positions"].tolist()
         ([1, 2], [7, 8], [1, 2])
+        >>> batch["weights"].tolist()
+        [0.5, 0.5]
     """
     if not rows:
         nothing = np.zeros((0, 2), dtype=np.int32)
@@ -47,6 +50,7 @@ def collate(rows: Sequence[EncodedRow], indices: Sequence[int], divisor: int, pa
     positions = np.arange(1, turn_lengths.sum() + 1) - np.repeat(before, turn_lengths)
     token_rows = np.repeat(turn_rows, turn_lengths)
     places = np.repeat(spans[:, 0], turn_lengths) + positions - 1
+    weights = np.array([row.weight for row in rows], dtype=np.float32)  # [B]
     return {
         "input_ids": torch.from_numpy(input_ids),
         "attention_mask": torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64)),
@@ -55,6 +59,7 @@ def collate(rows: Sequence[EncodedRow], indices: Sequence[int], divisor: int, pa
         "token_rows": torch.from_numpy(token_rows),
         "positions": torch.from_numpy(positions),
         "lengths": torch.from_numpy(np.repeat(turn_lengths, turn_lengths)),
+        "weights": torch.from_numpy(weights[token_rows]),
         "row_index": torch.tensor(indices, dtype=torch.int64),
         "divisor": torch.tensor(divisor, dtype=torch.int64),
     }

@@ -36,6 +36,9 @@ Files = str | list[str] | None
 class SFTData(LightningDataModule):
     """Rows of conversations for supervised fine-tuning.
 
+    A row of any format may have a number `weight` >= 0, a factor on the loss of its supervised tokens (1 where there is
+    none). The divisor of an optimizer step stays its number of supervised tokens, also those of rows with weight 0.
+
     Args:
         train: files of training rows (.jsonl, .jsonl.gz, .json, .parquet), globs, or `toyworld:` sources.
         validation: files of validation rows.
@@ -236,7 +239,7 @@ class SFTData(LightningDataModule):
         return loader
 
     def state_dict(self) -> dict[str, Any]:
-        """What determines the training plan; Lightning puts it into checkpoints."""
+        """What determines the training plan and the rows' weights; Lightning puts it into checkpoints."""
         return plan_state(self.rows("train"), self.seed, self.batch_size) if "train" in self._rows else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -268,7 +271,10 @@ class SFTData(LightningDataModule):
     # Recording -------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """What was read, as plain values for the record of a run: files with hashes, rows, tokens."""
+        """What was read, as plain values for the record of a run: files with hashes, rows, tokens.
+
+        `weighted` is the number of rows whose weight is not 1.
+        """
         return {
             "tokenizer": self.tokenizer_path,
             "template": None if self.template is None else self.template.name,
@@ -284,6 +290,7 @@ class SFTData(LightningDataModule):
                 for file, count in self._files[split].items()
             ],
             **rows.counts._asdict(),
+            "weighted": rows.weighted,
             "tokens": len(rows.ids),
             "supervised_tokens": int(rows.supervised.sum()),
             "longest": int(rows.lengths.max()),
@@ -314,6 +321,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def _summary(rows: EncodedRows) -> str:
     counts = rows.counts
     parts = [f"{counts.kept} rows", f"{len(rows.ids)} tokens", f"{int(rows.supervised.sum())} supervised"]
+    if rows.weighted:
+        parts.append(f"{rows.weighted} rows with a weight other than 1")
     if counts.truncated:
         parts.append(f"{counts.truncated} rows truncated")
     if counts.dropped:

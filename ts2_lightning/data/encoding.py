@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ts2_lightning.data.formats import Example, FormatFunction, TokenRow, parse
+from ts2_lightning.data.formats import Example, FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rendering import Span
 from ts2_lightning.data.sources import Row
 from ts2_lightning.data.templates import ChatTemplate, Encoded
@@ -27,6 +27,7 @@ class EncodedRow(NamedTuple):
 
     ids: NDArray[np.int32]  # [T]
     spans: NDArray[np.int32]  # [S, 2] start and end of the learnt tokens of each turn of the assistant
+    weight: float = 1.0  # factor on the loss of each of them
 
 
 class Counts(NamedTuple):
@@ -47,6 +48,7 @@ class EncodedRows:
         row_edges: [R + 1] where each row starts in `ids`.
         spans: [all turns, 2] learnt tokens of each turn, relative to the row's start.
         span_edges: [R + 1] where each row's turns start in `spans`.
+        weights: [R] factor on the loss of each row's tokens; ones where the rows do not say.
         counts: what became of the rows that were read.
     """
 
@@ -54,6 +56,7 @@ class EncodedRows:
     row_edges: NDArray[np.int64]
     spans: NDArray[np.int32]
     span_edges: NDArray[np.int64]
+    weights: NDArray[np.float32]
     counts: Counts
 
     def __len__(self) -> int:
@@ -62,7 +65,7 @@ class EncodedRows:
     def __getitem__(self, index: int) -> EncodedRow:
         first, last = self.row_edges[index : index + 2]
         first_span, last_span = self.span_edges[index : index + 2]
-        return EncodedRow(self.ids[first:last], self.spans[first_span:last_span])
+        return EncodedRow(self.ids[first:last], self.spans[first_span:last_span], float(self.weights[index]))
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -74,6 +77,11 @@ class EncodedRows:
         """[R] supervised tokens of each row."""
         total = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0], dtype=np.int64)])
         return np.diff(total[self.span_edges])
+
+    @property
+    def weighted(self) -> int:
+        """Number of rows whose weight is not 1."""
+        return int((self.weights != 1).sum())
 
 
 def encode_rows(
@@ -98,8 +106,9 @@ def encode_rows(
     # Once the tokenizer has used threads, a forked data worker would warn; it never tokenises.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     ids, row_edges, spans, span_edges = array("i"), array("q", [0]), array("i"), array("q", [0])
+    weights = array("f")
     read = dropped = truncated = 0
-    for origin, encoded in _encoded(rows, template, format):
+    for origin, weight, encoded in _encoded(rows, template, format):
         read += 1
         length = len(encoded.ids)
         if length > max_length:
@@ -119,11 +128,13 @@ def encode_rows(
         row_edges.append(len(ids))
         spans.extend(itertools.chain.from_iterable(kept))
         span_edges.append(len(spans) // 2)
+        weights.append(weight)
     return EncodedRows(
         np.array(ids, dtype=np.int32),
         np.array(row_edges, dtype=np.int64),
         np.array(spans, dtype=np.int32).reshape(-1, 2),
         np.array(span_edges, dtype=np.int64),
+        np.array(weights, dtype=np.float32),
         Counts(read, read - dropped, dropped, truncated),
     )
 
@@ -146,11 +157,16 @@ def _why_unsupervised(encoded: Encoded, max_length: int) -> str:
 
 def _encoded(
     rows: Iterable[Row], template: ChatTemplate | None, format: FormatFunction | None
-) -> Iterator[tuple[str, Encoded]]:
+) -> Iterator[tuple[str, float, Encoded]]:
+    """Origin, weight and encoding of every row."""
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, _BATCH)):
-        examples = [_named(row.origin, parse, row.fields, format) for row in batch]
-        yield from zip((row.origin for row in batch), _encode_batch(batch, examples, template), strict=True)
+        weights, examples = [], []
+        for row in batch:
+            weights.append(_named(row.origin, row_weight, row.fields))  # first: a user's format may change the fields
+            examples.append(_named(row.origin, parse, row.fields, format))
+        origins = [row.origin for row in batch]
+        yield from zip(origins, weights, _encode_batch(batch, examples, template), strict=True)
 
 
 def _encode_batch(rows: Sequence[Row], examples: Sequence[Example], template: ChatTemplate | None) -> list[Encoded]:

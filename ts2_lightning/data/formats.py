@@ -2,15 +2,23 @@
 
 A new format is a function `fields -> list of messages`: either register it with `register_format`, or name it by
 its import path (`format: my_package.my_module.my_function`).
+
+Whatever its format, a row may have a `weight`, a factor on its loss (`row_weight`).
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
+
 from ts2_lightning.data.naming import import_object, unknown_name
 from ts2_lightning.types import IGNORE_INDEX, UserError
 
 ROLES = ("system", "user", "assistant")
+WEIGHT = "weight"
+"""The field of a row's weight, in every format."""
+
+_LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 
 
 class Message(TypedDict):
@@ -105,6 +113,37 @@ def parse(fields: Mapping[str, Any], function: FormatFunction | None = None) -> 
     if isinstance(example, TokenRow):
         return example
     return checked_messages(example)
+
+
+def row_weight(fields: Mapping[str, Any]) -> float:
+    """The factor on the loss of every supervised token of a row: its field `weight`, or 1.
+
+    The divisor stays the number of supervised tokens of the optimizer step, whatever their weights: a row of weight 0
+    teaches nothing, but its tokens still count in the divisor. A null is no weight (in Parquet every row has one).
+
+    Args:
+        fields: the row as it was read, whatever its format makes of it.
+
+    Returns:
+        A finite float >= 0.
+
+    Raises:
+        UserError: without naming the row, the caller does; for anything else than a number that float32 can hold. True
+            and false are no numbers.
+
+    Example:
+        >>> row_weight({"prompt": "Hi", "completion": "Hello!", "weight": 0.5}), row_weight({"input_ids": [1, 2]})
+        (0.5, 1.0)
+    """
+    value = fields.get(WEIGHT)
+    if value is None:
+        return 1.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _LARGEST_WEIGHT:
+        raise UserError(
+            f"{WEIGHT}, the factor on the row's loss, must be a finite number of at least 0, got {_shown(value)}; "
+            "rename the field if it means something else"
+        )
+    return float(value)
 
 
 def detect(fields: Mapping[str, Any]) -> FormatFunction:

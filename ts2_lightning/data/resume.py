@@ -1,5 +1,8 @@
 """Exact resumption of the training plan: is it still the same plan, and does Lightning count as the plan does?
 
+The rows' weights do not change which batches come, but what is learnt from them: with other weights it would not be
+the same run, so they belong to the plan's identity.
+
 Which batches come next follows from the optimizer steps done (see `loader.TrainLoader`). Lightning keeps counts of its
 own, of micro-batches and of epochs, which decide when an epoch ends; they are set right here.
 """
@@ -8,15 +11,25 @@ import hashlib
 from typing import Any
 
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 
 from ts2_lightning.data.encoding import EncodedRows
 from ts2_lightning.types import UserError
 
 
 def plan_state(rows: EncodedRows, seed: int, batch_size: int) -> dict[str, Any]:
-    """What determines the plan, as plain values for a checkpoint."""
-    digest = hashlib.sha256(rows.lengths.tobytes() + rows.supervised.tobytes()).hexdigest()
-    return {"rows": len(rows), "lengths of rows": digest[:16], "seed": seed, "batch_size": batch_size}
+    """What determines the plan and the weights of its rows, as plain values for a checkpoint."""
+    return {
+        "rows": len(rows),
+        "lengths of rows": _digest(rows.lengths, rows.supervised),
+        "weights of rows": _digest(rows.weights) if rows.weighted else None,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+
+
+def _digest(*arrays: NDArray[Any]) -> str:
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()[:16]
 
 
 def check_plan_state(saved: dict[str, Any], now: dict[str, Any]) -> None:
