@@ -1,24 +1,161 @@
-"""Plain formulas of the objectives, for autograd in float64. Independent of the package: sparsemax is entmax's."""
+"""Plain formulas of the objectives, for autograd in float64.
 
+Independent of the package: they are written from the papers with masks over the whole vocabulary, and the projections
+are those of the `entmax` package. `.detach()` stands where a paper holds a factor constant.
+"""
+
+import itertools
 from collections.abc import Callable
 
 import entmax
 import torch
 from torch import Tensor
 
-from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss, ValueLoss
+from ts2_lightning.losses import (
+    CrossEntropyLoss,
+    EntmaxLoss,
+    EntropyBonusLoss,
+    ExponentialInflationLoss,
+    FenchelYoungPlusLoss,
+    FocalLoss,
+    GEMLoss,
+    LabelSmoothingLoss,
+    LambdaPRLoss,
+    LogarithmicInflationLoss,
+    PowerInflationLoss,
+    SparsemaxLoss,
+    SuppressionOnlyLoss,
+    TOFULoss,
+    TokenLoss,
+    TS2Loss,
+    ValueLoss,
+)
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 
+TURNS = (3, 5, 1, 8, 2, 40)
+"""Lengths of the assistant turns that the tests' tokens are in, over and over."""
+
+
+def turn_positions(n: int) -> tuple[Tensor, Tensor]:
+    """1-based positions and lengths, each [n] int64, of n tokens in turns of `TURNS`; the last turn may be cut."""
+    places = ((position, length) for length in itertools.cycle(TURNS) for position in range(1, length + 1))
+    pairs = torch.tensor(list(itertools.islice(places, n)), dtype=torch.long).view(n, 2)
+    return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+
+
+# -- projections and supports
+
+
+def entmax_probabilities(logits: Tensor, alpha: float) -> Tensor:
+    """[n, K] by a full sort or by bisection. Shifted: entmax's own threshold loses digits at large logits."""
+    shifted = logits - logits.amax(-1, keepdim=True)
+    if alpha == 2:
+        return entmax.sparsemax(shifted, dim=-1)
+    if alpha == 1.5:
+        return entmax.entmax15(shifted, dim=-1)
+    return entmax.entmax_bisect(shifted, alpha=alpha, dim=-1, n_iter=60)
+
 
 def sparsemax(logits: Tensor) -> Tensor:
-    """[n, K] by a full sort. Shifted: entmax's own threshold loses digits at large logits."""
-    return entmax.sparsemax(logits - logits.amax(-1, keepdim=True), dim=-1)
+    """[n, K]."""
+    return entmax_probabilities(logits, 2.0)
+
+
+def support_mask(logits: Tensor, labels: Tensor, top_k: int | None, alpha: float = 2.0) -> Tensor:
+    """[n, K] bool, the kept tokens (the support of alpha-entmax, or the k largest logits) and the gold one."""
+    if top_k is None:
+        mask = entmax_probabilities(logits.detach(), alpha) > 0
+    else:
+        columns = logits.detach().topk(min(top_k, logits.shape[-1])).indices
+        mask = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, columns, True)
+    return mask.scatter(-1, labels[:, None], True)
+
+
+def at_gold(matrix: Tensor, labels: Tensor) -> Tensor:
+    """[n] the gold column of [n, K]."""
+    return matrix.gather(-1, labels[:, None])[:, 0]
+
+
+# -- cross-entropy and what weighs it
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """[n] -log p_y."""
-    return -logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    return -at_gold(logits.log_softmax(-1), labels)
+
+
+def label_smoothing(epsilon: float) -> Formula:
+    """Cross-entropy to the target (1 - epsilon) e_y + epsilon / K."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        target = torch.full_like(logits, epsilon / logits.shape[-1])
+        target = target.scatter_add(-1, labels[:, None], torch.full_like(target[:, :1], 1 - epsilon))
+        return -(target * logits.log_softmax(-1)).sum(-1)
+
+    return formula
+
+
+def entropy_bonus(gamma: float) -> Formula:
+    """GEM, equation 15: -log p_y - gamma H(p)."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = logits.log_softmax(-1)
+        return -at_gold(log_p, labels) + gamma * (log_p.exp() * log_p).sum(-1)
+
+    return formula
+
+
+def gem(beta: float, h: str = "linear") -> Formula:
+    """GEM, equation 3 with q from equation 6, and its public code's weights for h = log sigmoid."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = logits.log_softmax(-1)
+        q = (logits / beta).softmax(-1)
+        w = torch.ones_like(q)
+        if h == "logsigmoid":
+            w = torch.sigmoid(0.01 * (logits - at_gold(logits, labels)[:, None]))
+        return (q.detach() * w.detach() * (log_p - at_gold(log_p, labels)[:, None])).sum(-1)
+
+    return formula
+
+
+def focal(gamma: float) -> Formula:
+    """TOFU, definition 2.3: -(1 - p_y)^gamma log p_y."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        p = at_gold(logits.softmax(-1), labels)
+        return -((1 - p) ** gamma) * p.log()
+
+    return formula
+
+
+def tofu(gamma: float, beta: float) -> Formula:
+    """TOFU, definition 3.4, with g of proposition 3.2."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        p = at_gold(logits.softmax(-1), labels)
+        g = (1 - p) ** gamma - gamma * p * (1 - p) ** (gamma - 1) * p.log()
+        return -g.detach() * beta * at_gold((logits / beta).log_softmax(-1), labels)
+
+    return formula
+
+
+def lambda_pr(lambda_: float, alpha: float) -> Formula:
+    """TOFU, definition 2.2, for tokens in the turns of `turn_positions`."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        positions, lengths = turn_positions(len(labels))
+        p = at_gold(logits.softmax(-1), labels).detach()
+        root = lambda_ ** (1 / lengths.double())
+        delta = alpha * root / (1 - (1 - alpha) * root)
+        w = lambda_ ** ((positions - 1) / lengths.double()) * (p <= delta) * p / (alpha + (1 - alpha) * p)
+        return w * cross_entropy(logits, labels)
+
+    return formula
+
+
+# -- Fenchel-Young losses and suppression
 
 
 def sparsemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -27,37 +164,98 @@ def sparsemax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     size = support.sum(-1)
     tau = ((logits * support).sum(-1) - 1) / size
     squares = (logits.square() * support).sum(-1) - size * tau.square()
-    return -logits.gather(-1, labels[:, None])[:, 0] + squares / 2 + 0.5
+    return -at_gold(logits, labels) + squares / 2 + 0.5
 
 
-def support_mask(logits: Tensor, labels: Tensor, top_k: int | None) -> Tensor:
-    """[n, K] bool, the kept tokens and the gold one."""
-    if top_k is None:
-        mask = sparsemax(logits.detach()) > 0
-    else:
-        columns = logits.detach().topk(min(top_k, logits.shape[-1])).indices
-        mask = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, columns, True)
-    return mask.scatter(-1, labels[:, None], True)
+def entmax_loss(alpha: float) -> Formula:
+    """Omega*(z) + Omega(e_y) - z_y, Omega(p) = (sum p^alpha - 1) / (alpha (alpha - 1)) the negative Tsallis entropy.
+
+    Omega*(z) = max_p <p, z> - Omega(p), at whose maximum p may be held constant (Danskin's theorem).
+    """
+
+    def omega(p: Tensor) -> Tensor:
+        return ((p**alpha).sum(-1) - 1) / (alpha * (alpha - 1))
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        p = entmax_probabilities(logits.detach(), alpha)
+        conjugate = (p * logits).sum(-1) - omega(p)
+        gold = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(p.dtype)
+        return conjugate + omega(gold) - at_gold(logits, labels)
+
+    return formula
+
+
+def suppression(logits: Tensor, mask: Tensor, cap: float | None = None) -> Tensor:
+    """[n] -log of the softmax mass in the mask [n, K], which is held constant; with the clamp of TS2's public code."""
+    if cap is None:
+        return logits.logsumexp(-1) - logits.masked_fill(~mask, -torch.inf).logsumexp(-1)
+    tail = (logits.softmax(-1) * ~mask).sum(-1)
+    return -torch.log(1 - tail.clamp(max=cap))
+
+
+def plus(
+    base: Formula,
+    base_alpha: float,
+    alpha: float,
+    logit_scale: float = 1.0,
+    top_k: int | None = None,
+    adaptive: bool = False,
+    cap: float | None = None,
+) -> Formula:
+    """base(c z) + alpha suppression at c z, S the support of base_alpha-entmax(c z), and the options of TS2's code."""
+
+    def formula(logits: Tensor, labels: Tensor) -> Tensor:
+        z = logits * logit_scale
+        gold = at_gold(entmax_probabilities(z.detach(), base_alpha), labels)
+        weight = alpha * (1 - gold) if adaptive else alpha
+        return base(z, labels) + weight * suppression(z, support_mask(z, labels, top_k, base_alpha), cap)
+
+    return formula
 
 
 def ts2(
     alpha: float, logit_scale: float = 1.0, top_k: int | None = None, adaptive: bool = False, cap: float | None = None
 ) -> Formula:
     """Equation 4 of TS2 with the constant 1/2, and the options of its public code."""
+    return plus(sparsemax_loss, 2.0, alpha, logit_scale, top_k, adaptive, cap)
+
+
+def entmax_plus(base_alpha: float, alpha: float, **options: float | None) -> Formula:
+    """Equation 4 of TS2 with alpha-entmax in place of sparsemax."""
+    return plus(entmax_loss(base_alpha), base_alpha, alpha, **options)
+
+
+def suppression_only(alpha: float, **options: float | None) -> Formula:
+    """TS2, figure 4: cross-entropy and the suppression of the sparsemax support."""
+    return plus(cross_entropy, 2.0, alpha, **options)
+
+
+# -- inflation
+
+
+def inflation(f: Callable[[Tensor], Tensor]) -> Formula:
+    """TS2, appendix E: -log of f(p_y) / sum_j f(p_j)."""
 
     def formula(logits: Tensor, labels: Tensor) -> Tensor:
-        z = logits * logit_scale
-        mask = support_mask(z, labels, top_k)
-        tail = (z.softmax(-1) * ~mask).sum(-1)
-        if cap is None:
-            suppression = z.logsumexp(-1) - z.masked_fill(~mask, -torch.inf).logsumexp(-1)
-        else:
-            suppression = -torch.log(1 - tail.clamp(max=cap))
-        gold = sparsemax(z.detach()).gather(-1, labels[:, None])[:, 0]
-        weight = alpha * (1 - gold) if adaptive else alpha
-        return sparsemax_loss(z, labels) + weight * suppression
+        inflated = f(logits.softmax(-1))
+        return -torch.log(at_gold(inflated, labels) / inflated.sum(-1))
 
     return formula
+
+
+def power(alpha: float) -> Formula:
+    """f(x) = x^alpha."""
+    return inflation(lambda x: x**alpha)
+
+
+def exponential(gamma: float) -> Formula:
+    """f(x) = exp(gamma x)."""
+    return inflation(lambda x: torch.exp(gamma * x))
+
+
+def logarithmic(delta: float) -> Formula:
+    """f(x) = log(x + delta) - log(delta), as the logarithm of a ratio: the difference loses the digits of a small x."""
+    return inflation(lambda x: torch.log1p(x / delta))
 
 
 class PlainFocal(ValueLoss):
@@ -68,14 +266,32 @@ class PlainFocal(ValueLoss):
         return -((1 - log_p.exp()) ** 2) * log_p
 
 
-def focal(logits: Tensor, labels: Tensor) -> Tensor:
-    """[n] focal loss with gamma 2."""
-    p = logits.softmax(-1).gather(-1, labels[:, None])[:, 0]
-    return -((1 - p) ** 2) * p.log()
-
-
 OBJECTIVES: dict[str, tuple[TokenLoss, Formula]] = {
     "cross_entropy": (CrossEntropyLoss(), cross_entropy),
+    "label_smoothing": (LabelSmoothingLoss(), label_smoothing(0.2)),
+    "label_smoothing_strong": (LabelSmoothingLoss(epsilon=0.9), label_smoothing(0.9)),
+    "entropy_bonus": (EntropyBonusLoss(), entropy_bonus(0.1)),
+    "entropy_bonus_strong": (EntropyBonusLoss(gamma=1.5), entropy_bonus(1.5)),
+    "gem": (GEMLoss(), gem(0.7)),
+    "gem_cold": (GEMLoss(beta=0.3), gem(0.3)),
+    "gem_at_1": (GEMLoss(beta=1.0), gem(1.0)),
+    "gem_logsigmoid": (GEMLoss(h="logsigmoid"), gem(0.7, "logsigmoid")),
+    "gem_logsigmoid_cold": (GEMLoss(beta=0.3, h="logsigmoid"), gem(0.3, "logsigmoid")),
+    "focal": (FocalLoss(), focal(3)),
+    "focal_at_0": (FocalLoss(gamma=0), focal(0)),
+    "focal_below_1": (FocalLoss(gamma=0.5), focal(0.5)),
+    "focal_at_1": (FocalLoss(gamma=1), focal(1)),
+    "tofu": (TOFULoss(), tofu(3, 0.8)),
+    "tofu_cold": (TOFULoss(gamma=0.5, beta=0.3), tofu(0.5, 0.3)),
+    "tofu_at_1": (TOFULoss(gamma=1, beta=1), tofu(1, 1)),
+    "lambda_pr": (LambdaPRLoss(), lambda_pr(0.1, 1e-5)),
+    "lambda_pr_middle": (LambdaPRLoss(lambda_=0.9, alpha=0.01), lambda_pr(0.9, 0.01)),
+    "lambda_pr_wide": (LambdaPRLoss(lambda_=0.05, alpha=0.5), lambda_pr(0.05, 0.5)),
+    "sparsemax": (SparsemaxLoss(), sparsemax_loss),
+    "entmax": (EntmaxLoss(), entmax_loss(1.5)),
+    "entmax_1.25": (EntmaxLoss(alpha=1.25), entmax_loss(1.25)),
+    "entmax_1.75": (EntmaxLoss(alpha=1.75), entmax_loss(1.75)),
+    "entmax_2": (EntmaxLoss(alpha=2), entmax_loss(2)),
     "ts2": (TS2Loss(), ts2(0.25)),
     "ts2_sparsemax_only": (TS2Loss(alpha=0), ts2(0)),
     "ts2_strong": (TS2Loss(alpha=5), ts2(5)),
@@ -87,5 +303,34 @@ OBJECTIVES: dict[str, tuple[TokenLoss, Formula]] = {
         TS2Loss(alpha=2, logit_scale=0.7, top_k=5, adaptive=True, tail_mass_cap=0.9),
         ts2(2, logit_scale=0.7, top_k=5, adaptive=True, cap=0.9),
     ),
-    "value_only": (PlainFocal(), focal),
+    "entmax_plus": (FenchelYoungPlusLoss(), entmax_plus(1.5, 0.25)),
+    "entmax_plus_scaled": (
+        FenchelYoungPlusLoss(EntmaxLoss(1.25), alpha=0.5, logit_scale=2.5),
+        entmax_plus(1.25, 0.5, logit_scale=2.5),
+    ),
+    "entmax_plus_top_k": (
+        FenchelYoungPlusLoss(EntmaxLoss(1.75), alpha=3, logit_scale=0.7, top_k=3),
+        entmax_plus(1.75, 3, logit_scale=0.7, top_k=3),
+    ),
+    "entmax_plus_all": (
+        FenchelYoungPlusLoss(EntmaxLoss(), alpha=2, logit_scale=0.7, top_k=5, adaptive=True, tail_mass_cap=0.9),
+        entmax_plus(1.5, 2, logit_scale=0.7, top_k=5, adaptive=True, cap=0.9),
+    ),
+    "sparsemax_plus": (FenchelYoungPlusLoss(SparsemaxLoss(), adaptive=True), ts2(0.25, adaptive=True)),
+    "suppression_only": (SuppressionOnlyLoss(), suppression_only(0.25)),
+    "suppression_only_scaled": (
+        SuppressionOnlyLoss(alpha=2, logit_scale=2.5, tail_mass_cap=0.6),
+        suppression_only(2, logit_scale=2.5, cap=0.6),
+    ),
+    "suppression_only_top_k": (
+        SuppressionOnlyLoss(alpha=0.5, logit_scale=0.7, top_k=3),
+        suppression_only(0.5, logit_scale=0.7, top_k=3),
+    ),
+    "power_inflation": (PowerInflationLoss(), power(2)),
+    "power_inflation_below_1": (PowerInflationLoss(alpha=0.5), power(0.5)),
+    "exponential_inflation": (ExponentialInflationLoss(), exponential(4)),
+    "exponential_inflation_strong": (ExponentialInflationLoss(gamma=30), exponential(30)),
+    "logarithmic_inflation": (LogarithmicInflationLoss(), logarithmic(0.01)),
+    "logarithmic_inflation_wide": (LogarithmicInflationLoss(delta=1), logarithmic(1)),
+    "value_only": (PlainFocal(), focal(2)),
 }

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor
 from ts2_lightning.types import UserError
 
-LOGGED = [key for key in KEYS if key not in ("objective", "cross_entropy")]
+LOGGED = [key for key in KEYS if key != "objective"]
 
 
 class Recorder(CSVLogger):

@@ -1,17 +1,18 @@
 """Every objective on every engine: the numbers of float64 autograd through the plain formula."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from tests.reference import OBJECTIVES, Formula, support_mask
+from tests.reference import OBJECTIVES, Formula, support_mask, turn_positions
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
 from ts2_lightning.losses import TokenLoss, ValueLoss
 from ts2_lightning.modules.head import ScaledHead
-from ts2_lightning.types import TOKEN_STATISTICS
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
 
 ENGINES = {
     "full": FullEngine(),
@@ -50,10 +51,41 @@ def expected(formula: Formula, head: nn.Module, hidden: Tensor, labels: Tensor, 
     return [total.detach(), *torch.autograd.grad(total, [hidden, *trained])]
 
 
-def found(engine: LossEngine, loss: TokenLoss, head: nn.Module, hidden: Tensor, labels: Tensor, weights: Tensor):
+@cache
+def wanted_of(objective: str, shape: tuple[int, int, int], dtype: torch.dtype) -> list[Tensor]:
+    """The numbers of a problem whose inputs were rounded to a dtype, computed in float64 from there."""
+    hidden, weight, labels, weights = problem(*shape)
+    hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()
+    return expected(OBJECTIVES[objective][1], linear(weight), hidden, labels, weights)
+
+
+def run(
+    engine: LossEngine,
+    loss: TokenLoss,
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    statistics: bool = True,
+) -> LossOutput:
+    """The engine on tokens in the turns of the reference."""
+    positions, lengths = turn_positions(len(labels))
+    return engine(loss, head, hidden, labels, weights, positions=positions, lengths=lengths, statistics=statistics)
+
+
+def found(
+    engine: LossEngine,
+    loss: TokenLoss,
+    head: nn.Module,
+    hidden: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    statistics: bool = True,
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Total, then gradients of hidden states and of the head's trained parameters; and what was measured."""
     hidden = hidden.clone().requires_grad_()
     trained = [p for p in head.parameters() if p.requires_grad]
-    output = engine(loss, head, hidden, labels, weights)
+    output = run(engine, loss, head, hidden, labels, weights, statistics)
     gradients = torch.autograd.grad(output.total * 3, [hidden, *trained])  # backward must scale them
     return [output.total.detach(), *(g / 3 for g in gradients)], output.tokens
 
@@ -69,22 +101,47 @@ def assert_close(actual: list[Tensor], wanted: list[Tensor], dtype: torch.dtype)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients(objective: str, engine: str, dtype: torch.dtype) -> None:
-    loss, formula = OBJECTIVES[objective]
-    for n, h, k in SHAPES:
-        hidden, weight, labels, weights = problem(n, h, k)
+    loss = OBJECTIVES[objective][0]
+    for shape in SHAPES:
+        hidden, weight, labels, weights = problem(*shape)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-        head = linear(weight)
-        # The reference sees the same rounded inputs, and computes in float64 from there.
-        wanted = expected(formula, linear(weight.double()), hidden.double(), labels, weights)
-        actual, _ = found(
-            ENGINES[engine],
-            loss,
-            head,
-            hidden,
-            labels,
-            weights.to(hidden.dtype if dtype == torch.float64 else torch.float32),
-        )
-        assert_close(actual, wanted, dtype)
+        weights = weights.to(torch.promote_types(dtype, torch.float32))
+        actual, _ = found(ENGINES[engine], loss, linear(weight), hidden, labels, weights)
+        assert_close(actual, wanted_of(objective, shape, dtype), dtype)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_statistics(objective: str, engine: str) -> None:
+    """A step that nobody measures gives the same bits, and of the tokens only the objective and its parts."""
+    loss, formula = OBJECTIVES[objective]
+    hidden, weight, labels, weights = problem(13, 6, 300)
+    head = linear(weight)
+    measured, all_tokens = found(ENGINES[engine], loss, head, hidden, labels, weights)
+    unmeasured, tokens = found(ENGINES[engine], loss, head, hidden, labels, weights, statistics=False)
+    assert all(torch.equal(a, b) for a, b in zip(unmeasured, measured, strict=True))
+    assert set(tokens) == set(all_tokens) - set(TOKEN_STATISTICS)
+    assert all(name == "objective" or name.startswith("objective/") for name in tokens)
+    assert all(torch.equal(value, all_tokens[name]) for name, value in tokens.items())
+    torch.testing.assert_close(tokens["objective"], formula(head(hidden), labels).detach(), rtol=1e-10, atol=1e-10)
+    if len(tokens) > 1:
+        parts = sum(value for name, value in tokens.items() if name != "objective")
+        torch.testing.assert_close(parts, tokens["objective"])
+
+
+@pytest.mark.parametrize("objective", ["lambda_pr_middle", "lambda_pr_wide"])
+def test_positions_reach_the_loss(objective: str) -> None:
+    """In the problems above some tokens have a weight and some have none, and another place gives another weight."""
+    loss = OBJECTIVES[objective][0]
+    tokens = {}
+    for shape in SHAPES[1:]:
+        hidden, weight, labels, _ = problem(*shape)
+        tokens[shape] = run(ChunkedEngine(7), loss, linear(weight), hidden, labels).tokens["objective"]
+    everything = torch.cat(list(tokens.values()))
+    assert 0 < (everything > 0).double().mean() < 1
+    positions, lengths = turn_positions(len(labels))
+    later = ChunkedEngine(7)(loss, linear(weight), hidden, labels, positions=positions + 1, lengths=lengths + 1)
+    assert not torch.equal(later.tokens["objective"], tokens[shape])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -93,7 +150,7 @@ def test_statistics(engine: str) -> None:
     loss, formula = OBJECTIVES["ts2_scaled"]
     hidden, weight, labels, _ = problem(37, 8, 700)
     head = linear(weight)
-    tokens = ENGINES[engine](loss, head, hidden, labels).tokens
+    tokens = run(ENGINES[engine], loss, head, hidden, labels).tokens
     z = head(hidden).detach()
     p = z.softmax(-1)
     gold = p.gather(-1, labels[:, None])[:, 0]
@@ -164,7 +221,11 @@ def test_tied_embeddings(engine: str) -> None:
         embedding, head = nn.Embedding(300, 8, dtype=torch.float64), linear(weight)
         embedding.weight = head.weight
         hidden = embedding(ids).tanh()
-        total = ENGINES[engine](loss, head, hidden, labels).total if use_engine else formula(head(hidden), labels).sum()
+        total = (
+            run(ENGINES[engine], loss, head, hidden, labels).total
+            if use_engine
+            else formula(head(hidden), labels).sum()
+        )
         total.backward()
         gradients.append(head.weight.grad)
     torch.testing.assert_close(*gradients)
@@ -176,8 +237,8 @@ def test_no_tokens(objective: str, engine: str) -> None:
     """A micro-batch without supervised tokens gives a zero that is connected to the graph."""
     loss, _ = OBJECTIVES[objective]
     head, hidden = nn.Linear(4, 300), torch.zeros(0, 4, requires_grad=True)
-    some = ENGINES[engine](loss, head, torch.zeros(2, 4), torch.tensor([1, 2]))
-    output = ENGINES[engine](loss, head, hidden, torch.zeros(0, dtype=torch.long))
+    some = run(ENGINES[engine], loss, head, torch.zeros(2, 4), torch.tensor([1, 2]))
+    output = run(ENGINES[engine], loss, head, hidden, torch.zeros(0, dtype=torch.long))
     output.total.backward()
     assert output.total.item() == 0
     assert hidden.grad is not None
@@ -192,7 +253,7 @@ def test_without_gradients(engine: str) -> None:
     hidden, weight, labels, _ = problem(20, 8, 300)
     head = linear(weight)
     with torch.no_grad():
-        output = ENGINES[engine](loss, head, hidden, labels)
+        output = run(ENGINES[engine], loss, head, hidden, labels)
     assert not output.total.requires_grad
     torch.testing.assert_close(output.total, formula(head(hidden), labels).sum().detach())
 
@@ -203,9 +264,9 @@ def test_thresholds_are_float32_under_autocast(engine: str) -> None:
     loss, _ = OBJECTIVES["ts2"]
     hidden, weight, labels, _ = problem(200, 16, 2000)
     hidden, weight = hidden.float() * 3, weight.float()
-    exact = ENGINES[engine](loss, linear(weight), hidden, labels).tokens
+    exact = run(ENGINES[engine], loss, linear(weight), hidden, labels).tokens
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = ENGINES[engine](loss, linear(weight), hidden, labels).tokens
+        mixed = run(ENGINES[engine], loss, linear(weight), hidden, labels).tokens
     for name in ("support_size", "objective", "entropy"):
         torch.testing.assert_close(mixed[name], exact[name])
     rounded = support_mask(linear(weight)(hidden).bfloat16().float(), labels, None)
@@ -215,7 +276,7 @@ def test_thresholds_are_float32_under_autocast(engine: str) -> None:
 def test_differentiating_twice_is_refused() -> None:
     """The gradients are scaled in place: a second backward pass would scale them again."""
     head, hidden = nn.Linear(4, 30), torch.randn(3, 4)
-    total = ChunkedEngine()(OBJECTIVES["ts2"][0], head, hidden, torch.tensor([0, 1, 2])).total
+    total = run(ChunkedEngine(), OBJECTIVES["ts2"][0], head, hidden, torch.tensor([0, 1, 2])).total
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice"):
         total.backward()
@@ -246,7 +307,7 @@ class ExpectedLogit(ValueLoss):
 def test_a_loss_computes_in_float32_under_autocast(engine: str) -> None:
     hidden, weight, labels, _ = problem(20, 8, 300)
     head = linear(weight.float())
-    exact = ENGINES[engine](ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
+    exact = run(ENGINES[engine], ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = ENGINES[engine](ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
+        mixed = run(ENGINES[engine], ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
     torch.testing.assert_close(mixed, exact, rtol=1e-5, atol=1e-5)

@@ -1,57 +1,140 @@
 """What the objectives promise beyond their formula: finiteness, early stopping, errors that teach."""
 
+import math
 import pickle
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.reference import OBJECTIVES, ts2
-from ts2_lightning.losses import CrossEntropyLoss, Gradient, LossResult, TokenLoss, TS2Loss, ValueLoss
+from tests.reference import OBJECTIVES, ts2, turn_positions
+from ts2_lightning.losses import (
+    CrossEntropyLoss,
+    EntmaxLoss,
+    EntropyBonusLoss,
+    ExponentialInflationLoss,
+    FenchelYoungPlusLoss,
+    FocalLoss,
+    GEMLoss,
+    Gradient,
+    LabelSmoothingLoss,
+    LambdaPRLoss,
+    LogarithmicInflationLoss,
+    LossResult,
+    PowerInflationLoss,
+    SuppressionOnlyLoss,
+    TOFULoss,
+    TokenLoss,
+    TS2Loss,
+    ValueLoss,
+)
 from ts2_lightning.ops import LogitRows
 from ts2_lightning.types import UserError
 
 
 def evaluate(loss: TokenLoss, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [n] and dense gradient [n, K]."""
-    term = loss.evaluate(LogitRows(z, labels)).term
+    """Values [n] and dense gradient [n, K], of tokens in the turns of the reference."""
+    term = loss.evaluate(LogitRows(z, labels, *turn_positions(len(labels)))).term
     out = torch.empty_like(z)
     term.gradient.write_to(out)
     return term.value, out
 
 
+def tokens(n: int, k: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Random float64 logits [n, K] and labels [n]; the gold token leads in every third row."""
+    generator = torch.Generator().manual_seed(n * k)
+    z, labels = torch.randn(n, k, generator=generator).double() * spread, torch.randint(k, (n,), generator=generator)
+    leading = torch.arange(n) % 3 == 0
+    z[leading, labels[leading]] += 3
+    return z, labels
+
+
 EXTREME = {
-    "gap_of_1e4": ([[0.0, 1e4, -1e4, 5.0]], [0]),
-    "gold_leads_by_1e4": ([[1e4, 0.0, 0.0, 0.0]], [0]),
-    "all_ties": ([[2.0, 2.0, 2.0, 2.0]], [3]),
-    "two_classes": ([[0.3, -0.3]], [1]),
-    "gold_underflows": ([[-200.0, 0.0, 0.0]], [0]),
+    "gap_of_1e4": ([0.0, 1e4, -1e4, 5.0], 0),
+    "gold_leads_by_1e4": ([1e4, 0.0, 0.0, 0.0], 0),
+    "gold_is_last_by_1e4": ([0.0, -1.0, -1.5, -1e4], 3),
+    "all_ties": ([2.0, 2.0, 2.0, 2.0], 3),
+    "600_ties": ([-3.0] * 600, 599),
+    "two_lead_by_1e4": ([1e4, 1e4, 0.0, -1e4], 1),
+    "leads_by_exactly_1": ([1.0, 0.0, 0.0, 0.0], 0),
+    "two_classes": ([0.3, -0.3], 1),
+    "two_classes_far_apart": ([1e4, -1e4], 1),
+    "two_classes_tie": ([-7.0, -7.0], 0),
+    "gold_underflows": ([-200.0, 0.0, 0.0], 0),
+    "gold_underflows_in_float64": ([-2000.0, 0.0, 1.0], 0),
+    "gold_nearly_certain": ([40.0, 0.0, 0.0], 0),
 }
 
+FORMATS = {
+    "float64": lambda z: z,
+    "float32": lambda z: z.float(),
+    "rounded_to_bfloat16": lambda z: z.bfloat16().float(),
+}
 
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "value_only"])
+# GEM's value is beta (CE at temperature beta - H(q)), below zero once the gold token leads (with h = log sigmoid
+# the weights leave it there), and the entropy bonus is subtracted: these two have no lower bound of zero.
+NEVER_NEGATIVE = [name for name in OBJECTIVES if not name.startswith(("gem", "entropy_bonus"))]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("case", EXTREME)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_finite_and_gradient_sums_to_zero(name: str, case: str, dtype: torch.dtype) -> None:
-    """Every objective here is invariant to a shift of the logits, so its gradient sums to zero."""
-    z, labels = torch.tensor(EXTREME[case][0], dtype=dtype), torch.tensor(EXTREME[case][1])
+@pytest.mark.parametrize("form", FORMATS)
+def test_extreme_logits(name: str, case: str, form: str) -> None:
+    """Finite, as good as in float64, and every objective is invariant to a shift: its gradient sums to zero."""
+    logits, label = EXTREME[case]
+    z, labels = FORMATS[form](torch.tensor([logits], dtype=torch.float64)), torch.tensor([label])
     value, gradient = evaluate(OBJECTIVES[name][0], z, labels)
     assert torch.isfinite(value).all()
-    assert (value >= 0).all()
     assert torch.isfinite(gradient).all()
-    assert gradient.sum().item() == pytest.approx(0, abs=1e-5)
+    assert gradient.sum().item() == pytest.approx(0, abs=1e-11 if form == "float64" else 1e-5)
+    if name in NEVER_NEGATIVE:
+        assert (value >= 0).all()
+    exact, exact_gradient = evaluate(OBJECTIVES[name][0], z.double(), labels)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_masked_vocabulary() -> None:
-    """-inf logits get no gradient and change nothing."""
-    z, labels = torch.randn(5, 40, dtype=torch.float64), torch.arange(5)
-    masked = torch.cat([z, torch.full((5, 7), -torch.inf, dtype=z.dtype)], -1)
-    for loss in (CrossEntropyLoss(), TS2Loss(), TS2Loss(top_k=5)):
-        value, gradient = evaluate(loss, z, labels)
-        value_masked, gradient_masked = evaluate(loss, masked, labels)
-        torch.testing.assert_close(value, value_masked)
-        torch.testing.assert_close(gradient, gradient_masked[:, :40])
-        assert gradient_masked[:, 40:].abs().sum() == 0
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_offset_costs_what_float32_must_lose(name: str) -> None:
+    """Logits that all lie near 1e4 have 1e-3 of resolution; a loss at logits c z rounds once more, and no worse."""
+    z, labels = tokens(20, 300)
+    z = (z + 1e4).float()
+    value, gradient = evaluate(OBJECTIVES[name][0], z, labels)
+    exact, exact_gradient = evaluate(OBJECTIVES[name][0], z.double(), labels)
+    torch.testing.assert_close(value.double(), exact, rtol=0, atol=1e-2)
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", NEVER_NEGATIVE)
+def test_is_never_negative(name: str) -> None:
+    for spread in (0.01, 1.0, 20.0):
+        z, labels = tokens(60, 37, spread)
+        assert (evaluate(OBJECTIVES[name][0], z, labels)[0] >= 0).all()
+        assert (evaluate(OBJECTIVES[name][0], z.float(), labels)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in NEVER_NEGATIVE])
+def test_can_be_negative(name: str) -> None:
+    """Where the gold token leads by much: nothing to alarm about."""
+    z = torch.zeros(1, 50, dtype=torch.float64)
+    z[0, 7] = 16
+    assert evaluate(OBJECTIVES[name][0], z, torch.tensor([7]))[0].item() < 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("k", [3, 40, 600])
+def test_masked_vocabulary(name: str, k: int) -> None:
+    """-inf logits, some of them alone and some hundreds in a row, change nothing and get no gradient."""
+    z, labels = tokens(5, k)
+    columns = torch.arange(k) * 2 + torch.arange(k).gt(k // 2) * 700
+    masked = torch.full((5, 2 * k + 1000), -torch.inf, dtype=z.dtype)
+    masked[:, columns] = z
+    value, gradient = evaluate(OBJECTIVES[name][0], z, labels)
+    value_masked, gradient_masked = evaluate(OBJECTIVES[name][0], masked, columns[labels])
+    torch.testing.assert_close(value_masked, value, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient_masked[:, columns], gradient, rtol=1e-12, atol=1e-12)
+    gradient_masked[:, columns] = 0
+    assert (gradient_masked == 0).all()
 
 
 @pytest.mark.parametrize("logit_scale", [1.0, 2.0])
@@ -101,33 +184,107 @@ def test_suppression_keeps_the_ratios_of_the_plausible() -> None:
     assert (gradient[0, 3:] > 0).all()
 
 
-# An adaptive weight is held constant by the gradient, but not by a difference of values.
-@pytest.mark.parametrize("name", ["cross_entropy", "ts2", "ts2_strong", "ts2_scaled", "ts2_top_k", "ts2_capped"])
+# What a gradient holds constant a difference of values does not: GEM's q and weights, TOFU's G, lambda-PR's w, and the
+# adaptive weight of suppression. (The support is constant near almost every z.)
+DETACHED = ("gem", "tofu", "lambda_pr", "ts2_adaptive", "ts2_all", "entmax_plus_all", "sparsemax_plus")
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if not name.startswith(DETACHED)])
 def test_gradient_by_finite_differences(name: str) -> None:
     loss = OBJECTIVES[name][0]
-    z, labels = torch.randn(1, 9, dtype=torch.float64), torch.tensor([2])
-    _, gradient = evaluate(loss, z, labels)
-    step = 1e-6 * torch.eye(9, dtype=torch.float64)
-    labels = labels.expand(9)
-    difference = (evaluate(loss, z + step, labels)[0] - evaluate(loss, z - step, labels)[0]) / 2e-6
-    torch.testing.assert_close(gradient[0], difference, rtol=1e-6, atol=1e-6)
+    for z, label in zip(*tokens(6, 9), strict=True):
+        _, gradient = evaluate(loss, z[None], label[None])
+        step = 1e-6 * torch.eye(9, dtype=torch.float64)
+        labels = label.expand(9)
+        difference = (evaluate(loss, z + step, labels)[0] - evaluate(loss, z - step, labels)[0]) / 2e-6
+        torch.testing.assert_close(gradient[0], difference, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ({"alpha": -0.1}, "alpha must be at least 0, got -0.1"),
-        ({"logit_scale": 0.0}, "logit_scale must be above 0, got 0.0"),
-        ({"top_k": 0}, "top_k must be at least 1"),
-        ({"tail_mass_cap": 1.0}, "tail_mass_cap must lie between 0 and 1"),
-    ],
-)
-def test_hyper_parameters_are_checked(arguments: dict, named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        TS2Loss(**arguments)
+# The default lambda-PR has no weight at all on tokens as likely as these.
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n.startswith(DETACHED) and n != "lambda_pr"])
+def test_what_is_held_constant_is_no_part_of_the_gradient(name: str) -> None:
+    """Of these objectives the gradient is not that of the value: were it so, something would not be held constant."""
+    loss, (z, labels) = OBJECTIVES[name][0], tokens(60, 9)
+    direction = 1e-6 * tokens(60, 9, spread=2.0)[0].roll(1, 0)
+    gradient = (evaluate(loss, z, labels)[1] * direction).sum(-1)
+    difference = (evaluate(loss, z + direction, labels)[0] - evaluate(loss, z - direction, labels)[0]) / 2
+    assert (gradient - difference).abs().max() > 1e-8
 
 
-def test_pickles() -> None:
+def test_lambda_pr_teaches_what_is_rare_but_not_too_rare() -> None:
+    """The paper's settings in a turn of 100 tokens: the limit is 4.2e-4, and below 1e-5 the weight falls with p."""
+    p = torch.tensor([1e-9, 1e-5, 4e-4, 4.4e-4, 0.5], dtype=torch.float64)
+    z, labels = torch.stack([p.log(), (1 - p).log()], -1), torch.zeros(5, dtype=torch.long)
+    place = torch.full((5,), 51), torch.full((5,), 100)
+    value = LambdaPRLoss().evaluate(LogitRows(z, labels, *place)).term.value
+    weight = 0.1**0.5 * p / (1e-5 + (1 - 1e-5) * p) * torch.tensor([1, 1, 1, 0, 0])
+    torch.testing.assert_close(value, -weight * p.log(), rtol=1e-9, atol=0)
+
+
+def test_lambda_pr_falls_along_the_turn() -> None:
+    """By lambda^(1/L) from token to token, from 1 at the first: position t counts from 1, and L is the turn's own."""
+    z, labels = (
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(8, 2).contiguous(),
+        torch.ones(8, dtype=torch.long),
+    )
+    place = torch.arange(1, 9), torch.full((8,), 8)
+    value = LambdaPRLoss(lambda_=0.05, alpha=0.5).evaluate(LogitRows(z, labels, *place)).term.value
+    p = z.softmax(-1)[:, 1]
+    first = p / (0.5 + 0.5 * p) * -p.log()
+    torch.testing.assert_close(value, first * 0.05 ** (torch.arange(8) / 8))
+
+
+def test_lambda_pr_needs_positions() -> None:
+    z, labels = tokens(3, 5)
+    for place in ((None, None), (None, torch.ones(3)), (torch.ones(3), None)):
+        with pytest.raises(UserError, match=r"positions.*lengths") as error:
+            LambdaPRLoss().evaluate(LogitRows(z, labels, *place))
+        assert "\n" not in str(error.value)
+
+
+NAN = math.nan
+SUPPRESSION = [("alpha", (-0.1, NAN)), ("logit_scale", (0.0, -1.0, NAN)), ("top_k", (0, -3))]
+SUPPRESSION += [("tail_mass_cap", (0.0, 1.0, -0.5, NAN))]
+WRONG: list[tuple[type[TokenLoss], str, tuple]] = [
+    (LabelSmoothingLoss, "epsilon", (-0.1, 1.1, NAN)),
+    (EntropyBonusLoss, "gamma", (-0.1, NAN)),
+    (GEMLoss, "beta", (0.0, -0.7, NAN)),
+    (GEMLoss, "h", ("sigmoid", None)),
+    (FocalLoss, "gamma", (-0.5, NAN)),
+    (TOFULoss, "gamma", (-0.5, NAN)),
+    (TOFULoss, "beta", (0.0, -0.8, NAN)),
+    (LambdaPRLoss, "lambda_", (0.0, -0.1, NAN)),
+    (LambdaPRLoss, "alpha", (-1e-5, 1.5, NAN)),
+    (EntmaxLoss, "alpha", (1.0, 0.5, 2.1, NAN)),
+    (PowerInflationLoss, "alpha", (0.0, -2.0, NAN)),
+    (ExponentialInflationLoss, "gamma", (0.0, -4.0, NAN)),
+    (LogarithmicInflationLoss, "delta", (0.0, -0.01, NAN)),
+    *((owner, *rest) for owner in (TS2Loss, FenchelYoungPlusLoss, SuppressionOnlyLoss) for rest in SUPPRESSION),
+]
+
+
+@pytest.mark.parametrize(("owner", "argument", "values"), WRONG, ids=lambda x: getattr(x, "__name__", str(x)))
+def test_hyper_parameters_are_checked(owner: type[TokenLoss], argument: str, values: tuple) -> None:
+    """In one line that names the argument, what it must be and what came."""
+    for value in values:
+        with pytest.raises(UserError) as error:
+            owner(**{argument: value})
+        message = str(error.value)
+        assert message.startswith(f"{owner.__name__}: {argument} must ")
+        assert message.endswith(f", got {value!r}")
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_pickles(name: str) -> None:
+    loss = OBJECTIVES[name][0]
+    again = pickle.loads(pickle.dumps(loss))
+    z, labels = tokens(4, 20)
+    assert again.logit_scale == loss.logit_scale
+    assert all(torch.equal(a, b) for a, b in zip(evaluate(again, z, labels), evaluate(loss, z, labels), strict=True))
+
+
+def test_pickling_keeps_the_hyper_parameters() -> None:
     loss = pickle.loads(pickle.dumps(TS2Loss(alpha=0.7, top_k=4)))
     z, labels = torch.randn(3, 20, dtype=torch.float64), torch.arange(3)
     torch.testing.assert_close(evaluate(loss, z, labels)[0], ts2(0.7, top_k=4)(z, labels))

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ts2_lightning.metrics import TokenMeans
 from ts2_lightning.types import UserError
 
-LOGGED_BY_MODULE = ("objective", "cross_entropy")
-"""The two means that the module logs itself, as `train/objective` and `train/cross_entropy`."""
+LOGGED_BY_MODULE = ("objective",)
+"""What the module logs itself, in every step, as `train/objective`."""
 
 ON_PROGRESS_BAR = ("objective", "cross_entropy", "support_size", "tail_mass", "entropy")
 """The means that progress bars show; they are in `trainer.callback_metrics` too."""
@@ -34,9 +34,12 @@ class DistributionMonitor(Callback):
     Keys are those of `types.TOKEN_STATISTICS` (but for `LOGGED_BY_MODULE`), and `objective/PART` for each
     part of a composite loss. A step without any supervised token logs nothing.
 
+    The statistics are measured because this callback asks for them; without it, or in steps that it does not log, the
+    loss engine leaves them out.
+
     Args:
-        every_n_steps: log optimizer steps whose number is a multiple of this; the others cost nothing. Steps
-            must be multiples of the trainer's `log_every_n_steps` too (0 there switches all logging off).
+        every_n_steps: measure and log optimizer steps whose number is a multiple of this; the others cost nothing.
+            Steps must be multiples of the trainer's `log_every_n_steps` too (0 there switches all logging off).
 
     Raises:
         UserError: if `every_n_steps` is smaller than 1.
@@ -48,7 +51,7 @@ class DistributionMonitor(Callback):
             raise UserError(f"DistributionMonitor(every_n_steps) must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}
-        """The means of the last logged step, the module's two included, under their logging names."""
+        """The means of the last logged step, the objective included, under their logging names."""
         self._last_step = 0
         self._means = TokenMeans()
 
@@ -56,6 +59,11 @@ class DistributionMonitor(Callback):
         """Start with empty sums; a checkpoint is only ever written between two optimizer steps."""
         self._last_step = trainer.global_step
         self._means, self.latest = TokenMeans(), {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Ask for statistics in the micro-batches of a step that will be logged."""
+        if self._is_due(trainer, self._last_step + 1):
+            pl_module.request_statistics()  # type: ignore[operator]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -4,17 +4,38 @@ Shapes: N supervised tokens, H the width of the model, K the vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.losses import TokenLoss
-from ts2_lightning.ops import LogitRows, token_statistics
+from ts2_lightning.losses import Gradient, TokenLoss
+from ts2_lightning.ops import LogitRows, Workspace, token_statistics
 from ts2_lightning.types import LossOutput
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Logits that a loss works on at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
+
+
+class Targets(NamedTuple):
+    """What the supervised tokens are to be, and where they stand.
+
+    Attributes:
+        labels: [N] int64.
+        weights: [N] factors on the tokens' losses, or None for ones.
+        positions: [N] 1-based position of each token within its response, or None.
+        lengths: [N] number of tokens of that response, or None.
+    """
+
+    labels: Tensor
+    weights: Tensor | None = None
+    positions: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def part(self, part: slice) -> "Targets":
+        """The targets of some of the tokens."""
+        return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
 
 
 class LossEngine(ABC):
@@ -24,9 +45,16 @@ class LossEngine(ABC):
     whatever the dtype of the model: thresholds of bfloat16 logits get the support wrong.
     """
 
-    @abstractmethod
     def __call__(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
+        self,
+        loss: TokenLoss,
+        head: nn.Module,
+        hidden_states: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        positions: Tensor | None = None,
+        lengths: Tensor | None = None,
+        statistics: bool = True,
     ) -> LossOutput:
         """The loss of N supervised tokens.
 
@@ -36,12 +64,22 @@ class LossEngine(ABC):
             hidden_states: [N, H], already selected: row i predicts `labels[i]`.
             labels: [N] int64.
             weights: [N] factors on the tokens' losses. Default: ones.
+            positions: [N] 1-based position of each token within its response, for losses that ask for it.
+            lengths: [N] number of tokens of that response, for losses that ask for it.
+            statistics: measure `TOKEN_STATISTICS` at every token; without it they cost nothing.
 
         Returns:
             The sum of the tokens' weighted losses, differentiable with respect to `hidden_states` and the head's
             parameters, and what was measured at every token, unweighted. With N = 0 the sum is a zero that is
             connected to the graph.
         """
+        return self.run(loss, head, hidden_states, Targets(labels, weights, positions, lengths), statistics)
+
+    @abstractmethod
+    def run(
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
+    ) -> LossOutput:
+        """What an engine does when it is called."""
 
 
 class _WithGradients(torch.autograd.Function):
@@ -101,41 +139,38 @@ class TokenRecorder:
 
 
 def evaluate_rows(
-    loss: TokenLoss,
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor | None,
-    recorder: TokenRecorder,
-    start: int,
-    *,
-    gradient: Tensor | None,
-) -> None:
+    loss: TokenLoss, logits: Tensor, targets: Targets, recorder: TokenRecorder, start: int, statistics: bool
+) -> Iterator[tuple[slice, Gradient]]:
     """Runs the loss over rows of logits, block by block, and records what it and the statistics give.
 
     Args:
         loss: the objective.
         logits: [n, K] float32 or float64, contiguous.
-        labels: [n] int64.
-        weights: [n] factors on the tokens' losses, or None.
+        targets: of the n tokens.
         recorder: takes the values of tokens `start` to `start + n`.
         start: position of the first row among the N tokens.
-        gradient: [n, K], receives the weighted gradient with respect to the logits; may be `logits`. None: not wanted.
+        statistics: whether to measure them.
+
+    Yields:
+        Which rows make the block, and the weighted gradient with respect to their logits. Its dense parts lie in memory
+        that the next block uses again; the block's logits may be overwritten.
     """
     n, K = logits.shape
     block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, ELEMENTS_PER_BLOCK["cuda"]) // K)
-    scratch = logits.new_empty(2, min(block, n), K)
-    with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
-        for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
-            part = slice(first, min(first + block, n))
-            rows = LogitRows(logits[part], labels[part], scratch)
+    workspace = Workspace()
+    for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
+        part = slice(first, min(first + block, n))
+        labels, weights, positions, lengths = targets.part(part)
+        workspace.clear()
+        with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
+            rows = LogitRows(logits[part], labels, positions, lengths, workspace)
             result = loss.evaluate(rows)
-            factors = None if weights is None else weights[part]
-            values = {"objective": result.term.value} | token_statistics(rows, loss.logit_scale)
+            values = {"objective": result.term.value}
             values |= {f"objective/{name}": value for name, value in result.parts.items()}
-            recorder.record(start + first, values, factors)
-            if gradient is not None:
-                weighted = result.term.gradient if factors is None else result.term.gradient.scaled(factors)
-                weighted.write_to(gradient[part])
+            if statistics:
+                values |= token_statistics(rows, loss.logit_scale)
+        recorder.record(start + first, values, weights)
+        yield part, result.term.gradient if weights is None else result.term.gradient.scaled(weights)
 
 
 def promote(logits: Tensor) -> Tensor:

@@ -12,26 +12,31 @@ from torch import Tensor, nn
 from ts2_lightning.engines.base import (
     ELEMENTS_PER_BLOCK,
     LossEngine,
+    Targets,
     TokenRecorder,
     attach_gradients,
     evaluate_rows,
     promote,
 )
 from ts2_lightning.engines.linear import accumulator, factor_dtype, is_plain_linear, multiply, multiply_add
-from ts2_lightning.losses import TokenLoss
+from ts2_lightning.losses import Gradient, TokenLoss
 from ts2_lightning.losses.checks import require
+from ts2_lightning.ops import Listed
 from ts2_lightning.types import LossOutput
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
 """Tokens per chunk, at least. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
+
+LISTED_SHARE = 1 / 128
+"""Up to this share of entries in a gradient, gathering rows of the head is cheaper than a matrix product."""
 
 
 class ChunkedEngine(LossEngine):
     """Never holds the logits [N, K]: per chunk it forms logits, loss, statistics and gradients, and drops the logits.
 
     Beyond the head's gradient it needs one buffer [chunk_size, K]. A plain linear head is multiplied directly and its
-    gradient summed in place, in float32 at least; any other head (an adapter, a quantised or soft-capped one) is
-    called as the module it is.
+    gradient summed in place, in float32 at least; where a loss touches few tokens of the vocabulary, only their rows
+    of the head are. Any other head (an adapter, a quantised or soft-capped one) is called as the module it is.
 
     Args:
         chunk_size: tokens per chunk, >= 1. Default: 192 on a CPU, 2,048 on a GPU, more for a small vocabulary.
@@ -52,21 +57,23 @@ class ChunkedEngine(LossEngine):
         require(chunk_size is None or chunk_size >= 1, "ChunkedEngine", chunk_size=chunk_size, must="be at least 1")
         self.chunk_size = chunk_size
 
-    def __call__(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
+    def run(
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
     ) -> LossOutput:
         """See `LossEngine`."""
         size = self.chunk_size or default_chunk_size(head, hidden_states.device.type)
-        recorder = TokenRecorder(len(labels), hidden_states)
+        n = len(hidden_states)
+        recorder = TokenRecorder(n, hidden_states)
         kind = _LinearHead if is_plain_linear(head) else _ModuleHead
         inputs = kind(head, hidden_states, size)
-        for start in range(0, max(len(labels), 1), size):
-            part = slice(start, min(start + size, len(labels)))
+        for start in range(0, max(n, 1), size):
+            part = slice(start, min(start + size, n))
             logits, gradient = inputs.logits(part)
+            chunk = _ChunkGradient(gradient, inputs.takes_lists)
             with torch.no_grad():
-                factors = None if weights is None else weights[part]
-                evaluate_rows(loss, logits, labels[part], factors, recorder, start, gradient=gradient)
-            inputs.accumulate(part, gradient)
+                for rows, share in evaluate_rows(loss, logits, targets.part(part), recorder, start, statistics):
+                    chunk.add(rows, share)
+            chunk.give_to(inputs, part)
         return inputs.attach(recorder.output(inputs.dtype))
 
 
@@ -80,8 +87,47 @@ def default_chunk_size(head: nn.Module, device: str) -> int:
     )
 
 
+class _ChunkGradient:
+    """The gradient of a chunk's logits: lists of entries, for as long as its blocks give short ones, else dense.
+
+    Args:
+        out: [n, K] receives a dense gradient; may be the logits. None: no gradient is wanted.
+        lists: whether the head takes lists.
+    """
+
+    def __init__(self, out: Tensor | None, lists: bool) -> None:
+        self._out = out
+        self._lists = lists
+        self._blocks: list[tuple[slice, Gradient]] = []
+        self._entries = 0
+
+    def add(self, rows: slice, gradient: Gradient) -> None:
+        """Takes the gradient of a block of rows."""
+        if self._out is None:
+            return
+        self._blocks.append((rows, gradient))
+        self._entries += gradient.listed
+        if not (self._lists and gradient.listed and self._entries <= LISTED_SHARE * self._out.numel()):
+            self._lists = False
+            for place, share in self._blocks:
+                share.write_to(self._out[place])
+            self._blocks.clear()
+
+    def give_to(self, head: "_Head", part: slice) -> None:
+        """Adds the chunk's share to the head's gradients."""
+        if self._out is None:
+            return
+        if self._lists:
+            head.accumulate_lists(part, self._blocks)
+        else:
+            head.accumulate(part, self._out)
+
+
 class _Head(ABC):
     """A head, the hidden states that go through it chunk by chunk, and the sums of their gradients."""
+
+    takes_lists = False
+    """Whether `accumulate_lists` can be called."""
 
     def __init__(self, head: nn.Module, hidden_states: Tensor, parameters: Sequence[Tensor]) -> None:
         self._head = head
@@ -107,8 +153,12 @@ class _Head(ABC):
         """Logits [n, K] of a chunk, and the tensor [n, K] that shall receive their gradient (None: none wanted)."""
 
     @abstractmethod
-    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
+    def accumulate(self, part: slice, gradient: Tensor) -> None:
         """Adds the chunk's share to the gradients, from the gradient [n, K] of its logits."""
+
+    def accumulate_lists(self, part: slice, blocks: list[tuple[slice, Gradient]]) -> None:
+        """As `accumulate`, from lists of entries of blocks of rows."""
+        raise NotImplementedError
 
     def attach(self, output: LossOutput) -> LossOutput:
         """The output with a total that is differentiable."""
@@ -119,6 +169,8 @@ class _Head(ABC):
 
 class _LinearHead(_Head):
     """logits = hidden W^T + b, multiplied directly: no second tensor of the head's size, one reused buffer."""
+
+    takes_lists = True
 
     def __init__(self, head: nn.Module, hidden_states: Tensor, chunk_size: int) -> None:
         assert isinstance(head, nn.Linear)
@@ -139,9 +191,7 @@ class _LinearHead(_Head):
         return logits, logits if self._needs_gradient else None
 
     @torch.no_grad()
-    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
+    def accumulate(self, part: slice, gradient: Tensor) -> None:
         of_hidden, of_weight, *of_bias = self._gradients
         factor = gradient.to(self._weight.dtype)
         if of_hidden is not None:
@@ -150,6 +200,21 @@ class _LinearHead(_Head):
             multiply_add(of_weight, factor.T, self._factors[part])
         if of_bias and of_bias[0] is not None:
             of_bias[0] += gradient.sum(0)
+
+    @torch.no_grad()
+    def accumulate_lists(self, part: slice, blocks: list[tuple[slice, Gradient]]) -> None:
+        of_hidden, of_weight, *of_bias = self._gradients
+        for block, gradient in blocks:
+            for entries, values in gradient.sparse:
+                assert isinstance(entries, Listed)
+                places, columns = entries.rows + (part.start + block.start), entries.columns
+                factor = values.to(self._weight.dtype)[:, None]
+                if of_hidden is not None:
+                    of_hidden.index_add_(0, places, (factor * self._weight[columns]).to(of_hidden.dtype))
+                if of_weight is not None:
+                    of_weight.index_add_(0, columns, (factor * self._factors[places]).to(of_weight.dtype))
+                if of_bias and of_bias[0] is not None:
+                    of_bias[0].index_add_(0, columns, values.to(of_bias[0].dtype))
 
 
 class _ModuleHead(_Head):
@@ -165,9 +230,7 @@ class _ModuleHead(_Head):
         logits = promote(self._output.detach())
         return logits, torch.empty_like(logits) if self._needs_gradient else None
 
-    def accumulate(self, part: slice, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
+    def accumulate(self, part: slice, gradient: Tensor) -> None:
         wanted = [g is not None for g in self._gradients]
         inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
         found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.base import LossEngine, Targets, TokenRecorder, attach_gradients, evaluate_rows, promote
 from ts2_lightning.engines.linear import accumulator, is_plain_linear
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.types import LossOutput
@@ -23,15 +23,17 @@ class FullEngine(LossEngine):
         (torch.Size([5, 8]), torch.Size([5]))
     """
 
-    def __call__(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None
+    def run(
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
     ) -> LossOutput:
         """See `LossEngine`."""
         logits = _logits(head, hidden_states)
-        recorder = TokenRecorder(len(labels), logits)
+        recorder = TokenRecorder(len(logits), logits)
         gradient = torch.empty_like(logits) if logits.requires_grad else None
         with torch.no_grad():
-            evaluate_rows(loss, logits.detach(), labels, weights, recorder, 0, gradient=gradient)
+            for part, share in evaluate_rows(loss, logits.detach(), targets, recorder, 0, statistics):
+                if gradient is not None:
+                    share.write_to(gradient[part])
         output = recorder.output(logits.dtype)
         if gradient is None:
             return output

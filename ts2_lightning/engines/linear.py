@@ -18,17 +18,21 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def factor_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype of the factors of the head's products.
+def sums_in_float32(device: torch.device) -> bool:
+    """Whether the device's matrix products of bfloat16 are summed and given in float32, as a GPU's matrix units do it.
 
-    On a GPU that of autocast, or of the tensors: its matrix units sum in float32. A CPU's bfloat16 product
-    rounds its result to bfloat16, in which thresholds are wrong, so there it is float32.
+    A CPU's product rounds its result to bfloat16, in which thresholds are wrong.
     """
-    device = hidden_states.device.type
+    return device.type != "cpu"
+
+
+def factor_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype of the factors of the head's products: that of autocast or of the tensors, or float32 on a CPU."""
+    device = hidden_states.device
     dtype = torch.promote_types(hidden_states.dtype, weight.dtype)
-    if device == "cpu":
+    if not sums_in_float32(device):
         return accumulator(dtype)
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

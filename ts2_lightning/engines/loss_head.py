@@ -31,9 +31,19 @@ class LossHead(nn.Module):
         for name, parameter in head.named_parameters():
             self.register_parameter(name.replace(".", "__"), parameter)
 
-    def forward(self, hidden_states: Tensor, labels: Tensor, weights: Tensor | None = None) -> LossOutput:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        positions: Tensor | None = None,
+        lengths: Tensor | None = None,
+        statistics: bool = True,
+    ) -> LossOutput:
         """The loss of [N, H] hidden states with [N] labels, see `LossEngine`."""
-        return self.engine(self.loss, self._head[0], hidden_states, labels, weights)
+        return self.engine(
+            self.loss, self._head[0], hidden_states, labels, weights, positions, lengths, statistics=statistics
+        )
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Saves nothing: the parameters are the model's."""

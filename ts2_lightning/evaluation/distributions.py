@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops import sparsemax
+from ts2_lightning.ops import entmax_probabilities
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,4 @@ def support_mask(logits: Tensor) -> Tensor:
         >>> support_mask(torch.tensor([[1.0, 0.6, -3.0]])).tolist()
         [[True, True, False]]
     """
-    mask = torch.zeros_like(logits, dtype=torch.bool)
-    mask[sparsemax(logits).support.index] = True
-    return mask
+    return entmax_probabilities(logits) > 0

@@ -1,20 +1,37 @@
 """Objectives: one file per family, each a formula on rows of logits."""
 
 from ts2_lightning.losses.base import Gradient, LossResult, Term, TokenLoss, ValueLoss
-from ts2_lightning.losses.cross_entropy import CrossEntropyLoss, cross_entropy
-from ts2_lightning.losses.sparsemax import sparsemax_loss
-from ts2_lightning.losses.suppression import tail_suppression
-from ts2_lightning.losses.ts2 import TS2Loss
+from ts2_lightning.losses.cross_entropy import CrossEntropyLoss, EntropyBonusLoss, LabelSmoothingLoss, cross_entropy
+from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, SparsemaxLoss, entmax_loss, fenchel_young
+from ts2_lightning.losses.focal import FocalLoss, LambdaPRLoss, TOFULoss
+from ts2_lightning.losses.gem import GEMLoss
+from ts2_lightning.losses.inflation import ExponentialInflationLoss, LogarithmicInflationLoss, PowerInflationLoss
+from ts2_lightning.losses.suppression import FenchelYoungPlusLoss, SuppressionOnlyLoss, TS2Loss, tail_suppression
 
 __all__ = [
     "CrossEntropyLoss",
+    "EntmaxLoss",
+    "EntropyBonusLoss",
+    "ExponentialInflationLoss",
+    "FenchelYoungLoss",
+    "FenchelYoungPlusLoss",
+    "FocalLoss",
+    "GEMLoss",
     "Gradient",
+    "LabelSmoothingLoss",
+    "LambdaPRLoss",
+    "LogarithmicInflationLoss",
     "LossResult",
+    "PowerInflationLoss",
+    "SparsemaxLoss",
+    "SuppressionOnlyLoss",
+    "TOFULoss",
     "TS2Loss",
     "Term",
     "TokenLoss",
     "ValueLoss",
     "cross_entropy",
-    "sparsemax_loss",
+    "entmax_loss",
+    "fenchel_young",
     "tail_suppression",
 ]

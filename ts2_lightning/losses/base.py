@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops import Entries, LogitRows
+from ts2_lightning.ops import Entries, Listed, LogitRows
 
 
 class DensePart(NamedTuple):
@@ -33,7 +33,7 @@ class DensePart(NamedTuple):
 
 
 class SparsePart(NamedTuple):
-    """`values` [s] at `entries`, zero elsewhere."""
+    """`values` at `entries`, zero elsewhere."""
 
     entries: Entries
     values: Tensor
@@ -45,35 +45,53 @@ class Gradient:
 
     Attributes:
         dense: parts that touch every column.
-        sparse: parts that touch listed entries.
+        sparse: parts that touch few entries.
     """
 
     dense: tuple[DensePart, ...] = ()
     sparse: tuple[SparsePart, ...] = ()
 
     def __add__(self, other: "Gradient") -> "Gradient":
-        return Gradient(self.dense + other.dense, self.sparse + other.sparse)
+        dense = list(self.dense)
+        for part in other.dense:
+            # Multiples of the same softmax become one: each part is a pass over memory.
+            same = [i for i, mine in enumerate(dense) if mine.basis is part.basis and mine.excluded is part.excluded]
+            if same:
+                dense[same[0]] = part._replace(coefficient=dense[same[0]].coefficient + part.coefficient)
+            else:
+                dense.append(part)
+        return Gradient(tuple(dense), self.sparse + other.sparse)
 
     def scaled(self, factor: Tensor | float) -> "Gradient":
         """This gradient times a factor: a number, or [n] numbers."""
-        if isinstance(factor, Tensor):
-            sparse = tuple(SparsePart(e, v * factor[e.rows].to(v.dtype)) for e, v in self.sparse)
-        else:
-            sparse = tuple(SparsePart(e, v * factor) for e, v in self.sparse)
-        return Gradient(tuple(DensePart(c * factor, b, x) for c, b, x in self.dense), sparse)
+
+        def at(entries: Entries) -> Tensor | float:
+            return entries.of_rows(factor) if isinstance(factor, Tensor) else factor
+
+        dense = (DensePart((c * factor).to(c.dtype), b, x) for c, b, x in self.dense)
+        return Gradient(tuple(dense), tuple(SparsePart(e, (v * at(e)).to(v.dtype)) for e, v in self.sparse))
 
     def write_to(self, out: Tensor) -> None:
         """Writes the gradient over `out` [n, K], which may be the logits themselves."""
         if not self.dense:
             out.zero_()
         for i, (coefficient, basis, excluded) in enumerate(self.dense):
-            part = torch.mul(basis, coefficient[:, None], out=out if i == 0 else None)
+            before = excluded.at(out) if excluded is not None and i > 0 else 0.0
+            if i == 0:
+                torch.mul(basis, coefficient[:, None], out=out)
+            else:
+                out.addcmul_(basis, coefficient[:, None])
             if excluded is not None:
-                part[excluded.index] = 0
-            if i > 0:
-                out += part
+                excluded.put(out, before)
         for entries, values in self.sparse:
-            out.index_put_(entries.index, values.to(out.dtype), accumulate=True)
+            entries.add(out, values)
+
+    @property
+    def listed(self) -> int:
+        """Number of entries of a gradient that consists of lists alone (a position may come twice), else 0."""
+        if self.dense or not all(isinstance(entries, Listed) for entries, _ in self.sparse):
+            return 0
+        return sum(len(values) for _, values in self.sparse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +115,10 @@ class Term:
         """This term times a constant factor: a number, or [n] numbers."""
         return Term(self.value * factor, self.gradient.scaled(factor))
 
+    def reweighted(self, of_value: Tensor, of_gradient: Tensor) -> "Term":
+        """This term times a factor [n] that depends on the logits, so that the gradient has another one, [n]."""
+        return Term(self.value * of_value, self.gradient.scaled(of_gradient))
+
     def chain(self, scale: float) -> "Term":
         """A term computed at logits `scale * z`, with its gradient turned into the one with respect to z."""
         return self if scale == 1.0 else Term(self.value, self.gradient.scaled(scale))
@@ -117,7 +139,8 @@ class LossResult(NamedTuple):
 class TokenLoss(ABC):
     """An objective on one token: subclass this to give value and gradient in closed form.
 
-    To write only the value and leave the gradient to autograd, subclass `ValueLoss`.
+    To write only the value and leave the gradient to autograd, subclass `ValueLoss`. The docstring's
+    paragraphs `L = ...` and `Source: ...` are what `python cli.py losses` shows.
 
     Attributes:
         logit_scale: c, the factor on the logits at which the loss projects them; the statistics report the support of

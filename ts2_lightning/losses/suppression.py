@@ -1,12 +1,16 @@
-"""Tail suppression: push down the softmax mass outside a set of plausible tokens."""
+"""Tail suppression, which pushes down the softmax mass outside a set of plausible tokens, and what it adds to."""
 
 import torch
+from torch import Tensor
 
-from ts2_lightning.losses.base import DensePart, Gradient, SparsePart, Term
-from ts2_lightning.ops import Entries, LogitRows, Mass
+from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
+from ts2_lightning.losses.checks import require
+from ts2_lightning.losses.cross_entropy import cross_entropy
+from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, SparsemaxLoss
+from ts2_lightning.ops import Entries, LogitRows
 
 
-def tail_suppression(rows: LogitRows, plausible: Entries, mass: Mass, tail_mass_cap: float | None = None) -> Term:
+def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None = None) -> Term:
     """L = -log sum_{j in A} p_j with p = softmax(z), for a set A that holds the gold token and is held constant.
 
     Its gradient is p outside A and -p_j t / (1 - t) inside, where t is the mass outside: probability moves
@@ -18,11 +22,11 @@ def tail_suppression(rows: LogitRows, plausible: Entries, mass: Mass, tail_mass_
 
     Args:
         rows: n rows of logits.
-        plausible: A, which must list the gold token of every row.
-        mass: `rows.mass(plausible)`.
+        kept: A, which must list the gold token of every row.
         tail_mass_cap: clamp t at this value, as the public code of TS2 does at 0.99. The gradient of a
             clamped token is zero. Default: no clamp.
     """
+    mass = rows.mass(kept)
     tail = mass.outside
     outside, ratio = 1 / rows.normalizer, tail / mass.inside
     value = torch.log1p(ratio)
@@ -30,15 +34,173 @@ def tail_suppression(rows: LogitRows, plausible: Entries, mass: Mass, tail_mass_
         capped = tail >= tail_mass_cap
         value = torch.where(capped, torch.log1p(torch.full_like(tail, -tail_mass_cap)).neg(), value)
         outside, ratio = outside.masked_fill(capped, 0), ratio.masked_fill(capped, 0)
-    inside = -rows.probabilities_at(plausible) * ratio[plausible.rows]
-    gradient = Gradient(
-        dense=(DensePart(outside, rows.exponentials, excluded=plausible),), sparse=(SparsePart(plausible, inside),)
-    )
-    return Term(value, gradient)
+    inside = -rows.probabilities_at(kept) * kept.of_rows(ratio)
+    dense = (DensePart(outside, rows.exponentials, excluded=kept),)
+    return Term(value, Gradient(dense=dense, sparse=(SparsePart(kept, inside),)))
 
 
-def top_k_and_gold(rows: LogitRows, k: int) -> Entries:
-    """The k largest logits of every row, and its gold token (TS2, table 7)."""
-    columns = rows.top(k)[1]
-    of_row = torch.arange(len(rows), device=columns.device)[:, None].expand_as(columns)
-    return Entries(of_row.reshape(-1), columns.reshape(-1)).union(rows.labels)
+def _check(owner: str, alpha: float, logit_scale: float, top_k: int | None, tail_mass_cap: float | None) -> None:
+    require(alpha >= 0, owner, alpha=alpha, must="be at least 0")
+    require(logit_scale > 0, owner, logit_scale=logit_scale, must="be above 0")
+    require(top_k is None or top_k >= 1, owner, top_k=top_k, must="be at least 1, or null for the support")
+    in_range = tail_mass_cap is None or 0 < tail_mass_cap < 1
+    require(in_range, owner, tail_mass_cap=tail_mass_cap, must="lie between 0 and 1, or be null for no clamp")
+
+
+class FenchelYoungPlusLoss(TokenLoss):
+    """A Fenchel-Young loss plus alpha times the suppression of the tail outside its own support: "Entmax+" by default.
+
+    L = L_base(c z; y) - alpha log sum_{j in S or j = y} softmax(c z)_j, S the support of the base's projection of c z
+
+    dL/dz = c [ projection(c z) - e_y + alpha (p - 1[S or y] p / P_S) ], p = softmax(c z), P_S its mass on S and y
+
+    Source: TS2, equation 4 for any base (with `SparsemaxLoss` it is `TS2Loss`).
+
+    Args:
+        base: the Fenchel-Young loss. Default: `EntmaxLoss()`, 1.5-entmax.
+        alpha: weight of tail suppression, >= 0.
+        logit_scale: c > 0. A larger one stops earlier and keeps fewer tokens.
+        top_k: replace S by the k largest logits in the suppression. Default: the base's support.
+        adaptive: weigh the suppression by 1 - projection(c z)_y, held constant.
+        tail_mass_cap: clamp the suppressed mass at this value in (0, 1), which also stops its gradient there.
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+
+    Example:
+        >>> rows = LogitRows(torch.tensor([[1.0, 0.6, -3.0]]), torch.tensor([0]))
+        >>> result = FenchelYoungPlusLoss(EntmaxLoss(1.5), alpha=0.25).evaluate(rows)
+        >>> {name: round(value.item(), 4) for name, value in result.parts.items()}
+        {'entmax': 0.2187, 'tail_suppression': 0.0027}
+    """
+
+    def __init__(
+        self,
+        base: FenchelYoungLoss | None = None,
+        alpha: float = 0.25,
+        logit_scale: float = 1.0,
+        top_k: int | None = None,
+        adaptive: bool = False,
+        tail_mass_cap: float | None = None,
+    ) -> None:
+        _check("FenchelYoungPlusLoss", alpha, logit_scale, top_k, tail_mass_cap)
+        self.base = base or EntmaxLoss()
+        self.alpha = alpha
+        self.logit_scale = logit_scale
+        self.top_k = top_k
+        self.adaptive = adaptive
+        self.tail_mass_cap = tail_mass_cap
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        """Value and gradient; the parts are the base, by its name, and `tail_suppression`, as they enter the sum."""
+        scaled = rows.scaled(self.logit_scale)
+        projection = self.base.project(scaled)
+        plausible = projection.support if self.top_k is None else scaled.top_k(self.top_k)
+        weight: Tensor | float = self.alpha
+        if self.adaptive:
+            weight = self.alpha * (1 - projection.support.pick(projection.probabilities, scaled.labels))
+        base = self.base.term(scaled)
+        suppression = tail_suppression(scaled, scaled.with_gold(plausible), self.tail_mass_cap).scaled(weight)
+        name = type(self.base).__name__.removesuffix("Loss").lower()
+        parts = {name: base.value, "tail_suppression": suppression.value}
+        return LossResult((base + suppression).chain(self.logit_scale), parts)
+
+
+class TS2Loss(TokenLoss):
+    """Sparsemax+, the objective of TS2: the sparsemax loss plus alpha times tail suppression. Decode with softmax.
+
+    The sparsemax part stops where the gold token leads by 1/c, so that plausible alternatives are not eroded;
+    suppression removes the tail that softmax decoding would sample from. Once the support is the gold token
+    alone, what remains is alpha times cross-entropy.
+
+    L = L_sparsemax(c z; y) - alpha log sum_{j in S or j = y} softmax(c z)_j, S the support of sparsemax(c z)
+
+    dL/dz = c [ sparsemax(c z) - e_y + alpha (p - 1[S or y] p / P_S) ], p = softmax(c z), P_S its mass on S and y
+
+    Source: TS2, equation 4 and algorithm 1. The constant 1/2 of the sparsemax loss, which equation 4 drops, is kept.
+
+    Args:
+        alpha: weight of tail suppression, >= 0. The paper uses 0.25 for Llama-3.1-8B, 0.5 for Qwen-2-7B
+            (table 3 has 0.25 to 5). At 0 the gradient of every token with a leading gold token is zero.
+        logit_scale: c > 0. A larger one stops earlier and keeps fewer tokens.
+        top_k: replace S by the k largest logits in the suppression (table 7: 3, 5, 10). Default: sparsemax's support.
+        adaptive: weigh the suppression by 1 - sparsemax(c z)_y, held constant, as a variant of the public code
+            does. Training then stops altogether where the gold token leads by 1/c.
+        tail_mass_cap: clamp the suppressed mass at this value in (0, 1), which also stops its gradient there; the
+            public code has 0.99. Default: no clamp. (At random initialisation nearly every token is clamped.)
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+
+    Example:
+        >>> rows = LogitRows(torch.tensor([[1.0, 0.6, -3.0]]), torch.tensor([0]))
+        >>> result = TS2Loss(alpha=0.25).evaluate(rows)
+        >>> round(result.term.value.item(), 4)
+        0.0927
+        >>> {name: round(value.item(), 4) for name, value in result.parts.items()}
+        {'sparsemax': 0.09, 'tail_suppression': 0.0027}
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        logit_scale: float = 1.0,
+        top_k: int | None = None,
+        adaptive: bool = False,
+        tail_mass_cap: float | None = None,
+    ) -> None:
+        _check("TS2Loss", alpha, logit_scale, top_k, tail_mass_cap)
+        self.logit_scale = logit_scale
+        self._plus = FenchelYoungPlusLoss(SparsemaxLoss(), alpha, logit_scale, top_k, adaptive, tail_mass_cap)
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        """Value and gradient; the parts are `sparsemax` and `tail_suppression`, as they enter the sum."""
+        return self._plus.evaluate(rows)
+
+
+class SuppressionOnlyLoss(TokenLoss):
+    """Cross-entropy plus alpha times tail suppression: "suppression only" in TS2's study of its components.
+
+    L = -log p_y - alpha log sum_{j in S or j = y} p_j, p = softmax(c z), S the support of sparsemax(c z)
+
+    dL/dz = c [ p - e_y + alpha (p - 1[S or y] p / P_S) ], P_S the mass of p on S and y
+
+    Source: TS2, figure 4.
+
+    Args:
+        alpha: weight of tail suppression, >= 0.
+        logit_scale: c > 0. A larger one keeps fewer tokens.
+        top_k: replace S by the k largest logits. Default: sparsemax's support.
+        tail_mass_cap: clamp the suppressed mass at this value in (0, 1), which also stops its gradient there.
+
+    Raises:
+        ValueError: a hyper-parameter is out of its range.
+
+    Example:
+        >>> rows = LogitRows(torch.tensor([[1.0, 0.6, -3.0]]), torch.tensor([0]))
+        >>> result = SuppressionOnlyLoss(alpha=0.25).evaluate(rows)
+        >>> {name: round(value.item(), 4) for name, value in result.parts.items()}
+        {'cross_entropy': 0.5239, 'tail_suppression': 0.0027}
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        logit_scale: float = 1.0,
+        top_k: int | None = None,
+        tail_mass_cap: float | None = None,
+    ) -> None:
+        _check("SuppressionOnlyLoss", alpha, logit_scale, top_k, tail_mass_cap)
+        self.alpha = alpha
+        self.logit_scale = logit_scale
+        self.top_k = top_k
+        self.tail_mass_cap = tail_mass_cap
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        """Value and gradient; the parts are `cross_entropy` and `tail_suppression`, as they enter the sum."""
+        scaled = rows.scaled(self.logit_scale)
+        plausible = scaled.sparsemax.support if self.top_k is None else scaled.top_k(self.top_k)
+        base = cross_entropy(scaled)
+        suppression = tail_suppression(scaled, scaled.with_gold(plausible), self.tail_mass_cap).scaled(self.alpha)
+        parts = {"cross_entropy": base.value, "tail_suppression": suppression.value}
+        return LossResult((base + suppression).chain(self.logit_scale), parts)

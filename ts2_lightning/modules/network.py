@@ -25,11 +25,18 @@ class SFTNetwork(nn.Module):
         self.language_model = language_model
         self.loss_head = LossHead(output_head(language_model), loss, engine)
 
-    def forward(self, batch: Batch) -> LossOutput:
-        """The sum of the losses of the batch's supervised tokens, and their statistics."""
+    def forward(self, batch: Batch, statistics: bool = True) -> LossOutput:
+        """The sum of the losses of the batch's supervised tokens and, if wanted, their statistics."""
         output = backbone(self.language_model)(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         )
         hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])
-        result: LossOutput = self.loss_head(hidden_states, batch["labels"])
+        result: LossOutput = self.loss_head(
+            hidden_states,
+            batch["labels"],
+            batch.get("weights"),
+            batch.get("positions"),
+            batch.get("lengths"),
+            statistics=statistics,
+        )
         return result

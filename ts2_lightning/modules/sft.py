@@ -56,6 +56,7 @@ class SFTModule(L.LightningModule):
         self._step_means = TokenMeans()
         self._evaluation_means = TokenMeans()
         self._step_started = 0.0
+        self._statistics_requested = False
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -91,15 +92,22 @@ class SFTModule(L.LightningModule):
 
     # -- training
 
+    def request_statistics(self) -> None:
+        """Has the next training step measure and publish `TOKEN_STATISTICS`, which it would otherwise leave out.
+
+        For callbacks, in `on_train_batch_start`: what nobody asks for costs nothing.
+        """
+        self._statistics_requested = True
+
     def on_train_start(self) -> None:
         """Starts the clock of the first step."""
         self._step_started = time.perf_counter()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """One micro-batch. Publishes the statistics of its supervised tokens, for callbacks to read."""
-        output: LossOutput = self.network(batch)
-        published = {name: output.tokens[name] for name in ("objective", "cross_entropy")}
-        self._step_means.update(published)
+        """One micro-batch. Publishes what was measured at its supervised tokens, for callbacks to read."""
+        output: LossOutput = self.network(batch, self._statistics_requested)
+        self._statistics_requested = False
+        self._step_means.update({"objective": output.tokens["objective"]})
         # Lightning divides by the micro-batches of a step, and the strategy by the ranks: neither is the divisor.
         shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = output.total * (shares / batch["divisor"].clamp(min=1))

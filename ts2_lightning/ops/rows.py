@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops.sparse import Entries
-from ts2_lightning.ops.sparsemax import BLOCK, Sparsemax, block_maxima, sparsemax
+from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
+from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
 
 
 class Mass(NamedTuple):
@@ -31,14 +31,37 @@ class Mass(NamedTuple):
     outside: Tensor
 
 
+class Workspace:
+    """Memory for temporaries of the size of the rows, used again for the next rows: new memory costs more than
+    the arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+        self._used = 0
+
+    def clear(self) -> None:
+        """Takes all memory back, for the next rows; those of before must not be read any more."""
+        self._used = 0
+
+    def take(self, like: Tensor) -> Tensor:
+        """A tensor with the shape and dtype of `like` [n, K], with any content. The first block must be the largest."""
+        if self._used == len(self._buffers):
+            self._buffers.append(torch.empty_like(like))
+        self._used += 1
+        return self._buffers[self._used - 1][: len(like)]
+
+
 class LogitRows:
     """n rows of logits z and their gold tokens y.
 
     Args:
-        logits: [n, K] float32 or float64, contiguous. May contain -inf, not +inf or NaN.
+        logits: [n, K] float32 or float64, contiguous. May contain -inf (a masked vocabulary), not +inf or NaN; the
+            gold tokens' must be finite.
         labels: [n] int64, the gold tokens.
-        scratch: [2, >= n, K] of the dtype of the logits, to compute in; it must not be used otherwise while
-            the rows live. Default: new memory, which costs more than the arithmetic.
+        positions: [n] 1-based position of each token within its response; None where nobody knows.
+        lengths: [n] number of tokens of that response; None where nobody knows.
+        workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))
@@ -46,11 +69,24 @@ class LogitRows:
         (0.4076, 0.8324)
     """
 
-    def __init__(self, logits: Tensor, labels: Tensor, scratch: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        positions: Tensor | None = None,
+        lengths: Tensor | None = None,
+        workspace: Workspace | None = None,
+    ) -> None:
         self.logits = logits
         self.labels = labels
-        self._scratch = logits.new_empty(2, *logits.shape) if scratch is None else scratch[:, : len(logits)]
+        self.positions = positions
+        self.lengths = lengths
+        self._workspace = workspace or Workspace()
         self._scaled: dict[float, LogitRows] = {}
+        self._entmax: dict[float, Entmax] = {}
+        # Under the identity of a set, which is kept alive beside what was computed of it.
+        self._masses: dict[int, tuple[Entries, Mass]] = {}
+        self._with_gold: dict[int, tuple[Entries, Entries]] = {}
 
     def __len__(self) -> int:
         return self.logits.shape[0]
@@ -60,13 +96,27 @@ class LogitRows:
         if scale == 1.0:  # not kept in the dict: a cycle would keep every row's temporaries until garbage is collected
             return self
         if scale not in self._scaled:
-            self._scaled[scale] = LogitRows(self.logits * scale, self.labels)
+            logits = torch.mul(self.logits, scale, out=self.buffer())
+            rows = LogitRows(logits, self.labels, self.positions, self.lengths, self._workspace)
+            rows.block_maxima = self.block_maxima * scale  # rounding keeps the order: exactly the maxima of c z
+            self._scaled[scale] = rows
         return self._scaled[scale]
 
+    def buffer(self) -> Tensor:
+        """[n, K] memory with any content, to compute in for as long as these rows live."""
+        return self._workspace.take(self.logits)
+
+    # -- maxima and the gold token
+
     @cached_property
-    def gold(self) -> Entries:
+    def gold(self) -> Listed:
         """The n entries (i, y_i)."""
-        return Entries(torch.arange(len(self), device=self.labels.device), self.labels)
+        return one_per_row(self.labels)
+
+    @cached_property
+    def unmasked(self) -> Tensor:
+        """[n, K] one where the logit is finite, zero where the vocabulary is masked. Read only."""
+        return torch.gt(self.logits, -torch.inf, out=self.buffer())
 
     @cached_property
     def block_maxima(self) -> Tensor:
@@ -81,26 +131,38 @@ class LogitRows:
     @cached_property
     def gold_logit(self) -> Tensor:
         """[n] z_y - max(z), never positive."""
-        return self.logits[self.gold.index] - self.maximum
+        return self.gold.at(self.logits) - self.maximum
+
+    # -- softmax
 
     @cached_property
-    def _exponentials(self) -> tuple[Tensor, Tensor, Tensor]:
-        """exp(z - max) [n, K], its sum [n], and the sum of (z - max) exp(z - max) [n]."""
-        shifted = torch.sub(self.logits, self.maximum[:, None], out=self._scratch[0])
-        exponentials = torch.exp(shifted, out=self._scratch[1])
-        # A masked token has -inf * 0, which is NaN and counts as the zero that it is in the limit.
-        weighted = shifted.mul_(exponentials).nansum(-1)
-        return exponentials, exponentials.sum(-1), weighted
+    def _shifted_and_exponentials(self) -> tuple[Tensor, Tensor]:
+        """z - max(z), clamped to finite numbers, and its exponentials; both [n, K]."""
+        shifted = torch.sub(self.logits, self.maximum[:, None], out=self.buffer())
+        # A masked token's -inf would turn into NaN in (z - max) exp(z - max), which is zero in the limit.
+        shifted.clamp_(min=torch.finfo(shifted.dtype).min)
+        return shifted, torch.exp(shifted, out=self.buffer())
 
     @property
     def exponentials(self) -> Tensor:
         """[n, K] exp(z - max(z)): the softmax times `normalizer`. Read only."""
-        return self._exponentials[0]
+        return self._shifted_and_exponentials[1]
 
-    @property
+    @cached_property
+    def weighted_exponentials(self) -> Tensor:
+        """[n, K] (z - max(z)) exp(z - max(z)), zero for masked tokens. Read only."""
+        shifted, exponentials = self._shifted_and_exponentials
+        return shifted.mul_(exponentials)  # nobody else reads the shifted logits
+
+    @cached_property
     def normalizer(self) -> Tensor:
         """[n] sum of `exponentials`, at least 1."""
-        return self._exponentials[1]
+        return self.exponentials.sum(-1)
+
+    @cached_property
+    def expected_logit(self) -> Tensor:
+        """[n] E[z_j - max(z)] under softmax(z), never positive."""
+        return self.weighted_exponentials.sum(-1) / self.normalizer
 
     @cached_property
     def cross_entropy(self) -> Tensor:
@@ -116,41 +178,42 @@ class LogitRows:
     def entropy(self) -> Tensor:
         """[n] Shannon entropy of softmax(z), in nats."""
         # Rounding can leave a one-hot row a hair below zero.
-        return (self.normalizer.log() - self._exponentials[2] / self.normalizer).clamp(min=0)
-
-    @cached_property
-    def sparsemax(self) -> Sparsemax:
-        """sparsemax(z), see `ops.sparsemax`."""
-        return sparsemax(self.logits, self.block_maxima)
-
-    @cached_property
-    def gold_in_support(self) -> Tensor:
-        """[n] bool, whether y is in the support of sparsemax(z)."""
-        return self.sparsemax.support.hits(self.labels)
-
-    @cached_property
-    def support_and_gold(self) -> Entries:
-        """The support of sparsemax(z), and the gold token of every row."""
-        return self.sparsemax.support.union(self.labels)
-
-    @cached_property
-    def support_mass(self) -> Mass:
-        """Softmax mass inside and outside `support_and_gold`."""
-        return self.mass(self.support_and_gold)
+        return (self.normalizer.log() - self.expected_logit).clamp(min=0)
 
     def probabilities_at(self, entries: Entries) -> Tensor:
-        """softmax(z) at s listed entries. Returns [s]."""
-        return self.exponentials[entries.index] / self.normalizer[entries.rows]
+        """softmax(z) at listed entries."""
+        return entries.at(self.exponentials) / entries.of_rows(self.normalizer)
 
     def mass(self, entries: Entries) -> Mass:
-        """Softmax mass inside and outside a set of entries."""
-        # Zeroed for the sum and put back: a copy of the row would cost a pass over memory.
-        exponentials = self.exponentials
-        inside = exponentials[entries.index]
-        exponentials[entries.index] = 0
-        outside = exponentials.sum(-1)
-        exponentials[entries.index] = inside
-        return Mass(entries.sum(inside, len(self)) / self.normalizer, outside / self.normalizer)
+        """Softmax mass inside and outside a set of entries, computed once for each set."""
+        if id(entries) not in self._masses:
+            inside = entries.sum(entries.at(self.exponentials))
+            outside = entries.sum_outside(self.exponentials)
+            self._masses[id(entries)] = entries, Mass(inside / self.normalizer, outside / self.normalizer)
+        return self._masses[id(entries)][1]
+
+    # -- supports
+
+    def entmax(self, alpha: float) -> Entmax:
+        """alpha-entmax(z), see `ops.entmax`."""
+        if alpha not in self._entmax:
+            self._entmax[alpha] = entmax(self.logits, alpha, self.block_maxima)
+        return self._entmax[alpha]
+
+    @property
+    def sparsemax(self) -> Entmax:
+        """sparsemax(z), which is 2-entmax(z)."""
+        return self.entmax(2.0)
+
+    def with_gold(self, entries: Entries) -> Entries:
+        """A set of entries and the gold token of every row, made once for each set."""
+        if id(entries) not in self._with_gold:
+            self._with_gold[id(entries)] = entries, entries.union(self.labels)
+        return self._with_gold[id(entries)][1]
+
+    def top_k(self, k: int) -> Entries:
+        """The k largest logits of every row."""
+        return some_per_row(self.top(k)[1], self.logits.shape[-1])
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest logits of each row and their columns, both [n, min(k, K)], in falling order."""

@@ -1,46 +1,197 @@
-"""Entries of rows of logits: supports and sparse gradients as lists of (row, column, value).
+"""Sets of tokens in rows of logits (supports, kept sets, the gold tokens), and values on them.
 
-Shapes: n rows, K columns (the vocabulary), s listed entries.
+A set is either listed, as (row, column) pairs, or a mask. Lists are what makes supports cheap on a CPU: a handful of
+tokens out of 128k. Their length depends on the data, so that a GPU would have to tell the host; there, sets whose
+size is not known beforehand are masks. Formulas do not see the difference.
+
+Shapes: n rows, K columns (the vocabulary), s listed entries. "Values at the entries" are one tensor: [s] for a list,
+[n, K] with zeros elsewhere for a mask.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+def sizes_may_depend_on_data(device: torch.device) -> bool:
+    """Whether a tensor's shape may follow from another tensor's values: on a GPU the host would have to wait for it."""
+    return device.type == "cpu"
+
+
+class Entries(ABC):
+    """Distinct positions in an [n, K] matrix."""
+
+    @abstractmethod
+    def at(self, matrix: Tensor) -> Tensor:
+        """The values of a matrix [n, K] at the entries."""
+
+    @abstractmethod
+    def put(self, matrix: Tensor, values: Tensor | float) -> None:
+        """Overwrites a matrix [n, K] at the entries."""
+
+    @abstractmethod
+    def add(self, matrix: Tensor, values: Tensor) -> None:
+        """Adds values at the entries to a matrix [n, K]."""
+
+    @abstractmethod
+    def of_rows(self, numbers: Tensor) -> Tensor:
+        """Turns one number per row, [n], into something that multiplies or adds to values at the entries."""
+
+    @abstractmethod
+    def sum(self, values: Tensor) -> Tensor:
+        """Sums of values at the entries over each row. Returns [n]."""
+
+    @abstractmethod
+    def count(self) -> Tensor:
+        """Number of entries in each row. Returns [n] int64."""
+
+    @abstractmethod
+    def pick(self, values: Tensor, columns: Tensor) -> Tensor:
+        """The value at (i, columns[i]) of every row i, zero where that is no entry. `columns`: [n]. Returns [n]."""
+
+    @abstractmethod
+    def contains(self, columns: Tensor) -> Tensor:
+        """Which rows list their own column. `columns`: [n] int64. Returns [n] bool."""
+
+    @abstractmethod
+    def union(self, columns: Tensor) -> "Entries":
+        """These entries and (i, columns[i]) of every row i. `columns`: [n] int64."""
+
+    def sum_outside(self, matrix: Tensor) -> Tensor:
+        """Sums of a matrix [n, K] over each row, the entries left out. Returns [n]."""
+        # Zeroed for the sum and put back: a copy of the rows would cost a pass over memory.
+        inside = self.at(matrix)
+        self.put(matrix, 0.0)
+        outside = matrix.sum(-1)
+        self.put(matrix, inside)
+        return outside
+
+
 @dataclass(frozen=True, slots=True)
-class Entries:
-    """Distinct positions in an [n, K] matrix.
+class Listed(Entries):
+    """Entries as a list.
 
     Attributes:
         rows: [s] int64.
         columns: [s] int64.
+        n: number of rows of the matrix.
     """
 
     rows: Tensor
     columns: Tensor
+    n: int
 
     @property
     def index(self) -> tuple[Tensor, Tensor]:
         """The pair that indexes the matrix: `matrix[entries.index]` is [s]."""
         return (self.rows, self.columns)
 
-    def hits(self, columns: Tensor) -> Tensor:
-        """Which rows list their own column. `columns`: [n] int64. Returns [n] bool."""
+    def at(self, matrix: Tensor) -> Tensor:
+        """See `Entries`."""
+        return matrix[self.index]
+
+    def put(self, matrix: Tensor, values: Tensor | float) -> None:
+        """See `Entries`."""
+        matrix[self.index] = values
+
+    def add(self, matrix: Tensor, values: Tensor) -> None:
+        """See `Entries`."""
+        matrix.index_put_(self.index, values.to(matrix.dtype), accumulate=True)
+
+    def of_rows(self, numbers: Tensor) -> Tensor:
+        """See `Entries`."""
+        return numbers[self.rows]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """See `Entries`."""
+        return values.new_zeros(self.n).index_add_(0, self.rows, values)
+
+    def count(self) -> Tensor:
+        """See `Entries`."""
+        return torch.bincount(self.rows, minlength=self.n)
+
+    def pick(self, values: Tensor, columns: Tensor) -> Tensor:
+        """See `Entries`."""
+        return self.sum(values.masked_fill(self.columns != columns[self.rows], 0))
+
+    def contains(self, columns: Tensor) -> Tensor:
+        """See `Entries`."""
         found = torch.zeros_like(columns, dtype=torch.bool)
         found[self.rows[self.columns == columns[self.rows]]] = True
         return found
 
-    def union(self, columns: Tensor) -> "Entries":
-        """These entries and (i, columns[i]) of every row i, each once. `columns`: [n] int64."""
-        missing = (~self.hits(columns)).nonzero()[:, 0]
-        return Entries(torch.cat([self.rows, missing]), torch.cat([self.columns, columns[missing]]))
+    def union(self, columns: Tensor) -> "Listed":
+        """See `Entries`."""
+        missing = (~self.contains(columns)).nonzero()[:, 0]
+        return Listed(torch.cat([self.rows, missing]), torch.cat([self.columns, columns[missing]]), self.n)
 
-    def sum(self, values: Tensor, n: int) -> Tensor:
-        """Sums of [s] values over each of the n rows. Returns [n]."""
-        return values.new_zeros(n).index_add_(0, self.rows, values)
 
-    def count(self, n: int) -> Tensor:
-        """Number of entries in each of the n rows. Returns [n] int64."""
-        return torch.bincount(self.rows, minlength=n)
+@dataclass(frozen=True, slots=True)
+class Masked(Entries):
+    """Entries as a mask.
+
+    Attributes:
+        mask: [n, K] bool.
+    """
+
+    mask: Tensor
+
+    def at(self, matrix: Tensor) -> Tensor:
+        """See `Entries`."""
+        return torch.where(self.mask, matrix, 0.0)
+
+    def put(self, matrix: Tensor, values: Tensor | float) -> None:
+        """See `Entries`."""
+        if isinstance(values, Tensor):
+            torch.where(self.mask, values, matrix, out=matrix)
+        else:
+            matrix.masked_fill_(self.mask, values)
+
+    def add(self, matrix: Tensor, values: Tensor) -> None:
+        """See `Entries`."""
+        matrix += values
+
+    def of_rows(self, numbers: Tensor) -> Tensor:
+        """See `Entries`."""
+        return numbers[:, None]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """See `Entries`."""
+        return values.sum(-1)
+
+    def count(self) -> Tensor:
+        """See `Entries`."""
+        return self.mask.sum(-1)
+
+    def pick(self, values: Tensor, columns: Tensor) -> Tensor:
+        """See `Entries`."""
+        return values.gather(-1, columns[:, None])[:, 0]
+
+    def contains(self, columns: Tensor) -> Tensor:
+        """See `Entries`."""
+        return self.mask.gather(-1, columns[:, None])[:, 0]
+
+    def union(self, columns: Tensor) -> "Masked":
+        """See `Entries`."""
+        return Masked(self.mask.scatter(-1, columns[:, None], True))
+
+    def sum_outside(self, matrix: Tensor) -> Tensor:
+        """See `Entries`."""
+        return matrix.masked_fill(self.mask, 0).sum(-1)
+
+
+def one_per_row(columns: Tensor) -> Listed:
+    """The entries (i, columns[i]) of n rows. `columns`: [n] int64."""
+    return Listed(torch.arange(len(columns), device=columns.device), columns, len(columns))
+
+
+def some_per_row(columns: Tensor, vocabulary: int) -> Entries:
+    """The entries (i, columns[i, j]). `columns`: [n, k] int64, distinct in each row; `vocabulary`: K."""
+    n, k = columns.shape
+    if not sizes_may_depend_on_data(columns.device):
+        mask = torch.zeros(n, vocabulary, dtype=torch.bool, device=columns.device)
+        return Masked(mask.scatter_(-1, columns, True))
+    rows = torch.arange(n, device=columns.device)[:, None].expand(n, k)
+    return Listed(rows.reshape(-1), columns.reshape(-1), n)

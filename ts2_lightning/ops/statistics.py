@@ -25,17 +25,18 @@ def token_statistics(rows: LogitRows, logit_scale: float = 1.0) -> dict[str, Ten
         (2.0, 0.0301)
     """
     scaled = rows.scaled(logit_scale)
-    mass = rows.support_mass if scaled is rows else rows.mass(scaled.support_and_gold)
-    in_support = scaled.gold_in_support
+    support = scaled.sparsemax.support
+    outside = rows.mass(scaled.with_gold(support)).outside
+    in_support = support.contains(rows.labels)
     top = (rows.top(3)[0] - rows.maximum[:, None]).exp() / rows.normalizer[:, None]
     probabilities = [top[:, i] if i < top.shape[-1] else top.new_zeros(len(rows)) for i in range(3)]
     return {
         "cross_entropy": rows.cross_entropy,
         "entropy": rows.entropy,
         "gold_probability": rows.gold_probability,
-        "gold_in_support": in_support.to(mass.outside.dtype),
-        "support_size": scaled.sparsemax.size.to(mass.outside.dtype),
-        "tail_mass": mass.outside + rows.gold_probability.masked_fill(in_support, 0),
+        "gold_in_support": in_support.to(outside.dtype),
+        "support_size": scaled.sparsemax.size.to(outside.dtype),
+        "tail_mass": outside + rows.gold_probability.masked_fill(in_support, 0),
         "top1": probabilities[0],
         "top2": probabilities[1],
         "top3": probabilities[2],

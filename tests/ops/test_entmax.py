@@ -1,23 +1,37 @@
-"""The sort-free threshold against a full sort, and against the conditions that define the projection."""
+"""The sort-free thresholds against a full sort or a bisection, and against the conditions that define the projection.
 
+Everything runs twice: with supports as lists, and as masks by a fixed number of steps, the way of a GPU.
+"""
+
+import entmax as references
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.gpu_way import as_on_a_gpu
 from tests.reference import sparsemax as by_sort
-from ts2_lightning.ops import Entries, sparsemax
-from ts2_lightning.ops.sparsemax import block_maxima
+from ts2_lightning.ops import Listed, Masked, entmax
+from ts2_lightning.ops import entmax_probabilities as dense
+from ts2_lightning.ops.entmax import block_maxima
 
 WIDTHS = [1, 2, 3, 255, 256, 257, 512, 1000, 4099]
 
 
-def dense(logits: Tensor) -> Tensor:
-    result = sparsemax(logits)
-    out = torch.zeros_like(logits)
-    out[result.support.index] = result.probabilities
-    return out
+@pytest.fixture(params=[Listed, Masked], autouse=True)
+def kind_of_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
+    if request.param is Masked:
+        as_on_a_gpu(monkeypatch)
+    return request.param
+
+
+def bisected(logits: Tensor, alpha: float) -> Tensor:
+    """[n, K] alpha-entmax of the reference package, exact at 1.5 and 2."""
+    shifted = logits - logits.amax(-1, keepdim=True)
+    if alpha == 1.5:
+        return references.entmax15(shifted, -1)
+    return by_sort(shifted) if alpha == 2 else references.entmax_bisect(shifted, alpha, -1, n_iter=100)
 
 
 def logits_of(kind: str, n: int, k: int, dtype: torch.dtype) -> Tensor:
@@ -52,37 +66,56 @@ def test_float32_is_exact_to_rounding(kind: str, k: int) -> None:
     torch.testing.assert_close(dense(z), by_sort(z.double()).float(), rtol=1e-5, atol=1e-7)
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@pytest.mark.parametrize("alpha", [1.05, 1.25, 1.5, 1.75])
+@pytest.mark.parametrize("kind", ["randn", "peaked", "flat", "very_flat", "all_equal", "two_values", "wide_range"])
+@pytest.mark.parametrize("k", [2, 3, 257, 1000])
+def test_entmax_equals_bisection(kind: str, k: int, alpha: float) -> None:
+    z = logits_of(kind, 9, k, torch.float64)
+    torch.testing.assert_close(dense(z, alpha), bisected(z, alpha), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [1.25, 1.5])
+@pytest.mark.parametrize("kind", ["randn", "flat", "very_flat", "wide_range", "offset", "masked"])
+def test_entmax_in_float32(kind: str, alpha: float) -> None:
+    z = logits_of(kind, 9, 4099, torch.float32)
+    torch.testing.assert_close(dense(z, alpha), bisected(z.double(), alpha).float(), rtol=1e-4, atol=1e-7)
+
+
+@settings(
+    derandomize=True, deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=600), st.integers(1, 5))
 def test_is_the_projection(values: list[float], repeats: int) -> None:
     """Karush-Kuhn-Tucker: on the simplex, z - tau where positive, and nothing outside exceeds tau."""
     z = torch.tensor(values, dtype=torch.float64).repeat(repeats)[None]  # repeats make ties
-    result = sparsemax(z)
+    result = entmax(z)
     p, tau = dense(z), result.threshold + z.amax(-1)
     assert torch.isclose(p.sum(), torch.ones((), dtype=p.dtype))
-    assert (result.probabilities > 0).all()
     torch.testing.assert_close(p, (z - tau[:, None]).clamp(min=0), rtol=0, atol=1e-12)
-    assert result.size.item() == (p > 0).sum().item() == len(result.probabilities)
+    assert result.size.item() == (p > 0).sum().item() == result.support.count().item()
 
 
-def test_entries_are_distinct() -> None:
-    z = logits_of("flat", 4, 4099, torch.float32)
-    support = sparsemax(z).support
-    flat = support.rows * 4099 + support.columns
-    assert len(flat.unique()) == len(flat)
+def test_a_set_is_what_the_machine_likes(kind_of_set: type) -> None:
+    assert isinstance(entmax(torch.randn(3, 40)).support, kind_of_set)
+
+
+def test_listed_entries_are_distinct(kind_of_set: type) -> None:
+    support = entmax(logits_of("flat", 4, 4099, torch.float32)).support
+    if isinstance(support, Listed):
+        flat = support.rows * 4099 + support.columns
+        assert len(flat.unique()) == len(flat)
 
 
 def test_no_rows() -> None:
-    result = sparsemax(torch.zeros(0, 300))
-    assert len(result.support.rows) == len(result.probabilities) == len(result.threshold) == 0
+    result = entmax(torch.zeros(0, 300))
+    assert result.support.count().shape == result.threshold.shape == result.size.shape == (0,)
 
 
 def test_nan_ends() -> None:
     """A row of NaN has no support, and does not make the iteration run for ever or spoil other rows."""
     z = torch.randn(3, 600)
     z[1] = torch.nan
-    result = sparsemax(z)
-    assert result.size[1] == 0
+    assert entmax(z).size[1] == 0
     torch.testing.assert_close(dense(z)[[0, 2]], by_sort(z[[0, 2]]), rtol=1e-5, atol=1e-6)
 
 
@@ -91,18 +124,3 @@ def test_block_maxima(k: int) -> None:
     z = torch.randn(3, k)
     blocks = [z[:, i : i + 256].amax(-1) for i in range(0, k, 256)]
     assert torch.equal(block_maxima(z), torch.stack(blocks, -1))
-
-
-def test_entries() -> None:
-    entries = Entries(torch.tensor([0, 0, 2]), torch.tensor([5, 1, 3]))
-    assert entries.hits(torch.tensor([1, 5, 4])).tolist() == [True, False, False]
-    union = entries.union(torch.tensor([1, 5, 4]))
-    assert sorted(zip(union.rows.tolist(), union.columns.tolist(), strict=True)) == [
-        (0, 1),
-        (0, 5),
-        (1, 5),
-        (2, 3),
-        (2, 4),
-    ]
-    assert entries.count(4).tolist() == [2, 0, 1, 0]
-    assert entries.sum(torch.tensor([1.0, 2.0, 4.0]), 4).tolist() == [3, 0, 4, 0]

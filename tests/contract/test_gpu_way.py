@@ -1,0 +1,57 @@
+"""The way of a GPU, without one: the same numbers, and nothing that would make the host wait for the device."""
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from tests.contract.test_engines_and_losses import assert_close, expected, found, linear, problem
+from tests.gpu_way import as_on_a_gpu
+from tests.reference import OBJECTIVES
+from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
+from ts2_lightning.losses import TokenLoss, TS2Loss
+
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+GPU_LOSSES = [name for name in OBJECTIVES if name != "value_only"]
+
+
+@pytest.mark.parametrize("objective", GPU_LOSSES)
+def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch)
+    loss, formula = OBJECTIVES[objective]
+    for n, h, k in [(5, 4, 7), (13, 6, 300), (23, 5, 1031)]:
+        hidden, weight, labels, weights = problem(n, h, k)
+        wanted = expected(formula, linear(weight), hidden, labels, weights)
+        actual, _ = found(ChunkedEngine(7), loss, linear(weight), hidden, labels, weights)
+        assert_close(actual, wanted, torch.float64)
+
+
+def step_without_data(engine: LossEngine, loss: TokenLoss, dtype: torch.dtype) -> None:
+    """Forward and backward pass on tensors that have shapes and no values."""
+    with FakeTensorMode():
+        hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
+        head = nn.Linear(64, 5000, bias=True, dtype=dtype)
+        labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
+        output = engine(loss, head, hidden, labels, torch.empty(300), positions, positions)
+        output.total.backward()
+        assert hidden.grad is not None
+        assert hidden.grad.dtype == dtype
+        assert head.weight.grad.shape == (5000, 64)
+        assert all(value.shape == (300,) for value in output.tokens.values())
+
+
+@pytest.mark.parametrize("objective", GPU_LOSSES)
+@pytest.mark.parametrize("engine", [FullEngine(), ChunkedEngine(), ChunkedEngine(128)], ids=["full", "chunked", "128"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_nothing_depends_on_data(
+    objective: str, engine: LossEngine, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here."""
+    as_on_a_gpu(monkeypatch, products=True)
+    step_without_data(engine, OBJECTIVES[objective][0], dtype)
+
+
+def test_the_way_of_a_cpu_does_depend_on_data() -> None:
+    """The test above can fail."""
+    with pytest.raises(DATA_DEPENDENT):
+        step_without_data(ChunkedEngine(), TS2Loss(), torch.float32)

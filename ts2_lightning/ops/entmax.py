@@ -1,0 +1,239 @@
+"""The exact sparsemax and alpha-entmax of wide rows, without a sort and mostly without touching the row twice.
+
+alpha-entmax (Peters et al., 2019) is p_j = max(s_j - tau, 0)^q with s = (alpha - 1) z and q = 1 / (alpha - 1), and
+tau such that it sums to one; alpha = 2 is sparsemax (Martins and Astudillo, 2016), the Euclidean projection onto the
+simplex. Only entries with s_j > max(s) - 1 can have probability, which in a vocabulary of 128k is a handful.
+
+The threshold is the root of || max(s - tau, 0) ||_q = 1, a convex and falling function of tau, so that Newton's
+iteration from the left rises to it and never passes it. (At q = 1 that is Michelot's algorithm, which ends after
+finitely many steps.) Run on a subset of a row it stays below the row's threshold too. So the maxima of blocks of
+columns bound the threshold from below, only blocks whose maximum exceeds the bound can hold support, and the
+iteration is finished in float64 on the few entries that they hold.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.ops import sparse
+from ts2_lightning.ops.sparse import Entries, Listed, Masked
+
+BLOCK = 256
+"""Columns per block: 501 blocks for a vocabulary of 128,256."""
+
+DENSE_SHARE = 1 / 16
+"""Above this share of blocks that may hold support, iterating over the full width is cheaper than a gather."""
+
+BOUND_STEPS = 50
+"""Newton steps towards a lower bound, at most; they mostly end by themselves after 5. Any number gives a bound."""
+
+MARGIN = 1e-5
+"""How much a bound is lowered, so that rounding in float32 can never cut an entry of the support."""
+
+EXACT_STEPS = 200
+"""Newton steps in float64, at most; they end by themselves."""
+
+MAXIMA_STEPS, FULL_STEPS = 12, 8
+"""Newton steps where the number must not depend on the data: on the block maxima, then on the full width."""
+
+
+class Entmax(NamedTuple):
+    """alpha-entmax of n rows of logits z.
+
+    Attributes:
+        support: the entries with positive probability.
+        probabilities: the probabilities at those entries.
+        threshold: [n] tau - max(s) of s = (alpha - 1) z, in [-1, 0).
+        size: [n] int64, number of entries in the support.
+    """
+
+    support: Entries
+    probabilities: Tensor
+    threshold: Tensor
+    size: Tensor
+
+
+def block_maxima(logits: Tensor, block: int = BLOCK) -> Tensor:
+    """Maxima of consecutive blocks of columns, the last block possibly shorter.
+
+    Args:
+        logits: [n, K], contiguous.
+        block: columns per block.
+
+    Returns:
+        [n, ceil(K / block)].
+    """
+    n, K = logits.shape
+    whole = K - K % block
+    maxima = logits[:, :whole].reshape(n, whole // block, block).amax(-1)
+    if whole == K:
+        return maxima
+    return torch.cat([maxima, logits[:, whole:].amax(-1, keepdim=True)], dim=-1)
+
+
+def entmax(logits: Tensor, alpha: float = 2.0, maxima: Tensor | None = None) -> Entmax:
+    """Exact alpha-entmax of every row; sparsemax at alpha = 2.
+
+    Not differentiable: losses bring their own closed-form gradients. The threshold is found in float64
+    whatever the dtype, on logits from which the row maximum has been taken.
+
+    Source: Martins and Astudillo (2016), equation 2; Peters, Niculae and Martins (2019), equation 9; TS2, section 3.
+
+    Args:
+        logits: [n, K] float32 or float64. Entries may be -inf, but no row all of them.
+        alpha: 1 < alpha <= 2. Towards 1 the supports grow, and with them the work.
+        maxima: [n, ceil(K / BLOCK)] the `block_maxima`, when they are at hand.
+
+    Returns:
+        The support, the probabilities on it, the threshold and the size, see `Entmax`.
+
+    Example:
+        >>> result = entmax(torch.tensor([[1.0, 0.6, -3.0]]))
+        >>> result.support.columns.tolist(), [round(p, 2) for p in result.probabilities.tolist()]
+        ([0, 1], [0.7, 0.3])
+    """
+    maxima = block_maxima(logits) if maxima is None else maxima
+    find = _listed if sparse.sizes_may_depend_on_data(logits.device) else _masked
+    return find(logits, alpha, maxima)
+
+
+def entmax_probabilities(logits: Tensor, alpha: float = 2.0) -> Tensor:
+    """alpha-entmax as a dense matrix.
+
+    Args:
+        logits: [n, K] float32 or float64, see `entmax`.
+        alpha: 1 < alpha <= 2; sparsemax at 2.
+
+    Returns:
+        [n, K], rows that sum to one.
+
+    Example:
+        >>> entmax_probabilities(torch.tensor([[2.0, 1.5, -3.0]])).tolist()
+        [[0.75, 0.25, 0.0]]
+    """
+    found = entmax(logits.contiguous(), alpha)
+    probabilities = torch.zeros_like(logits)
+    found.support.add(probabilities, found.probabilities)
+    return probabilities
+
+
+def _listed(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
+    """The support as a list, by as many steps as it takes."""
+    scale, q = alpha - 1, 1 / (alpha - 1)
+    top = maxima.amax(-1, keepdim=True)
+    scaled = (maxima - top) * scale
+    bound = _rise(scaled, torch.full_like(top, -1.0), q, BOUND_STEPS, MARGIN / 10) - MARGIN
+    hit = scaled > bound
+    if hit.sum() > DENSE_SHARE * hit.numel():
+        scaled = (logits - top) * scale
+        bound = _rise(scaled, bound, q, BOUND_STEPS, MARGIN / 10) - MARGIN
+        rows, columns = (scaled > bound).nonzero(as_tuple=True)
+        entries = Listed(rows, columns, len(logits))
+    else:
+        entries = _block_entries(logits, hit)
+    # The bound has found a few candidates; the threshold itself is exact.
+    values = (entries.at(logits).double() - top[entries.rows, 0].double()) * scale
+    threshold = _rise_listed(entries, values, bound[:, 0].double(), q)
+    support, values = _above(entries, values, threshold)
+    if q in (1, 2):  # on a known support the equation is linear or quadratic
+        threshold = _closed_form(support, values, q)
+        support, values = _above(support, values, threshold)
+    probabilities = (values - threshold[support.rows]).pow_(q)
+    return Entmax(support, probabilities.to(logits.dtype), threshold.to(logits.dtype), support.count())
+
+
+def _block_entries(logits: Tensor, hit: Tensor) -> Listed:
+    """All entries of the blocks marked in `hit` ([n, ceil(K / BLOCK)] bool)."""
+    n, K = logits.shape
+    rows, blocks = hit.nonzero(as_tuple=True)
+    columns = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
+    rows = rows[:, None].expand_as(columns)
+    inside = columns < K
+    if K % BLOCK == 0:
+        return Listed(rows.reshape(-1), columns.reshape(-1), n)
+    return Listed(rows[inside], columns[inside], n)
+
+
+def _above(entries: Listed, values: Tensor, threshold: Tensor) -> tuple[Listed, Tensor]:
+    """The entries whose value exceeds their row's threshold [n], and their values."""
+    keep = values > threshold[entries.rows]
+    return Listed(entries.rows[keep], entries.columns[keep], entries.n), values[keep]
+
+
+def _closed_form(support: Listed, values: Tensor, q: float) -> Tensor:
+    """The threshold [n] of a known support, for q = 1 or 2 (Peters et al., 2019, appendix A)."""
+    size = support.count().to(values.dtype)
+    mean = support.sum(values) / size
+    if q == 1:
+        return mean - 1 / size
+    spread = support.sum((values - mean[support.rows]).square_())
+    return mean - ((1 - spread) / size).sqrt()
+
+
+def _rise(scaled: Tensor, threshold: Tensor, q: float, steps: int, tolerance: float | None) -> Tensor:
+    """Newton's iteration from below on the entries of each row.
+
+    Args:
+        scaled: [n, k] entries of s - max(s), the maximum among them.
+        threshold: [n, 1] where to start, not above the root.
+        q: the exponent.
+        steps: how many, at most.
+        tolerance: stop once no row rises by more; None makes all steps, for a number that does not depend on the data.
+
+    Returns:
+        [n, 1].
+    """
+    for _ in range(steps):
+        excess = (scaled - threshold).clamp_(min=0)
+        rise = _newton_step(excess, q, lambda x: x.sum(-1, keepdim=True))
+        threshold = threshold + rise
+        if tolerance is not None and bool((rise <= tolerance).all()):
+            break
+    return threshold
+
+
+def _rise_listed(entries: Listed, scaled: Tensor, threshold: Tensor, q: float) -> Tensor:
+    """Newton's iteration from below on listed entries that hold the support, to the last digit. Returns [n]."""
+    for _ in range(EXACT_STEPS):
+        excess = (scaled - threshold[entries.rows]).clamp_(min=0)
+        rise = _newton_step(excess, q, entries.sum)
+        threshold = threshold + rise
+        if bool((rise <= 1e-14).all()):
+            break
+    return threshold
+
+
+def _newton_step(excess: Tensor, q: float, total: Callable[[Tensor], Tensor]) -> Tensor:
+    """By how much the threshold rises: ||x||_q - 1 over the norm's slope.
+
+    Args:
+        excess: x = max(s - tau, 0), of all entries.
+        q: the exponent.
+        total: sums numbers per entry over each row.
+    """
+    if q == 1:  # the slope is the number of entries above the threshold
+        return (total(excess) - 1) / total((excess > 0).to(excess.dtype))
+    lower = excess if q == 2 else excess.pow(q - 1)
+    powers = total(lower * excess)
+    return (powers - powers.pow(1 - 1 / q)) / total(lower)
+
+
+def _masked(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
+    """The support as a mask, by a fixed number of steps: no shape and no step waits for a value.
+
+    The block maxima bring the threshold so near that few steps over the full width remain; sums are in float64. The
+    steps suffice for any row of logits met in practice, flat ones included, but not for every conceivable one.
+    """
+    scale, q = alpha - 1, 1 / (alpha - 1)
+    top = maxima.amax(-1, keepdim=True)
+    threshold = _rise((maxima - top) * scale, torch.full_like(top, -1.0), q, MAXIMA_STEPS, None) - MARGIN
+    scaled = (logits - top).mul_(scale)
+    for _ in range(FULL_STEPS):
+        excess = (scaled - threshold).clamp_(min=0)
+        rise = _newton_step(excess, q, lambda x: x.sum(-1, keepdim=True, dtype=torch.float64))
+        threshold = (threshold + rise).to(logits.dtype)
+    excess = scaled.sub_(threshold).clamp_(min=0)
+    support = Masked(excess > 0)
+    return Entmax(support, excess.pow_(q) if q != 1 else excess, threshold[:, 0], support.count())
