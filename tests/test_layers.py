@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "engines": {"types", "ops", "losses"},
     "metrics": {"types", "ops"},
     "data": {"types", "suggestions"},
-    "generation": {"types"},
+    "generation": {"types", "ops"},
     "strategies": {"types"},
     "modules": {"types", "ops", "losses", "engines", "metrics", "strategies"},
     "callbacks": {"types", "ops", "metrics", "generation"},
