@@ -1,4 +1,4 @@
-"""Every YAML file under `configs/` is parsed; every experiment takes one real step, with toy-sized model and data."""
+"""Every YAML file under `configs/` is parsed; every experiment and baseline takes one real step, toy-sized."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.e2e.command_line import CONFIGS, CommandLine, column, empty_working_directory, make_blank
+from tests.e2e.command_line import CONFIGS, QUICKSTART, CommandLine, column, empty_working_directory, make_blank
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+BASELINES = sorted((CONFIGS / "baseline").glob("*.yaml"))
 
 # Where an experiment puts a fragment of each directory.
 PLACES = {
@@ -24,6 +25,7 @@ PLACES = {
     "callback": "trainer.callbacks",
 }
 COMPOSED = {"experiment"}
+OVERLAYS = {"baseline"}  # a second file after an experiment
 NOT_OF_FIT = {"grid"}  # read by another command
 
 
@@ -50,12 +52,12 @@ def nested(place: str, value: Any) -> dict[str, Any]:
 
 def test_there_are_configs() -> None:
     rooms = {path.parent.name for path in FILES}
-    assert {"model", "data", "loss", "engine", "experiment"} <= rooms
-    assert rooms <= PLACES.keys() | COMPOSED | NOT_OF_FIT, "say in PLACES where the new fragments belong"
+    assert {"model", "data", "loss", "engine", "experiment", "baseline"} <= rooms
+    assert rooms <= PLACES.keys() | COMPOSED | OVERLAYS | NOT_OF_FIT, "say in PLACES where the new fragments belong"
     assert not list(CONFIGS.rglob("*.yml"))
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in NOT_OF_FIT], ids=name)
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in OVERLAYS | NOT_OF_FIT], ids=name)
 def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
     """By the command line's own parser, which refuses names and values that do not exist."""
     own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -72,6 +74,40 @@ def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
         parsed = parsed[part]
     if path.parent.name not in COMPOSED:
         assert contains(parsed, own), f"{parsed} lacks something of {own}"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", BASELINES, ids=name)
+def test_a_baseline_changes_what_it_says_and_no_more(path: Path, experiment: Path, ts2: CommandLine) -> None:
+    def printed(*files: Path) -> dict[str, Any]:
+        answer = ts2("fit", *(word for file in files for word in ("-c", str(file))), "--print_config")
+        assert answer.status == 0, answer.err
+        return leaves(yaml.safe_load(answer.out))
+
+    own = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    before, after = printed(experiment), printed(experiment, path)
+    changed = {key for key in before.keys() | after.keys() if before.get(key, "absent") != after.get(key, "absent")}
+    said = tuple(key.replace("+", "") for key in own)
+    assert {key for key in changed if not key.startswith((*said, "name"))} == set()
+    for key, value in own.items():
+        if key == "model.loss":
+            value = yaml.safe_load((path.parent / value).read_text(encoding="utf-8"))["class_path"]
+            assert after["model.loss.class_path"] == value
+        elif key == "trainer.callbacks+":
+            assert after["trainer.callbacks"][: len(before["trainer.callbacks"] or [])] == (
+                before["trainer.callbacks"] or []
+            )
+            assert contains(after["trainer.callbacks"][-1], value[-1])
+        else:
+            assert after[key] == value
+
+
+def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for every value that holds no further keys."""
+    found = {}
+    for key, value in config.items():
+        found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value})
+    return found
 
 
 def contains(parsed: Any, own: Any) -> bool:
@@ -95,9 +131,10 @@ def test_an_experiment_only_selects_fragments_that_exist(path: Path) -> None:
         assert (path.parent / file).is_file(), file
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=name)
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *BASELINES], ids=name)
 def test_it_takes_a_step(path: Path, ts2: CommandLine) -> None:
     """Its own loss, engine, optimizer, schedule and callbacks, on a toy-sized model and toy rows."""
+    files = ("-c", str(QUICKSTART), "-c", str(path)) if path in BASELINES else ("-c", str(path))
     toy = {
         "model.lm.path": ts2.blank, "model.lm.init": "random", "model.lm.revision": "null", "model.lm.dtype": "float32",
         "model.lm.attn_implementation": "auto",
@@ -109,7 +146,7 @@ def test_it_takes_a_step(path: Path, ts2: CommandLine) -> None:
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": "false",
     }  # fmt: skip
     overrides = [f"--{key}={value}" for key, value in toy.items()]
-    answer = ts2("fit", "-c", str(path), *overrides, "--name=step")
+    answer = ts2("fit", *files, *overrides, "--name=step")
     assert answer.status == 0, answer.err
     run = Path("runs/step/1")
     assert list(column(run, "train/objective")) == [1]
@@ -117,3 +154,5 @@ def test_it_takes_a_step(path: Path, ts2: CommandLine) -> None:
     assert (run / "export" / "model.safetensors").is_file()
     recorded = yaml.safe_load((run / "config.yaml").read_text())
     assert recorded["model"]["loss"]["class_path"]
+    if path in BASELINES:
+        assert recorded["model"]["loss"]["class_path"].endswith(".CrossEntropyLoss")

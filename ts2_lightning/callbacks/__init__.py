@@ -1,5 +1,5 @@
 """Callbacks that read what a training step published: log it, keep checkpoints, export the model, show
-progress.
+progress. `NEFTune` alone takes part in the training.
 
 `default_callbacks` is what every run gets; each class can be put into a config by its name as well.
 """
@@ -12,12 +12,14 @@ from ts2_lightning.callbacks.checkpoints import Checkpoints
 from ts2_lightning.callbacks.export import export_model
 from ts2_lightning.callbacks.export_huggingface import ExportHuggingFace
 from ts2_lightning.callbacks.monitor import DistributionMonitor
+from ts2_lightning.callbacks.neftune import NEFTune
 from ts2_lightning.callbacks.progress import StepProgress
 
 __all__ = [
     "Checkpoints",
     "DistributionMonitor",
     "ExportHuggingFace",
+    "NEFTune",
     "StepProgress",
     "default_callbacks",
     "export_model",
