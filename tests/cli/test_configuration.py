@@ -186,3 +186,29 @@ def test_two_processes_share_one_directory(here: Path, launcher: str) -> None:
     assert [path.name for path in (here / "runs/run").iterdir()] == ["1"]
     assert done.stdout.count("Run: ") == 1
     assert not (here / "runs/.claims").exists()
+
+
+def test_a_class_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    """TS2's alpha, a weight, must not become entmax's alpha, an order. In a process with the real losses."""
+    config = ROOT / "configs" / "experiment" / "quickstart.yaml"
+
+    def loss(*options: str) -> dict[str, Any]:
+        command = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(config), *options, "--print_config"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return yaml.safe_load(done.stdout)["model"]["loss"]
+
+    (tmp_path / "entmax.yaml").write_text("model:\n  loss:\n    class_path: EntmaxLoss\n")
+    for options in (("--model.loss", "EntmaxLoss"), ("-c", "entmax.yaml")):
+        found = loss(*options)
+        assert found["class_path"].endswith("EntmaxLoss")
+        assert found["init_args"] == {"alpha": 1.5}
+    kept = loss("--model.loss", "TS2Loss", "--model.loss.top_k", "3", "--model.loss.alpha", "0.5")["init_args"]
+    assert (kept["top_k"], kept["alpha"]) == (3, 0.5)
+
+
+def test_settings_before_their_class_are_refused(ts2: Run) -> None:
+    answer = ts2("fit", "--model.loss.alpha", "0.7", "--model.loss=EntmaxLoss", "--print_config")
+    assert answer.status == 2
+    assert answer.err.strip() == (
+        "error: --model.loss.alpha comes before --model.loss, which would reset it; give --model.loss first"
+    )

@@ -116,7 +116,7 @@ def parameter_names(known: type) -> list[str]:
 
 
 def _unrecognized(complaint: Complaint, match: re.Match[str]) -> str:
-    word = match["rest"].split()[0]
+    word = next(iter(match["rest"].split()), "")
     name = word.partition("=")[0]
     if not word.startswith("-"):
         hint = f"; did you mean -c {word}?" if word.endswith((".yaml", ".yml", ".json")) else ""

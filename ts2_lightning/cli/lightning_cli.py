@@ -25,7 +25,7 @@ from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.record import RunRecord
-from ts2_lightning.cli.sources import check_config_files, config_files, option_values
+from ts2_lightning.cli.sources import check_config_files, check_order, config_files, option_values
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
 from ts2_lightning.types import UserError
 
@@ -62,6 +62,7 @@ def run_command(command: str, options: Sequence[str]) -> int:
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     options = with_config_of_run(options)
     check_config_files(options)
+    check_order(options, _DEFAULT_CLASSES)
     module, data = classes()
     TS2CLI(command, list(options), module, data).run()
     return 0

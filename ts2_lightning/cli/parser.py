@@ -1,14 +1,41 @@
-"""The argument parser: Lightning's, but it hands over what is wrong instead of printing the usage."""
+"""The argument parser: Lightning's, but it hands over what is wrong instead of printing the usage, and a class that
+takes the place of another starts from its own defaults.
+"""
 
 from enum import Enum
+from importlib import import_module
 from typing import Any, NoReturn
 
+import jsonargparse._typehints
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 # An argument that takes a str or an enum, and whose default is the enum's member (Lightning's Timer has one), is left
 # as it is by jsonargparse, and PyYAML cannot write it: the run's configuration could not be saved.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _forget_settings_of_another_class(parser_or_action: Any, previous: Any, value: Any) -> None:
+    """Drops the settings of a class that another one replaces.
+
+    jsonargparse would keep those that the other one has too: TS2's alpha, a weight, would become entmax's order.
+    """
+    if previous and "init_args" in previous and _imported(previous["class_path"]) != _imported(value["class_path"]):
+        settings = previous["init_args"]
+        for name in list(settings.keys()):
+            del settings[name]
+
+
+def _imported(path: str) -> Any:
+    """The class at an import path; the path itself where there is none, which is complained about elsewhere."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return path
+
+
+jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_settings_of_another_class
 
 
 class ParserMessage(SystemExit):

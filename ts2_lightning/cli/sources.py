@@ -1,7 +1,7 @@
 """Where each setting comes from: the option or the line of a configuration file that gave it."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,24 @@ def check_config_files(arguments: Sequence[str]) -> None:
         if not isinstance(root, yaml.MappingNode):
             raise CommandLineError(f"{file}: expected `key: value` lines at the top level")
         _check(root, file)
+
+
+def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
+    """Sees to it that a class is named before its settings: it would start from its own defaults and forget them.
+
+    Args:
+        arguments: the command line after the command.
+        classes: settings that name a class, such as `model.loss`.
+
+    Raises:
+        CommandLineError: naming both options.
+    """
+    given = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
+    for key in classes:
+        if key in given:
+            early = next((name for name in given[: given.index(key)] if name.startswith(f"{key}.")), None)
+            if early:
+                raise CommandLineError(f"--{early} comes before --{key}, which would reset it; give --{key} first")
 
 
 def no_such_file(path: str, option: str = "") -> str:

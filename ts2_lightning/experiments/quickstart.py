@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,13 +46,11 @@ def run(argv: Sequence[str]) -> int:
     base = ensure_base()
     models: dict[str, Path] = {"base": base}
     for label, extra in fits().items():
-        name = f"quickstart-{label.lower().replace(', ', '-').replace(' ', '-')}"
-        print(f"\n== {label}: python cli.py fit -c {_nearer(CONFIG)} {' '.join(extra)}".rstrip(), flush=True)
-        status = _fit(name, extra, options)
+        name = f"quickstart-{slug(label)}"
+        status = fit(label, name, extra, options.runs_dir, options.seed)
         if status:
             return status
-        runs = Path(options.runs_dir) / name
-        models[label] = runs / str(numbers(runs)[-1]) / "export"
+        models[label] = latest_export(name, options.runs_dir)
     compare(models, Path(options.runs_dir) / "quickstart")
     return 0
 
@@ -83,8 +82,8 @@ def compare(models: dict[str, Path], out: Path) -> None:
     print()
     transformers_logging.disable_progress_bar()  # one bar over the models is enough
     for label, directory in tqdm(models.items(), desc="Measuring", unit=" models"):
-        model, tokenizer = _load(directory)
-        style: Style = "text" if label == "base" else "chat"
+        model, tokenizer = load_model(directory)
+        style = style_of(label)
         measures[label] = evaluate_toyworld(model, tokenizer, world, style)
         if label in PICTURED:
             distributions[label] = next_token_log_probabilities(model, tokenizer, world, request, style).exp()
@@ -96,21 +95,58 @@ def compare(models: dict[str, Path], out: Path) -> None:
     print(f"\n{table}\n\nPicture:     {picture}\nMeasures:    {out / 'measures.json'}")
 
 
-def _fit(name: str, extra: list[str], options: argparse.Namespace) -> int:
+def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "runs", seed: int = 0) -> int:
+    """Runs the quickstart's experiment once, and says so.
+
+    Args:
+        label: what the fit is called on the screen.
+        name: of the run; its directory is the next free one below `RUNS_DIR/NAME`.
+        extra: options that override the quickstart's configuration.
+        runs_dir: directory of all runs.
+        seed: of the training rows, of their order, and of what is random in the training itself.
+
+    Returns:
+        The exit status of `fit`.
+    """
     from ts2_lightning.cli import main
 
-    arguments = ["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", options.runs_dir]
-    return main([*arguments, "--seed_everything", str(options.seed), *extra])
+    options = list(extra)
+    if seed:  # 0 is what the configuration has
+        options += ["--seed_everything", str(seed), "--data.seed", str(seed)]
+        options += ["--data.train", f"toyworld:train?seed={seed}"]
+    print(f"\n== {label}: python cli.py fit -c {nearer(CONFIG)} {' '.join(options)}".rstrip(), flush=True)
+    return main(["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", str(runs_dir), *options])
 
 
-def _nearer(path: Path) -> Path:
-    """The path from the working directory, where it lies below it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def latest_export(name: str, runs_dir: str | Path = "runs") -> Path:
+    """Where the newest run of a name exports its model; `RUNS_DIR/NAME/0/export`, which never exists, without a run."""
+    runs = Path(runs_dir) / name
+    return runs / str(max(numbers(runs), default=0)) / "export"
 
 
-def _load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model to evaluate, and its tokenizer, from a transformers directory."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval()
     return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+
+
+def style_of(label: str) -> Style:
+    """How a model is asked: the base, which has never seen the chat tokens, in plain text."""
+    return "text" if label == "base" else "chat"
+
+
+def slug(label: str) -> str:
+    """A label as part of a directory's name.
+
+    >>> slug("CE, half rate")
+    'ce-half-rate'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+
+
+def nearer(path: Path) -> Path:
+    """The path from the working directory, where it lies below it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _draw(
@@ -137,6 +173,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python cli.py quickstart",
         description="Fine-tune the toy world's base model with CE, CE at half the learning rate, and TS2; compare.",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the rows (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training rows and their order (default: 0)")
     parser.add_argument("--runs_dir", default="runs", help="directory of all runs (default: runs)")
     return parser

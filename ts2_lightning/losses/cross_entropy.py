@@ -50,7 +50,7 @@ class CrossEntropyLoss(TokenLoss):
 
     dL/dz = p - e_y
 
-    Source: GEM, equation 2; TS2, equation 1.
+    Source: TOFU, equation 2; its gradient is GEM's equation 1.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))

@@ -127,7 +127,7 @@ class SparsemaxLoss(FenchelYoungLoss):
 
     dL/dz = sparsemax(z) - e_y, sparsemax(z)_j = max(z_j - tau, 0)
 
-    Source: Martins and Astudillo (2016), equation 19; TS2, equation 2 and figure 4.
+    Source: Martins and Astudillo (2016), section 3; TS2, section 4.1 and figure 4.
 
     Example:
         >>> import torch

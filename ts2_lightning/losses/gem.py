@@ -46,7 +46,7 @@ class GEMLoss(TokenLoss):
 
     dL/dz = q w - (sum_j q_j w_j) e_y
 
-    Source: GEM, equations 3 and 7, appendix B.1 (code); TOFU, definition 2.1.
+    Source: GEM, equations 3 and 6, appendix B (listing 1); TOFU, definition 2.1.
 
     Args:
         beta: temperature of q, in (0, 1]; the paper uses 0.7. At 1 the linear gradient is that of cross-entropy.

@@ -13,8 +13,8 @@ from ts2_lightning.ops import Entries, LogitRows
 def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None = None) -> Term:
     """L = -log sum_{j in A} p_j with p = softmax(z), for a set A that holds the gold token and is held constant.
 
-    Its gradient is p outside A and -p_j t / (1 - t) inside, where t is the mass outside: probability moves
-    from the tail to the plausible tokens in proportion to what they have, which leaves their ratios as they are.
+    Its gradient is p outside A and -p_j t / (1 - t) inside, where t is the mass outside: the tail is pushed down, and
+    the plausible tokens up, in proportion to their probability, so that the likelier of them gain more.
 
     Computed as log1p(t / P_A) with t summed by itself, so that a tail of 1e-12 keeps its digits.
 
