@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tests.reference import OBJECTIVES, Formula, support_mask, turn_positions
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
+from ts2_lightning.engines.base import ELEMENTS_PER_BLOCK
 from ts2_lightning.losses import TokenLoss, ValueLoss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
@@ -127,6 +128,16 @@ def test_without_statistics(objective: str, engine: str) -> None:
     if len(tokens) > 1:
         parts = sum(value for name, value in tokens.items() if name != "objective")
         torch.testing.assert_close(parts, tokens["objective"])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_blocks_of_a_chunk(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that a loss works on in several blocks of rows: 3 blocks of 5 here, the last one short."""
+    monkeypatch.setitem(ELEMENTS_PER_BLOCK, "cpu", 5 * 300)
+    hidden, weight, labels, weights = problem(13, 6, 300)
+    for engine in (FullEngine(), ChunkedEngine(13)):
+        actual, _ = found(engine, OBJECTIVES[objective][0], linear(weight), hidden, labels, weights)
+        assert_close(actual, wanted_of(objective, (13, 6, 300), torch.float64), torch.float64)
 
 
 @pytest.mark.parametrize("objective", ["lambda_pr_middle", "lambda_pr_wide"])

@@ -3,6 +3,7 @@
 Shapes: N supervised tokens, n tokens of a chunk, H the width of the model, K the vocabulary.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ts2_lightning.engines.base import (
-    ELEMENTS_PER_BLOCK,
     LossEngine,
     Targets,
     TokenRecorder,
@@ -25,7 +25,10 @@ from ts2_lightning.ops import Listed
 from ts2_lightning.types import LossOutput
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
-"""Tokens per chunk, at least. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
+"""Tokens per chunk, about. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
+
+CHUNK_ELEMENTS = {"cpu": 3 * 2**18, "cuda": 2**28}
+"""Logits that a chunk may have in any case: with a small vocabulary it takes more tokens."""
 
 LISTED_SHARE = 1 / 128
 """Up to this share of entries in a gradient, gathering rows of the head is cheaper than a matrix product."""
@@ -39,7 +42,8 @@ class ChunkedEngine(LossEngine):
     of the head are. Any other head (an adapter, a quantised or soft-capped one) is called as the module it is.
 
     Args:
-        chunk_size: tokens per chunk, >= 1. Default: 192 on a CPU, 2,048 on a GPU, more for a small vocabulary.
+        chunk_size: tokens per chunk, >= 1. Default: equal chunks of about 192 on a CPU, 2,048 on a GPU, more for a
+            small vocabulary.
 
     Raises:
         ValueError: `chunk_size` is below 1.
@@ -61,8 +65,8 @@ class ChunkedEngine(LossEngine):
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
     ) -> LossOutput:
         """See `LossEngine`."""
-        size = self.chunk_size or default_chunk_size(head, hidden_states.device.type)
         n = len(hidden_states)
+        size = self.chunk_size or default_chunk_size(n, head, hidden_states.device.type)
         recorder = TokenRecorder(n, hidden_states)
         kind = _LinearHead if is_plain_linear(head) else _ModuleHead
         inputs = kind(head, hidden_states, size)
@@ -77,14 +81,11 @@ class ChunkedEngine(LossEngine):
         return inputs.attach(recorder.output(inputs.dtype))
 
 
-def default_chunk_size(head: nn.Module, device: str) -> int:
-    """Tokens per chunk for a device, and for a small vocabulary as many as a loss works on at a time."""
-    size, vocabulary = CHUNK_SIZE.get(device, CHUNK_SIZE["cuda"]), getattr(head, "out_features", None)
-    return (
-        size
-        if vocabulary is None
-        else max(size, ELEMENTS_PER_BLOCK.get(device, ELEMENTS_PER_BLOCK["cuda"]) // vocabulary)
-    )
+def default_chunk_size(n: int, head: nn.Module, device: str) -> int:
+    """Tokens per chunk, such that n tokens make chunks of equal size: a small last one would multiply slowly."""
+    device = device if device in CHUNK_SIZE else "cuda"
+    size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // getattr(head, "out_features", CHUNK_ELEMENTS[device]))
+    return max(1, math.ceil(n / max(1, round(n / size))))
 
 
 class _ChunkGradient:

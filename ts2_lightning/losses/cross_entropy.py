@@ -101,8 +101,8 @@ class LabelSmoothingLoss(TokenLoss):
 class EntropyBonusLoss(TokenLoss):
     """Cross-entropy minus gamma times the entropy.
 
-    A baseline that fails: the entropy's gradient is strongest on improbable tokens, so that it lifts the tail
-    and not the plausible alternatives (GEM, appendix D.4).
+    A baseline that fails: it lifts every token with log p_j < -H - 1/gamma, which is the tail and not the plausible
+    alternatives (GEM, appendix D.4).
 
     L = -log p_y - gamma H(p), p = softmax(z), H(p) = -sum_j p_j log p_j
 

@@ -92,13 +92,15 @@ class LogitRows:
         return self.logits.shape[0]
 
     def scaled(self, scale: float) -> "LogitRows":
-        """The same rows with logits `scale * z`; itself at scale 1."""
+        """These rows with logits `scale * (z - max(z))`, for formulas that a shift leaves alone; itself at scale 1."""
         if scale == 1.0:  # not kept in the dict: a cycle would keep every row's temporaries until garbage is collected
             return self
         if scale not in self._scaled:
-            logits = torch.mul(self.logits, scale, out=self.buffer())
+            # Shifted before it is scaled: an offset common to all logits would cost digits.
+            top = self.maximum[:, None]
+            logits = torch.sub(self.logits, top, out=self.buffer()).mul_(scale)
             rows = LogitRows(logits, self.labels, self.positions, self.lengths, self._workspace)
-            rows.block_maxima = self.block_maxima * scale  # rounding keeps the order: exactly the maxima of c z
+            rows.block_maxima = (self.block_maxima - top) * scale  # rounding keeps the order: exactly the maxima
             self._scaled[scale] = rows
         return self._scaled[scale]
 
