@@ -1,5 +1,7 @@
 """The way of a GPU, without one: the same numbers, and nothing that would make the host wait for the device."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,9 @@ from tests.contract.test_engines_and_losses import assert_close, expected, found
 from tests.gpu_way import as_on_a_gpu
 from tests.reference import OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
-from ts2_lightning.losses import TokenLoss, TS2Loss
+from ts2_lightning.engines.linear import factor_dtype
+from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
+from ts2_lightning.modules.head import ScaledHead
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 GPU_LOSSES = [name for name in OBJECTIVES if name != "value_only"]
@@ -26,18 +30,21 @@ def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert_close(actual, wanted, torch.float64)
 
 
-def step_without_data(engine: LossEngine, loss: TokenLoss, dtype: torch.dtype) -> None:
+def step_without_data(
+    engine: LossEngine, loss: TokenLoss, dtype: torch.dtype, wrap: Callable[[nn.Linear], nn.Module] = lambda head: head
+) -> None:
     """Forward and backward pass on tensors that have shapes and no values."""
     with FakeTensorMode():
         hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)
         labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
-        output = engine(loss, head, hidden, labels, torch.empty(300), positions, positions)
+        output = engine(loss, wrap(head), hidden, labels, torch.empty(300), positions, positions)
         output.total.backward()
         assert hidden.grad is not None
-        assert hidden.grad.dtype == dtype
+        assert hidden.grad.dtype == head.weight.grad.dtype == dtype
         assert head.weight.grad.shape == (5000, 64)
         assert all(value.shape == (300,) for value in output.tokens.values())
+        assert all(value.dtype == torch.float32 for value in output.tokens.values())
 
 
 @pytest.mark.parametrize("objective", GPU_LOSSES)
@@ -49,6 +56,27 @@ def test_nothing_depends_on_data(
     """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here."""
     as_on_a_gpu(monkeypatch, products=True)
     step_without_data(engine, OBJECTIVES[objective][0], dtype)
+
+
+@pytest.mark.parametrize("loss", [TS2Loss(), CrossEntropyLoss()])
+@pytest.mark.parametrize("engine", [FullEngine(), ChunkedEngine(128)], ids=["full", "chunked"])
+@pytest.mark.parametrize("wrap", [lambda head: head, lambda head: ScaledHead(head, 0.5, 3.0)], ids=["linear", "module"])
+def test_under_autocast(
+    loss: TokenLoss, engine: LossEngine, wrap: Callable[[nn.Linear], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Float32 weights, bfloat16 factors, and everything of the loss in float32."""
+    as_on_a_gpu(monkeypatch, products=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        step_without_data(engine, loss, torch.float32, wrap)
+
+
+def test_the_factors_of_products_are_those_of_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_a_gpu(monkeypatch, products=True)
+    weight = torch.empty(3, 2)
+    assert factor_dtype(torch.empty(1, 2), weight) == torch.float32
+    assert factor_dtype(torch.empty(1, 2).bfloat16(), weight.bfloat16()) == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert factor_dtype(torch.empty(1, 2), weight) == torch.bfloat16
 
 
 def test_the_way_of_a_cpu_does_depend_on_data() -> None:

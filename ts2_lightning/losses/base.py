@@ -151,7 +151,10 @@ class TokenLoss(ABC):
 
     @abstractmethod
     def evaluate(self, rows: LogitRows) -> LossResult:
-        """Value and gradient of n tokens. Must not modify `rows`."""
+        """Value and gradient of n tokens, without weights: the engine applies those.
+
+        `rows.positions` and `rows.lengths` say where a token stands in its response. Must not modify `rows`.
+        """
 
 
 class ValueLoss(TokenLoss):

@@ -103,11 +103,14 @@ class ExponentialInflationLoss(TokenLoss):
 class LogarithmicInflationLoss(TokenLoss):
     """Inflation by f(p) = log(p + delta) - log delta.
 
+    It deflates: f is concave and zero at zero, so that ratios shrink, contrary to what the paper's proposition 7 needs,
+    and the softmax collapses further than under cross-entropy.
+
     L = -log( f(p_y) / sum_j f(p_j) ), p = softmax(z), f(p) = log(1 + p / delta)
 
     dL/dz = p (g - sum_k p_k g_k), g_j = 1 / ((p_j + delta) F) - 1[j = y] / ((p_y + delta) f(p_y)), F = sum_j f(p_j)
 
-    Source: TS2, appendix E (logarithmic inflation). It deflates: ratios shrink, contrary to what proposition 7 needs.
+    Source: TS2, appendix E (logarithmic inflation).
 
     Args:
         delta: > 0. The paper names no value.
