@@ -1,12 +1,15 @@
-"""Time and peak memory of TS2 on each engine, against plain cross-entropy and the public TS2 formula.
+"""Time and peak memory of every objective, against plain cross-entropy, the papers' public formulas, the entmax
+package and `torch.compile`.
 
-    python benchmarks/loss_engine.py                      # all shapes, a few minutes on one core
-    python benchmarks/loss_engine.py --shape 1024 256 128256 --rounds 7
+    python benchmarks/loss_engine.py --out figures.json           # all shapes; about an hour on one core
+    python benchmarks/loss_engine.py --shape 1024 256 128256 --subjects TS2 'public TS2' --rounds 7
+    python benchmarks/loss_engine.py --table figures.json         # the table of the README from figures
 
 Measured from hidden states [N, H] and a head [K, H] to the gradients of both, in float32. All subjects take
 turns in one process, so that a machine whose speed drifts moves their ratios little; the median of the rounds counts.
 Memory is the growth of the process's peak over its inputs, in a process of its own per subject, in units of one
-float32 tensor [N, K]; the head's gradient [K, H], which every subject must hold, is taken off.
+float32 tensor [N, K]; the head's gradient [K, H], which every subject must hold, is taken off. It is measured at the
+largest shape.
 """
 
 import argparse
@@ -16,8 +19,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import entmax
 import torch
@@ -25,12 +29,54 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
-from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
+from ts2_lightning.losses import (
+    CrossEntropyLoss,
+    EntmaxLoss,
+    EntropyBonusLoss,
+    ExponentialInflationLoss,
+    FenchelYoungPlusLoss,
+    FocalLoss,
+    GEMLoss,
+    LabelSmoothingLoss,
+    LambdaPRLoss,
+    LogarithmicInflationLoss,
+    PowerInflationLoss,
+    SparsemaxLoss,
+    SuppressionOnlyLoss,
+    TOFULoss,
+    TokenLoss,
+    TS2Loss,
+)
 
 SHAPES = [(256, 256, 128256), (256, 1024, 128256), (1024, 256, 128256), (1024, 1024, 32000), (1024, 1024, 128256)]
 """(N tokens, H width, K vocabulary)."""
 
+TURN = 50
+"""Tokens of a response, for the losses that ask."""
+
 Objective = Callable[[nn.Linear, Tensor, Tensor], Tensor]
+
+LOSSES: dict[str, TokenLoss] = {
+    "CE": CrossEntropyLoss(),
+    "label smoothing": LabelSmoothingLoss(),
+    "entropy bonus": EntropyBonusLoss(),
+    "focal": FocalLoss(),
+    "lambda-PR": LambdaPRLoss(),
+    "GEM": GEMLoss(),
+    "GEM, logsigmoid": GEMLoss(h="logsigmoid"),
+    "TOFU": TOFULoss(),
+    "sparsemax": SparsemaxLoss(),
+    "entmax 1.5": EntmaxLoss(1.5),
+    "entmax 1.25": EntmaxLoss(1.25),
+    "TS2": TS2Loss(),
+    "TS2, c 2": TS2Loss(logit_scale=2.0),
+    "TS2, top 5": TS2Loss(top_k=5),
+    "Entmax+": FenchelYoungPlusLoss(),
+    "suppression only": SuppressionOnlyLoss(),
+    "power inflation": PowerInflationLoss(),
+    "exponential inflation": ExponentialInflationLoss(),
+    "logarithmic inflation": LogarithmicInflationLoss(),
+}
 
 
 def plain_cross_entropy(head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
@@ -48,17 +94,60 @@ def public_ts2(head: nn.Linear, hidden_states: Tensor, labels: Tensor, alpha: fl
     return (base - alpha * torch.log(1 - tail)).mean()
 
 
-def with_engine(engine: LossEngine, loss: TokenLoss) -> Objective:
-    """The mean loss, all statistics included."""
-    return lambda head, hidden_states, labels: engine(loss, head, hidden_states, labels).total / len(labels)
+def public_gem(head: nn.Linear, hidden_states: Tensor, labels: Tensor, beta: float = 0.7) -> Tensor:
+    """GEM as public code computes it (GEM, appendix B.1): two softmaxes over the vocabulary, and their product."""
+    logits = head(hidden_states)
+    with torch.no_grad():
+        q = (logits / beta).softmax(-1)
+    log_p = logits.log_softmax(-1)
+    return (q * (log_p - log_p.gather(-1, labels[:, None]))).sum(-1).mean()
 
+
+def entmax_package(function: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """A loss of the entmax package on the logits of the head."""
+    return lambda head, hidden_states, labels: function(head(hidden_states), labels).mean()
+
+
+def with_engine(engine: LossEngine, loss: TokenLoss, statistics: bool = True) -> Objective:
+    """The mean loss of ours."""
+
+    def objective(head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
+        places = torch.arange(len(labels)) % TURN + 1
+        lengths = torch.full_like(places, TURN)
+        output = engine(loss, head, hidden_states, labels, None, places, lengths, statistics)
+        return output.total / len(labels)
+
+    return objective
+
+
+PUBLIC: dict[str, Objective] = {
+    "plain CE": plain_cross_entropy,
+    "plain CE, compiled": torch.compile(plain_cross_entropy),
+    "public TS2": public_ts2,
+    "public GEM": public_gem,
+    "public GEM, compiled": torch.compile(public_gem),
+    "entmax's sparsemax": entmax_package(entmax.sparsemax_loss),
+    "entmax's 1.5": entmax_package(entmax.entmax15_loss),
+    "entmax's 1.25, bisection": entmax_package(lambda x, y: entmax.entmax_bisect_loss(x, y, 1.25)),
+}
+
+SLOW = [name for name in PUBLIC if name == "public TS2" or name.startswith("entmax's")]
+"""Measured in one round only."""
+
+IN_README = [
+    *["plain CE", "plain CE, compiled", "public TS2", "public GEM", "public GEM, compiled", "entmax's sparsemax"],
+    *["entmax's 1.5", "CE", "GEM", "TOFU", "focal", "sparsemax", "entmax 1.5", "TS2", "Entmax+"],
+]
+
+NO_STATISTICS = ", no statistics"
+BARE = ["CE", "GEM", "sparsemax", "entmax 1.5", "TS2"]
+"""Measured without statistics too."""
 
 SUBJECTS: dict[str, Objective] = {
-    "plain CE": plain_cross_entropy,
-    "public TS2 formula": public_ts2,
+    **PUBLIC,
     "TS2, full": with_engine(FullEngine(), TS2Loss()),
-    "TS2, chunked": with_engine(ChunkedEngine(), TS2Loss()),
-    "CE, chunked": with_engine(ChunkedEngine(), CrossEntropyLoss()),
+    **{name: with_engine(ChunkedEngine(), loss) for name, loss in LOSSES.items()},
+    **{name + NO_STATISTICS: with_engine(ChunkedEngine(), LOSSES[name], False) for name in BARE},
 }
 
 
@@ -80,16 +169,21 @@ def step(objective: Objective, head: nn.Linear, hidden_states: Tensor, labels: T
     objective(head, hidden_states, labels).backward()
 
 
-def measure_time(shape: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every subject, after one round that is not counted."""
+def measure_time(shape: tuple[int, int, int], subjects: Sequence[str], rounds: int) -> dict[str, dict[int, float]]:
+    """Seconds of every subject by round, after a step of some that is not counted (it compiles)."""
     data = inputs(shape)
-    seconds: dict[str, list[float]] = {name: [] for name in SUBJECTS}
-    for _ in range(rounds + 1):
-        for name, objective in SUBJECTS.items():
-            start = time.perf_counter()
-            step(objective, *data)
-            seconds[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in seconds.items()}
+    for name in subjects:
+        if name == "plain CE" or name.endswith(", compiled"):
+            step(SUBJECTS[name], *data)
+    seconds: dict[str, dict[int, float]] = {name: {} for name in subjects}
+    for turn in range(rounds):
+        for name in subjects:
+            if turn == 0 or name not in SLOW:
+                start = time.perf_counter()
+                step(SUBJECTS[name], *data)
+                seconds[name][turn] = time.perf_counter() - start
+        print(f"{shape}: round {turn + 1} of {rounds}", file=sys.stderr)
+    return seconds
 
 
 def measure_memory(shape: tuple[int, int, int], subject: str) -> float:
@@ -116,41 +210,88 @@ def memory_in_a_process(shape: tuple[int, int, int], subject: str, threads: int)
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def report(shape: tuple[int, int, int], rounds: int, threads: int) -> dict[str, object]:
+def report(
+    shape: tuple[int, int, int], subjects: Sequence[str], rounds: int, threads: int, memory: bool
+) -> dict[str, Any]:
     """Measures one shape and prints its rows."""
-    seconds = measure_time(shape, rounds)
+    seconds = measure_time(shape, subjects, rounds)
     rows = {}
     for name, values in seconds.items():
-        ratio = statistics.median(a / b for a, b in zip(values, seconds["plain CE"], strict=True))
-        rows[name] = {
-            "seconds": round(statistics.median(values), 4),
-            "to_plain_ce": round(ratio, 3),
-            "memory_in_nk": round(memory_in_a_process(shape, name, threads), 3),
-        }
-        print(f"{shape!s:22} {name:20} {rows[name]['seconds']:9.3f} s {ratio:7.2f} {rows[name]['memory_in_nk']:8.2f}")
+        fused = "CE" + NO_STATISTICS if name.endswith(NO_STATISTICS) else "CE"
+        row: dict[str, float] = {"seconds": round(statistics.median(values.values()), 4)}
+        row["to_plain_ce"] = ratio(values, seconds["plain CE"])
+        if name.removesuffix(NO_STATISTICS) in LOSSES:
+            row["to_fused_ce"] = ratio(values, seconds[fused])
+        if memory and not name.endswith(NO_STATISTICS):
+            row["memory_in_nk"] = round(memory_in_a_process(shape, name, threads), 3)
+        rows[name] = row
+        print(f"{shape!s:20} {name:38}", *(f"{key} {value:8.3f}" for key, value in row.items()), flush=True)
     return {"tokens": shape[0], "width": shape[1], "vocabulary": shape[2], "subjects": rows}
+
+
+def ratio(values: dict[int, float], others: dict[int, float]) -> float:
+    """Median over the rounds of the ratio within a round."""
+    return round(statistics.median(value / others[turn] for turn, value in values.items()), 3)
+
+
+def table(record: dict[str, Any], subjects: Sequence[str]) -> str:
+    """The figures as Markdown: a row per subject, a column per shape, plain cross-entropy = 1.
+
+    In parentheses without statistics. The last column is memory beyond the head's gradient, at the last shape.
+    """
+    results = record["results"]
+    shapes = [f"{r['tokens']:,} x {r['width']:,} x {r['vocabulary']:,}" for r in results]
+    lines = ["| tokens x width x vocabulary | " + " | ".join([*shapes, "memory"]) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(shapes) + 1))
+    for name in subjects:
+        cells = []
+        for result in results:
+            row, bare = result["subjects"][name], result["subjects"].get(name + NO_STATISTICS)
+            cells.append(f"{row['to_plain_ce']:.2f}" + (f" ({bare['to_plain_ce']:.2f})" if bare else ""))
+        cells.append(f"{results[-1]['subjects'][name]['memory_in_nk']:.2f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("N", "H", "K"), help="one shape only")
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), help="default: all")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file, after every shape")
+    parser.add_argument("--table", type=Path, help="print the table of this JSON file, and measure nothing")
+    parser.add_argument("--memory-of", choices=list(SUBJECTS), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    unknown = sorted(set(arguments.subjects) - set(SUBJECTS))
+    if unknown:
+        parser.error(f"unknown subject {unknown[0]!r}; there are: {', '.join(SUBJECTS)}")
+    references = ["plain CE", "CE", "CE" + NO_STATISTICS]
+    arguments.subjects = list(dict.fromkeys([*references, *arguments.subjects]))
+    return arguments
 
 
 def main() -> None:
     """Runs the benchmark from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, metavar=("N", "H", "K"), help="one shape only")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--memory-of", choices=list(SUBJECTS), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse()
+    if arguments.table:
+        print(table(json.loads(arguments.table.read_text()), IN_README))
+        return
     torch.set_num_threads(arguments.threads)
     shapes = [tuple(arguments.shape)] if arguments.shape else SHAPES
     if arguments.memory_of:
         print(measure_memory(shapes[0], arguments.memory_of))
         return
-    print(f"{'(N, H, K)':22} {'subject':20} {'median':>11} {'/ CE':>7} {'[N, K]':>8}")
-    results = [report(shape, arguments.rounds, arguments.threads) for shape in shapes]
-    if arguments.out:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        record = {"command": " ".join(sys.argv), "machine": machine, "rounds": arguments.rounds, "results": results}
-        arguments.out.write_text(json.dumps(record | {"threads": arguments.threads}, indent=2) + "\n")
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    record = {"command": " ".join(sys.argv), "machine": machine, "rounds": arguments.rounds}
+    results: list[dict[str, Any]] = []
+    for shape in shapes:
+        memory = shape == shapes[-1]
+        results.append(report(shape, arguments.subjects, arguments.rounds, arguments.threads, memory))
+        if arguments.out:
+            text = json.dumps(record | {"threads": arguments.threads, "results": results}, indent=2)
+            arguments.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ TOKEN_STATISTICS = (
     "top2",
     "top3",
 )
-"""What every engine measures at every supervised token (see `ops.statistics`)."""
+"""What every engine measures at every supervised token when it is asked to (see `ops.statistics`)."""
 
 
 class UserError(ValueError):
@@ -51,8 +51,8 @@ class LossOutput(NamedTuple):
 
     Attributes:
         total: [] differentiable sum of the tokens' losses, not divided by anything.
-        tokens: per supervised token and detached, each [N] in the dtype of the loss: `"objective"`, every name of
-            `TOKEN_STATISTICS`, and `"objective/PART"` for each part of a composite loss.
+        tokens: per supervised token and detached, each [N] in the dtype of the loss: `"objective"`, `"objective/PART"`
+            for each part of a composite loss and, if asked for, every name of `TOKEN_STATISTICS`.
     """
 
     total: Tensor

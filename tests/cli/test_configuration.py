@@ -212,3 +212,24 @@ def test_settings_before_their_class_are_refused(ts2: Run) -> None:
     assert answer.err.strip() == (
         "error: --model.loss.alpha comes before --model.loss, which would reset it; give --model.loss first"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["TS2Loss", "--model.loss.top_k", "2.5"], "--model.loss.top_k: expected int or null, got '2.5'"),
+        (["TS2Loss", "--model.loss.alpha", ".inf"], "alpha must be a number of at least 0, got inf"),
+        (
+            ["FenchelYoungPlusLoss", "--model.loss.base", "CrossEntropyLoss"],
+            "CrossEntropyLoss is not a FenchelYoungLoss",
+        ),
+        (["FenchelYoungLoss"], "--model.loss: name a class that is not abstract"),
+    ],
+)
+def test_mistakes_about_the_real_losses(options: list[str], expected: str, tmp_path: Path) -> None:
+    config = ROOT / "configs" / "experiment" / "quickstart.yaml"
+    command = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(config), "--model.loss", *options]
+    done = subprocess.run([*command, "--data.train", "none.jsonl"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

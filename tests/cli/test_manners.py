@@ -40,7 +40,7 @@ COMMAND_LINE = {
     ),
     "fit --model.lm.path x --model.loss tests.cli.standins.SquarLoss": "did you mean SquareLoss?",
     "fit --model.lm.path x --model.loss torch.nn.Linear": "--model.loss: torch.nn.Linear is not a StandInLoss",
-    "fit --model.lm.path x --model.loss StandInLoss": "--model.loss: name the class first",
+    "fit --model.lm.path x --model.loss StandInLoss": "--model.loss: name a class that is not abstract",
     "fit --model.lm.path x --trainer.callbacks+ ModelCheckpoin": (
         "--trainer.callbacks: no class named 'ModelCheckpoin'; did you mean ModelCheckpoint?"
     ),
@@ -182,4 +182,4 @@ def test_a_class_on_the_command_line_is_not_blamed_on_a_file(ts2: Run, here: Pat
 def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """jsonargparse catches it among the members of `TokenLoss | None`, and raises an error of its own."""
     assert main(["fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1"]) == 2
-    assert capfd.readouterr().err.splitlines()[-1] == "error: TS2Loss: alpha must be at least 0, got -1.0"
+    assert capfd.readouterr().err.splitlines()[-1] == "error: TS2Loss: alpha must be a number of at least 0, got -1.0"

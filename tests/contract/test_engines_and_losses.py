@@ -1,7 +1,9 @@
 """Every objective on every engine: the numbers of float64 autograd through the plain formula."""
 
 import copy
-from functools import cache
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import cache, partial
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor, nn
 from tests.reference import OBJECTIVES, Formula, support_mask, turn_positions
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
 from ts2_lightning.engines.base import ELEMENTS_PER_BLOCK
-from ts2_lightning.losses import TokenLoss, ValueLoss
+from ts2_lightning.losses import DensePart, Gradient, LossResult, Term, TokenLoss, ValueLoss, cross_entropy
 from ts2_lightning.modules.head import ScaledHead
+from ts2_lightning.ops import LogitRows
 from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
 
 ENGINES = {
@@ -201,7 +204,18 @@ HEADS = {
     "soft_capped": lambda w: ScaledHead(linear(w), scale=0.5, softcap=3.0),
     "lora": lora_head,
     "hooked": lambda w: hooked(linear(w)),
+    "replaced": lambda w: replaced(linear(w)),
 }
+
+
+def replaced(head: nn.Linear) -> nn.Linear:
+    """As accelerate attaches its hooks."""
+    head.forward = partial(doubled, head)
+    return head
+
+
+def doubled(head: nn.Linear, hidden_states: Tensor) -> Tensor:
+    return nn.functional.linear(hidden_states, head.weight) * 2
 
 
 def hooked(head: nn.Linear) -> nn.Linear:
@@ -257,16 +271,18 @@ def test_no_tokens(objective: str, engine: str) -> None:
     assert {name: len(value) for name, value in output.tokens.items()} == dict.fromkeys(some.tokens, 0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_without_gradients(engine: str) -> None:
-    """Evaluation gives the same numbers and no graph."""
-    loss, formula = OBJECTIVES["ts2"]
-    hidden, weight, labels, _ = problem(20, 8, 300)
-    head = linear(weight)
-    with torch.no_grad():
-        output = run(ENGINES[engine], loss, head, hidden, labels)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("engine", ["full", "chunked"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(objective: str, engine: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
+    """Evaluation, which a trainer may run in inference mode, gives the same numbers and no graph."""
+    loss, formula = OBJECTIVES[objective]
+    hidden, weight, labels, _ = problem(13, 8, 300)
+    head, (positions, lengths) = linear(weight), turn_positions(13)
+    with mode():
+        output = ENGINES[engine](loss, head, hidden, labels, None, positions, lengths)
     assert not output.total.requires_grad
-    torch.testing.assert_close(output.total, formula(head(hidden), labels).sum().detach())
+    torch.testing.assert_close(output.total.clone(), formula(head(hidden), labels).sum().detach())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -322,3 +338,32 @@ def test_a_loss_computes_in_float32_under_autocast(engine: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = run(ENGINES[engine], ExpectedLogit(), head, hidden.float(), labels).tokens["objective"]
     torch.testing.assert_close(mixed, exact, rtol=1e-5, atol=1e-5)
+
+
+class Penalty(TokenLoss):
+    """Cross-entropy and half the squared logits; on request with the logits themselves as a basis, or averaged."""
+
+    def __init__(self, copied: bool = True, mean: bool = False) -> None:
+        self.copied = copied
+        self.mean = mean
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        basis = rows.buffer().copy_(rows.logits) if self.copied else rows.logits
+        value = rows.logits.square().sum(-1) / 2
+        penalty = Term(value.mean() if self.mean else value, Gradient((DensePart(torch.ones_like(value), basis),)))
+        return LossResult(cross_entropy(rows) + penalty, {"penalty": penalty.value})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_of_ones_own(engine: str) -> None:
+    """With a closed form whose basis is the logits: a copy is right, and what would go wrong silently is refused."""
+    hidden, weight, labels, weights = problem(13, 6, 300)
+    formula = lambda z, y: OBJECTIVES["cross_entropy"][1](z, y) + z.square().sum(-1) / 2  # noqa: E731
+    wanted = expected(formula, linear(weight), hidden, labels, weights)
+    assert_close(found(ENGINES[engine], Penalty(), linear(weight), hidden, labels, weights)[0], wanted, torch.float64)
+    for loss, complaint in [
+        (Penalty(copied=False), r"Penalty: rows.logits cannot be the basis of a gradient.*rows.buffer\(\).copy_"),
+        (Penalty(mean=True), r"Penalty: penalty must have one number per token, shape \[\d+\], but has \[\]"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            ENGINES[engine](loss, linear(weight), hidden, labels)

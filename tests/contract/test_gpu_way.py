@@ -1,11 +1,13 @@
 """The way of a GPU, without one: the same numbers, and nothing that would make the host wait for the device."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.contract.test_engines_and_losses import assert_close, expected, found, linear, problem
 from tests.gpu_way import as_on_a_gpu
@@ -16,10 +18,18 @@ from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
-GPU_LOSSES = [name for name in OBJECTIVES if name != "value_only"]
 
 
-@pytest.mark.parametrize("objective", GPU_LOSSES)
+class NoBooleanIndices(TorchDispatchMode):
+    """Refuses what makes a GPU's host wait and a tensor without data accepts: `x[mask] = value`."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_):
+            assert all(index is None or index.dtype != torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch)
     loss, formula = OBJECTIVES[objective]
@@ -34,7 +44,7 @@ def step_without_data(
     engine: LossEngine, loss: TokenLoss, dtype: torch.dtype, wrap: Callable[[nn.Linear], nn.Module] = lambda head: head
 ) -> None:
     """Forward and backward pass on tensors that have shapes and no values."""
-    with FakeTensorMode():
+    with FakeTensorMode(), NoBooleanIndices():
         hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)
         labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
@@ -47,7 +57,7 @@ def step_without_data(
         assert all(value.dtype == torch.float32 for value in output.tokens.values())
 
 
-@pytest.mark.parametrize("objective", GPU_LOSSES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("engine", [FullEngine(), ChunkedEngine(), ChunkedEngine(128)], ids=["full", "chunked", "128"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_depends_on_data(
@@ -83,3 +93,9 @@ def test_the_way_of_a_cpu_does_depend_on_data() -> None:
     """The test above can fail."""
     with pytest.raises(DATA_DEPENDENT):
         step_without_data(ChunkedEngine(), TS2Loss(), torch.float32)
+
+
+def test_boolean_indices_are_noticed() -> None:
+    x = torch.zeros(3)
+    with pytest.raises(AssertionError), NoBooleanIndices():
+        x[x > 0] = 1.0

@@ -75,7 +75,7 @@ def test_default_chunks_are_equal(n: int) -> None:
     assert size >= 1
     if n > CHUNK_SIZE["cpu"]:
         assert max(chunks) - min(chunks) <= len(chunks)
-        assert 128 <= size <= 1.5 * CHUNK_SIZE["cpu"]
+        assert CHUNK_SIZE["cpu"] / 2 <= size <= CHUNK_SIZE["cpu"]
     else:
         assert len(chunks) <= 1
 
@@ -84,4 +84,4 @@ def test_small_vocabularies_and_gpus_take_larger_chunks() -> None:
     assert default_chunk_size(10**6, nn.Linear(2, 100), "cpu") > 7000
     assert default_chunk_size(10**6, nn.Linear(2, 128_000), "cuda") == pytest.approx(2048, rel=0.05)
     assert default_chunk_size(10**6, nn.Linear(2, 32_000), "cuda") == pytest.approx(8389, rel=0.05)
-    assert default_chunk_size(500, nn.Identity(), "cpu") <= 250
+    assert default_chunk_size(500, nn.Identity(), "cpu") == 167

@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList,
 
 from tests.callbacks.tiny_llama import WORDS, write_base
 from ts2_lightning.generation import EntmaxLogitsProcessor, SparsemaxLogitsProcessor
+from ts2_lightning.generation.logits_processors import log_entmax
 from ts2_lightning.types import UserError
 
 NO_IDS = torch.zeros(0, 0, dtype=torch.int64)
@@ -41,6 +42,15 @@ def test_softmax_of_the_result_is_the_projection(alpha: float, shape: tuple[int,
     torch.testing.assert_close(result.exp(), expected, rtol=0, atol=1e-10)
     outside = expected == 0
     assert (result[outside] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("alpha", PROCESSORS)
+def test_an_offset_costs_nothing(alpha: float) -> None:
+    """Scores that all lie near 1e4, in float32."""
+    scores = draw(5, 40).float() + 1e4
+    found = log_entmax(scores, alpha, logit_scale=0.7).exp()
+    exact = log_entmax(scores.double(), alpha, logit_scale=0.7).exp()
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", PROCESSORS)

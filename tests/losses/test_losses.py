@@ -251,23 +251,23 @@ def test_lambda_pr_needs_positions() -> None:
         assert "\n" not in str(error.value)
 
 
-NAN = math.nan
-SUPPRESSION = [("alpha", (-0.1, NAN)), ("logit_scale", (0.0, -1.0, NAN)), ("top_k", (0, -3))]
+NAN, INF = math.nan, math.inf
+SUPPRESSION = [("alpha", (-0.1, NAN, INF)), ("logit_scale", (0.0, -1.0, NAN, INF)), ("top_k", (0, -3))]
 SUPPRESSION += [("tail_mass_cap", (0.0, 1.0, -0.5, NAN))]
 WRONG: list[tuple[type[TokenLoss], str, tuple]] = [
     (LabelSmoothingLoss, "epsilon", (-0.1, 1.1, NAN)),
-    (EntropyBonusLoss, "gamma", (-0.1, NAN)),
+    (EntropyBonusLoss, "gamma", (-0.1, NAN, INF)),
     (GEMLoss, "beta", (0.0, -0.7, NAN)),
     (GEMLoss, "h", ("sigmoid", None)),
-    (FocalLoss, "gamma", (-0.5, NAN)),
-    (TOFULoss, "gamma", (-0.5, NAN)),
+    (FocalLoss, "gamma", (-0.5, NAN, INF)),
+    (TOFULoss, "gamma", (-0.5, NAN, INF)),
     (TOFULoss, "beta", (0.0, -0.8, NAN)),
-    (LambdaPRLoss, "lambda_", (0.0, -0.1, NAN)),
+    (LambdaPRLoss, "lambda_", (0.0, -0.1, NAN, INF)),
     (LambdaPRLoss, "alpha", (-1e-5, 1.5, NAN)),
     (EntmaxLoss, "alpha", (1.0, 0.5, 2.1, NAN)),
-    (PowerInflationLoss, "alpha", (0.0, -2.0, NAN)),
-    (ExponentialInflationLoss, "gamma", (0.0, -4.0, NAN)),
-    (LogarithmicInflationLoss, "delta", (0.0, -0.01, NAN)),
+    (PowerInflationLoss, "alpha", (0.0, -2.0, NAN, INF)),
+    (ExponentialInflationLoss, "gamma", (0.0, -4.0, NAN, INF)),
+    (LogarithmicInflationLoss, "delta", (0.0, -0.01, NAN, INF)),
     *((owner, *rest) for owner in (TS2Loss, FenchelYoungPlusLoss, SuppressionOnlyLoss) for rest in SUPPRESSION),
 ]
 

@@ -11,6 +11,7 @@ A formula has one home, the docstring of its class. What the catalogue reads the
 import argparse
 import inspect
 import json
+import os
 import re
 import shutil
 import sys
@@ -84,8 +85,7 @@ class Entry:
     def command(self) -> str:
         """A command line that selects the objective with its defaults.
 
-        The numbers are spelt out, because an argument that the configuration's own loss has under the same name would
-        stay at that loss's value: a 0.25 that was TS2's alpha is no alpha for an entmax.
+        The numbers are spelt out, because a configuration that names the same class may have set others.
         """
         options = ["fit", "-c", "configs/experiment/quickstart.yaml", "--model.loss", self.name]
         for argument in self.arguments:
@@ -124,11 +124,13 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.json:
         entries = [find(options.name)] if options.name else catalogue()
-        print(json.dumps([entry.as_dict() for entry in entries], indent=2, default=_loss_shown))
-    elif options.name:
-        print(describe(find(options.name), _width()))
+        text = json.dumps([entry.as_dict() for entry in entries], indent=2, default=_loss_shown)
     else:
-        print(overview(catalogue(), _width()))
+        text = describe(find(options.name), _width()) if options.name else overview(catalogue(), _width())
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough, as in `losses | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -263,6 +265,8 @@ def _import(path: str) -> type:
         raise UserError(f"losses: cannot import {path}: {error}") from error
     if not (inspect.isclass(cls) and issubclass(cls, TokenLoss)):
         raise UserError(f"losses: {path} is not a TokenLoss")
+    if inspect.isabstract(cls):
+        raise UserError(f"losses: {path} is abstract; name one of its subclasses")
     return cls
 
 

@@ -154,6 +154,9 @@ def _unknown_class(complaint: Complaint, match: re.Match[str]) -> str:
     if word.endswith((".yaml", ".yml")):
         return _missing_file(complaint, key, word)
     names = [known.__name__ for known in known_classes(_action(complaint.parser, key))]
+    wanted = re.findall(r"Subtypes: \[<class '(?:\w+\.)*(\w+)'>", complaint.message)
+    if word in names and wanted:  # a class of ours, but not for this setting
+        return complaint.about(key, f"{word} is not a {wanted[-1]}")
     if word == "null":
         hint = ""
     else:
@@ -166,7 +169,8 @@ def _unknown_class(complaint: Complaint, match: re.Match[str]) -> str:
 def _abstract_class(complaint: Complaint, match: re.Match[str]) -> str:
     names = sorted(known.__name__ for known in known_classes(_action(complaint.parser, complaint.key)))
     return complaint.about(
-        complaint.key, f"name the class first, with --{complaint.key} CLASS; one of {_shortened(', '.join(names))}"
+        complaint.key,
+        f"name a class that is not abstract, with --{complaint.key} CLASS; one of {_shortened(', '.join(names))}",
     )
 
 
@@ -298,6 +302,6 @@ _ANSWERS: list[tuple[str, Callable[[Complaint, re.Match[str]], str]]] = [
     (r"File does not exist: '?(?P<path>[^'\n]+)'?", _no_file),
     (r"Unable to load config \"(?P<value>.+)\"", _no_sub_config),
     (r"Expected an? (?P<type>[^\n]+)\. Got value: (?P<value>.+)", _wrong_value),
-    (r"(?s)Subtypes: \[(?P<type>[^\n]+)\]\n.*Given value: (?P<value>.+)", _wrong_value),
+    (r"(?s).*Subtypes: \[(?P<type>[^\n]+)\]\n.*?Given value: (?P<value>[^\n]+)", _wrong_value),
     (r"argument (?P<option>\S+): (?P<reason>.+)", _needs_value),
 ]  # the first that matches answers

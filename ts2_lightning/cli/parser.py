@@ -35,6 +35,7 @@ def _imported(path: str) -> Any:
         return path
 
 
+assert hasattr(jsonargparse._typehints, "discard_init_args_on_class_path_change"), "jsonargparse has moved it"
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_settings_of_another_class
 
 

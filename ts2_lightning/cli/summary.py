@@ -4,6 +4,8 @@ import json
 import shlex
 from pathlib import Path
 
+import yaml
+
 from ts2_lightning.cli import program
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.run_directory import best_checkpoint, latest_config, newest_checkpoint
@@ -24,9 +26,15 @@ def closing_lines(command: str, run: Path) -> list[str]:
     if (run / "export" / "config.json").is_file():
         lines.append(f"Export:      {run / 'export'} (a transformers directory)")
     if newest:
-        lines.append(f"Go on:       {resume_command(run, newest)} --trainer.max_epochs N")
+        lines.append(f"Go on:       {resume_command(run, newest)} --trainer.{_limit(run)} N")
         lines.append(f"Test:        {_command('test', run, best or newest)} --data.test FILE")
     return lines
+
+
+def _limit(run: Path) -> str:
+    """Which setting of the trainer has ended the run and would have to be larger."""
+    trainer = yaml.safe_load(latest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
+    return "max_epochs" if trainer.get("max_steps") in (None, -1) else "max_steps"
 
 
 def _metrics(file: Path) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.losses import Gradient, TokenLoss
-from ts2_lightning.ops import LogitRows, Workspace, token_statistics
+from ts2_lightning.losses import Gradient, LossResult, TokenLoss
+from ts2_lightning.ops import LogitRows, Workspace, token_statistics, widest_float
 from ts2_lightning.types import LossOutput
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
@@ -122,7 +122,7 @@ class TokenRecorder:
     def __init__(self, size: int, like: Tensor) -> None:
         self._size = size
         self._tokens: dict[str, Tensor] = {}
-        self._total = torch.zeros((), dtype=torch.float64, device=like.device)
+        self._total = torch.zeros((), dtype=widest_float(like.device), device=like.device)
 
     def record(self, start: int, values: dict[str, Tensor], weights: Tensor | None) -> None:
         """Adds n tokens from position `start`. `values`: each [n]; `weights`: [n]."""
@@ -130,7 +130,7 @@ class TokenRecorder:
             if name not in self._tokens:
                 self._tokens[name] = value.new_empty(self._size)
             self._tokens[name][start : start + len(value)] = value
-        objective = values["objective"].double()
+        objective = values["objective"].to(self._total.dtype)
         self._total += objective.sum() if weights is None else (objective * weights).sum()
 
     def output(self, dtype: torch.dtype) -> LossOutput:
@@ -165,12 +165,28 @@ def evaluate_rows(
         with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
             rows = LogitRows(logits[part], labels, positions, lengths, workspace)
             result = loss.evaluate(rows)
+            _check(loss, result, rows)
             values = {"objective": result.term.value}
             values |= {f"objective/{name}": value for name, value in result.parts.items()}
             if statistics:
                 values |= token_statistics(rows, loss.logit_scale)
         recorder.record(start + first, values, weights)
         yield part, result.term.gradient if weights is None else result.term.gradient.scaled(weights)
+
+
+def _check(loss: TokenLoss, result: LossResult, rows: LogitRows) -> None:
+    """What is relied on, of a loss that anybody may have written."""
+    for name, value in {"the value": result.term.value, **result.parts}.items():
+        if value.shape != rows.labels.shape:
+            raise ValueError(
+                f"{type(loss).__name__}: {name} must have one number per token, shape {list(rows.labels.shape)}, "
+                f"but has {list(value.shape)}: do not average or sum over tokens"
+            )
+    if any(part.basis is rows.logits for part in result.term.gradient.dense):
+        raise ValueError(
+            f"{type(loss).__name__}: rows.logits cannot be the basis of a gradient, which is written over them; "
+            "copy them: rows.buffer().copy_(rows.logits)"
+        )
 
 
 def promote(logits: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from ts2_lightning.ops import Listed
 from ts2_lightning.types import LossOutput
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
-"""Tokens per chunk, about. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
+"""Tokens per chunk, at most. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
 
 CHUNK_ELEMENTS = {"cpu": 3 * 2**18, "cuda": 2**28}
 """Logits that a chunk may have in any case: with a small vocabulary it takes more tokens."""
@@ -42,7 +42,7 @@ class ChunkedEngine(LossEngine):
     of the head are. Any other head (an adapter, a quantised or soft-capped one) is called as the module it is.
 
     Args:
-        chunk_size: tokens per chunk, >= 1. Default: equal chunks of about 192 on a CPU, 2,048 on a GPU, more for a
+        chunk_size: tokens per chunk, >= 1. Default: equal chunks of at most 192 on a CPU, 2,048 on a GPU, more for a
             small vocabulary.
 
     Raises:
@@ -71,21 +71,27 @@ class ChunkedEngine(LossEngine):
         kind = _LinearHead if is_plain_linear(head) else _ModuleHead
         inputs = kind(head, hidden_states, size)
         for start in range(0, max(n, 1), size):
-            part = slice(start, min(start + size, n))
-            logits, gradient = inputs.logits(part)
-            chunk = _ChunkGradient(gradient, inputs.takes_lists)
-            with torch.no_grad():
-                for rows, share in evaluate_rows(loss, logits, targets.part(part), recorder, start, statistics):
-                    chunk.add(rows, share)
-            chunk.give_to(inputs, part)
+            _run_chunk(loss, inputs, targets, recorder, slice(start, min(start + size, n)), statistics)
         return inputs.attach(recorder.output(inputs.dtype))
+
+
+def _run_chunk(
+    loss: TokenLoss, inputs: "_Head", targets: Targets, recorder: TokenRecorder, part: slice, statistics: bool
+) -> None:
+    """One chunk, of which nothing is left when the next one begins."""
+    logits, gradient = inputs.logits(part)
+    chunk = _ChunkGradient(gradient, inputs.takes_lists)
+    with torch.no_grad():
+        for rows, share in evaluate_rows(loss, logits, targets.part(part), recorder, part.start, statistics):
+            chunk.add(rows, share)
+    chunk.give_to(inputs, part)
 
 
 def default_chunk_size(n: int, head: nn.Module, device: str) -> int:
     """Tokens per chunk, such that n tokens make chunks of equal size: a small last one would multiply slowly."""
     device = device if device in CHUNK_SIZE else "cuda"
     size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // getattr(head, "out_features", CHUNK_ELEMENTS[device]))
-    return max(1, math.ceil(n / max(1, round(n / size))))
+    return max(1, math.ceil(n / max(1, math.ceil(n / size))))
 
 
 class _ChunkGradient:
@@ -241,3 +247,4 @@ class _ModuleHead(_Head):
         for total, share in zip(sums, found, strict=True):
             if share is not None:
                 total += share
+        del self._chunk, self._output

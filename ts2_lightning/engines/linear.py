@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 def is_plain_linear(head: nn.Module) -> bool:
-    """Whether the head is a matrix product and nothing else: no subclass, hook or parametrisation."""
+    """Whether the head is a matrix product and nothing else: no subclass, hook, parametrisation or other `forward`."""
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
-    return type(head) is nn.Linear and not any(hooks)
+    return type(head) is nn.Linear and "forward" not in vars(head) and not any(hooks)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -19,15 +19,15 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def sums_in_float32(device: torch.device) -> bool:
-    """Whether the device's matrix products of bfloat16 are summed and given in float32, as a GPU's matrix units do it.
+    """Whether the device's matrix products of bfloat16 can be had in float32, in which a GPU's matrix units sum.
 
-    A CPU's product rounds its result to bfloat16, in which thresholds are wrong.
+    Elsewhere a product rounds its result to bfloat16, in which thresholds are wrong.
     """
-    return device.type != "cpu"
+    return device.type == "cuda"
 
 
 def factor_dtype(hidden_states: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype of the factors of the head's products: that of autocast or of the tensors, or float32 on a CPU."""
+    """The dtype of the factors of the head's products: that of autocast or of the tensors, or float32 if need be."""
     device = hidden_states.device
     dtype = torch.promote_types(hidden_states.dtype, weight.dtype)
     if not sums_in_float32(device):

@@ -110,7 +110,8 @@ def log_entmax(logits: Tensor, alpha: float, logit_scale: float = 1.0) -> Tensor
         >>> log_entmax(torch.tensor([0.0, -5.0]), 2.0).tolist()
         [0.0, -inf]
     """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32)) * logit_scale
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    wide = (wide - wide.amax(-1, keepdim=True)).mul_(logit_scale)  # shifted first: an offset would cost digits
     return entmax_probabilities(wide.reshape(-1, wide.shape[-1]), alpha).log_().view(wide.shape)
 
 

@@ -1,6 +1,6 @@
 """Objectives: one file per family, each a formula on rows of logits."""
 
-from ts2_lightning.losses.base import Gradient, LossResult, Term, TokenLoss, ValueLoss
+from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss, ValueLoss
 from ts2_lightning.losses.cross_entropy import CrossEntropyLoss, EntropyBonusLoss, LabelSmoothingLoss, cross_entropy
 from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, SparsemaxLoss, entmax_loss, fenchel_young
 from ts2_lightning.losses.focal import FocalLoss, LambdaPRLoss, TOFULoss
@@ -10,6 +10,7 @@ from ts2_lightning.losses.suppression import FenchelYoungPlusLoss, SuppressionOn
 
 __all__ = [
     "CrossEntropyLoss",
+    "DensePart",
     "EntmaxLoss",
     "EntropyBonusLoss",
     "ExponentialInflationLoss",
@@ -23,6 +24,7 @@ __all__ = [
     "LogarithmicInflationLoss",
     "LossResult",
     "PowerInflationLoss",
+    "SparsePart",
     "SparsemaxLoss",
     "SuppressionOnlyLoss",
     "TOFULoss",

@@ -153,7 +153,8 @@ class TokenLoss(ABC):
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient of n tokens, without weights: the engine applies those.
 
-        `rows.positions` and `rows.lengths` say where a token stands in its response. Must not modify `rows`.
+        `rows.positions` and `rows.lengths` say where a token stands in its response. Must not modify `rows`, nor use
+        `rows.logits` as the basis of a gradient, which is written over them.
         """
 
 
@@ -188,10 +189,10 @@ class ValueLoss(TokenLoss):
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value, and its gradient by autograd."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():  # an evaluation may run in inference mode
             # A copy, so that a value that works in place cannot reach the rows that the statistics read.
             logits = rows.logits.detach().clone().requires_grad_()
-            value = self.value(logits * 1, rows.labels)
+            value = self.value(logits * 1, rows.labels.clone())
             self._check(value, len(rows))
             (gradient,) = torch.autograd.grad(value.sum(), logits)
         part = DensePart(torch.ones_like(rows.maximum), gradient)

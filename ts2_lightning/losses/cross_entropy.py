@@ -1,5 +1,7 @@
 """Cross-entropy and its closest relatives: label smoothing and the entropy bonus."""
 
+import math
+
 import torch
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
@@ -123,7 +125,7 @@ class EntropyBonusLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 0.1) -> None:
-        require(gamma >= 0, "EntropyBonusLoss", gamma=gamma, must="be at least 0")
+        require(0 <= gamma < math.inf, "EntropyBonusLoss", gamma=gamma, must="be a number of at least 0")
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:

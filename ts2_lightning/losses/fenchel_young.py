@@ -24,8 +24,7 @@ def fenchel_young(rows: LogitRows, projection: Entmax, entropy: Tensor) -> Term:
     """
     support, p = projection.support, projection.probabilities
     shifted = support.at(rows.logits) - support.of_rows(rows.maximum)
-    # Outside a mask's entries the logit may be -inf, and the probability is zero: the list has no such entries.
-    expected = support.sum(p * shifted.clamp_(min=-1e30))
+    expected = support.sum(p * shifted)
     # The loss is never negative; rounding can leave it a hair below zero.
     value = (expected - rows.gold_logit + entropy).clamp(min=0)
     return Term(value, Gradient(sparse=(SparsePart(support, p),)) + minus_gold(rows))

@@ -1,12 +1,14 @@
 """Losses that weigh cross-entropy by the gold probability: focal, TOFU, lambda-PR."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ts2_lightning.losses.base import LossResult, TokenLoss
 from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import cross_entropy
-from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops import LogitRows, widest_float
 from ts2_lightning.types import UserError
 
 
@@ -52,7 +54,7 @@ class FocalLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 3.0) -> None:
-        require(gamma >= 0, "FocalLoss", gamma=gamma, must="be at least 0")
+        require(0 <= gamma < math.inf, "FocalLoss", gamma=gamma, must="be a number of at least 0")
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -86,7 +88,7 @@ class TOFULoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 3.0, beta: float = 0.8) -> None:
-        require(gamma >= 0, "TOFULoss", gamma=gamma, must="be at least 0")
+        require(0 <= gamma < math.inf, "TOFULoss", gamma=gamma, must="be a number of at least 0")
         require(0 < beta <= 1, "TOFULoss", beta=beta, must="lie in (0, 1]")
         self.gamma = gamma
         self.beta = beta
@@ -127,7 +129,7 @@ class LambdaPRLoss(TokenLoss):
     """
 
     def __init__(self, lambda_: float = 0.1, alpha: float = 1e-5) -> None:
-        require(lambda_ > 0, "LambdaPRLoss", lambda_=lambda_, must="be above 0")
+        require(0 < lambda_ < math.inf, "LambdaPRLoss", lambda_=lambda_, must="be a number above 0")
         require(0 < alpha <= 1, "LambdaPRLoss", alpha=alpha, must="lie in (0, 1]")
         self.lambda_ = lambda_
         self.alpha = alpha
@@ -142,7 +144,8 @@ class LambdaPRLoss(TokenLoss):
                 "LambdaPRLoss: it needs each token's place in its response, got none; "
                 "give the engine positions=... and lengths=..."
             )
-        lengths, p = rows.lengths.double(), rows.gold_probability.double()
+        wide = widest_float(rows.logits.device)
+        lengths, p = rows.lengths.to(wide), rows.gold_probability.to(wide)
         ratio = self.lambda_ ** (1 / lengths)
         rest = 1 - (1 - self.alpha) * ratio
         limit = torch.where(rest > 0, self.alpha * ratio / rest, torch.inf)

@@ -53,7 +53,7 @@ class PowerInflationLoss(TokenLoss):
     """
 
     def __init__(self, alpha: float = 2.0) -> None:
-        require(alpha > 0, "PowerInflationLoss", alpha=alpha, must="be above 0")
+        require(0 < alpha < math.inf, "PowerInflationLoss", alpha=alpha, must="be a number above 0")
         self.alpha = alpha
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -86,7 +86,7 @@ class ExponentialInflationLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 4.0) -> None:
-        require(gamma > 0, "ExponentialInflationLoss", gamma=gamma, must="be above 0")
+        require(0 < gamma < math.inf, "ExponentialInflationLoss", gamma=gamma, must="be a number above 0")
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -125,7 +125,7 @@ class LogarithmicInflationLoss(TokenLoss):
     """
 
     def __init__(self, delta: float = 0.01) -> None:
-        require(delta > 0, "LogarithmicInflationLoss", delta=delta, must="be above 0")
+        require(0 < delta < math.inf, "LogarithmicInflationLoss", delta=delta, must="be a number above 0")
         self.delta = delta
 
     def evaluate(self, rows: LogitRows) -> LossResult:

@@ -1,5 +1,7 @@
 """Tail suppression, which pushes down the softmax mass outside a set of plausible tokens, and what it adds to."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None
 
     Args:
         rows: n rows of logits.
-        kept: A, which must list the gold token of every row.
+        kept: A, which must hold the gold token of every row, and for finite numbers a token whose probability does not
+            underflow (the supports and the largest logits do).
         tail_mass_cap: clamp t at this value, as the public code of TS2 does at 0.99. The gradient of a
             clamped token is zero. Default: no clamp.
     """
@@ -40,8 +43,8 @@ def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None
 
 
 def _check(owner: str, alpha: float, logit_scale: float, top_k: int | None, tail_mass_cap: float | None) -> None:
-    require(alpha >= 0, owner, alpha=alpha, must="be at least 0")
-    require(logit_scale > 0, owner, logit_scale=logit_scale, must="be above 0")
+    require(0 <= alpha < math.inf, owner, alpha=alpha, must="be a number of at least 0")
+    require(0 < logit_scale < math.inf, owner, logit_scale=logit_scale, must="be a number above 0")
     require(top_k is None or top_k >= 1, owner, top_k=top_k, must="be at least 1, or null for the support")
     in_range = tail_mass_cap is None or 0 < tail_mass_cap < 1
     require(in_range, owner, tail_mass_cap=tail_mass_cap, must="lie between 0 and 1, or be null for no clamp")
@@ -150,8 +153,12 @@ class TS2Loss(TokenLoss):
         tail_mass_cap: float | None = None,
     ) -> None:
         _check("TS2Loss", alpha, logit_scale, top_k, tail_mass_cap)
-        self.logit_scale = logit_scale
         self._plus = FenchelYoungPlusLoss(SparsemaxLoss(), alpha, logit_scale, top_k, adaptive, tail_mass_cap)
+
+    @property
+    def logit_scale(self) -> float:  # type: ignore[override]
+        """c."""
+        return self._plus.logit_scale
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient; the parts are `sparsemax` and `tail_suppression`, as they enter the sum."""

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ts2_lightning.ops import widest_float
+
 
 class Reducer(Protocol):
     """What is asked of a Lightning strategy."""
@@ -62,7 +64,7 @@ class TokenMeans:
         if names != self._names:
             raise ValueError(f"token statistics came or went: {sorted(set(names) ^ set(self._names))}")
         rows = torch.stack([tokens[name] for name in names])
-        dtype = _accumulator(rows.device)
+        dtype = widest_float(rows.device)
         sums = torch.cat([rows.sum(1, dtype=dtype), rows.new_full((1,), rows.shape[1], dtype=dtype)])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -80,7 +82,7 @@ class TokenMeans:
             self._agree_on_names()
             if sums is None:
                 device = reducer.root_device
-                sums = torch.zeros(len(self._names) + 1, dtype=_accumulator(device), device=device)
+                sums = torch.zeros(len(self._names) + 1, dtype=widest_float(device), device=device)
             sums = reducer.reduce(sums, reduce_op="sum")
         if sums is None:
             return {}
@@ -99,7 +101,3 @@ class TokenMeans:
             raise ValueError(f"ranks have different token statistics: {gathered}")
         if known:
             self._names, self._agreed = known[0], True
-
-
-def _accumulator(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

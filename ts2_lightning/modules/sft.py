@@ -191,7 +191,8 @@ class SFTModule(L.LightningModule):
         means = self._evaluation_means.compute(self.trainer.strategy)
         if not means:
             raise UserError(f"no supervised token in the {prefix} rows")
-        means["perplexity"] = math.exp(means["cross_entropy"])
+        # Infinite where a diverged model's exceeds the largest float; math.exp would raise.
+        means["perplexity"] = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()
         metrics = {f"{prefix}/{name}": value for name, value in means.items()}
         self.log_dict(metrics, logger=False, sync_dist=True)  # for checkpoints and the caller; equal on all ranks
         self._log(metrics)

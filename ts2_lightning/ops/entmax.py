@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ts2_lightning.ops import sparse
+from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.sparse import Entries, Listed, Masked
 
 BLOCK = 256
@@ -223,8 +224,9 @@ def _newton_step(excess: Tensor, q: float, total: Callable[[Tensor], Tensor]) ->
 def _masked(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
     """The support as a mask, by a fixed number of steps: no shape and no step waits for a value.
 
-    The block maxima bring the threshold so near that few steps over the full width remain; sums are in float64. The
-    steps suffice for any row of logits met in practice, flat ones included, but not for every conceivable one.
+    The block maxima bring the threshold so near that few steps over the full width remain; their sums are in float64
+    where the device has it. The steps suffice for any row of logits met in practice, flat ones included, but not for
+    every conceivable one.
     """
     scale, q = alpha - 1, 1 / (alpha - 1)
     top = maxima.amax(-1, keepdim=True)
@@ -232,7 +234,7 @@ def _masked(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
     scaled = (logits - top).mul_(scale)
     for _ in range(FULL_STEPS):
         excess = (scaled - threshold).clamp_(min=0)
-        rise = _newton_step(excess, q, lambda x: x.sum(-1, keepdim=True, dtype=torch.float64))
+        rise = _newton_step(excess, q, lambda x: x.sum(-1, keepdim=True, dtype=widest_float(x.device)))
         threshold = (threshold + rise).to(logits.dtype)
     excess = scaled.sub_(threshold).clamp_(min=0)
     support = Masked(excess > 0)

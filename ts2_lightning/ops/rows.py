@@ -183,7 +183,7 @@ class LogitRows:
         return (self.normalizer.log() - self.expected_logit).clamp(min=0)
 
     def probabilities_at(self, entries: Entries) -> Tensor:
-        """softmax(z) at listed entries."""
+        """softmax(z) at the entries."""
         return entries.at(self.exponentials) / entries.of_rows(self.normalizer)
 
     def mass(self, entries: Entries) -> Mass:

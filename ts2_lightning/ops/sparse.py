@@ -53,7 +53,7 @@ class Entries(ABC):
 
     @abstractmethod
     def contains(self, columns: Tensor) -> Tensor:
-        """Which rows list their own column. `columns`: [n] int64. Returns [n] bool."""
+        """Which rows have (i, columns[i]) among their entries. `columns`: [n] int64. Returns [n] bool."""
 
     @abstractmethod
     def union(self, columns: Tensor) -> "Entries":

@@ -1,0 +1,8 @@
+"""In which dtype long sums are kept."""
+
+import torch
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
