@@ -1,0 +1,46 @@
+"""The benchmark measures what it says: its public formulas are our objectives, and every subject takes a step."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import loss_engine as benchmark
+from ts2_lightning.engines import FullEngine
+from ts2_lightning.losses import EntmaxLoss, GEMLoss, SparsemaxLoss, TokenLoss, TS2Loss
+
+COMPILED = [name for name in benchmark.SUBJECTS if name.endswith(", compiled")]
+
+
+@pytest.mark.parametrize("name", [name for name in benchmark.SUBJECTS if name not in COMPILED])
+def test_a_subject_takes_a_step(name: str) -> None:
+    head, hidden, labels = benchmark.inputs((6, 4, 300))
+    benchmark.step(benchmark.SUBJECTS[name], head, hidden, labels)
+    assert torch.isfinite(hidden.grad).all()
+    assert torch.isfinite(head.weight.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("public TS2", TS2Loss(tail_mass_cap=0.99)),
+        ("public GEM", GEMLoss()),
+        ("entmax's sparsemax", SparsemaxLoss()),
+        ("entmax's 1.5", EntmaxLoss(1.5)),
+        ("entmax's 1.25, bisection", EntmaxLoss(1.25)),
+    ],
+)
+def test_both_sides_of_a_ratio_compute_the_same(name: str, loss: TokenLoss) -> None:
+    head, hidden, labels = benchmark.inputs((12, 8, 300))
+    gradients = []
+    for objective in (benchmark.SUBJECTS[name], benchmark.with_engine(FullEngine(), loss)):
+        benchmark.step(objective, head, hidden, labels)
+        gradients.append(head.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_the_readme_has_the_table_of_the_figures() -> None:
+    root = Path(__file__).resolve().parents[1]
+    record = json.loads((root / "benchmarks/results/loss_engine_cpu.json").read_text())
+    assert benchmark.table(record, benchmark.IN_README) in (root / "README.md").read_text()
