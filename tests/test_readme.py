@@ -105,6 +105,8 @@ def test_its_commands_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 def toy_sized(words: list[str]) -> list[str]:
     """A command with what the README leaves open, and few enough rows."""
+    if words[0] == "losses":
+        return words
     more: dict[str, Any] = {"trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu"}
     if any("quickstart.yaml" in word for word in words):
         model = HUB_MODEL.findall("\n".join(blocks("sh")))[0]
