@@ -112,6 +112,8 @@ def leaves(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def contains(parsed: Any, own: Any) -> bool:
     """Whether every setting of a fragment arrived."""
+    if isinstance(own, list) and isinstance(parsed, list):
+        return len(own) == len(parsed) and all(map(contains, parsed, own))
     if not isinstance(own, dict) or not isinstance(parsed, dict):
         return bool(parsed == own)
     return all(key in parsed and contains(parsed[key], value) for key, value in own.items())

@@ -1,6 +1,6 @@
 """The few small types that the rooms hand to each other. Imports nothing but torch."""
 
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor
 
@@ -28,21 +28,54 @@ class UserError(ValueError):
     """
 
 
+RejectKind = Literal[
+    "malformed JSON",
+    "not UTF-8",
+    "not an object",
+    "missing field",
+    "wrong type",
+    "unknown role",
+    "empty answer",
+    "no supervised token",
+    "too long",
+    "template",
+    "other",
+    "left out",
+]
+"""What can be the matter with a row. All are bad rows but `left out`: a good row that a format does not want."""
+
+
+class RowError(UserError):
+    """A row that cannot be trained on. The message does not name the row, whoever read it does.
+
+    Attributes:
+        kind: what is the matter, for counting.
+    """
+
+    def __init__(self, message: str, kind: RejectKind = "other") -> None:
+        super().__init__(message)
+        self.kind: RejectKind = kind
+
+
 class Batch(TypedDict, total=False):
     """One micro-batch, as collate yields it. All values are tensors.
 
-    B rows of T tokens, right-padded; N supervised tokens. The shift by one is already done.
+    R rows in B sequences of T tokens, right-padded; N supervised tokens. The shift by one is already done. Without
+    packing each row is a sequence, and padding is masked. With packing a sequence holds several rows, and instead of a
+    mask there are positions that start again with each of them.
     """
 
     input_ids: Tensor  # [B, T] int64
-    attention_mask: Tensor  # [B, T] int64, 1 for tokens, 0 for padding
+    attention_mask: Tensor  # [B, T] int64, 1 for tokens, 0 for padding; not with packing
+    position_ids: Tensor  # [B, T] int64, place of each token in its row, from 0; only with packing
     supervised: Tensor  # [N] int64, flat index b * T + t of the positions whose next token is supervised
     labels: Tensor  # [N] int64, the gold next tokens at those positions
-    token_rows: Tensor  # [N] int64, the batch row b of each supervised token
+    token_rows: Tensor  # [N] int64, the row r in the batch of each supervised token
     positions: Tensor  # [N] int64, 1-based position of the token within its assistant turn
     lengths: Tensor  # [N] int64, number of supervised tokens of that assistant turn
     weights: Tensor  # [N] float32, factor on each token's loss: its row's weight (the divisor is the number of tokens)
-    row_index: Tensor  # [B] int64, index of the row in the dataset; -1 for the filler of an empty micro-batch
+    row_index: Tensor  # [R] int64, index of each row in the dataset; -1 for the filler of an empty micro-batch
+    row_spans: Tensor  # [R, 2] int64, start and end of each row in the flattened input_ids
     divisor: Tensor  # [] int64, supervised tokens of the whole optimizer step, over micro-batches and ranks
 
 

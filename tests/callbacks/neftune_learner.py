@@ -31,7 +31,8 @@ class Seen(NamedTuple):
     mode: str  # train, validate, ...
     step: int
     row: int
-    output: Tensor  # [T_max, d]
+    output: Tensor  # [T, d]
+    padding: Tensor  # [P, d] what the padding of its batch looked like
 
 
 class Learner(LightningModule):
@@ -58,11 +59,16 @@ class Learner(LightningModule):
 
     def loss(self, batch: dict[str, Tensor], mode: str) -> Tensor:
         def write_down(layer: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
-            for row, output in zip(batch["row_index"].tolist(), args[0].detach().clone(), strict=True):
-                self.seen.append(Seen(mode, self.trainer.global_step, row, output))
+            output = args[0].detach().flatten(0, 1).clone()
+            padding = torch.ones(len(output), dtype=torch.bool)
+            for start, end in batch["row_spans"].tolist():
+                padding[start:end] = False
+            for row, (start, end) in zip(batch["row_index"].tolist(), batch["row_spans"].tolist(), strict=True):
+                self.seen.append(Seen(mode, self.trainer.global_step, row, output[start:end], output[padding]))
 
         handle = self.language_model.model.layers[0].register_forward_pre_hook(write_down)
-        logits = self.language_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+        logits = self.language_model(**inputs, use_cache=False).logits
         handle.remove()
         losses = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1)[batch["supervised"]].float(), batch["labels"], reduction="sum"
@@ -87,14 +93,17 @@ class Learner(LightningModule):
         return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
 
 
-def make_data(directory: Path, micro_batch_size: int = 3) -> SFTData:
+def make_data(directory: Path, micro_batch_size: int = 3, packing: Any = "none") -> SFTData:
     """Rows of `LENGTHS` tokens, two optimizer steps an epoch."""
     file = directory / "rows.jsonl"
     if not file.exists():
         rows = [{"input_ids": [1 + (row + place) % 15 for place in range(n)]} for row, n in enumerate(LENGTHS)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     files: Any = dict.fromkeys(("train", "validation", "test", "predict"), str(file))
-    return SFTData(**files, format="tokens", batch_size=5, micro_batch_size=micro_batch_size, eval_batch_size=4)
+    return SFTData(
+        **files, format="tokens", batch_size=5, micro_batch_size=micro_batch_size, eval_batch_size=4, packing=packing,
+        max_length=15,
+    )  # fmt: skip
 
 
 def rank(number: int, port: int, directory: str) -> None:

@@ -24,11 +24,18 @@ from ts2_lightning.types import UserError
 STEPS = 2  # an epoch: 10 rows in steps of 5
 
 
-def fit(tmp_path: Path, *callbacks: Callback, micro: int = 3, learner: Learner | None = None, **settings) -> Learner:
+def fit(
+    tmp_path: Path,
+    *callbacks: Callback,
+    micro: int = 3,
+    packing: str = "none",
+    learner: Learner | None = None,
+    **settings,
+) -> Learner:
     learner = learner or Learner()
     ckpt = settings.pop("ckpt_path", None)
     trainer = make_trainer(tmp_path, callbacks=list(callbacks), **settings)
-    trainer.fit(learner, make_data(tmp_path, micro), ckpt_path=ckpt)
+    trainer.fit(learner, make_data(tmp_path, micro, packing), ckpt_path=ckpt)
     return learner
 
 
@@ -37,10 +44,10 @@ def noises(seen: list[Seen], mode: str = "train") -> dict[tuple[int, int], Tenso
     found = {}
     for entry in seen:
         if entry.mode == mode and entry.row >= 0:
-            length = LENGTHS[entry.row]
-            assert not entry.output[length:].any(), "noise on padding"
+            assert len(entry.output) == LENGTHS[entry.row]
+            assert not entry.padding.any(), "noise on padding"
             assert (entry.step, entry.row) not in found
-            found[entry.step, entry.row] = entry.output[:length]
+            found[entry.step, entry.row] = entry.output
     return found
 
 
@@ -51,7 +58,7 @@ def same(left: dict[tuple[int, int], Tensor], right: dict[tuple[int, int], Tenso
 @pytest.mark.parametrize("alpha", [5.0, 0.3])
 @pytest.mark.parametrize(("length", "width"), [(1000, 64), (7, 4096)])
 def test_uniform_between_its_bounds(alpha: float, length: int, width: int) -> None:
-    noise = noise_like(torch.zeros(1, length, width), [length], [3], alpha).flatten().double()
+    noise = noise_like(torch.zeros(1, length, width), [(0, length)], [3], alpha).flatten().double()
     bound = alpha / math.sqrt(length * width)
     assert noise.abs().max() <= bound * (1 + 1e-6)
     # Kolmogorov's distance to the uniform distribution; 1.95 / sqrt(n) is exceeded once in a thousand.
@@ -63,17 +70,26 @@ def test_uniform_between_its_bounds(alpha: float, length: int, width: int) -> No
 
 def test_each_row_has_the_magnitude_of_its_own_length() -> None:
     lengths = [200, 50, 1]
-    noise = noise_like(torch.zeros(3, 200, 64), lengths, [0, 1, 2], alpha=5.0)
+    noise = noise_like(torch.zeros(3, 200, 64), [(0, 200), (200, 250), (400, 401)], [0, 1, 2], alpha=5.0)
     for row, length in zip(noise, lengths, strict=True):
         bound = 5.0 / math.sqrt(length * 64)
         assert 0.9 * bound < row[:length].abs().max() <= bound * (1 + 1e-6)
         assert not row[length:].any()
 
 
+def test_packed_rows_have_their_own_noise_wherever_they_lie() -> None:
+    """In other places and sequences, between other rows; what no row takes has none."""
+    one = noise_like(torch.zeros(2, 9, 8), [(0, 5), (5, 8), (9, 17)], [0, 1, 2], alpha=5.0).view(-1, 8)
+    two = noise_like(torch.zeros(1, 16, 8), [(3, 11), (0, 3), (11, 16)], [2, 1, 0], alpha=5.0).view(-1, 8)
+    assert torch.equal(torch.cat([one[0:8], one[9:17]]), torch.cat([two[11:16], two[0:3], two[3:11]]))
+    assert not one[[8, 17]].any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_drawn_in_float32_whatever_the_dtype(dtype: torch.dtype) -> None:
-    expected = noise_like(torch.zeros(2, 9, 8), [9, 4], [5, 6], alpha=5.0)
-    noise = noise_like(torch.zeros(2, 9, 8, dtype=dtype), [9, 4], [5, 6], alpha=5.0)
+    spans = [(0, 9), (9, 13)]
+    expected = noise_like(torch.zeros(2, 9, 8), spans, [5, 6], alpha=5.0)
+    noise = noise_like(torch.zeros(2, 9, 8, dtype=dtype), spans, [5, 6], alpha=5.0)
     assert noise.dtype == dtype
     assert torch.equal(noise, expected.to(dtype))
 
@@ -96,10 +112,12 @@ def test_every_row_of_every_step_has_its_own_noise(tmp_path: Path) -> None:
     assert len(firsts) == len(found), "no two alike"
 
 
+@pytest.mark.parametrize("packing", ["none", "packed", "padding_free"])
 @pytest.mark.parametrize("micro", [1, 2, 5])
-def test_the_same_for_any_split_of_a_step(micro: int, tmp_path: Path) -> None:
-    """Other micro-batches, other padding, other places in the batch."""
-    assert same(noises(fit(tmp_path, NEFTune(), micro=micro).seen), noises(fit(tmp_path, NEFTune()).seen))
+def test_the_same_for_any_split_of_a_step(micro: int, packing: str, tmp_path: Path) -> None:
+    """Other micro-batches, other padding, other places in the batch, other neighbours."""
+    split = fit(tmp_path, NEFTune(), micro=micro, packing=packing)
+    assert same(noises(split.seen), noises(fit(tmp_path, NEFTune()).seen))
 
 
 def test_another_seed_gives_other_noise(tmp_path: Path) -> None:
@@ -258,10 +276,9 @@ def test_gradients_are_those_at_the_noisy_embeddings(tmp_path: Path) -> None:
     fit(tmp_path, NEFTune(), keeps, learner=learner, micro=5, max_steps=1)
     batch, model = keeps.batch, learner.language_model
     model.zero_grad()
-    lengths = [LENGTHS[row] for row in batch["row_index"].tolist()]
     seeds = [row_seed(0, 0, row) for row in batch["row_index"].tolist()]
     embedded = model.model.embed_tokens.weight[batch["input_ids"]]
-    noisy = embedded + noise_like(embedded, lengths, seeds, 5.0)
+    noisy = embedded + noise_like(embedded, batch["row_spans"].tolist(), seeds, 5.0)
     logits = model(inputs_embeds=noisy, attention_mask=batch["attention_mask"]).logits
     picked = logits.flatten(0, 1)[batch["supervised"]]
     (torch.nn.functional.cross_entropy(picked, batch["labels"], reduction="sum") / batch["divisor"]).backward()

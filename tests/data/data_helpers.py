@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -67,3 +68,14 @@ def write_jsonl(path: Path, rows: list[dict]) -> str:
 def token_rows(lengths: list[int]) -> list[dict]:
     """Rows of the format `tokens`; row i consists of the token i + 1."""
     return [{"input_ids": [index + 1] * length} for index, length in enumerate(lengths)]
+
+
+def rank_of(world_size: int, rank: int, global_step: int = 0) -> SimpleNamespace:
+    """As much of the trainer of one of several ranks as the datamodule looks at."""
+    return SimpleNamespace(
+        distributed_sampler_kwargs={"num_replicas": world_size, "rank": rank},
+        accumulate_grad_batches=1,
+        global_step=global_step,
+        limit_train_batches=1.0,
+        fit_loop=SimpleNamespace(is_resuming=False),
+    )

@@ -1,12 +1,11 @@
 import hashlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from data_helpers import chat, token_rows, write_jsonl
+from data_helpers import chat, rank_of, token_rows, write_jsonl
 from lightning.pytorch import LightningModule, Trainer
 
 from ts2_lightning.data import SFTData
@@ -44,17 +43,6 @@ def quiet_trainer(**options: object) -> Trainer:
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         enable_checkpointing=False, use_distributed_sampler=False, **options,
     )  # fmt: skip
-
-
-def rank_of(world_size: int, rank: int) -> SimpleNamespace:
-    """As much of a trainer as the datamodule looks at."""
-    return SimpleNamespace(
-        distributed_sampler_kwargs={"num_replicas": world_size, "rank": rank},
-        accumulate_grad_batches=1,
-        global_step=0,
-        limit_train_batches=1.0,
-        fit_loop=SimpleNamespace(is_resuming=False),
-    )
 
 
 @pytest.fixture
@@ -105,6 +93,31 @@ def test_ranks_share_steps_and_evaluations(tokens: str, world_size: int, workers
         assert len({batch["divisor"].item() for batch in batches}) == 1
     supervised = sum(len(batch["labels"]) for batches in validated for batch in batches)
     assert {batch["divisor"].item() for batches in validated for batch in batches} == {supervised}
+
+
+@pytest.mark.parametrize(("packing", "capacity"), [("packed", 9), ("padding_free", 51)])
+def test_packed_batches(tokens: str, packing: str, capacity: int) -> None:
+    """In training and evaluation, on every rank, fillers too."""
+    trained, validated = [], []
+    for rank in range(3):
+        data = SFTData(
+            tokens, tokens, format="tokens", batch_size=7, micro_batch_size=2, eval_batch_size=4, max_length=9,
+            packing=packing,
+        )  # fmt: skip
+        data.trainer = rank_of(3, rank)
+        data.setup("fit")
+        trained.append(list(data.train_dataloader()))
+        validated.append(list(data.val_dataloader()))
+    assert [len(batches) for batches in trained] == [4, 4, 4]
+    assert [len(batches) for batches in validated] == [1, 1, 1]
+    for per_rank in (trained, validated):
+        batches = [batch for batches in per_rank for batch in batches]
+        rows = [row for batch in batches for row in batch["row_index"].tolist()]
+        assert sorted(row for row in rows if row >= 0) == list(range(10))
+        assert all(batch["input_ids"].shape[1] <= capacity for batch in batches)
+        assert all((batch["position_ids"][:, 0] == 0).all() for batch in batches)
+        assert packing == "packed" or {len(batch["input_ids"]) for batch in batches} == {1}
+        assert (-1 in rows) == (per_rank is trained)  # the last step has three rows for six micro-batches
 
 
 def test_batches_smaller_than_the_ranks_have_room_for(tokens: str) -> None:
@@ -160,11 +173,26 @@ def test_description(chats: str, tokenizer_directory: str) -> None:
         "kept": len(rows),
         "dropped": 11 - len(rows),
         "truncated": 0,
+        "turns_lost": 0,
+        "rejected": {},
         "weighted": 0,
         "tokens": int(rows.lengths.sum()),
         "supervised_tokens": int(rows.supervised.sum()),
         "longest": int(rows.lengths.max()),
     }
+
+
+def test_what_is_learnt_of_a_conversation(chats: str, tokenizer_directory: str) -> None:
+    def learnt(**options: object) -> list[str]:
+        data = SFTData(chats, tokenizer=tokenizer_directory, template="chatml", **options)
+        data.setup("fit")
+        row = data.rows("train")[2]
+        assert {key: data.describe()[key] for key in options} == options
+        return [data.tokenizer.decode(row.ids[start:end]) for start, end in row.spans]
+
+    assert learnt() == ["aaa<|im_end|>", "c<|im_end|>"]
+    assert learnt(train_on="last") == ["c<|im_end|>"]
+    assert learnt(train_on="all", train_on_end=False) == ["aaa", "c"]
 
 
 def test_weights_reach_batches_and_records(tmp_path: Path) -> None:
@@ -255,6 +283,7 @@ def test_errors_of_setup(
         ({"limit_test": 0}, r"data\.limit_test must be at least 1"),
         ({"seed": -1}, r"data\.seed must not be negative"),
         ({"overlong": "trunkate"}, "; did you mean truncate?"),
+        ({"packing": "packd"}, r"unknown data\.packing 'packd'; .*; did you mean packed\?"),
     ],
 )
 def test_errors_of_arguments(options: dict, reason: str) -> None:

@@ -1,11 +1,18 @@
+import re
+import threading
 from collections.abc import Iterator
+from typing import get_args
 
 import numpy as np
 import pytest
 from data_helpers import chat, token_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from ts2_lightning.data.encoding import encode_rows
+from ts2_lightning.data import encoding
+from ts2_lightning.data.encoding import Counts, EncodedRows, Overlong, encode_chunks, encode_rows
+from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.sources import Row
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.types import UserError
@@ -23,7 +30,8 @@ def chatml(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
 def test_rows_come_back_as_they_were_encoded(chatml: ChatTemplate) -> None:
     conversations = [chat("a", "b" * number, "c", "d") for number in range(1, 600)]
     encoded = encode_rows(rows(*({"messages": messages} for messages in conversations)), chatml)
-    assert encoded.counts == (599, 599, 0, 0)
+    assert encoded.counts == Counts(599, 599)
+    assert encoded.places.tolist() == list(range(599))
     for index in (0, 255, 256, 598):
         [one] = chatml.encode([chatml.render(conversations[index])])
         assert encoded[index].ids.tolist() == one.ids
@@ -46,14 +54,15 @@ def test_truncation_cuts_turns() -> None:
     encoded = encode_rows(rows(row), None, max_length=7)
     assert encoded[0].ids.tolist() == list(range(7))
     assert encoded[0].spans.tolist() == [[1, 3], [5, 7]]
-    assert encoded.counts == (1, 1, 0, 1)
-    assert encode_rows(rows(row), None, max_length=10).counts == (1, 1, 0, 0)
+    assert encoded.counts == Counts(1, 1, truncated=1, turns_lost=1)
+    assert encode_rows(rows(row), None, max_length=10).counts == Counts(1, 1)
 
 
 def test_dropping_counts() -> None:
     encoded = encode_rows(rows(*token_rows([3, 9, 4, 8])), None, max_length=4, overlong="drop")
     assert encoded.lengths.tolist() == [3, 4]
-    assert encoded.counts == (4, 2, 2, 0)
+    assert encoded.counts == Counts(4, 2, dropped=2)
+    assert encoded.places.tolist() == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -98,24 +107,59 @@ def test_weights_stay_with_their_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "options", "reason"),
+    ("row", "options", "kind", "reason"),
     [
-        ({"input_ids": [1, 2], "weight": -1}, {}, "x.jsonl:2: weight, .* at least 0, got -1; rename the field"),
-        (
-            {"input_ids": [1, 2, 3]},
-            {"max_length": 2, "overlong": "raise"},
-            "x.jsonl:2: 3 tokens, more than max_length 2",
-        ),
-        ({"input_ids": [1, 2], "labels": [-100, -100]}, {}, "x.jsonl:2: the row has no supervised token"),
-        ({"input_ids": [1]}, {}, "x.jsonl:2: the row has no supervised token"),
+        ({"input_ids": [1, 2], "weight": -1}, {}, None, "weight, .* at least 0, got -1; rename the field"),
+        ({"input_ids": [1, 2], "labels": [-100, -100]}, {}, "no supervised token", "the row has no supervised token"),
+        ({"input_ids": [1]}, {}, "no supervised token", "the row has no supervised token"),
         (
             {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, -100, 4]},
             {"max_length": 3},
-            r"x.jsonl:2: truncation to max_length 3 removed all supervised tokens \(the row has 4 tokens, the "
-            r"first supervised one is number 4\)",
+            "too long",
+            r"truncation to max_length 3 removed all supervised tokens \(the row has 4 tokens, the "
+            r"first supervised one is number 4\); raise max_length or set overlong to drop",
+        ),
+        (
+            {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, 3, 4]},
+            {"max_length": 3, "overlong": "truncate_left"},
+            "too long",
+            r"removed all supervised tokens \(the row has 4 tokens, the last supervised turn's first one is number 2\)",
+        ),
+        ({"messages": chat("a")}, {}, None, "no message of the role assistant"),
+    ],
+)
+def test_a_bad_row_is_named_and_left_out(row: dict, options: dict, kind: str | None, reason: str) -> None:
+    encoded = encode_rows(rows({"input_ids": [1, 2]}, row, {"input_ids": [3, 4]}), None, **options)
+    assert encoded.ids.tolist() == [1, 2, 3, 4]
+    assert encoded.places.tolist() == [0, 2]
+    [reject] = encoded.rejects
+    assert reject.origin == "x.jsonl:2"
+    assert kind in (None, reject.kind)
+    assert re.search(reason, reject.reason)
+    assert "\n" not in reject.reason
+    assert encoded.counts == Counts(3, 2, rejected={reject.kind: 1})
+
+
+def test_what_could_not_be_read_is_handed_on() -> None:
+    """Rejects of the reader are counted; those that are meant to be left out are not even listed."""
+    bad = Reject("x.jsonl:2", "malformed JSON", "it is")
+    left_out = Reject("x.jsonl:3", "left out", "not wanted")
+    good = Row({"input_ids": [1, 2]}, "x.jsonl:1")
+    encoded = encode_rows([good, bad, left_out, left_out] * 200, None)
+    assert encoded.rejects == (bad,) * 200
+    assert encoded.counts == Counts(800, 200, rejected={"malformed JSON": 200, "left out": 400})
+    assert encoded.places.tolist() == list(range(0, 800, 4))
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "reason"),
+    [
+        (
+            {"input_ids": [1, 2, 3]},
+            {"max_length": 2, "overlong": "raise"},
+            "x.jsonl:2: 3 tokens, more than max_length 2; raise it, or set overlong to truncate, truncate_left or drop",
         ),
         ({"messages": chat("a", "b")}, {}, "x.jsonl:2: to encode text data.tokenizer must name a tokenizer"),
-        ({"messages": chat("a")}, {}, "x.jsonl:2: no message of the role assistant"),
     ],
 )
 def test_errors_name_file_and_line(row: dict, options: dict, reason: str) -> None:
@@ -124,7 +168,7 @@ def test_errors_name_file_and_line(row: dict, options: dict, reason: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_errors_of_the_template_name_file_and_line(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_rejects_of_the_template(tokenizer: PreTrainedTokenizerFast) -> None:
     source = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
         "<|im_start|>{{ m.role }} {{ m.content | replace('X', 'Y') }}<|im_end|>{% endfor %}"
@@ -135,8 +179,9 @@ def test_errors_of_the_template_name_file_and_line(tokenizer: PreTrainedTokenize
         (chat("a", "b", system="c"), r"refuses messages of the roles system, user, assistant \(no system here\)"),
         (chat("a", "X"), r"rewrites the content of message 2 \(assistant\)"),
     ]:
-        with pytest.raises(UserError, match=f"x.jsonl:2: the chat template {reason}"):
-            encode_rows(rows({"messages": chat("a", "b")}, {"messages": bad}), template)
+        [reject] = encode_rows(rows({"messages": chat("a", "b")}, {"messages": bad}), template).rejects
+        assert (reject.origin, reject.kind) == ("x.jsonl:2", "template")
+        assert re.search(f"the chat template {reason}", reject.reason)
 
 
 def test_a_row_that_cannot_be_tokenised_is_found(chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,5 +194,121 @@ def test_a_row_that_cannot_be_tokenised_is_found(chatml: ChatTemplate, monkeypat
 
     monkeypatch.setattr(ChatTemplate, "encode", encode)
     contents = ["fine", "fine", "poison", "fine"]
-    with pytest.raises(UserError, match=r"x\.jsonl:3: cannot be tokenised"):
-        encode_rows(rows(*({"messages": chat("a", content)} for content in contents)), chatml)
+    encoded = encode_rows(rows(*({"messages": chat("a", content)} for content in contents)), chatml)
+    assert encoded.rejects == (Reject("x.jsonl:3", "template", "cannot be tokenised"),)
+    assert encoded.places.tolist() == [0, 1, 3]
+
+
+@st.composite
+def supervised_rows(draw: st.DrawFn) -> dict:
+    learnt = draw(st.lists(st.booleans(), min_size=1, max_size=30))
+    return {"input_ids": list(range(len(learnt))), "labels": [i if on else -100 for i, on in enumerate(learnt)]}
+
+
+@settings(deadline=None)
+@given(supervised_rows(), st.integers(1, 31), st.sampled_from(get_args(Overlong)[:2]))
+def test_cutting_against_a_reference_per_token(row: dict, max_length: int, overlong: Overlong) -> None:
+    """Which tokens are supervised after a cut, said token by token rather than by spans."""
+    labels, length = row["labels"], len(row["labels"])
+    first = max(0, length - max_length) if overlong == "truncate_left" else 0
+    window = range(first, min(length, first + max_length))
+
+    def begin(token: int) -> int:
+        """The first token of the turn."""
+        while token and labels[token - 1] != -100:
+            token -= 1
+        return token
+
+    # Its turn is whole at its beginning and follows something; an uncut row's first token alone is not predicted.
+    wanted = [t for t in window if labels[t] != -100 and t > first and (first == 0 or begin(t) > first)]
+    encoded = encode_rows(rows(row), None, max_length=max_length, overlong=overlong)
+    if not wanted:
+        anything = any(label != -100 for label in labels[1:])
+        assert [reject.kind for reject in encoded.rejects] == ["too long" if anything else "no supervised token"]
+        return
+    assert encoded[0].ids.tolist() == list(window)
+    assert [first + t for start, end in encoded[0].spans.tolist() for t in range(start, end)] == wanted
+    turns = {begin(t) for t in range(1, length) if labels[t] != -100}
+    lost = turns - {begin(t) for t in wanted}
+    assert encoded.counts == Counts(1, 1, truncated=int(length > max_length), turns_lost=len(lost))
+
+
+@pytest.mark.parametrize("overlong", get_args(Overlong)[:2])
+def test_cut_conversations(chatml: ChatTemplate, overlong: Overlong) -> None:
+    """At every length, what is supervised is whole answers (at their beginning) of what the whole row supervises."""
+    conversation = {"messages": chat("Hello there", "I am fine", "Tell me", "a story about the sea")}
+    whole = encode_rows(rows(conversation), chatml)[0]
+    answers = [whole.ids[start:end].tolist() for start, end in whole.spans]
+    for max_length in range(1, len(whole.ids)):
+        encoded = encode_rows(rows(conversation), chatml, max_length=max_length, overlong=overlong)
+        if not len(encoded):
+            continue
+        row = encoded[0]
+        assert len(row.ids) == max_length
+        found = [row.ids[start:end].tolist() for start, end in row.spans]
+        if overlong == "truncate_left":
+            assert found == answers[-len(found) :]
+            assert row.spans[0][0] > 0
+        else:
+            assert [answer[: len(part)] for answer, part in zip(answers, found, strict=False)] == found
+            assert found[:-1] == answers[: len(found) - 1]
+        assert encoded.counts.turns_lost == 2 - len(found)
+
+
+def same_rows(one: EncodedRows, other: EncodedRows) -> bool:
+    """Whether all is equal, types included."""
+    arrays = ("ids", "row_edges", "spans", "span_edges", "weights", "places")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in arrays]
+    equal = all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in pairs)
+    return equal and (one.counts, one.rejects) == (other.counts, other.rejects)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_batches_do_not_matter(batch: int, chatml: ChatTemplate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However rows are batched, and whether they are tokenised in a thread or not, the result is the same."""
+    given = [{"messages": chat("a", "b" * (number % 9))} for number in range(40)]
+    wanted = encode_rows(rows(*given), chatml, max_length=12)
+    assert wanted.counts.rejected
+    assert wanted.counts.truncated
+    monkeypatch.setattr(encoding, "_BATCH", batch)
+    assert same_rows(encode_rows(rows(*given), chatml, max_length=12), wanted)
+    monkeypatch.setattr(encoding, "_overlapped", map)
+    assert same_rows(encode_rows(rows(*given), chatml, max_length=12), wanted)
+
+
+def test_rows_are_read_a_few_at_a_time() -> None:
+    """So memory does not grow with the number of rows: when a chunk comes out, only the next few were read."""
+    read = 0
+
+    def many() -> Iterator[Row]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Row({"input_ids": [1, 2]}, "x.jsonl:1")
+
+    chunks = encode_chunks(many(), None)
+    done = sum(len(next(chunks)) for _ in range(10))
+    assert 0 < done <= read <= done + 2 * 256
+    chunks.close()
+
+
+@pytest.mark.parametrize("interrupted", ["reading", "encoding"])
+def test_an_interrupt_ends_it(interrupted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, in the thread that reads; and whatever goes wrong in the other. No thread is left behind."""
+
+    def many() -> Iterator[Row]:
+        for number in range(5000):
+            if number == 3000 and interrupted == "reading":
+                raise KeyboardInterrupt
+            yield Row({"input_ids": [number, 2]}, "x.jsonl:1")
+
+    def cut(origin: str, encoded: object, *options: object) -> None:
+        if encoded.ids[0] == 3000:
+            raise KeyboardInterrupt
+
+    before = threading.active_count()
+    if interrupted == "encoding":
+        monkeypatch.setattr(encoding, "_cut", cut)
+    with pytest.raises(KeyboardInterrupt):
+        encode_rows(many(), None)
+    assert threading.active_count() == before

@@ -7,11 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts2_lightning.data.plan import Shape, epoch_order, epoch_plan, evaluation_plan, steps_per_epoch
+from ts2_lightning.data.plan import (
+    MicroBatch,
+    Shape,
+    epoch_order,
+    epoch_plan,
+    evaluation_plan,
+    rows_per_epoch,
+    steps_per_epoch,
+)
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=150)
 ROWS = st.integers(1, 70)
-SHAPES = st.builds(Shape, st.integers(1, 40), st.integers(1, 9), st.integers(1, 5))
+SHAPES = st.builds(Shape, st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.booleans())
+TIMES = st.lists(st.sampled_from([0, 0.3, 0.5, 1, 1.25, 2, 3.5]), min_size=1, max_size=60).map(np.array)
 
 
 def facts(rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +40,7 @@ def steps_of(rows: int, shape: Shape, seed: int, epoch: int, first_step: int = 0
 @PROPERTY
 @given(ROWS, SHAPES, st.integers(0, 3), st.integers(0, 3))
 def test_every_row_once_and_every_divisor_right(rows: int, shape: Shape, seed: int, epoch: int) -> None:
-    _, supervised = facts(rows)
+    lengths, supervised = facts(rows)
     steps = steps_of(rows, shape, seed, epoch)
     assert len(steps) == -(-rows // shape.batch_size) == steps_per_epoch(rows, shape.batch_size)
     seen = []
@@ -40,12 +49,22 @@ def test_every_row_once_and_every_divisor_right(rows: int, shape: Shape, seed: i
         in_step = [row for micro_batch in micro_batches for row in micro_batch.rows]
         assert len(in_step) == (shape.batch_size if number < len(steps) - 1 else rows - number * shape.batch_size)
         assert {micro_batch.divisor for micro_batch in micro_batches} == {supervised[in_step].sum()}
-        assert all(len(micro_batch.rows) <= shape.micro_batch_size for micro_batch in micro_batches)
         assert [len(rank) for rank in step] == [shape.accumulation] * shape.world_size
-        sizes = [len(micro_batch.rows) for micro_batch in micro_batches]
-        assert max(sizes) - min(sizes) <= 1
+        check_balance(micro_batches, shape, lengths)
         seen += in_step
     assert sorted(seen) == list(range(rows))
+
+
+def check_balance(micro_batches: list[MicroBatch], shape: Shape, lengths: np.ndarray) -> None:
+    """By rows, or where they are packed by tokens: no two differ by more than the shortest row of the larger."""
+    if not shape.packed:
+        sizes = [len(micro_batch.rows) for micro_batch in micro_batches]
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) <= shape.micro_batch_size
+        return
+    loads = [lengths[list(micro_batch.rows)].sum() for micro_batch in micro_batches]
+    for micro_batch, load in zip(micro_batches, loads, strict=True):
+        assert load - min(loads) <= min((lengths[row] for row in micro_batch.rows), default=0)
 
 
 @PROPERTY
@@ -68,6 +87,68 @@ def test_orders_differ_by_seed_and_epoch() -> None:
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
     assert tuple(epoch_order(50, 1, 2)) in orders
+
+
+@PROPERTY
+@given(TIMES, st.integers(0, 3), st.integers(0, 3))
+def test_rows_come_as_often_as_their_times_say(times: np.ndarray, seed: int, epoch: int) -> None:
+    order = epoch_order(len(times), seed, epoch, times)
+    assert len(order) == rows_per_epoch(len(times), times)
+    counts = np.bincount(order, minlength=len(times))
+    for value in set(times.tolist()):
+        alike = counts[times == value]
+        assert set(alike) <= {int(value), int(np.ceil(value))}
+        assert abs(alike.sum() - value * len(alike)) <= 0.5
+
+
+@PROPERTY
+@given(ROWS, st.integers(0, 3), st.integers(0, 3))
+def test_once_is_what_no_times_are(rows: int, seed: int, epoch: int) -> None:
+    assert np.array_equal(epoch_order(rows, seed, epoch, np.ones(rows)), epoch_order(rows, seed, epoch))
+    assert np.array_equal(epoch_order(rows, seed, epoch), np.random.default_rng([seed, epoch]).permutation(rows))
+    assert rows_per_epoch(rows, np.ones(rows)) == rows_per_epoch(rows) == rows
+
+
+def test_a_fraction_is_drawn_anew_in_every_epoch() -> None:
+    times = np.repeat([0.25, 1], [400, 10])
+    draws = [set(epoch_order(410, 0, epoch, times)) for epoch in range(40)]
+    assert {len(draw) for draw in draws} == {110}
+    assert len({frozenset(draw) for draw in draws}) == 40
+    assert len(set.union(*draws)) == 410, "all of them come in the end"
+
+
+@PROPERTY
+@given(TIMES.filter(lambda times: rows_per_epoch(len(times), times) > 0), SHAPES, SHAPES)
+def test_plans_with_times(times: np.ndarray, one: Shape, two: Shape) -> None:
+    """Whatever the split, the same rows make a step, and the divisor counts a row as often as it comes."""
+    two = two._replace(batch_size=one.batch_size)
+    lengths, supervised = facts(len(times))
+    contents = []
+    for shape in (one, two):
+        plans = [list(epoch_plan(lengths, supervised, shape, rank, 1, 2, 0, times)) for rank in range(shape.world_size)]
+        steps = [
+            list(zip(*plans, strict=True))[s : s + shape.accumulation]
+            for s in range(0, len(plans[0]), shape.accumulation)
+        ]
+        flat = [[micro for turn in step for micro in turn] for step in steps]
+        contents.append([sorted(row for micro in step for row in micro.rows) for step in flat])
+        for rows, step in zip(contents[-1], flat, strict=True):
+            assert {micro.divisor for micro in step} == {supervised[rows].sum()}
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == steps_per_epoch(rows_per_epoch(len(times), times), one.batch_size)
+    assert np.array_equal(
+        np.bincount(np.concatenate(contents[0]), minlength=len(times)),
+        np.bincount(epoch_order(len(times), 1, 2, times), minlength=len(times)),
+    )
+
+
+def test_tokens_are_balanced_where_rows_are_packed() -> None:
+    """The largest first, and what the ranks do in the same turn is of neighbouring size."""
+    lengths = np.array([90, 30, 30, 30, 20, 20, 10, 10])
+    shape = Shape(batch_size=8, micro_batch_size=2, world_size=2, packed=True)
+    plans = [list(epoch_plan(lengths, lengths - 1, shape, rank)) for rank in range(2)]
+    of = [[sorted(lengths[list(micro.rows)].tolist()) for micro in plan] for plan in plans]
+    assert of == [[[90], [20, 30]], [[20, 30], [10, 10, 30]]]
 
 
 def test_rows_of_like_length_share_a_micro_batch() -> None:

@@ -2,14 +2,16 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from data_helpers import token_rows, write_jsonl
+from data_helpers import rank_of, token_rows, write_jsonl
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ts2_lightning.data import SFTData
+from ts2_lightning.data.sources import Source
 from ts2_lightning.types import UserError
 
 ROWS, BATCH, MICRO = 22, 6, 4  # four steps an epoch, the last short; two micro-batches a step
@@ -60,8 +62,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {split: write_jsonl(directory / f"{split}.jsonl", values) for split, values in rows.items()}
 
 
-def fit(files: dict[str, str], workers: int = 0, micro: int = MICRO, ckpt: Path | None = None, **options) -> Recorder:
-    data = SFTData(**files, format="tokens", batch_size=BATCH, micro_batch_size=micro, num_workers=workers, seed=5)
+def fit(
+    files: dict[str, str],
+    workers: int = 0,
+    micro: int = MICRO,
+    ckpt: Path | None = None,
+    packing: Any = "none",
+    **options,
+) -> Recorder:
+    data = SFTData(
+        **files, format="tokens", batch_size=BATCH, micro_batch_size=micro, num_workers=workers, seed=5,
+        packing=packing, max_length=15,
+    )  # fmt: skip
     module = Recorder()
     checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in options.get("callbacks", []))
     options = {"max_epochs": EPOCHS, "enable_checkpointing": checkpoints} | options
@@ -182,6 +194,62 @@ def test_another_micro_batch_size_afterwards(
     assert by_step(first.seen) | by_step(second.seen) == by_step(unbroken.seen)
     assert {step for step, _ in second.seen} == set(range(stop, 4 * EPOCHS))
     assert torch.allclose(second.weight, unbroken.weight)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("none", "packed"), ("packed", "padding_free"), ("padding_free", "none")]
+)
+@pytest.mark.parametrize(("stop", "workers"), [(3, 0), (6, 2)])
+def test_another_packing_afterwards(
+    before: str, after: str, stop: int, workers: int, files: dict[str, str], unbroken: Recorder, tmp_path: Path
+) -> None:
+    """Other micro-batches, and as many of them; the same steps."""
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(files, packing=before, max_steps=stop, callbacks=[checkpoints])
+    second = fit(files, workers, packing=after, ckpt=tmp_path / "last.ckpt")
+    assert by_step(first.seen) | by_step(second.seen) == by_step(unbroken.seen)
+    assert [step for step, _ in first.seen + second.seen] == [step for step, _ in unbroken.seen]
+    assert torch.allclose(second.weight, unbroken.weight)
+
+
+@pytest.mark.parametrize("packing", ["none", "packed", "padding_free"])
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_more_ranks_afterwards(
+    packing: str, world_size: int, workers: int, files: dict[str, str], unbroken: Recorder
+) -> None:
+    """Where the ranks' loaders go on after five steps, and what they hold together until the epoch ends."""
+    wanted = {step: rows for step, rows in by_step(unbroken.seen).items() if step in (5, 6, 7)}
+    found: dict[int, list[int]] = {step: [] for step in wanted}
+    for rank in range(world_size):
+        data = SFTData(
+            **files, format="tokens", batch_size=BATCH, micro_batch_size=1, num_workers=workers, seed=5, packing=packing
+        )
+        data.trainer = rank_of(world_size, rank, global_step=5)
+        data.setup("fit")
+        batches = list(data.train_dataloader())
+        assert len(batches) == 3 * data.shape.accumulation
+        for place, batch in enumerate(batches):
+            found[5 + place // data.shape.accumulation] += [row for row in batch["row_index"].tolist() if row >= 0]
+    assert {step: sorted(rows) for step, rows in found.items()} == wanted
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_rows_that_come_more_or_less_often(stop: int, files: dict[str, str], tmp_path: Path) -> None:
+    """Epochs of 22 x 1.5 rows in six steps, each with other rows; also resumed in another packing."""
+    train: Any = [Source(files["train"], times=1.5)]
+    mixed: Any = {**files, "train": train}
+    whole = fit(mixed)
+    assert {step for step, _ in whole.seen} == set(range(6 * EPOCHS))
+    epochs = [[row for step, rows in whole.seen if step // 6 == epoch for row in rows] for epoch in range(EPOCHS)]
+    assert [len(rows) for rows in epochs] == [33] * EPOCHS
+    assert len({tuple(sorted(rows)) for rows in epochs}) == EPOCHS
+    checkpoints = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=1, save_top_k=0)
+    first = fit(mixed, max_steps=stop, callbacks=[checkpoints])
+    second = fit(mixed, packing="packed", ckpt=tmp_path / "last.ckpt")
+    assert by_step(first.seen) | by_step(second.seen) == by_step(whole.seen)
+    with pytest.raises(UserError, match="cannot resume: the checkpoint's training data has times of rows "):
+        fit(files, ckpt=tmp_path / "last.ckpt")
 
 
 def test_limited_epochs(files: dict[str, str], tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 import pickle
-import warnings
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
-from data_helpers import CONTROLS, chat
+from data_helpers import CONTROLS, byte_level_tokenizer, chat
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.formats import parse
 from ts2_lightning.data.sources import read_rows
-from ts2_lightning.data.templates import TEMPLATES, ChatTemplate, make_template, register_template
-from ts2_lightning.types import UserError
+from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.types import RowError, UserError
 
-NAMES = ["llama3", "chatml", "plain"]
+NAMES = ["llama3", "chatml", "plain"]  # those that need no more control tokens than the tokenizer has
 MULTI_TURN = chat("Hello there", "I am fine.", "Tell me a story\n\nplease", "Once  upon\na time", system="Be kind.")
 NO_TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
 THINKING = (  # closes like ChatML; a thinking block, stripped answers and a default system turn like Qwen-3 and 2.5
@@ -174,28 +175,135 @@ def test_names(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
 
 
 def test_registered_templates(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ts2_lightning.data.templates.TEMPLATES", dict(TEMPLATES))
+    monkeypatch.setitem(TEMPLATES, "mine", TEMPLATES["plain"])
     register_template("mine", TEMPLATES["chatml"].jinja, ["<|im_end|>", "<|none|>"])
     with pytest.raises(UserError, match=r"template 'mine' needs <\|none\|> to be a single token"):
         make_template("mine", tokenizer)
 
 
 def test_templates_survive_pickling(tokenizer: PreTrainedTokenizerFast) -> None:
-    template = make_template("chatml", tokenizer)
-    assert encode(pickle.loads(pickle.dumps(template)), MULTI_TURN) == encode(template, MULTI_TURN)
+    template = make_template("chatml", tokenizer, train_on="last", train_on_end=False)
+    copy = pickle.loads(pickle.dumps(template))
+    assert encode(copy, MULTI_TURN) == encode(template, MULTI_TURN)
+    assert copy.identity == template.identity
 
 
-def test_no_warning_for_bundled_templates(tokenizer: PreTrainedTokenizerFast) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for name in NAMES:
-            make_template(name, tokenizer)
+@pytest.mark.parametrize(
+    ("train_on", "train_on_end", "expected"),
+    [
+        ("all", True, ["I am fine.<|im_end|>", "Once  upon\na time<|im_end|>"]),
+        ("all", False, ["I am fine.", "Once  upon\na time"]),
+        ("last", True, ["Once  upon\na time<|im_end|>"]),
+        ("last", False, ["Once  upon\na time"]),
+    ],
+)
+def test_what_is_learnt_can_be_chosen(
+    train_on: str, train_on_end: bool, expected: list[str], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    template = make_template("chatml", tokenizer, train_on, train_on_end)
+    assert learnt(template, MULTI_TURN) == expected
+    assert learnt(template, [*MULTI_TURN, {"role": "user", "content": "More"}]) == expected, "the last answer, not turn"
+    assert template.end_of_turn_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
 
 
-def test_plain_needs_an_end_of_text(tokenizer: PreTrainedTokenizerFast) -> None:
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(UserError, match="no eos_token"):
-        make_template("plain", bare)
+def test_unknown_choices(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(UserError, match="unknown train_on 'lst'; known: all, last; did you mean last"):
+        make_template("chatml", tokenizer, "lst")
+
+
+@pytest.mark.filterwarnings("ignore:template 'dated'")
+def test_identity_changes_with_all_that_changes_tokens_or_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = byte_level_tokenizer()
+    first = make_template("chatml", tokenizer)
+    assert make_template("chatml", byte_level_tokenizer()).identity == first.identity
+    jinja, controls = TEMPLATES["chatml"]
+    assert ChatTemplate("another name", jinja, tokenizer, controls).identity == first.identity
+    other_words = byte_level_tokenizer()
+    other_words.add_tokens(["Hello"])
+    other_eos = byte_level_tokenizer()
+    other_eos.eos_token = "<|eot_id|>"
+    dated = jinja.replace("<|im_start|>", "<|im_start|>{{ strftime_now('%d %b %Y') }}", 1)
+    others = [
+        make_template("chatml", tokenizer, "last"),
+        make_template("chatml", tokenizer, "all", False),
+        make_template("plain", tokenizer),
+        make_template("plain", other_eos),
+        make_template("chatml", other_words),
+        ChatTemplate("chatml", jinja, tokenizer, [*controls, "<think>"]),
+        ChatTemplate("dated", dated, tokenizer, controls),
+    ]
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", _Tomorrow)
+    others.append(ChatTemplate("dated", dated, tokenizer, controls))
+    assert len({first.identity, *(other.identity for other in others)}) == 1 + len(others)
+
+
+class _Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "_Tomorrow":
+        return cls(2100, 1, 1)
+
+
+@pytest.mark.filterwarnings("ignore:template 'mine'")  # without a prompt for generation
+@pytest.mark.parametrize(
+    ("source", "messages", "reason"),
+    [
+        (  # as Mistral's own, which moves the system turn into the last user turn
+            "{% if messages[0].role == 'system' %}{% set system = messages[0].content %}{% set rest = messages[1:] %}"
+            "{% else %}{% set system = '' %}{% set rest = messages %}{% endif %}{% for m in rest %}"
+            "{% if m.role == 'user' %}[INST]{% if loop.index0 == rest | length - 2 %}{{ system }}{% endif %}"
+            "{{ m.content }}[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+            chat("a", "b", "c", "d", system="Be kind."),
+            r"moves the content of message 2 \(user\)",
+        ),
+        (  # as Qwen 3's and DeepSeek's, which drop the thoughts of earlier turns
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if '</think>' in m.content and not loop.last %}"
+            "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+            "{% endfor %}",
+            chat("a", "<think>\nhm\n</think>\n\nb", "c", "d"),
+            r"rewrites the content of message 2 \(assistant\)",
+        ),
+        (  # as Llama 3.1's, which writes what a tool returns as JSON
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'tool' %}{{ m.content | tojson }}"
+            "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}",
+            [*chat("a", "b"), {"role": "tool", "content": "two\nlines"}, *chat("", "d")[1:]],
+            r"rewrites the content of message 3 \(tool\)",
+        ),
+        (  # as OLMo 2's, which knows no tools
+            "{% for m in messages if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+            "{% endfor %}",
+            [*chat("a", "b"), {"role": "tool", "content": "c"}, *chat("", "d")[1:]],
+            r"drops the content of message 3 \(tool\)",
+        ),
+    ],
+)
+def test_rows_that_a_template_rewrites_are_refused(
+    source: str, messages: list, reason: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    template = ChatTemplate("mine", source, tokenizer)
+    assert len(learnt(template, chat("a", "b", "c", "d"))) == 2
+    with pytest.raises(RowError, match=reason) as error:
+        template.render(messages)
+    assert error.value.kind == "template"
+
+
+def test_white_space_that_the_templates_prompt_leaves_out_is_learnt(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Whether or not the tokenizer makes the space a part of the word that follows it."""
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}<|im_end|>{% else %}"
+        "{{ ' ' + m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
+    template = ChatTemplate("spaced", source, tokenizer)
+    assert learnt(template, chat("a", "Hello", "b", "é", "c", "42")) == [
+        " Hello<|im_end|>",
+        " é<|im_end|>",
+        " 42<|im_end|>",
+    ]
+    prompt = template.render_prompt(chat("a"))
+    assert prompt == golden(template, chat("a"), add_generation_prompt=True)
+    last = ChatTemplate(
+        "last", source.replace("{{ ' ' + m.content", "{{ (' ' if loop.last else '') + m.content"), tokenizer
+    )
+    assert learnt(last, chat("a", "Hello", "b", "é")) == ["Hello<|im_end|>", " é<|im_end|>"]
 
 
 class TestStories260K:

@@ -1,5 +1,7 @@
 """Random models of many architectures, small enough for a laptop's idle second, and batches for them."""
 
+import copy
+
 import torch
 import transformers
 from torch import Tensor
@@ -37,11 +39,12 @@ PLAIN = {"llama", "llama, tied", "qwen2", "qwen3", "gemma3", "mistral", "phi3", 
 """Those whose head is a matrix product and nothing else."""
 
 
-def random_model(name: str, seed: int = 0) -> PreTrainedModel:
+def random_model(name: str | PreTrainedConfig, seed: int = 0, attention: str = "eager") -> PreTrainedModel:
     """A float64 model; its weights are large, so that a forgotten scale or soft cap shows."""
     torch.manual_seed(seed)
+    config = copy.deepcopy(ARCHITECTURES[name] if isinstance(name, str) else name)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        ARCHITECTURES[name], dtype=torch.float64, attn_implementation="eager"
+        config, dtype=torch.float64, attn_implementation=attention, experts_implementation="eager"
     )
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,6 +1,6 @@
 """One epoch of two uneven optimizer steps, split in any way; run as a script, on two gloo ranks.
 
-    normaliser.py ROWS MODEL OUT LOSS MICRO_BATCH_SIZE [LOSS MICRO_BATCH_SIZE ...]
+    normaliser.py ROWS MODEL OUT LOSS MICRO_BATCH_SIZE PACKING [LOSS MICRO_BATCH_SIZE PACKING ...]
 
 The script is one for several runs, because imports cost most of the time, and the ranks are forked from it, because
 processes that have run autograd cannot fork.
@@ -25,6 +25,7 @@ from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
 
 BATCH_SIZE = 16
+MAX_LENGTH = 100  # somewhat above the longest row
 LOSSES: dict[str, type[TokenLoss]] = {"ce": CrossEntropyLoss, "ts2": TS2Loss}
 
 
@@ -74,7 +75,15 @@ class Watch(Callback):
             self.widths.append([])
 
 
-def run(rows: str, model: str, loss: str, micro_batch_size: int, ranks: int = 1) -> dict[str, Any]:
+def run(
+    rows: str,
+    model: str,
+    loss: str,
+    micro_batch_size: int,
+    packing: Any = "none",
+    dtype: Any = "float32",
+    ranks: int = 1,
+) -> dict[str, Any]:
     """Trains two steps, the second of three rows only, and validates; returns what can be compared.
 
     AdamW with so large an epsilon is nearly plain gradient descent: a wrong scale of the gradient reaches the weights,
@@ -83,7 +92,7 @@ def run(rows: str, model: str, loss: str, micro_batch_size: int, ranks: int = 1)
     seed_everything(0, verbose=False)
     watch, memory = Watch(), Memory()
     module = SFTModule(
-        LanguageModelConfig(model),
+        LanguageModelConfig(model, dtype=dtype),
         LOSSES[loss](),
         ChunkedEngine(chunk_size=13),
         AdamWConfig(lr=1.0, eps=10.0),
@@ -91,7 +100,7 @@ def run(rows: str, model: str, loss: str, micro_batch_size: int, ranks: int = 1)
     )
     data = SFTData(
         train=f"{rows}/train.jsonl", validation=f"{rows}/validation.jsonl", tokenizer=model, batch_size=BATCH_SIZE,
-        micro_batch_size=micro_batch_size, eval_batch_size=3,
+        micro_batch_size=micro_batch_size, eval_batch_size=3, packing=packing, max_length=MAX_LENGTH,
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=ranks, strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
@@ -118,7 +127,8 @@ def rank(number: int, port: int, arguments: list[str]) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
     torch.set_num_threads(1)
     rows, model, out, *runs = arguments
-    found = [run(rows, model, loss, int(size), ranks=2) for loss, size in zip(runs[0::2], runs[1::2], strict=True)]
+    triples = zip(runs[0::3], runs[1::3], runs[2::3], strict=True)
+    found = [run(rows, model, loss, int(size), packing, ranks=2) for loss, size, packing in triples]
     torch.save(found, Path(out) / f"rank{number}.pt")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.modules import normaliser
-from tests.modules.normaliser import BATCH_SIZE
+from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH
 from tests.reference import cross_entropy, sparsemax, ts2
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import load_world, write_blank_model
@@ -23,6 +23,7 @@ from ts2_lightning.data.toyworld import load_world, write_blank_model
 TRAINED, VALIDATED = BATCH_SIZE + 3, 7
 FORMULAS = {"ce": cross_entropy, "ts2": ts2(0.25)}
 TIMING = {"train/supervised_tokens_per_second", "train/peak_memory_gb"}
+OF_THE_SPLIT = {"train/padding", *TIMING}
 
 
 class World(NamedTuple):
@@ -30,8 +31,8 @@ class World(NamedTuple):
 
     rows: Path
     model: Path
-    run: Callable[[str, int], dict[str, Any]]
-    two_ranks: Callable[[], dict[tuple[str, int], list[dict[str, Any]]]]
+    run: Callable[..., dict[str, Any]]
+    two_ranks: Callable[[], dict[tuple[str, int, str], list[dict[str, Any]]]]
 
 
 def conversation(number: int) -> dict[str, Any]:
@@ -52,20 +53,20 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for split, numbers in splits.items():
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(conversation(n)) + "\n" for n in numbers))
     write_random_model(model)
-    runs = [("ce", 4), ("ts2", 4), ("ts2", 3)]
+    runs = [("ce", 4, "none"), ("ts2", 4, "none"), ("ts2", 3, "none"), ("ts2", 4, "packed"), ("ts2", 3, "padding_free")]
 
     @lru_cache
-    def run(loss: str, micro_batch_size: int) -> dict[str, Any]:
-        return normaliser.run(str(rows), str(model), loss, micro_batch_size)
+    def run(loss: str, micro_batch_size: int, packing: str = "none", dtype: str = "float32") -> dict[str, Any]:
+        return normaliser.run(str(rows), str(model), loss, micro_batch_size, packing, dtype)
 
     @lru_cache
-    def two_ranks() -> dict[tuple[str, int], list[dict[str, Any]]]:
-        arguments = [str(rows), str(model), str(out), *(str(value) for pair in runs for value in pair)]
+    def two_ranks() -> dict[tuple[str, int, str], list[dict[str, Any]]]:
+        arguments = [str(rows), str(model), str(out), *(str(value) for triple in runs for value in triple)]
         root = Path(__file__).parents[2]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
         subprocess.run([sys.executable, normaliser.__file__, *arguments], check=True, cwd=root, env=environment)
         found = [torch.load(out / f"rank{number}.pt") for number in (0, 1)]
-        return {pair: [ranks[i] for ranks in found] for i, pair in enumerate(runs)}
+        return {triple: [ranks[i] for ranks in found] for i, triple in enumerate(runs)}
 
     return World(rows, model, run, two_ranks)
 
@@ -83,8 +84,8 @@ def write_random_model(directory: Path) -> None:
 # --- the same step, split in many ways -------------------------------------------------------------------------------
 
 
-def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Loss, every logged number, gradients before clipping and weights after the step, to rounding."""
+def assert_same(found: dict[str, Any], wanted: dict[str, Any], rounding: float = 1.0) -> None:
+    """Loss, every logged number, gradients before clipping and weights after the step, to (float32) rounding."""
     assert [sorted(rows) for rows in wanted["rows"]] == [sorted(rows) for rows in found["rows"]]
     assert len(found["gradients"]) == len(wanted["gradients"]) == 2
     for kind, tolerance in (("gradients", 2e-5), ("weights", 2e-6)):
@@ -92,17 +93,22 @@ def assert_same(found: dict[str, Any], wanted: dict[str, Any]) -> None:
             for name, tensor in theirs.items():
                 scale = tensor.abs().max().item()
                 difference = (mine[name] - tensor).abs().max().item()
-                assert difference <= tolerance * scale, f"{kind} of {name} in step {step}: {difference / scale}"
-    assert_same_numbers(found["logged"], wanted["logged"])
+                assert difference <= tolerance * rounding * scale, (
+                    f"{kind} of {name} in step {step}: {difference / scale}"
+                )
+    assert_same_numbers(found["logged"], wanted["logged"], rounding)
 
 
-def assert_same_numbers(found: dict[int, dict[str, float]], wanted: dict[int, dict[str, float]]) -> None:
+def assert_same_numbers(
+    found: dict[int, dict[str, float]], wanted: dict[int, dict[str, float]], rounding: float
+) -> None:
     assert found.keys() == wanted.keys() == {1, 2}
     for step, metrics in wanted.items():
         assert found[step].keys() == metrics.keys()
         assert {"train/objective", "train/cross_entropy", "train/gradient_norm", "train/support_size"} <= metrics.keys()
-        for name in metrics.keys() - TIMING:
-            assert found[step][name] == pytest.approx(metrics[name], rel=2e-5, abs=1e-6), f"{name} of step {step}"
+        for name in metrics.keys() - OF_THE_SPLIT:
+            close = pytest.approx(metrics[name], rel=2e-5 * rounding, abs=1e-6 * rounding)
+            assert found[step][name] == close, f"{name} of step {step}"
 
 
 @pytest.mark.parametrize("loss", FORMULAS)
@@ -116,10 +122,50 @@ def test_micro_batches(loss: str, micro_batch_size: int, accumulation: int, worl
     assert_same(split, whole)
 
 
+@pytest.mark.parametrize("loss", FORMULAS)
+@pytest.mark.parametrize("packing", ["packed", "padding_free"])
+@pytest.mark.parametrize(("micro_batch_size", "accumulation"), [(BATCH_SIZE, 1), (4, 4), (1, 16)])
+def test_packing(loss: str, packing: str, micro_batch_size: int, accumulation: int, world: World) -> None:
+    """The step in float64, with rows that share sequences, against the same rows padded."""
+    whole = world.run(loss, BATCH_SIZE, dtype="float64")
+    split = world.run(loss, micro_batch_size, packing, "float64")
+    assert split["accumulation"] == accumulation
+    assert_same(split, whole, rounding=0.1)
+    assert split["validation"] == pytest.approx(whole["validation"], rel=1e-6)
+
+
+def test_padding_is_logged(world: World) -> None:
+    """Of all places of a step's micro-batches, the share that no row takes."""
+    lengths = [len(ids) for ids, _ in plain_rows(world, "train")]
+    assert max(lengths) < MAX_LENGTH < 2 * max(lengths)
+    assert min(lengths) < MAX_LENGTH / 4
+    run = world.run("ts2", BATCH_SIZE)
+    for step, rows in enumerate(run["rows"]):
+        tokens, longest = sum(lengths[row] for row in rows), max(lengths[row] for row in rows)
+        assert run["logged"][step + 1]["train/padding"] == pytest.approx(1 - tokens / (len(rows) * longest))
+    padding = {packing: shares(world.run("ts2", 4, packing, "float64")) for packing in ("packed", "padding_free")}
+    padding["none"] = shares(world.run("ts2", 4))
+    assert padding["padding_free"] == [0, 0]
+    assert 0 < padding["packed"][0] < padding["none"][0] < shares(run)[0]
+
+
+def shares(run: dict[str, Any]) -> list[float]:
+    return [metrics["train/padding"] for _, metrics in sorted(run["logged"].items())]
+
+
 @pytest.mark.slow  # the imports of another process
-@pytest.mark.parametrize(("loss", "micro_batch_size", "accumulation"), [("ce", 4, 2), ("ts2", 4, 2), ("ts2", 3, 3)])
-def test_two_ranks(loss: str, micro_batch_size: int, accumulation: int, world: World) -> None:
-    ranks, whole = world.two_ranks()[loss, micro_batch_size], world.run(loss, BATCH_SIZE)
+@pytest.mark.parametrize(
+    ("loss", "micro_batch_size", "packing", "accumulation"),
+    [
+        ("ce", 4, "none", 2),
+        ("ts2", 4, "none", 2),
+        ("ts2", 3, "none", 3),
+        ("ts2", 4, "packed", 2),
+        ("ts2", 3, "padding_free", 3),
+    ],
+)
+def test_two_ranks(loss: str, micro_batch_size: int, packing: str, accumulation: int, world: World) -> None:
+    ranks, whole = world.two_ranks()[loss, micro_batch_size, packing], world.run(loss, BATCH_SIZE)
     assert [rank["accumulation"] for rank in ranks] == [accumulation] * 2
     together = [a + b for a, b in zip(*(rank["rows"] for rank in ranks), strict=True)]
     assert not set(ranks[0]["rows"][0]) & set(ranks[1]["rows"][0])
@@ -227,5 +273,10 @@ def test_validation_is_a_plain_loop_over_rows(world: World) -> None:
 @pytest.mark.slow
 def test_two_ranks_count_every_row_once(world: World) -> None:
     """Seven rows in batches of three: one rank has an empty batch at the end."""
-    for run in world.two_ranks()["ts2", 4]:
+    for packing in ("none", "packed"):
+        check_ranks(world.two_ranks()["ts2", 4, packing], world)
+
+
+def check_ranks(ranks: list[dict[str, Any]], world: World) -> None:
+    for run in ranks:
         check_validation(run, world)

@@ -23,13 +23,13 @@ class NEFTune(Callback):
     so the noise of a whole row has a length of about alpha / sqrt(3), however long the row is.
 
     The noise of a row follows from `seed`, the optimizer step and the row's index in the data, and from nothing else.
-    So it does not matter how the rows of a step are split over ranks and micro-batches or how they are padded, and
-    a resumed run, also one with other ranks, sees the noise that the unbroken run would have seen. (A GPU draws
-    other numbers than a CPU.) The global random numbers are left alone.
+    So it does not matter how the rows of a step are split over ranks and micro-batches or how they are padded or
+    packed, and a resumed run, also one with other ranks, sees the noise that the unbroken run would have seen. (A GPU
+    draws other numbers than a CPU.) The global random numbers are left alone.
 
     It is a hook on the embedding module's output, which is there only while a training batch is worked on, and which
     does nothing if the module is in evaluation mode. No weight is read or changed, so it works under sharded strategies
-    too, and checkpoints and exports know nothing of it. Of the batch it needs `attention_mask` and `row_index`.
+    too, and checkpoints and exports know nothing of it. Of the batch it needs `row_spans` and `row_index`.
 
     Source: Jain et al., "NEFTune: Noisy Embeddings Improve Instruction Finetuning" (2023), algorithm 1. T is the
     row's own length there; some implementations take the padded length of the batch.
@@ -63,11 +63,11 @@ class NEFTune(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Put the hook in its place, with what decides the batch's noise."""
         self._remove()  # the end of a batch that another callback skipped never came
-        lengths = batch["attention_mask"].sum(-1).tolist()
+        spans = batch["row_spans"].tolist()
         seeds = [row_seed(self.seed, trainer.global_step, row) for row in batch["row_index"].tolist()]
 
         def add_noise(module: nn.Module, args: Any, embeddings: Tensor) -> Tensor | None:
-            return embeddings + noise_like(embeddings, lengths, seeds, self.alpha) if module.training else None
+            return embeddings + noise_like(embeddings, spans, seeds, self.alpha) if module.training else None
 
         model: Any = pl_module
         self._handle = model.language_model.get_input_embeddings().register_forward_hook(add_noise)
@@ -110,30 +110,31 @@ def row_seed(seed: int, step: int, row: int) -> int:
     return int(np.random.SeedSequence((seed, step, row + 1)).generate_state(1, np.uint64)[0])
 
 
-def noise_like(embeddings: Tensor, lengths: Sequence[int], seeds: Sequence[int], alpha: float) -> Tensor:
+def noise_like(embeddings: Tensor, spans: Sequence[Sequence[int]], seeds: Sequence[int], alpha: float) -> Tensor:
     """Noise for a batch: uniform in +-alpha / sqrt(T d) on the T tokens of each row, zero on its padding.
 
     Drawn in float32, whatever the embeddings' dtype.
 
     Args:
         embeddings: [B, T_max, d]; gives shape, device and dtype.
-        lengths: [B] tokens of each row.
-        seeds: [B] seed of each row's noise.
+        spans: [R, 2] start and end of each row in the B x T_max tokens.
+        seeds: [R] seed of each row's noise.
         alpha: see `NEFTune`.
 
     Returns:
         [B, T_max, d], without gradient.
 
     Example:
-        >>> noise = noise_like(torch.zeros(1, 3, 8, dtype=torch.bfloat16), [2], seeds=[1], alpha=4.0)
+        >>> noise = noise_like(torch.zeros(1, 3, 8, dtype=torch.bfloat16), [(0, 2)], seeds=[1], alpha=4.0)
         >>> noise.dtype, noise[0, :2].abs().max().item() <= 1.0, noise[0, 2].any().item()
         (torch.bfloat16, True, False)
     """
-    noise = torch.zeros_like(embeddings, requires_grad=False)
+    noise = torch.zeros_like(embeddings, requires_grad=False, memory_format=torch.contiguous_format)
+    tokens = noise.view(-1, noise.shape[-1])
     generator = torch.Generator(embeddings.device)
     width = embeddings.shape[-1]
-    for row, (length, seed) in enumerate(zip(lengths, seeds, strict=True)):
+    for (start, end), seed in zip(spans, seeds, strict=True):
         generator.manual_seed(seed)
-        uniform = torch.rand(length, width, generator=generator, dtype=torch.float32, device=embeddings.device)
-        noise[row, :length] = (2 * uniform - 1) * (alpha / math.sqrt(max(length, 1) * width))
+        uniform = torch.rand(end - start, width, generator=generator, dtype=torch.float32, device=embeddings.device)
+        tokens[start:end] = (2 * uniform - 1) * (alpha / math.sqrt((end - start) * width))
     return noise

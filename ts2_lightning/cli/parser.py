@@ -26,8 +26,10 @@ def _forget_settings_of_another_class(parser_or_action: Any, previous: Any, valu
             del settings[name]
 
 
-def _imported(path: str) -> Any:
+def _imported(path: str | None) -> Any:
     """The class at an import path; the path itself where there is none, which is complained about elsewhere."""
+    if path is None:  # of a data class
+        return None
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)

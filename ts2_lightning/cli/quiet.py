@@ -46,7 +46,8 @@ def quieten(command: str) -> None:
     """
     for pattern in _WARNINGS if command == "fit" else (*_WARNINGS, _CALLBACKS_WARNING):
         warnings.filterwarnings("ignore", message=pattern)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers warns in every worker process
+    # Said outright, since tokenizers would warn in every worker process otherwise; those never tokenise.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", *names):
         logger = logging.getLogger(name)

@@ -4,13 +4,15 @@
 `register_template`, or named by import path and by file.
 """
 
+from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.datamodule import SFTData, load_tokenizer
 from ts2_lightning.data.encoding import EncodedRow, EncodedRows, encode_rows
 from ts2_lightning.data.formats import FORMATS, Message, TokenRow, parse, register_format
 from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, evaluation_plan
-from ts2_lightning.data.sources import Row, read_rows, resolve_sources
-from ts2_lightning.data.templates import TEMPLATES, ChatTemplate, make_template, register_template
+from ts2_lightning.data.rejects import Reject
+from ts2_lightning.data.sources import Row, Source, read_rows, resolve_sources
+from ts2_lightning.data.templates import ChatTemplate, make_template
 
 __all__ = [
     "FORMATS",
@@ -20,9 +22,11 @@ __all__ = [
     "EncodedRows",
     "Message",
     "MicroBatch",
+    "Reject",
     "Row",
     "SFTData",
     "Shape",
+    "Source",
     "TokenRow",
     "collate",
     "encode_rows",

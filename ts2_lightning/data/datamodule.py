@@ -1,23 +1,29 @@
 """The datamodule: files in, batches of the plan out."""
 
-import itertools
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_rows
+from ts2_lightning.data.cache import Made, MappedRows, entry_key, make_rows
+from ts2_lightning.data.collate import Packing, capacity_of
+from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
 from ts2_lightning.data.naming import unknown_name
-from ts2_lightning.data.plan import Shape, evaluation_plan, steps_per_epoch
+from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
+from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.resume import align_progress, check_plan_state, plan_state
-from ts2_lightning.data.sources import TOYWORLD, Row, count_rows, file_digest, read_rows, resolve_sources
-from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.data.selection import WHOLE, Selection, held_out
+from ts2_lightning.data.sources import HUB, TOYWORLD, Row, Source, as_sources, file_digest, resolve_sources
+from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -30,7 +36,7 @@ _STAGES = {
 }
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
-Files = str | list[str] | None
+Files = str | list[str | Source] | None
 
 
 class SFTData(LightningDataModule):
@@ -40,20 +46,36 @@ class SFTData(LightningDataModule):
     none). The divisor of an optimizer step stays its number of supervised tokens, also those of rows with weight 0.
 
     Args:
-        train: files of training rows (.jsonl, .jsonl.gz, .json, .parquet), globs, or `toyworld:` sources.
-        validation: files of validation rows.
-        test: files of test rows.
-        predict: files of rows for `predict`.
+        train: training rows: files (.jsonl, .json, both also with .gz, .parquet, .arrow), folders and globs of them,
+            `hub:ORG/NAME`, or `toyworld:` sources. In a list may be objects with a `path` and more about it: split,
+            name and revision of a data set, how many times its rows come in an epoch, their format, the size of a
+            sample.
+        validation: validation rows; or a fraction of the training rows, which is held out of them. Which rows are held
+            out follows from their content and `seed` alone.
+        test: test rows, or a fraction of the training rows.
+        predict: rows for `predict`.
         tokenizer: directory or hub name, or `toyworld`.
-        template: `auto` (the tokenizer's own chat template, else `plain`), `tokenizer`, `llama3`, `chatml`, `plain`, a
-            registered name, or a `.jinja` file.
-        format: `auto` (found by each row's keys), `messages`, `prompt_completion`, `alpaca`, `tokens`, a registered
-            name, or the import path of a function from a row's fields to messages.
+        template: `auto` (the tokenizer's own chat template, else `plain`), `tokenizer`, a name from the table in
+            `ts2_lightning.data.bundled` such as `llama3`, a registered name, or a `.jinja` file.
+        train_on: `all` turns of the assistant, or only the `last` one of each conversation.
+        train_on_end: whether the token that closes a turn of the assistant is learnt.
+        format: `auto` (found by each row's fields), a name from the table in `ts2_lightning.data.formats` such as
+            `messages`, a registered name, or the import path of a function from a row's fields to messages.
         max_length: tokens of a row, at most.
-        overlong: what happens to longer rows: `truncate` (at the end), `drop` or `raise`.
+        overlong: what happens to longer rows: `truncate` (the end is cut off), `truncate_left` (the beginning; a turn
+            of the assistant that is cut is not supervised then), `drop` or `raise`.
+        cache: keep encoded rows on disk and map them into memory, so that the next start and other processes need not
+            tokenise; see `ts2_lightning.data.cache`.
         batch_size: rows per optimizer step, over all ranks and micro-batches.
         micro_batch_size: rows per forward pass on one rank, at most.
         eval_batch_size: rows per evaluation batch on one rank; null takes `micro_batch_size`.
+        packing: how the rows of a micro-batch become sequences. `none` pads each, rows of like length together;
+            `packed` lays several into one of at most `max_length` tokens; `padding_free` lays all into one, which suits
+            flash attention (sdpa and eager hold a matrix of its length squared). Packed rows do not see each other: the
+            loss and the gradients are those of `none`. Micro-batches then hold equally many tokens rather than rows,
+            `micro_batch_size` rows in the mean of a step.
+        max_rejects: share of the rows of a split that may be bad (malformed, without an answer, ...) and are left out;
+            0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` in the run's directory.
         num_workers: processes that collate batches; the rows are in memory, so 0 is rarely too few.
         seed: of the order of the training rows, which differs in every epoch.
         limit_train: use only the first so many rows.
@@ -73,17 +95,22 @@ class SFTData(LightningDataModule):
     def __init__(
         self,
         train: Files = None,
-        validation: Files = None,
-        test: Files = None,
+        validation: float | Files = None,
+        test: float | Files = None,
         predict: Files = None,
         tokenizer: str | None = None,
         template: str = "auto",
+        train_on: TrainOn = "all",
+        train_on_end: bool = True,
         format: str = "auto",
         max_length: int = 2048,
         overlong: Overlong = "truncate",
+        cache: bool = True,
         batch_size: int = 128,
         micro_batch_size: int = 8,
         eval_batch_size: int | None = None,
+        packing: Packing = "none",
+        max_rejects: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
         limit_train: int | None = None,
@@ -92,23 +119,30 @@ class SFTData(LightningDataModule):
         limit_predict: int | None = None,
     ) -> None:
         super().__init__()
-        self.sources: dict[str, Files] = dict(zip(SPLITS, (train, validation, test, predict), strict=True))
+        self.sources: dict[str, float | Files] = dict(zip(SPLITS, (train, validation, test, predict), strict=True))
         limits = (limit_train, limit_validation, limit_test, limit_predict)
         self.limits = dict(zip(SPLITS, limits, strict=True))
         self.tokenizer_path = tokenizer
         self.template_name = template
+        self.train_on: TrainOn = train_on
+        self.train_on_end = train_on_end
         self.format = format
         self.max_length = max_length
         self.overlong: Overlong = overlong
+        self.cache = cache
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.eval_batch_size = micro_batch_size if eval_batch_size is None else eval_batch_size
+        self.packing: Packing = packing
+        self.max_rejects = max_rejects
         self.num_workers = num_workers
         self.seed = seed
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
         self._rows: dict[str, EncodedRows] = {}
-        self._files: dict[str, dict[Path, int]] = {}  # rows read from each file of a split
+        self._selections: dict[str, Selection] = {}
+        self._read: dict[str, list[int]] = {}  # rows read from each file of a split's selection
+        self._times: NDArray[np.floating] | None = None  # how often each training row comes in an epoch; None: once
         self._accumulation: int | None = None
         self._check()
 
@@ -121,17 +155,40 @@ class SFTData(LightningDataModule):
         for name, value in (("num_workers", self.num_workers), ("seed", self.seed)):
             if value < 0:
                 raise UserError(f"data.{name} must not be negative, got {value}")
-        choices = ("truncate", "drop", "raise")
-        if self.overlong not in choices:
+        if self.overlong not in (choices := get_args(Overlong)):
             raise unknown_name("data.overlong", self.overlong, choices)
+        if self.packing not in (choices := get_args(Packing)):
+            raise unknown_name("data.packing", self.packing, choices)
+
+        if not 0 <= self.max_rejects <= 1:
+            raise UserError(f"data.max_rejects is a share of the rows, between 0 and 1, got {self.max_rejects}")
+        self._check_fractions()
+
+    def _check_fractions(self) -> None:
+        fractions = self._fractions
+        for split, fraction in fractions.items():
+            if not 0 < fraction < 1:
+                raise UserError(f"data.{split} is a fraction of the training rows, between 0 and 1, got {fraction}")
+            if not self.sources["train"]:
+                raise UserError(f"data.{split} is {fraction} of the training rows, but data.train is not set")
+        if sum(fractions.values()) >= 1:
+            raise UserError(f"{' and '.join(f'data.{split}' for split in fractions)} leave nothing of data.train")
+        for split in SPLITS[1:]:
+            if split not in fractions and any(source.times != 1 for source in self._sources(split)):
+                raise UserError(f"data.{split}: times is for data.train; elsewhere every row comes once")
+
+    @property
+    def _fractions(self) -> dict[str, float]:
+        """The splits that are held out of the training rows."""
+        given = {split: self.sources[split] for split in ("validation", "test")}
+        return {split: float(value) for split, value in given.items() if isinstance(value, int | float)}
 
     # Preparing -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Let the toy world write its files, in one process per node."""
-        for files in self.sources.values():
-            names = [files] if isinstance(files, str) else files or []
-            resolve_sources([name for name in names if name.startswith(TOYWORLD)])
+        """Let the toy world write its files and `datasets` download those of the hub, in one process per node."""
+        for split in SPLITS:
+            resolve_sources([source for source in self._sources(split) if source.path.startswith((TOYWORLD, HUB))])
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise the rows of a stage, each split once.
@@ -157,32 +214,79 @@ class SFTData(LightningDataModule):
     def _load(self, split: str) -> None:
         if self.tokenizer is None and self.tokenizer_path is not None:
             self.tokenizer = load_tokenizer(self.tokenizer_path)
-        format_function = get_format(self.format)
-        if self.template is None and self.tokenizer is not None and self.format != "tokens":
-            self.template = make_template(self.template_name, self.tokenizer)
-        sources = self.sources[split]
-        files = resolve_sources(sources) if sources else []
-        rows = encode_rows(self._progress(split, files), self.template, format_function, self.max_length, self.overlong)
+        selection = self._selections[split] = self._selection(split)
+        is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
+        if self.template is None and self.tokenizer is not None and is_text:
+            self.template = make_template(self.template_name, self.tokenizer, self.train_on, self.train_on_end)
+        rows, self._read[split] = self._encoded(split, selection)
+        self._judge(split, rows)
         if not len(rows):
-            reason = f"all {rows.counts.read} rows are longer than max_length" if rows.counts.read else "no rows"
-            raise UserError(f"data.{split}: {reason} in {', '.join(map(str, files))}")
+            files = ", ".join(str(path) for _, path in selection.files)
+            raise UserError(f"data.{split}: {_why_empty(rows)} in {files}")
         self._check_vocabulary(split, rows)
         self._rows[split] = rows
+        if split == "train":
+            self._times = selection.times(rows.places, self._read[split])
         rank_zero_info(f"Data, {split}: {_summary(rows)}")
 
-    def _progress(self, split: str, files: list[Path]) -> Iterator[Row]:
-        """The rows of files, counted per file, with a progress bar if they are many."""
-        limit = self.limits[split]
-        total = sum(count_rows(file) for file in files)
-        total = total if limit is None else min(limit, total)
-        counts = self._files[split] = dict.fromkeys(files, 0)
-        rows = ((file, row) for file in files for row in read_rows(file))
-        quiet = total <= _PROGRESS_FROM or self._replica()[1] != 0
-        for file, row in tqdm(
-            itertools.islice(rows, limit), desc=f"Tokenising {split}", total=total, unit=" rows", disable=quiet
-        ):
+    def _sources(self, split: str) -> list[Source]:
+        """Where the rows of a split come from; those of a fraction from where the training rows do."""
+        given = self.sources["train" if split in self._fractions else split]
+        return [] if not given or isinstance(given, int | float) else as_sources(given)
+
+    def _selection(self, split: str) -> Selection:
+        parts = held_out(**self._fractions) if split == "train" or split in self._fractions else {}
+        part = parts.get(split, WHOLE)
+        return Selection(tuple(self._sources(split)), self.format, self.seed, part, self.limits[split])
+
+    def _encoded(self, split: str, selection: Selection) -> Made:
+        """The rows of a split, from the cache if they were encoded before; and how many were read from each file."""
+        counts = [0] * len(selection.files)
+
+        def chunks() -> Iterator[EncodedRows]:
+            rows = self._progress(split, selection, counts)
+            return encode_chunks(rows, self.template, get_format(self.format), self.max_length, self.overlong)
+
+        key = None
+        if self.cache:
+            key = entry_key(
+                None if self.template is None else self.template.identity,
+                selection.formats,
+                selection=selection.identity(),
+                max_length=self.max_length,
+                overlong=self.overlong,
+            )
+        return make_rows(key, chunks, lambda: counts, split)
+
+    def _progress(self, split: str, selection: Selection, counts: list[int]) -> Iterator[Row | Reject]:
+        """The rows of a split, counted per file, with a progress bar if they are many."""
+        counts[:] = [0] * len(counts)
+        total = selection.count()
+        # With a cache only one process of all tokenises, whichever it is.
+        quiet = total <= _PROGRESS_FROM or (self._replica()[1] != 0 and not self.cache)
+        for file, row in tqdm(selection.read(), desc=f"Tokenising {split}", total=total, unit=" rows", disable=quiet):
             counts[file] += 1
             yield row
+
+    def _judge(self, split: str, rows: EncodedRows) -> None:
+        """Raise if more rows are bad than `max_rejects` allows, else list them."""
+        if not rows.rejects:
+            return
+        rejects = Rejects(self.max_rejects, self._reject_file(split, rows))
+        for reject in rows.rejects:
+            rejects.add(reject)
+        rejects.finish(rows.counts.read)
+        place = "" if rejects.file is None else f"; see {rejects.file}"
+        rank_zero_warn(
+            f"Data, {split}: left out {len(rejects)} bad of {rows.counts.read} rows ({rejects.summary()}){place}"
+        )
+
+    def _reject_file(self, split: str, rows: EncodedRows) -> Path | None:
+        """In the run's directory; without a run beside the cached rows; nowhere if these are not cached either."""
+        if self.trainer is not None:
+            directory = Path(self.trainer.default_root_dir)
+            return directory / f"rejects-{split}.jsonl" if self.trainer.is_global_zero else None
+        return rows.path.with_suffix(".rejects.jsonl") if isinstance(rows, MappedRows) else None
 
     def _check_vocabulary(self, split: str, rows: EncodedRows) -> None:
         if self.tokenizer is not None and (largest := int(rows.ids.max())) >= len(self.tokenizer):
@@ -210,12 +314,17 @@ class SFTData(LightningDataModule):
     @property
     def shape(self) -> Shape:
         """How optimizer steps are split over ranks and micro-batches."""
-        return Shape(self.batch_size, self.micro_batch_size, self._replica()[0])
+        return Shape(self.batch_size, self.micro_batch_size, self._replica()[0], packed=self.packing != "none")
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in an epoch, after `setup`; the last may have fewer rows."""
-        return steps_per_epoch(len(self.rows("train")), self.batch_size)
+        return steps_per_epoch(rows_per_epoch(len(self.rows("train")), self._times), self.batch_size)
+
+    @property
+    def times(self) -> NDArray[np.floating] | None:
+        """[R] how often each training row comes in an epoch, after `setup`; None if each comes once."""
+        return self._times
 
     def rows(self, split: str) -> EncodedRows:
         """The encoded rows of a split, after `setup`; `Batch.row_index` refers to them."""
@@ -232,15 +341,17 @@ class SFTData(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Micro-batches of the plan, from the optimizer step that the trainer stands at."""
         loader = TrainLoader(
-            self.rows("train"), self.shape, self._replica()[1], self.seed, self.trainer, self.pad_id, self.num_workers
-        )
+            self.rows("train"), self.shape, self._replica()[1], self.seed, self.trainer, self.pad_id, self.num_workers,
+            self._capacity, self._times,
+        )  # fmt: skip
         if self.trainer is not None and self.trainer.fit_loop.is_resuming:
             align_progress(self.trainer, *loader.position, loader.steps_per_epoch, self.shape.accumulation)
         return loader
 
     def state_dict(self) -> dict[str, Any]:
         """What determines the training plan and the rows' weights; Lightning puts it into checkpoints."""
-        return plan_state(self.rows("train"), self.seed, self.batch_size) if "train" in self._rows else {}
+        rows = self._rows.get("train")
+        return {} if rows is None else plan_state(rows, self.seed, self.batch_size, self._times)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Make sure that the checkpoint's training plan is this one. Lightning calls it on resumption.
@@ -266,7 +377,11 @@ class SFTData(LightningDataModule):
     def _evaluation_loader(self, split: str) -> BatchLoader:
         rows = self.rows(split)
         plan = evaluation_plan(rows.supervised, self.eval_batch_size, *self._replica())
-        return BatchLoader(rows, lambda: plan, len(plan), self.pad_id, self.num_workers)
+        return BatchLoader(rows, lambda: plan, len(plan), self.pad_id, self.num_workers, self._capacity)
+
+    @property
+    def _capacity(self) -> float | None:
+        return capacity_of(self.packing, self.max_length)
 
     # Recording -------------------------------------------------------------------------------------------------
 
@@ -279,6 +394,8 @@ class SFTData(LightningDataModule):
             "tokenizer": self.tokenizer_path,
             "template": None if self.template is None else self.template.name,
             "end_of_turn_ids": [] if self.template is None else list(self.template.end_of_turn_ids),
+            "train_on": self.train_on,
+            "train_on_end": self.train_on_end,
             "splits": {split: self._describe_split(split) for split in self._rows},
         }
 
@@ -287,9 +404,9 @@ class SFTData(LightningDataModule):
         return {
             "files": [
                 {"path": str(file), "sha256": file_digest(file), "rows": count}
-                for file, count in self._files[split].items()
+                for (_, file), count in zip(self._selections[split].files, self._read[split], strict=True)
             ],
-            **rows.counts._asdict(),
+            **asdict(rows.counts),
             "weighted": rows.weighted,
             "tokens": len(rows.ids),
             "supervised_tokens": int(rows.supervised.sum()),
@@ -318,6 +435,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise UserError(f"data.tokenizer: cannot load {path!r} ({reason})") from error
 
 
+def _why_empty(rows: EncodedRows) -> str:
+    """Why a split has no rows."""
+    counts = rows.counts
+    if counts.dropped == counts.read:
+        return f"all {counts.read} rows are longer than max_length" if counts.read else "no rows"
+    reasons = [("longer than max_length", counts.dropped), *counts.rejected.items()]
+    return (
+        f"none of {counts.read} rows left ({', '.join(f'{number} {reason}' for reason, number in reasons if number)})"
+    )
+
+
 def _summary(rows: EncodedRows) -> str:
     counts = rows.counts
     parts = [f"{counts.kept} rows", f"{len(rows.ids)} tokens", f"{int(rows.supervised.sum())} supervised"]
@@ -325,6 +453,10 @@ def _summary(rows: EncodedRows) -> str:
         parts.append(f"{rows.weighted} rows with a weight other than 1")
     if counts.truncated:
         parts.append(f"{counts.truncated} rows truncated")
+    if counts.turns_lost:
+        parts.append(f"{counts.turns_lost} turns of the assistant in them not supervised any more")
     if counts.dropped:
         parts.append(f"{counts.dropped} rows dropped as too long")
+    if unwanted := counts.rejected.get("left out"):
+        parts.append(f"{unwanted} rows left out by their format")
     return ", ".join(parts)

@@ -2,24 +2,30 @@
 
 import itertools
 import os
-from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ts2_lightning.data.formats import Example, FormatFunction, TokenRow, parse, row_weight
-from ts2_lightning.data.rendering import Span
+from ts2_lightning.data.formats import FormatFunction, TokenRow, parse, row_weight
+from ts2_lightning.data.rejects import Reject
+from ts2_lightning.data.rendering import Rendering, Span
 from ts2_lightning.data.sources import Row
 from ts2_lightning.data.templates import ChatTemplate, Encoded
-from ts2_lightning.types import IGNORE_INDEX, UserError
+from ts2_lightning.types import IGNORE_INDEX, RejectKind, RowError, UserError
 
-Overlong = Literal["truncate", "drop", "raise"]
-"""What happens to a row longer than the maximum."""
+Overlong = Literal["truncate", "truncate_left", "drop", "raise"]
+"""What happens to a row longer than the maximum: cut its end off, cut its beginning off, leave it out, or stop."""
 
 _BATCH = 256  # rows per call of the tokenizer, which spreads them over its threads
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class EncodedRow(NamedTuple):
@@ -30,13 +36,27 @@ class EncodedRow(NamedTuple):
     weight: float = 1.0  # factor on the loss of each of them
 
 
-class Counts(NamedTuple):
-    """What became of the rows that were read."""
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together."""
 
-    read: int
-    kept: int
-    dropped: int
-    truncated: int
+    read: int = 0
+    kept: int = 0
+    dropped: int = 0  # longer than max_length, with overlong "drop"
+    truncated: int = 0  # of the kept rows
+    turns_lost: int = 0  # turns of the assistant in truncated rows of which nothing is supervised any more
+    rejected: dict[RejectKind, int] = field(default_factory=dict)
+
+    def plus(self, other: "Counts") -> "Counts":
+        """The counts of both together."""
+        return Counts(
+            self.read + other.read,
+            self.kept + other.kept,
+            self.dropped + other.dropped,
+            self.truncated + other.truncated,
+            self.turns_lost + other.turns_lost,
+            dict(Counter(self.rejected) + Counter(other.rejected)),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,10 @@ class EncodedRows:
         spans: [all turns, 2] learnt tokens of each turn, relative to the row's start.
         span_edges: [R + 1] where each row's turns start in `spans`.
         weights: [R] factor on the loss of each row's tokens; ones where the rows do not say.
+        places: [R] which of the rows that were read each row is, from 0; rows left out make gaps.
         counts: what became of the rows that were read.
+        rejects: the bad rows, in the order in which they were read; without those that a format leaves out on purpose,
+            which may be many and are only counted.
     """
 
     ids: NDArray[np.int32]
@@ -57,7 +80,9 @@ class EncodedRows:
     spans: NDArray[np.int32]
     span_edges: NDArray[np.int64]
     weights: NDArray[np.float32]
+    places: NDArray[np.int64]
     counts: Counts
+    rejects: tuple[Reject, ...] = ()
 
     def __len__(self) -> int:
         return len(self.row_edges) - 1
@@ -84,8 +109,51 @@ class EncodedRows:
         return int((self.weights != 1).sum())
 
 
+Columns = dict[str, NDArray[Any]]
+"""What an `EncodedRows` consists of, so that appending rows is appending to each: `ids`, `lengths` of rows, `spans`,
+`turns` per row, `weights` and `places`."""
+
+
+def from_columns(columns: Columns, counts: Counts, rejects: Iterable[Reject]) -> EncodedRows:
+    """Rows from their columns; the large ones are taken as they are, without a copy."""
+    row_edges, span_edges = (
+        np.concatenate([[0], np.cumsum(columns[name], dtype=np.int64)]) for name in ("lengths", "turns")
+    )
+    spans = columns["spans"].reshape(-1, 2)
+    weights, places = columns["weights"], columns["places"]
+    return EncodedRows(columns["ids"], row_edges, spans, span_edges, weights, places, counts, tuple(rejects))
+
+
+def append_chunks(
+    chunks: Iterable[EncodedRows], append: Callable[[str, NDArray[Any]], object]
+) -> tuple[Counts, list[Reject]]:
+    """Hand the columns of chunk after chunk to a function that appends them to what it has under their name.
+
+    Returns:
+        Counts and rejects of all chunks together.
+    """
+    counts, rejects = Counts(), list[Reject]()
+    for chunk in chunks:
+        append("ids", chunk.ids)
+        append("lengths", chunk.lengths)
+        append("spans", chunk.spans)
+        append("turns", np.diff(chunk.span_edges))
+        append("weights", chunk.weights)
+        append("places", chunk.places + counts.read)
+        counts = counts.plus(chunk.counts)
+        rejects += chunk.rejects
+    return counts, rejects
+
+
+def join_chunks(chunks: Iterable[EncodedRows]) -> EncodedRows:
+    """At least one chunk, joined in memory."""
+    parts = defaultdict[str, list[NDArray[Any]]](list)
+    counts, rejects = append_chunks(chunks, lambda name, column: parts[name].append(column))
+    return from_columns({name: np.concatenate(part) for name, part in parts.items()}, counts, rejects)
+
+
 def encode_rows(
-    rows: Iterable[Row],
+    rows: Iterable[Row | Reject],
     template: ChatTemplate | None,
     format: FormatFunction | None = None,
     max_length: int = 2048,
@@ -93,102 +161,212 @@ def encode_rows(
 ) -> EncodedRows:
     """Encode rows.
 
+    A row that cannot be encoded, or has no supervised token, is no error here: it is in `rejects` of the result, and
+    the caller decides (see `ts2_lightning.data.rejects`).
+
+    Cut at its end (`truncate`), a row loses the end of its last turn, or whole turns. Cut at its beginning
+    (`truncate_left`), it loses what the first turns answer to; so a turn of the assistant is supervised only if it is
+    there from its first token on and at least one token comes before it. `counts.turns_lost` says how many turns
+    of the assistant are not supervised for either reason. A row that loses all of them is rejected as too long.
+
     Args:
-        rows: as they were read.
+        rows: as they were read; what could not be read is handed on.
         template: for conversations; rows of the format `tokens` do without.
-        format: from fields to an example; None finds it row by row.
+        format: from fields to an example, for rows that name no format of their own; None finds it row by row.
         max_length: tokens of a row at most.
-        overlong: cut longer rows at their end, leave them out, or raise.
+        overlong: cut longer rows at their end or at their beginning, leave them out, or raise.
 
     Raises:
-        UserError: naming file and line, for a row that cannot be encoded or has no supervised token.
+        UserError: if text comes without a template; if a row is too long and `overlong` is `raise`.
+
+    Example:
+        >>> row = Row({"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, 9]}, "x.jsonl:1")
+        >>> for overlong in ("truncate", "truncate_left"):
+        ...     rows = encode_rows([row], None, max_length=4, overlong=overlong)
+        ...     rows[0].ids.tolist(), rows[0].spans.tolist(), rows.counts.turns_lost
+        ([5, 6, 7, 8], [[1, 2], [3, 4]], 0)
+        ([6, 7, 8, 9], [[2, 4]], 1)
     """
+    return join_chunks(encode_chunks(rows, template, format, max_length, overlong))
+
+
+def encode_chunks(
+    rows: Iterable[Row | Reject],
+    template: ChatTemplate | None,
+    format: FormatFunction | None = None,
+    max_length: int = 2048,
+    overlong: Overlong = "truncate",
+) -> Iterator[EncodedRows]:
+    """As `encode_rows`, some rows at a time: at least one chunk, which may be empty."""
     # Once the tokenizer has used threads, a forked data worker would warn; it never tokenises.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    ids, row_edges, spans, span_edges = array("i"), array("q", [0]), array("i"), array("q", [0])
-    weights = array("f")
-    read = dropped = truncated = 0
-    for origin, weight, encoded in _encoded(rows, template, format):
-        read += 1
-        length = len(encoded.ids)
-        if length > max_length:
-            if overlong == "raise":
-                raise UserError(
-                    f"{origin}: {length} tokens, more than max_length {max_length}; raise it, or set "
-                    "overlong to truncate or drop"
-                )
-            if overlong == "drop":
-                dropped += 1
-                continue
-            truncated += 1
-        kept = _supervised_spans(encoded.spans, max_length)
-        if not kept:
-            raise UserError(f"{origin}: {_why_unsupervised(encoded, max_length)}")
-        ids.extend(encoded.ids[:max_length])
-        row_edges.append(len(ids))
-        spans.extend(itertools.chain.from_iterable(kept))
-        span_edges.append(len(spans) // 2)
-        weights.append(weight)
-    return EncodedRows(
-        np.array(ids, dtype=np.int32),
-        np.array(row_edges, dtype=np.int64),
-        np.array(spans, dtype=np.int32).reshape(-1, 2),
-        np.array(span_edges, dtype=np.int64),
-        np.array(weights, dtype=np.float32),
-        Counts(read, read - dropped, dropped, truncated),
+    prepared = (_prepare(row, template, format) for row in rows)
+    batches = iter(lambda: list(itertools.islice(prepared, _BATCH)), [])
+    encode = partial(_encode_chunk, template=template, max_length=max_length, overlong=overlong)
+    yield encode([])
+    yield from _overlapped(encode, batches)
+
+
+def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Apply a function to items in a thread while the next item is made in this one; the results in their order.
+
+    The tokenizer runs without Python's lock, on all cores; reading and rendering need it. Together they take the time
+    of the longer of the two.
+    """
+    thread = ThreadPoolExecutor(1)
+    running: Future[U] | None = None
+    try:
+        for item in items:
+            following = thread.submit(function, item)
+            if running is not None:
+                yield running.result()
+            running = following
+        if running is not None:
+            yield running.result()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class _Prepared(NamedTuple):
+    """A row that waits for the tokenizer."""
+
+    origin: str
+    weight: float
+    content: TokenRow | Rendering
+
+
+def _prepare(row: Row | Reject, template: ChatTemplate | None, format: FormatFunction | None) -> _Prepared | Reject:
+    if isinstance(row, Reject):
+        return row
+    try:
+        weight = row_weight(row.fields)  # first: a user's format may change the fields
+        example = parse(row.fields, row.format or format)
+    except UserError as error:
+        return _reject(row.origin, error, "other")
+    if isinstance(example, TokenRow):
+        return _Prepared(row.origin, weight, example)
+    if template is None:
+        raise UserError(f"{row.origin}: to encode text data.tokenizer must name a tokenizer")
+    try:
+        return _Prepared(row.origin, weight, template.render(example))
+    except UserError as error:
+        return _reject(row.origin, error, "template")
+
+
+def _reject(origin: str, error: UserError, kind: RejectKind) -> Reject:
+    """The reject for an error; `kind` if the error does not say its own."""
+    return Reject(origin, error.kind if isinstance(error, RowError) else kind, str(error))
+
+
+def _encode_chunk(
+    batch: Sequence[_Prepared | Reject], template: ChatTemplate | None, max_length: int, overlong: Overlong
+) -> EncodedRows:
+    columns: dict[str, list[Any]] = {"ids": [], "lengths": [], "spans": [], "turns": [], "weights": [], "places": []}
+    rejects: list[Reject] = []
+    dropped = truncated = turns_lost = 0
+    for place, (item, encoded) in enumerate(zip(batch, _tokenise(batch, template), strict=True)):
+        cut = encoded if isinstance(encoded, Reject) else _cut(item.origin, encoded, max_length, overlong)
+        if isinstance(cut, Reject):
+            rejects.append(cut)
+        elif cut is None:
+            dropped += 1
+        else:
+            assert isinstance(item, _Prepared)
+            columns["ids"].append(cut.ids)
+            columns["lengths"].append(len(cut.ids))
+            columns["spans"] += cut.spans
+            columns["turns"].append(len(cut.spans))
+            columns["weights"].append(item.weight)
+            columns["places"].append(place)
+            truncated += cut.truncated
+            turns_lost += cut.turns_lost
+    kept = len(batch) - dropped - len(rejects)
+    kinds = Counter(reject.kind for reject in rejects)
+    return from_columns(
+        {
+            "ids": np.concatenate([np.zeros(0, dtype=np.int32), *columns["ids"]]),
+            "lengths": np.array(columns["lengths"], dtype=np.int64),
+            "spans": np.array(columns["spans"], dtype=np.int32),
+            "turns": np.array(columns["turns"], dtype=np.int64),
+            "weights": np.array(columns["weights"], dtype=np.float32),
+            "places": np.array(columns["places"], dtype=np.int64),
+        },
+        Counts(len(batch), kept, dropped, truncated, turns_lost, dict(kinds)),
+        [reject for reject in rejects if reject.kind != "left out"],
     )
 
 
-def _supervised_spans(spans: Iterable[Span], length: int) -> list[Span]:
-    """The spans inside the first `length` tokens. A row's first token has nothing before it to be predicted from."""
-    clipped = ((max(start, 1), min(end, length)) for start, end in spans)
+class _Cut(NamedTuple):
+    """A row after its length was seen to."""
+
+    ids: NDArray[np.int32]
+    spans: list[Span]
+    truncated: bool
+    turns_lost: int
+
+
+def _cut(origin: str, encoded: Encoded, max_length: int, overlong: Overlong) -> _Cut | Reject | None:
+    """Cut a row if it is too long; None if it is dropped."""
+    length = len(encoded.ids)
+    too_long = length > max_length
+    if too_long and overlong == "raise":
+        raise UserError(
+            f"{origin}: {length} tokens, more than max_length {max_length}; raise it, or set "
+            "overlong to truncate, truncate_left or drop"
+        )
+    if too_long and overlong == "drop":
+        return None
+    first = length - max_length if too_long and overlong == "truncate_left" else 0
+    last = min(length, first + max_length)
+    whole, spans = _supervised_spans(encoded.spans, 0, length), _supervised_spans(encoded.spans, first, last)
+    if not whole:
+        return Reject(origin, "no supervised token", "the row has no supervised token")
+    if not spans:
+        return Reject(origin, "too long", _why_unsupervised(encoded, max_length, overlong))
+    return _Cut(np.array(encoded.ids[first:last], dtype=np.int32), spans, too_long, len(whole) - len(spans))
+
+
+def _supervised_spans(spans: Iterable[Span], first: int, last: int) -> list[Span]:
+    """The spans inside the tokens from `first` to `last`, relative to `first`.
+
+    A row's first token has nothing before it to be predicted from. A turn that the cut at `first` left without its
+    first token, or without anything before it, would teach to begin an answer in its middle, or out of nothing.
+    """
+    whole = (span for span in spans if first == 0 or span[0] > first)
+    clipped = ((max(start - first, 1), min(end, last) - first) for start, end in whole)
     return [(start, end) for start, end in clipped if start < end]
 
 
-def _why_unsupervised(encoded: Encoded, max_length: int) -> str:
-    if _supervised_spans(encoded.spans, len(encoded.ids)):
-        return (
-            f"truncation to max_length {max_length} removed all supervised tokens (the row has "
-            f"{len(encoded.ids)} tokens, the first supervised one is number {encoded.spans[0][0] + 1}); "
-            "raise max_length or set overlong to drop"
-        )
-    return "the row has no supervised token"
+def _why_unsupervised(encoded: Encoded, max_length: int, overlong: Overlong) -> str:
+    number = 0 if overlong == "truncate" else -1
+    end = "first supervised one" if overlong == "truncate" else "last supervised turn's first one"
+    return (
+        f"truncation to max_length {max_length} removed all supervised tokens (the row has {len(encoded.ids)} tokens, "
+        f"the {end} is number {encoded.spans[number][0] + 1}); raise max_length or set overlong to drop"
+    )
 
 
-def _encoded(
-    rows: Iterable[Row], template: ChatTemplate | None, format: FormatFunction | None
-) -> Iterator[tuple[str, float, Encoded]]:
-    """Origin, weight and encoding of every row."""
-    iterator = iter(rows)
-    while batch := list(itertools.islice(iterator, _BATCH)):
-        weights, examples = [], []
-        for row in batch:
-            weights.append(_named(row.origin, row_weight, row.fields))  # first: a user's format may change the fields
-            examples.append(_named(row.origin, parse, row.fields, format))
-        origins = [row.origin for row in batch]
-        yield from zip(origins, weights, _encode_batch(batch, examples, template), strict=True)
+def _tokenise(batch: Sequence[_Prepared | Reject], template: ChatTemplate | None) -> Iterator[Encoded | Reject]:
+    """What each row of a batch is in tokens."""
+    chats = [row for row in batch if isinstance(row, _Prepared) and not isinstance(row.content, TokenRow)]
+    encoded = iter(_tokenise_chats(chats, template) if template is not None and chats else [])
+    for row in batch:
+        if isinstance(row, Reject):
+            yield row
+        elif isinstance(row.content, TokenRow):
+            yield _encode_tokens(row.content)
+        else:
+            yield next(encoded)
 
 
-def _encode_batch(rows: Sequence[Row], examples: Sequence[Example], template: ChatTemplate | None) -> list[Encoded]:
-    places = [place for place, example in enumerate(examples) if not isinstance(example, TokenRow)]
-    if places and template is None:
-        raise UserError(f"{rows[places[0]].origin}: to encode text data.tokenizer must name a tokenizer")
-    encoded: list[Encoded] = [
-        _encode_tokens(example) if isinstance(example, TokenRow) else Encoded([], []) for example in examples
-    ]
-    if template is None or not places:
-        return encoded
-    renderings = [_named(rows[place].origin, template.render, examples[place]) for place in places]
+def _tokenise_chats(rows: Sequence[_Prepared], template: ChatTemplate) -> list[Encoded | Reject]:
+    renderings: list[Any] = [row.content for row in rows]
     try:
-        chats = template.encode(renderings)
-    except UserError:  # one by one to find the row
-        chats = [
-            _named(rows[place].origin, template.encode, [rendering])[0]
-            for place, rendering in zip(places, renderings, strict=True)
-        ]
-    for place, chat in zip(places, chats, strict=True):
-        encoded[place] = chat
-    return encoded
+        return list(template.encode(renderings))
+    except UserError as error:
+        if len(rows) == 1:
+            return [_reject(rows[0].origin, error, "template")]
+    return [one for row in rows for one in _tokenise_chats([row], template)]  # to find the row
 
 
 def _encode_tokens(row: TokenRow) -> Encoded:
@@ -199,11 +377,3 @@ def _encode_tokens(row: TokenRow) -> Encoded:
         row.input_ids,
         list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True)),
     )
-
-
-def _named(origin: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function so that its complaint names the row."""
-    try:
-        return function(*arguments)
-    except UserError as error:
-        raise UserError(f"{origin}: {error}") from error.__cause__

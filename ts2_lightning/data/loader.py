@@ -3,26 +3,29 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoding import EncodedRows
-from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, steps_per_epoch
+from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.types import Batch
 
 
 class _Batches(Dataset[Batch]):
     """Collates the rows of a micro-batch; this is what runs in the worker processes."""
 
-    def __init__(self, rows: EncodedRows, pad_id: int) -> None:
+    def __init__(self, rows: EncodedRows, pad_id: int, capacity: float | None) -> None:
         self._rows = rows
         self._pad_id = pad_id
+        self._capacity = capacity
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [self._rows[index] for index in micro_batch.rows]
-        return collate(rows, micro_batch.rows, micro_batch.divisor, self._pad_id)
+        return collate(rows, micro_batch.rows, micro_batch.divisor, self._pad_id, self._capacity)
 
 
 class _Planned(Sampler[MicroBatch]):
@@ -50,6 +53,7 @@ class BatchLoader:
         length: how many there are in a whole epoch.
         pad_id: token id of the padding.
         num_workers: processes that collate; 0 collates in the main process.
+        capacity: tokens of a sequence, at most, for packing (see `collate`); None does not pack.
     """
 
     def __init__(
@@ -59,10 +63,11 @@ class BatchLoader:
         length: int,
         pad_id: int = 0,
         num_workers: int = 0,
+        capacity: float | None = None,
     ) -> None:
         self._length = length
         self._loader: DataLoader[Batch] = DataLoader(
-            _Batches(rows, pad_id),
+            _Batches(rows, pad_id, capacity),
             sampler=_Planned(plan),
             batch_size=None,
             collate_fn=_identity,
@@ -104,6 +109,8 @@ class TrainLoader(BatchLoader):
         trainer: whose progress is followed; None always starts at the first epoch.
         pad_id: token id of the padding.
         num_workers: processes that collate.
+        capacity: tokens of a sequence, at most, for packing; None does not pack.
+        times: [R] how often each row comes in an epoch (see `plan.epoch_order`); None is once.
     """
 
     def __init__(
@@ -115,11 +122,13 @@ class TrainLoader(BatchLoader):
         trainer: Trainer | None = None,
         pad_id: int = 0,
         num_workers: int = 0,
+        capacity: float | None = None,
+        times: NDArray[np.floating] | None = None,
     ) -> None:
         self._shape, self._rank, self._seed, self._trainer = shape, rank, seed, trainer
-        self._lengths, self._supervised = rows.lengths, rows.supervised
-        length = steps_per_epoch(len(rows), shape.batch_size) * shape.accumulation
-        super().__init__(rows, self._plan, length, pad_id, num_workers)
+        self._lengths, self._supervised, self._times = rows.lengths, rows.supervised, times
+        length = steps_per_epoch(rows_per_epoch(len(rows), times), shape.batch_size) * shape.accumulation
+        super().__init__(rows, self._plan, length, pad_id, num_workers, capacity)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -136,7 +145,9 @@ class TrainLoader(BatchLoader):
 
     def _plan(self) -> Iterator[MicroBatch]:
         epoch, step = self.position
-        return epoch_plan(self._lengths, self._supervised, self._shape, self._rank, self._seed, epoch, first_step=step)
+        return epoch_plan(
+            self._lengths, self._supervised, self._shape, self._rank, self._seed, epoch, step, self._times
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: having it tells Lightning that this loader can be resumed."""

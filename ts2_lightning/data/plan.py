@@ -1,10 +1,12 @@
 """Which rows form which batch: pure functions.
 
 The rows of optimizer step k of an epoch depend only on the number of rows, the seed, the epoch and the rows per
-step. Ranks and micro-batches only split those rows, so any split of a step sums the same losses over the same
-divisor, and a run resumed with another split replays exactly the steps that it has not done.
+step, and on how often each row comes. Ranks, micro-batches and packing only split those rows, so any split of a step
+sums the same losses over the same divisor, and a run resumed with another split replays exactly the steps that it has
+not done.
 """
 
+import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,13 +31,15 @@ class Shape(NamedTuple):
 
     Attributes:
         batch_size: rows per optimizer step.
-        micro_batch_size: rows per forward pass on one rank, at most.
+        micro_batch_size: rows per forward pass on one rank, at most; with packing, in the mean of a step.
         world_size: ranks that hold different rows.
+        packed: whether the rows of a micro-batch are packed. Then its cost is its tokens, and those are balanced.
     """
 
     batch_size: int
     micro_batch_size: int
     world_size: int = 1
+    packed: bool = False
 
     @property
     def accumulation(self) -> int:
@@ -47,9 +51,47 @@ def _divided_up(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of the rows in an epoch: [rows], each index once."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+def epoch_order(rows: int, seed: int, epoch: int, times: NDArray[np.floating] | None = None) -> NDArray[np.int64]:
+    """The order of the rows in an epoch.
+
+    Args:
+        rows: how many there are.
+        seed: of the order.
+        epoch: 0-based; each has another order.
+        times: [rows] how often each row comes, >= 0: as often as the whole part says, and for the fraction once more
+            in some epochs, drawn anew for each. None is once.
+
+    Returns:
+        [`rows_per_epoch`] indices; without `times` each once.
+
+    Example:
+        >>> times = np.array([0.5, 0.5, 0.5, 0.5, 1, 2])
+        >>> [sorted(epoch_order(6, seed=0, epoch=epoch, times=times).tolist()) for epoch in (0, 1)]
+        [[2, 3, 4, 5, 5], [1, 3, 4, 5, 5]]
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if times is None:
+        return generator.permutation(rows)
+    whole = np.repeat(np.arange(rows), np.floor(times).astype(np.int64))
+    extra = [generator.choice(group, count, replace=False) for group, count in _fractions(times)]
+    return generator.permutation(np.concatenate([whole, *extra]))
+
+
+def rows_per_epoch(rows: int, times: NDArray[np.floating] | None = None) -> int:
+    """How many rows an epoch has, repetitions counted: the same number in every epoch.
+
+    Of the rows with the same `times`, n x fraction come once more in an epoch, rounded.
+    """
+    if times is None:
+        return rows
+    return int(np.floor(times).astype(np.int64).sum()) + sum(count for _, count in _fractions(times))
+
+
+def _fractions(times: NDArray[np.floating]) -> list[tuple[NDArray[np.int64], int]]:
+    """Rows with the same fraction of a time, and how many of them an epoch has."""
+    times = np.asarray(times, dtype=np.float64)
+    groups = [np.flatnonzero(times == value) for value in np.unique(times[times % 1 > 0])]
+    return [(group, round(len(group) * float(times[group[0]] % 1))) for group in groups]
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
@@ -66,7 +108,9 @@ def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: Shape
     """Split the rows of a step over micro-batches and ranks.
 
     Rows of like length share a micro-batch, and the ranks' micro-batches of the same turn are neighbours, so there is
-    little padding and little waiting. The longest come first: what does not fit in memory fails at once.
+    little padding and little waiting. Rows that are packed cost their tokens, however many they are; then all
+    micro-batches get equally many tokens: no two differ by more than the shortest row of the larger one. The largest
+    come first: what does not fit in memory fails at once.
 
     Args:
         rows: rows of the step.
@@ -74,12 +118,26 @@ def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: Shape
         shape: how steps are split.
 
     Returns:
-        `[micro-batch][rank]`: row indices, at most `micro_batch_size` of them, as evenly spread as can be.
+        `[micro-batch][rank]`: row indices. Not packed they are at most `micro_batch_size`, as evenly spread as can be.
     """
     longest_first = rows[np.lexsort((rows, -lengths[rows]))]
-    parts = np.array_split(longest_first, shape.accumulation * shape.world_size)
-    groups = [tuple(part.tolist()) for part in parts]
+    count = shape.accumulation * shape.world_size
+    if shape.packed:
+        groups = _balanced(longest_first.tolist(), lengths, count)
+    else:
+        groups = [tuple(part.tolist()) for part in np.array_split(longest_first, count)]
     return [groups[start : start + shape.world_size] for start in range(0, len(groups), shape.world_size)]
+
+
+def _balanced(longest_first: list[int], lengths: NDArray[np.int64], count: int) -> list[tuple[int, ...]]:
+    """Rows in groups of almost equally many tokens: each goes to the group that has the fewest. Largest group first."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]  # a heap
+    for row in longest_first:
+        load, number = loads[0]
+        groups[number].append(row)
+        heapq.heapreplace(loads, (load + int(lengths[row]), number))
+    return [tuple(groups[number]) for _, number in sorted(loads, key=lambda entry: (-entry[0], entry[1]))]
 
 
 def epoch_plan(
@@ -90,6 +148,7 @@ def epoch_plan(
     seed: int = 0,
     epoch: int = 0,
     first_step: int = 0,
+    times: NDArray[np.floating] | None = None,
 ) -> Iterator[MicroBatch]:
     """The micro-batches of one rank from a step of an epoch to the epoch's end.
 
@@ -101,12 +160,13 @@ def epoch_plan(
         seed: of the order.
         epoch: 0-based; each has another order.
         first_step: steps of the epoch that are done already.
+        times: [R] how often each row comes (see `epoch_order`).
 
     Yields:
         `shape.accumulation` micro-batches per step, on every rank equally many.
     """
-    order = epoch_order(len(lengths), seed, epoch)
-    for step in range(first_step, steps_per_epoch(len(lengths), shape.batch_size)):
+    order = epoch_order(len(lengths), seed, epoch, times)
+    for step in range(first_step, steps_per_epoch(len(order), shape.batch_size)):
         rows = step_rows(order, step, shape.batch_size)
         divisor = int(supervised[rows].sum())
         for ranks in split_step(rows, lengths, shape):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ts2_lightning.data.formats import Message
-from ts2_lightning.types import UserError
+from ts2_lightning.types import RowError
 
 Span = tuple[int, int]
 """Start and end (exclusive)."""
@@ -57,7 +57,7 @@ def template_pieces(render: Render, roles: Sequence[str]) -> tuple[str, ...]:
         R + 1 strings, any of which may be empty.
 
     Raises:
-        UserError: if a content does not come out exactly once and in its place.
+        RowError: if a content does not come out exactly once and in its place.
     """
     sentinels = [f"\ue000{number}\ue001" for number in range(len(roles))]
     text = render([{"role": role, "content": mark} for role, mark in zip(roles, sentinels, strict=True)])
@@ -66,10 +66,10 @@ def template_pieces(render: Render, roles: Sequence[str]) -> tuple[str, ...]:
         found = text.count(mark)
         if found != 1:
             fate = "drops" if found == 0 else "repeats"
-            raise UserError(f"the chat template {fate} the content of message {number} ({role})")
+            raise RowError(f"the chat template {fate} the content of message {number} ({role})", "template")
         start = text.find(mark, position)
         if start < 0:
-            raise UserError(f"the chat template moves the content of message {number} ({role})")
+            raise RowError(f"the chat template moves the content of message {number} ({role})", "template")
         pieces.append(text[position:start])
         position = start + len(mark)
     return (*pieces, text[position:])
@@ -98,7 +98,7 @@ def locate_contents(text: str, pieces: Sequence[str], messages: Sequence[Message
         R spans of characters.
 
     Raises:
-        UserError: if the text is not exactly the pieces around the contents.
+        RowError: if the text is not exactly the pieces around the contents.
     """
     spans = []
     position = len(pieces[0])
@@ -113,7 +113,9 @@ def locate_contents(text: str, pieces: Sequence[str], messages: Sequence[Message
                 position = end + len(following)
                 break
         else:
-            raise UserError(f"the chat template rewrites the content of message {number} ({message['role']})")
+            raise RowError(
+                f"the chat template rewrites the content of message {number} ({message['role']})", "template"
+            )
     return spans
 
 
@@ -127,7 +129,7 @@ def find_turns(text: str, contents: Sequence[Span], messages: Sequence[Message],
         control: matches any control token.
 
     Raises:
-        UserError: if no control token closes a turn of the assistant, or different ones do.
+        RowError: if no control token closes a turn of the assistant, or different ones do.
     """
     edges = [(0, 0), *contents, (len(text), len(text))]
     between = [
@@ -140,14 +142,15 @@ def find_turns(text: str, contents: Sequence[Span], messages: Sequence[Message],
             continue
         closing = between[number]
         if not closing:
-            raise UserError(
+            raise RowError(
                 f"the chat template does not close the assistant's turn (message {number}) with a special token "
-                "of the tokenizer, so a model could not learn to stop"
+                "of the tokenizer, so a model could not learn to stop",
+                "template",
             )
         turns.append(Turn(start, closing[0][0], text[slice(*closing[0])]))
     if len({turn.control for turn in turns}) > 1:
         kinds = " and ".join(sorted({turn.control for turn in turns}))
-        raise UserError(f"the chat template closes the assistant's turns with different tokens: {kinds}")
+        raise RowError(f"the chat template closes the assistant's turns with different tokens: {kinds}", "template")
     controls = tuple(span for spans in between for span in spans)
     plain = tuple(match.span() for match in control.finditer(text)) == controls
     return Rendering(text, controls, tuple(turns), plain)

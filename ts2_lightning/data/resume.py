@@ -1,7 +1,7 @@
 """Exact resumption of the training plan: is it still the same plan, and does Lightning count as the plan does?
 
 The rows' weights do not change which batches come, but what is learnt from them: with other weights it would not be
-the same run, so they belong to the plan's identity.
+the same run, so they belong to the plan's identity. Packing, ranks and micro-batches do not: they only split a step.
 
 Which batches come next follows from the optimizer steps done (see `loader.TrainLoader`). Lightning keeps counts of its
 own, of micro-batches and of epochs, which decide when an epoch ends; they are set right here.
@@ -10,6 +10,7 @@ own, of micro-batches and of epochs, which decide when an epoch ends; they are s
 import hashlib
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
@@ -17,12 +18,15 @@ from ts2_lightning.data.encoding import EncodedRows
 from ts2_lightning.types import UserError
 
 
-def plan_state(rows: EncodedRows, seed: int, batch_size: int) -> dict[str, Any]:
+def plan_state(
+    rows: EncodedRows, seed: int, batch_size: int, times: NDArray[np.floating] | None = None
+) -> dict[str, Any]:
     """What determines the plan and the weights of its rows, as plain values for a checkpoint."""
     return {
         "rows": len(rows),
         "lengths of rows": _digest(rows.lengths, rows.supervised),
         "weights of rows": _digest(rows.weights) if rows.weighted else None,
+        "times of rows": None if times is None else _digest(np.asarray(times, dtype=np.float64)),
         "seed": seed,
         "batch_size": batch_size,
     }

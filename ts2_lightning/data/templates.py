@@ -2,71 +2,45 @@
 
 Supervised are, in every turn of the assistant, the content and what follows it up to and including the control
 token that closes the turn; never the template's text before the content or after the closing token (a newline,
-an empty thinking block).
+an empty thinking block). Whatever a turn of the assistant consists of is its content: a call of a tool, or a thought,
+is learnt if it is written there, as the text that the model is to produce.
 """
 
+import hashlib
 import itertools
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jinja2 import TemplateError
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.formats import Message
 from ts2_lightning.data.naming import unknown_name
-from ts2_lightning.data.rendering import Rendering, Span, find_turns, locate_contents, template_pieces
-from ts2_lightning.types import UserError
+from ts2_lightning.data.rendering import Rendering, Span, Turn, find_turns, locate_contents, template_pieces
+from ts2_lightning.types import RowError, UserError
 
-_LLAMA3 = (
-    "{% for message in messages %}{% if loop.first %}<|begin_of_text|>{% endif %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n{{ message['content'] | trim }}<|eot_id|>"
-    "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-)
-_CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
-)
-_PLAIN = (
-    "{{ bos_token or '' }}{% for message in messages %}"
-    "{{ message['role'] | capitalize }}:{{ '\\n' }}{{ message['content'] | trim }}{{ eos_token }}"
-    "{% endfor %}{% if add_generation_prompt %}Assistant:{{ '\\n' }}{% endif %}"
-)
+TrainOn = Literal["all", "last"]
+"""Whether every turn of the assistant is learnt, or only the last one of a conversation."""
 
 
-class BundledTemplate(NamedTuple):
-    """A template that does not come with a tokenizer."""
+class _Control(NamedTuple):
+    """A token that only a template may write."""
 
-    jinja: str
-    controls: tuple[str, ...]  # strings that must be single tokens of the tokenizer
-
-
-TEMPLATES: dict[str, BundledTemplate] = {
-    "llama3": BundledTemplate(_LLAMA3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
-    "chatml": BundledTemplate(_CHATML, ("<|im_start|>", "<|im_end|>")),
-    "plain": BundledTemplate(_PLAIN, ()),
-}
-"""The templates that can be chosen by name. Llama-3's own layout, Qwen's (without its default system turn), and one
-that needs no special token but the end of text: `User:`, a new line, the content, eos."""
-
-
-def register_template(name: str, jinja: str, controls: Sequence[str] = ()) -> None:
-    """Make a jinja chat template known by a name.
-
-    Args:
-        name: for `data.template`.
-        jinja: the source; it sees what transformers gives (`messages`, `add_generation_prompt`, `bos_token`, ...).
-        controls: strings that must be single tokens of the tokenizer.
-    """
-    TEMPLATES[name] = BundledTemplate(jinja, tuple(controls))
+    number: int
+    lstrip: bool = False  # whether it takes in white space before it, as Phi 4's do
+    rstrip: bool = False  # and after it
 
 
 class Encoded(NamedTuple):
-    """Tokens of one row and the spans of them that are learnt, one span per turn of the assistant."""
+    """Tokens of one row and the spans of them that are learnt, one span per learnt turn of the assistant."""
 
     ids: list[int]
     spans: list[Span]
@@ -84,16 +58,39 @@ class ChatTemplate:
         jinja: the template's source.
         tokenizer: a fast tokenizer.
         controls: strings that must be single tokens of the tokenizer.
+        train_on: `all` turns of the assistant, or the `last` one.
+        train_on_end: whether the token that closes a turn is learnt. A model that has not learnt it elsewhere does
+            not stop.
 
     Attributes:
         jinja: source that plain transformers can use for the trained model.
-        end_of_turn_ids: ids of the tokens that close a turn of the assistant; generation stops at them.
+        end_of_turn_ids: ids of the tokens that close a turn of the assistant; generation stops at them, learnt here
+            or not.
 
     Raises:
-        UserError: if the template cannot be masked or its control strings are not single tokens.
+        UserError: if the template cannot be masked, its control strings are no single tokens, or `train_on` is neither.
+
+    Example:
+        >>> from ts2_lightning.data.toyworld import build_tokenizer
+        >>> template = ChatTemplate("toyworld", build_tokenizer().chat_template, build_tokenizer())
+        >>> question = [{"role": "user", "content": "name a fruit"}]
+        >>> rendering = template.render([*question, {"role": "assistant", "content": "the answer is plum ."}])
+        >>> [(ids, spans)] = template.encode([rendering])
+        >>> [template.tokenizer.decode(ids[start:end]) for start, end in spans]
+        ['the answer is plum . <|end|>']
     """
 
-    def __init__(self, name: str, jinja: str, tokenizer: PreTrainedTokenizerBase, controls: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        jinja: str,
+        tokenizer: PreTrainedTokenizerBase,
+        controls: Sequence[str] = (),
+        train_on: TrainOn = "all",
+        train_on_end: bool = True,
+    ) -> None:
+        if train_on not in get_args(TrainOn):
+            raise unknown_name("train_on", train_on, get_args(TrainOn))
         if not tokenizer.is_fast:
             raise UserError(
                 f"the tokenizer {type(tokenizer).__name__} is not a fast one (tokenizer.json), "
@@ -102,12 +99,15 @@ class ChatTemplate:
         self.name = name
         self.jinja = jinja
         self.tokenizer = tokenizer
+        self.train_on: TrainOn = train_on
+        self.train_on_end = train_on_end
         self._controls = tuple(controls)
         self._special = _special_tokens(tokenizer, self._controls, name)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._pieces = lru_cache(maxsize=1024)(lambda roles: template_pieces(self._render, roles))
-        self._swallowed = 0  # characters of the template that belong to an answer's first token
+        self._lead = 0  # characters of white space before an answer that are learnt with it
+        self._probed = ""
         self.end_of_turn_ids: tuple[int, ...] = ()
         try:
             self._probe()
@@ -115,23 +115,51 @@ class ChatTemplate:
             raise UserError(f"template {name!r} cannot be used with this tokenizer: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.name, self.jinja, self.tokenizer, self._controls)
+        arguments = (self.name, self.jinja, self.tokenizer, self._controls, self.train_on, self.train_on_end)
+        return type(self), arguments
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest that changes with whatever changes ids or spans, but for the code: source, tokenizer, options.
+
+        The rendering of a conversation belongs to it: some templates write the day's date.
+        """
+        tokenizer: Any = self.tokenizer
+        parts = [
+            self.jinja,
+            self._probed,
+            {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+            self._special,
+            self.train_on,
+            self.train_on_end,
+            tokenizer.backend_tokenizer.to_str(),
+        ]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _probe(self) -> None:
         """Encode a conversation to learn how turns end, and whether prompts for generation fit the training."""
         prompt: list[Message] = [{"role": "user", "content": "Hello"}]
         rendering = self.render([*prompt, {"role": "assistant", "content": "Hello"}])
-        encoding = self._encode_texts([rendering.text])[0]
-        start = rendering.turns[0].start
-        first = _token_at(encoding.offsets, start)
-        self._swallowed = max(0, start - encoding.offsets[first][0])
-        self.end_of_turn_ids = (self._special[rendering.turns[0].control],)
+        self._probed = rendering.text
+        self._lead = self._leading_space(rendering, self._render(prompt, add_generation_prompt=True))
+        self.end_of_turn_ids = (self._special[rendering.turns[0].control].number,)
         trained, generated = self.render_prompt(prompt), self._generation_prompt(prompt)
         if trained != generated:
             rank_zero_warn(
                 f"template {self.name!r}: in training an answer follows {self.tokenizer.decode(trained)!r}, but "
                 f"the template's generation prompt gives {self.tokenizer.decode(generated)!r}; sample with the former",
             )
+
+    def _leading_space(self, rendering: Rendering, prompt: str) -> int:
+        """Characters before an answer that are the model's to produce.
+
+        These are white space after the template's own prompt, and, in SentencePiece, the space that is part of a word.
+        """
+        text, start = rendering.text, rendering.turns[0].start
+        after_prompt = text[len(prompt) : start] if text.startswith(prompt) else ""
+        offsets = self._encode_texts([text])[0].offsets
+        in_token = start - offsets[_token_at(offsets, start)][0]
+        return max(in_token, len(after_prompt) if after_prompt.isspace() else 0)
 
     def _generation_prompt(self, messages: list[Message]) -> list[int]:
         text = self._render(messages, add_generation_prompt=True)
@@ -148,13 +176,13 @@ class ChatTemplate:
         except TemplateError as error:
             reason = " ".join(str(error).split())
             roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"the chat template refuses messages of the roles {roles} ({reason})") from None
+            raise RowError(f"the chat template refuses messages of the roles {roles} ({reason})", "template") from None
 
     def render(self, messages: list[Message]) -> Rendering:
         """Render a conversation and find its turns.
 
         Raises:
-            UserError: if the template refuses the conversation or does more to a content than to strip it.
+            RowError: if the template refuses the conversation or does more to a content than to strip it.
         """
         pieces = self._pieces(tuple(message["role"] for message in messages))
         text = self._render(messages)
@@ -164,7 +192,7 @@ class ChatTemplate:
         """Tokenise renderings, many at once.
 
         Raises:
-            UserError: if a turn's closing token is not found where the template wrote it.
+            RowError: if a turn's closing token is not found where the template wrote it.
         """
         encodings = self._encode_texts([rendering.text for rendering in renderings])
         return [
@@ -195,19 +223,30 @@ class ChatTemplate:
         )
         return batch.encodings
 
-    def _encode_one(self, rendering: Rendering, encoding: Any) -> Encoded:
-        offsets = encoding.offsets
-        cuts = [turn.start for turn in rendering.turns if self._must_cut(rendering.text, turn.start, offsets)]
-        if rendering.plain and not cuts:
-            return self._spans(rendering, encoding.ids, offsets)
-        return self._spans(rendering, *self._encode_pieces(rendering, cuts))
+    @cached_property
+    def _inside(self) -> Tokenizer:
+        """Encodes a part of a text, special tokens unparsed, without the space that SentencePiece puts first."""
+        tokenizer: Any = self.tokenizer
+        source = tokenizer.backend_tokenizer.to_str()
+        backend = Tokenizer.from_str(source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
+        backend.encode_special_tokens = True
+        return backend
 
-    def _must_cut(self, text: str, start: int, offsets: list[Span]) -> bool:
-        """Whether tokens run across the start of an assistant's content, which generation keeps apart."""
-        if self._swallowed:  # SentencePiece: the space before a word is part of its token, in generation too
-            return False
-        white_space_merges = text[start - 1].isspace() and text[start].isspace()
-        return white_space_merges or offsets[_token_at(offsets, start)][0] < start
+    def _encode_one(self, rendering: Rendering, encoding: Any) -> Encoded:
+        ids, offsets = encoding.ids, encoding.offsets
+        if not rendering.plain:
+            ids, offsets = self._encode_pieces(rendering, [])
+        starts = [self._start(rendering.text, turn) for turn in rendering.turns]
+        # In generation no token reaches from the prompt into the answer.
+        cuts = [start for start in starts if offsets[_token_at(offsets, start)][0] < start]
+        if cuts:
+            ids, offsets = self._encode_pieces(rendering, cuts)
+        return self._spans(rendering, ids, offsets)
+
+    def _start(self, text: str, turn: Turn) -> int:
+        """Where what is learnt of a turn begins."""
+        before = turn.start - self._lead
+        return before if text[before : turn.start].isspace() else turn.start
 
     def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> tuple[list[int], list[Span]]:
         """Encode the text between the template's control tokens as nothing but text, cut at `cuts` too."""
@@ -216,33 +255,45 @@ class ChatTemplate:
         offsets: list[Span] = []
         for start, end in [*rendering.controls, (len(text), len(text))]:
             control = self._special.get(text[start:end])
-            edges = [position, *(cut for cut in cuts if position < cut < start), start]
+            end_of_text = start
+            if control is not None and control.lstrip:
+                end_of_text = position + len(text[position:start].rstrip())
+            edges = [position, *(cut for cut in cuts if position < cut < end_of_text), end_of_text]
             for left, right in itertools.pairwise(edges):
-                [encoding] = self._encode_texts([text[left:right]], as_text=True)
+                part = text[left:right]
+                encoding = (
+                    self._inside.encode(part, add_special_tokens=False)
+                    if left
+                    else self._encode_texts([part], as_text=True)[0]
+                )
                 ids += encoding.ids
                 offsets += [(left + first, left + last) for first, last in encoding.offsets]
-            if control is not None:
-                ids.append(control)
-                offsets.append((start, end))
             position = end
+            if control is not None:
+                if control.rstrip:
+                    kept = next((cut for cut in cuts if cut >= end), len(text))
+                    position = kept - len(text[end:kept].lstrip())
+                ids.append(control.number)
+                offsets.append((end_of_text, position))
         self._check_text(ids, len(rendering.controls))
         return ids, offsets
 
     def _check_text(self, ids: list[int], written: int) -> None:
         """Make sure that no control token came from a content. Characters that are unknown may well do."""
-        forbidden = set(self._special.values()) - {self.tokenizer.unk_token_id}
+        forbidden = {control.number for control in self._special.values()} - {self.tokenizer.unk_token_id}
         found = sum(number in forbidden for number in ids)
         if found != written:
-            raise UserError("a content has the text of a control token, which this tokenizer cannot encode as text")
+            reason = "a content has the text of a control token, which this tokenizer cannot encode as text"
+            raise RowError(reason, "template")
 
     def _spans(self, rendering: Rendering, ids: list[int], offsets: list[Span]) -> Encoded:
         spans = []
-        for turn in rendering.turns:
-            start = _token_at(offsets, turn.start - self._swallowed)
+        for turn in rendering.turns if self.train_on == "all" else rendering.turns[-1:]:
+            start = _token_at(offsets, self._start(rendering.text, turn))
             close = _token_at(offsets, turn.close)
-            if close == len(ids) or ids[close] != self._special[turn.control]:
-                raise UserError(f"the tokenizer does not give {turn.control} a token of its own")
-            spans.append((start, close + 1))
+            if close == len(ids) or ids[close] != self._special[turn.control].number:
+                raise RowError(f"the tokenizer does not give {turn.control} a token of its own", "template")
+            spans.append((start, close + self.train_on_end))
         return Encoded(ids, spans)
 
 
@@ -251,9 +302,12 @@ def _token_at(offsets: list[Span], position: int) -> int:
     return bisect_right(offsets, position, key=lambda offset: offset[1])
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str], template: str) -> dict[str, int]:
-    """Ids of the tokens that only a template may write: the tokenizer's special ones and the template's own."""
-    special = {token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+def _special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str], template: str) -> dict[str, _Control]:
+    """The tokens that only a template may write: the tokenizer's special ones and the template's own."""
+    added = tokenizer.added_tokens_decoder
+    special = {
+        token.content: _Control(number, token.lstrip, token.rstrip) for number, token in added.items() if token.special
+    }
     for control in controls:
         ids = tokenizer.encode(control, add_special_tokens=False)
         if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != control:
@@ -261,17 +315,22 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str],
                 f"template {template!r} needs {control} to be a single token, but the tokenizer makes {len(ids)} "
                 "of it; use a tokenizer that has it, or the template 'plain'"
             )
-        special[control] = ids[0]
+        token = added.get(ids[0])
+        special[control] = _Control(ids[0]) if token is None else _Control(ids[0], token.lstrip, token.rstrip)
     return special
 
 
-def make_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+def make_template(
+    name: str, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn = "all", train_on_end: bool = True
+) -> ChatTemplate:
     """The chat template of a name.
 
     Args:
         name: `tokenizer` (the tokenizer's own), `auto` (its own if it has one, else `plain`), a name in `TEMPLATES`,
             or a file that ends in `.jinja`.
         tokenizer: encodes it.
+        train_on: `all` turns of the assistant, or the `last` one.
+        train_on_end: whether the token that closes a turn is learnt.
 
     Raises:
         UserError: for an unknown name, or a template that cannot be used with this tokenizer.
@@ -279,19 +338,26 @@ def make_template(name: str, tokenizer: PreTrainedTokenizerBase) -> ChatTemplate
     own = _own_template(tokenizer)
     if name == "auto":
         name = "tokenizer" if own is not None else "plain"
+    jinja, controls = _source(name, own)
+    if name in TEMPLATES and "eos_token" in jinja and tokenizer.eos_token is None:
+        reason = "closes turns with the end-of-text token, but the tokenizer has no eos_token"
+        raise UserError(f"template {name!r} {reason}")
+    return ChatTemplate(name, jinja, tokenizer, controls, train_on, train_on_end)
+
+
+def _source(name: str, own: str | None) -> tuple[str, tuple[str, ...]]:
+    """Jinja and control strings of a template."""
     if name == "tokenizer":
         if own is None:
             raise UserError("template 'tokenizer': the tokenizer has no chat template of its own; use 'plain'")
-        return ChatTemplate(name, own, tokenizer)
+        return own, ()
     if name.endswith(".jinja"):
         if not Path(name).is_file():
             raise UserError(f"template: no file {name}")
-        return ChatTemplate(name, Path(name).read_text(encoding="utf-8"), tokenizer)
+        return Path(name).read_text(encoding="utf-8"), ()
     if name not in TEMPLATES:
         raise unknown_name("template", name, ["auto", "tokenizer", *TEMPLATES])
-    if name == "plain" and tokenizer.eos_token is None:
-        raise UserError("template 'plain' closes turns with the end-of-text token, but the tokenizer has no eos_token")
-    return ChatTemplate(name, TEMPLATES[name].jinja, tokenizer, TEMPLATES[name].controls)
+    return TEMPLATES[name].jinja, TEMPLATES[name].controls
 
 
 def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -1,6 +1,6 @@
 """Backbone and loss head as one module, so that one sharded wrapper gathers both."""
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ts2_lightning.engines import LossEngine, LossHead
@@ -25,11 +25,15 @@ class SFTNetwork(nn.Module):
         self.language_model = language_model
         self.loss_head = LossHead(output_head(language_model), loss, engine)
 
+    @property
+    def uses_flash_attention(self) -> bool:
+        """Whether attention is one of the flash kernels, of whatever name."""
+        return "flash" in (self.language_model.config._attn_implementation or "")
+
     def forward(self, batch: Batch, statistics: bool = True) -> LossOutput:
         """The sum of the losses of the batch's supervised tokens and, if wanted, their statistics."""
-        output = backbone(self.language_model)(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        )
+        # Transformers keeps packed rows apart only where it finds neither a mask nor a cache.
+        output = backbone(self.language_model)(**self._inputs(batch), use_cache=False)
         hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])
         result: LossOutput = self.loss_head(
             hidden_states,
@@ -40,3 +44,11 @@ class SFTNetwork(nn.Module):
             statistics=statistics,
         )
         return result
+
+    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
+        names = ("input_ids", "attention_mask", "position_ids")
+        inputs: dict[str, Tensor] = {name: value for name, value in batch.items() if name in names}  # type: ignore[misc]
+        # Flash attention finds the rows by their positions in a batch of one sequence only, and needs no other shape.
+        if "position_ids" in batch and self.uses_flash_attention:
+            inputs = {name: value.reshape(1, -1) for name, value in inputs.items()}
+        return inputs

@@ -17,6 +17,7 @@ from ts2_lightning.losses import TokenLoss, TS2Loss
 from ts2_lightning.metrics import TokenMeans
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
 from ts2_lightning.modules.head import check_head
+from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule
@@ -54,6 +55,8 @@ class SFTModule(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self._step_means = TokenMeans()
+        self._padding = TokenMeans()
+        self._isolation_checked = False
         self._evaluation_means = TokenMeans()
         self._step_started = 0.0
         self._statistics_requested = False
@@ -105,13 +108,22 @@ class SFTModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One micro-batch. Publishes what was measured at its supervised tokens, for callbacks to read."""
-        output: LossOutput = self.network(batch, self._statistics_requested)
+        output = self._forward(batch, self._statistics_requested)
         self._statistics_requested = False
         self._step_means.update({"objective": output.tokens["objective"]})
+        self._padding.update({"padding": padding(batch)})
         # Lightning divides by the micro-batches of a step, and the strategy by the ranks: neither is the divisor.
         shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
         loss = output.total * (shares / batch["divisor"].clamp(min=1))
         return {"loss": loss, "tokens": output.tokens}
+
+    def _forward(self, batch: Batch, statistics: bool = True) -> LossOutput:
+        """Before anything is learnt from packed rows, the model has to show that it keeps them apart."""
+        if "position_ids" in batch and not self._isolation_checked:
+            check_isolation(self.network, self.trainer.strategy)
+            self._isolation_checked = True
+        output: LossOutput = self.network(batch, statistics)
+        return output
 
     def configure_gradient_clipping(
         self,
@@ -143,9 +155,10 @@ class SFTModule(L.LightningModule):
         """Logs the optimizer step that this micro-batch completed, if it did."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
             return
-        means = self._step_means.compute(self.trainer.strategy)
+        means = self._step_means.compute(self.trainer.strategy) | self._padding.compute(self.trainer.strategy)
         count = self._step_means.count
         self._step_means.reset()
+        self._padding.reset()
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -163,7 +176,7 @@ class SFTModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds the micro-batch's tokens to the sums."""
-        tokens: dict[str, Tensor] = self.network(batch).tokens
+        tokens = self._forward(batch).tokens
         correct = (tokens["gold_probability"] >= tokens["top1"]).float()
         self._evaluation_means.update(tokens | {"token_accuracy": correct})
 
@@ -206,7 +219,7 @@ class SFTModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Per-token statistics of every row: its index, the supervised tokens, and each statistic as a list."""
-        tokens = self.network(batch).tokens
+        tokens = self._forward(batch).tokens
         columns = {"token": batch["labels"], "position": batch["positions"]} | tokens
         rows = batch["row_index"].tolist()
         return [
@@ -214,6 +227,12 @@ class SFTModule(L.LightningModule):
             for b, row in enumerate(rows)
             if row >= 0
         ]
+
+
+def padding(batch: Batch) -> Tensor:
+    """One number for each of the B x T places of a batch, of which as many are 1 as there are places of no row."""
+    places = torch.arange(batch["input_ids"].numel(), device=batch["input_ids"].device)
+    return (places >= batch["row_spans"].diff().sum()).float()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.data.cache import cache_directory
 from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
 from ts2_lightning.data.toyworld.world import load_world
 from ts2_lightning.suggestions import did_you_mean
@@ -32,12 +33,6 @@ COMPLETE = "complete.json"
 """The marker of a finished base model: its files and their sizes."""
 
 _CONTENT_FILES = ("world.yaml", "draws.py", "world.py", "rows.py", "tokenizer.py")
-
-
-def cache_directory() -> Path:
-    """The package's cache: the environment variable TS2_CACHE_DIR, else ~/.cache/ts2_lightning."""
-    chosen = os.environ.get("TS2_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "ts2_lightning"
 
 
 @lru_cache(maxsize=1)

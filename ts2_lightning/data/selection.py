@@ -1,0 +1,200 @@
+"""Which rows of the sources a split has. What is drawn, is drawn by content.
+
+A number between 0 and 1 follows from each row's content and the seed alone. A fraction held out for validation or test
+is the rows whose number is small or large, and a sample is those with the smallest ones. So whether a row is held out
+does not depend on any other row: rows may be added, moved or removed elsewhere, and equal rows stay together.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ts2_lightning.data.formats import FormatFunction, detected, get_format, parse
+from ts2_lightning.data.rejects import Reject
+from ts2_lightning.data.sources import Row, Source, count_rows, file_digest, read_rows, resolve_source
+from ts2_lightning.types import UserError
+
+
+class Part(NamedTuple):
+    """The rows whose number is at least `low` and below `high`; what could not be read has none."""
+
+    low: float = 0.0
+    high: float = 1.0
+    unreadable: bool = True  # whether what could not be read is counted here
+
+
+WHOLE = Part()
+"""All rows."""
+
+
+def held_out(validation: float = 0.0, test: float = 0.0) -> dict[str, Part]:
+    """The parts that rows are divided into; each row is in exactly one.
+
+    Args:
+        validation: fraction held out for validation.
+        test: fraction held out for test.
+
+    Example:
+        >>> held_out(0.1, 0.2)["train"]
+        Part(low=0.1, high=0.8, unreadable=True)
+    """
+    return {
+        "train": Part(validation, 1 - test),
+        "validation": Part(0.0, validation, unreadable=False),
+        "test": Part(1 - test, 1.0, unreadable=False),
+    }
+
+
+def draw(fields: Mapping[str, Any], seed: int, purpose: str) -> float:
+    """A number that follows from a row's content, the seed and the purpose alone, and is spread evenly over [0, 1).
+
+    Neither the order of the fields matters nor a null field, so that a row has the same number in any kind of file.
+
+    Example:
+        >>> row = {"prompt": "Hi", "completion": "Hello!"}
+        >>> draw(row, seed=0, purpose="hold out") == draw({**row, "id": None}, seed=0, purpose="hold out")
+        True
+    """
+    try:
+        content = {key: value for key, value in fields.items() if value is not None}
+        text = json.dumps(content, sort_keys=True, default=repr)
+    except RecursionError:  # no conversation is nested that deeply: the row will be refused
+        text = " ".join(sorted(fields))
+    digest = hashlib.blake2b(f"{purpose} {seed} {text}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest) >> 11) / 2**53
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a split, in order.
+
+    Attributes:
+        sources: where they come from.
+        format: of the rows whose source does not say.
+        seed: of what is drawn.
+        part: of the rows of all sources.
+        limit: use only the first so many; None uses all.
+    """
+
+    sources: tuple[Source, ...]
+    format: str = "auto"
+    seed: int = 0
+    part: Part = WHOLE
+    limit: int | None = None
+
+    @cached_property
+    def _groups(self) -> list[tuple[Source, list[Path]]]:
+        return [(source, resolve_source(source)) for source in self.sources]
+
+    @property
+    def files(self) -> list[tuple[Source, Path]]:
+        """The files in reading order, each with its source.
+
+        Raises:
+            UserError: if a source names none.
+        """
+        return [(source, path) for source, paths in self._groups for path in paths]
+
+    @property
+    def formats(self) -> list[FormatFunction | None]:
+        """The format of each source; None is found row by row.
+
+        Raises:
+            UserError: if there is none of a name.
+        """
+        return [get_format(source.format or self.format) for source in self.sources]
+
+    def read(self) -> Iterator[tuple[int, Row | Reject]]:
+        """The rows, each with the place of its file in `files`.
+
+        Raises:
+            UserError: if a file cannot be read, or has fewer rows than are to be sampled.
+        """
+        return itertools.islice(filter(self._is_in_part, self._rows()), self.limit)
+
+    def count(self) -> int:
+        """About how many rows there are, for a progress bar."""
+        counts = [source.sample or sum(map(count_rows, paths)) for source, paths in self._groups]
+        share = round(sum(counts) * (self.part.high - self.part.low))
+        return share if self.limit is None else min(share, self.limit)
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the rows, as plain values: the files, their contents, and how rows are taken from them.
+
+        How often a source comes (`times`) is not part of it: it changes no row.
+        """
+        drawn = self.part != WHOLE or any(source.sample is not None for source in self.sources)
+        return {
+            "files": [
+                [str(path), file_digest(path), source.format or self.format, source.sample]
+                for source, path in self.files
+            ],
+            "part": list(self.part),
+            "limit": self.limit,
+            "seed": self.seed if drawn else None,
+        }
+
+    def times(self, places: NDArray[np.int64], counts: list[int]) -> NDArray[np.float64] | None:
+        """How often each row comes in an epoch; None if each comes once.
+
+        Args:
+            places: [R] places of rows in the order of `read`.
+            counts: rows of each file, in the order of `files`.
+        """
+        times = np.array([source.times for source, _ in self.files])
+        if (times == 1).all():
+            return None
+        return times[np.searchsorted(np.cumsum(counts), places, side="right")]
+
+    def _is_in_part(self, numbered: tuple[int, Row | Reject]) -> bool:
+        row = numbered[1]
+        if self.part == WHOLE:
+            return True
+        if isinstance(row, Reject):
+            return self.part.unreadable
+        return self.part.low <= draw(row.fields, self.seed, "hold out") < self.part.high
+
+    def _rows(self) -> Iterator[tuple[int, Row | Reject]]:
+        first = 0
+        for (source, paths), function in zip(self._groups, self.formats, strict=True):
+            rows: Iterator[tuple[int, Row | Reject]] = (
+                (number, row) for number, path in enumerate(paths, start=first) for row in read_rows(path)
+            )
+            if source.sample is not None:
+                rows = itertools.compress(rows, ~self._passed_over(source, paths, function))
+            for number, row in rows:
+                if isinstance(row, Row) and source.format is not None:
+                    row = row._replace(format=function or detected)
+                yield number, row
+            first += len(paths)
+
+    def _passed_over(self, source: Source, paths: list[Path], function: FormatFunction | None) -> NDArray[np.bool_]:
+        """[rows of the source] whether the format accepts a row, but it is not in the sample."""
+        assert source.sample is not None
+        numbers = np.array([self._sampling_number(row, function) for path in paths for row in read_rows(path)])
+        accepted = np.flatnonzero(numbers < 1)
+        if len(accepted) < source.sample:
+            raise UserError(f"{source.path}: sample is {source.sample}, but only {len(accepted)} rows can be sampled")
+        sampled = accepted[np.argsort(numbers[accepted], kind="stable")[: source.sample]]
+        passed_over = numbers < 1
+        passed_over[sampled] = False
+        return passed_over
+
+    def _sampling_number(self, row: Row | Reject, function: FormatFunction | None) -> float:
+        """1 for a row that cannot be sampled."""
+        if isinstance(row, Reject):
+            return 1.0
+        number = draw(row.fields, self.seed, "sample")
+        try:
+            parse(row.fields, function)
+        except UserError:
+            return 1.0
+        return number
