@@ -11,10 +11,7 @@ A formula has one home, the docstring of its class. What the catalogue reads the
 import argparse
 import inspect
 import json
-import os
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,13 +21,12 @@ from typing import Any, NoReturn
 import ts2_lightning.losses
 from ts2_lightning.cli import program
 from ts2_lightning.cli.guard import CommandLineError
+from ts2_lightning.cli.output import page_width, put
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 REQUIRED = inspect.Parameter.empty
-_WIDTHS = (60, 100)  # of the text, whatever the terminal's
-_PIPED = 80
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Examples?|Notes?):$", re.M)
 _NOTATION = "One token: z its K logits, y its gold token, p = softmax(z), e_y one-hot. Logarithms are natural."
 
@@ -126,11 +122,8 @@ def run(argv: Sequence[str]) -> int:
         entries = [find(options.name)] if options.name else catalogue()
         text = json.dumps([entry.as_dict() for entry in entries], indent=2, default=_loss_shown)
     else:
-        text = describe(find(options.name), _width()) if options.name else overview(catalogue(), _width())
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader has seen enough, as in `losses | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        text = describe(find(options.name), page_width()) if options.name else overview(catalogue(), page_width())
+    put(text)
     return 0
 
 
@@ -313,12 +306,6 @@ def _command_lines(command: str, width: int) -> str:
         else:
             lines.append(f"    {part}")
     return " \\\n".join(lines)
-
-
-def _width() -> int:
-    """Columns of the text: the terminal's, within reason; 80 where the output goes to a file or a pipe."""
-    columns = shutil.get_terminal_size((_PIPED, 24)).columns if sys.stdout.isatty() else _PIPED
-    return min(max(columns, _WIDTHS[0]), _WIDTHS[1])
 
 
 class _Parser(argparse.ArgumentParser):

@@ -37,5 +37,6 @@ COMMANDS: dict[str, Command] = {
     "validate": Command(_TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True),
     "test": Command(_TRAINER, "the same on the test rows", named=True),
     "predict": Command(_TRAINER, "per-token statistics of given rows", named=True),
+    "data": Command("ts2_lightning.cli.inspect_data:run", "the rows of a configuration: statistics, cost, samples"),
     "losses": Command("ts2_lightning.cli.catalogue:run", "the objectives: formula, defaults and paper of each"),
 }

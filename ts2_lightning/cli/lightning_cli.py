@@ -48,12 +48,13 @@ _TRAINER_DEFAULTS = {"use_distributed_sampler": False, "num_sanity_val_steps": 0
 _EPOCHS = 3  # as in all three papers; Lightning's own default is a thousand
 
 
-def run_command(command: str, options: Sequence[str]) -> int:
-    """Runs one of Lightning's four commands.
+def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None" = None) -> int:
+    """Runs one of Lightning's four commands, or another that reads the same settings.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
         options: the command line after the command.
+        cli: what does something else with the settings of `command`.
 
     Returns:
         The exit status, 0.
@@ -64,7 +65,7 @@ def run_command(command: str, options: Sequence[str]) -> int:
     check_config_files(options)
     check_order(options, _DEFAULT_CLASSES)
     module, data = classes()
-    TS2CLI(command, list(options), module, data).run()
+    (cli or TS2CLI)(command, list(options), module, data).run()
     return 0
 
 
@@ -100,6 +101,7 @@ class TS2CLI(LightningCLI):
         self, command: str, options: list[str], module: type[LightningModule], data: type[LightningDataModule]
     ) -> None:
         self.command = command
+        self.description = _HELP[command]
         self.options = options
         self.argv = [command, *options]
         self.run_dir: Path | None = None
@@ -177,7 +179,7 @@ class TS2CLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parses the command line; what is wrong with it becomes one line."""
-        self._subcommand_parsers[self.command].description = _HELP[self.command]
+        self._subcommand_parsers[self.command].description = self.description
         try:
             self.config = parser.parse_args(args)
         except ParserMessage as said:
