@@ -99,6 +99,37 @@ def learnt(text: str) -> list[str]:
     return turns
 
 
+# Streamed rows -------------------------------------------------------------------------------------------------
+
+
+def test_streamed_rows_are_sampled(data: Data) -> None:
+    """The first rows of the stream, from all files; nothing is said of an epoch that nobody has read."""
+    sources = [{"input_ids": [number + 1] * (2 + number % 4)} for number in range(3000)]
+    write("a.jsonl", sources[:2900])
+    write("b.jsonl", sources[2900:])
+    options = ("--data.format", "tokens", "--data.streaming", "true", "--data.batch_size", "10", "--show", "2")
+    status, out, err = data("--data.train", "[a.jsonl, b.jsonl]", *options)
+    assert status == 0, err
+    assert "Train: 1,000 rows read from 2 files" in out
+    counts = [int(count) for count in re.findall(r"^ +(\d+)  [ab]\.jsonl$", out, re.M)]
+    assert sum(counts) == 1000
+    assert min(counts) > 0
+    assert "An epoch: streamed, so what it costs is not known; these are its first 1,000 rows" in " ".join(out.split())
+    assert re.search(r"a step +10 rows, of which 100\.0% are kept", out)
+    assert not re.search(r"^  steps ", out, re.M)
+    assert len(re.findall("^-- Row ", out, re.M)) == 2
+    assert not list(Path("cache").rglob("*.arrow"))
+
+
+def test_a_bad_row_among_the_first_streamed_ones(data: Data) -> None:
+    write("x.jsonl", ROWS)
+    status, out, err = data("--data.train", "x.jsonl", "--data.streaming", "true", *OPTIONS)
+    assert status == 2
+    assert "kept           4" in out
+    assert len(errors(err)) == 1
+    assert "error: x.jsonl:4: input_ids must be a list of integers, got 'one'; 1 of 5 rows is bad" in err
+
+
 # Counted by hand -----------------------------------------------------------------------------------------------
 
 OPTIONS = ("--data.max_length", "6", "--data.batch_size", "2", "--data.micro_batch_size", "1")

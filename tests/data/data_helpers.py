@@ -77,5 +77,7 @@ def rank_of(world_size: int, rank: int, global_step: int = 0) -> SimpleNamespace
         accumulate_grad_batches=1,
         global_step=global_step,
         limit_train_batches=1.0,
+        val_check_interval=1.0,
+        is_global_zero=False,
         fit_loop=SimpleNamespace(is_resuming=False),
     )

@@ -356,7 +356,7 @@ def test_the_second_start_does_not_tokenise(
     uncached, first = data(cache=False), data()
     assert described(uncached) == described(first)
     second = data()
-    monkeypatch.setattr("ts2_lightning.data.datamodule.encode_chunks", never)
+    monkeypatch.setattr("ts2_lightning.data.reading.encode_chunks", never)
     assert described(second) == described(first)
     assert_same(second.rows("train"), first.rows("train"))
     assert second.state_dict() == uncached.state_dict()

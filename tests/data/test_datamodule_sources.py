@@ -1,6 +1,7 @@
 """What the datamodule makes of its sources: fractions, mixtures, formats of a source, and bad rows in a run."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,19 @@ def test_bad_rows_of_a_run_are_listed_in_its_directory(tmp_path: Path, tokens: s
     data.max_rejects = 0.01
     with pytest.raises(UserError, match=rf"{bad}:1: input_ids must be .*; 2 of 102 rows are bad"):
         data.setup("test")
+
+
+def test_where_no_bad_row_is_tolerated_the_first_is_told_before_the_rest_is_read(tmp_path: Path) -> None:
+    rows = [{"input_ids": [1, 2], "labels": [-100, 2]} for _ in range(20_000)]
+    rows[2] = {"input_ids": "no"}  # type: ignore[dict-item]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = SFTData(test=str(file), format="tokens")
+    with pytest.raises(UserError, match=rf"^{file}:3: .*; 1 of the first (\d+) rows is bad .* be above 0$") as error:
+        data.setup("test")
+    found = re.search(r"first (\d+) rows", str(error.value))
+    assert found is not None
+    assert int(found[1]) < 20_000
 
 
 def test_real_rows_mixed_and_held_out(shared_data: Path, tokenizer_directory: str) -> None:

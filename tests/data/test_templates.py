@@ -1,15 +1,18 @@
 import pickle
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 from data_helpers import CONTROLS, byte_level_tokenizer, chat
+from template_tokenizers import byte_level, prepending, wordpiece
+from template_tokenizers import metaspace as metaspace_like
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.formats import parse
 from ts2_lightning.data.sources import read_rows
-from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.data.templates import ChatTemplate, _Pieces, _Whole, make_template
 from ts2_lightning.types import RowError, UserError
 
 NAMES = ["llama3", "chatml", "plain"]  # those that need no more control tokens than the tokenizer has
@@ -67,6 +70,26 @@ def test_bundled_templates_write(name: str, text: str, tokenizer: PreTrainedToke
     template = make_template(name, tokenizer)
     assert template.render(chat("hi", "yes")).text == text
     assert tokenizer.decode(template.end_of_turn_ids) == learnt(template, chat("hi", "yes"))[0][len("yes") :]
+
+
+@pytest.mark.parametrize("kind", [byte_level, metaspace_like, prepending, wordpiece])
+def test_a_character_has_the_same_token_in_a_whole_text_and_in_pieces(kind: Callable) -> None:
+    """Also where several tokens share a character, or white space is in none of them."""
+    text = " a\u0301 é☃🙂 \n\n  Hello  there<|im_end|>\t ﷺ\r\n😀😀 "
+    encoding = kind().backend_tokenizer.encode(text, add_special_tokens=False)
+    whole, pieces = _Whole(encoding), _Pieces(encoding.ids, encoding.offsets)
+    found = [whole.at(position) for position in range(len(text))]
+    assert found == [pieces.at(position) for position in range(len(text))]
+    inside = [token for token in found if token < len(whole.ids)]
+    assert [whole.start_of(token) for token in inside] == [pieces.start_of(token) for token in inside]
+
+
+def test_what_a_tokenizers_file_says_of_length_is_not_done() -> None:
+    tokenizer = byte_level_tokenizer()
+    wanted = encode(make_template("chatml", tokenizer), MULTI_TURN)
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=100)
+    assert encode(make_template("chatml", tokenizer), MULTI_TURN) == wanted
 
 
 @pytest.mark.parametrize("name", NAMES)

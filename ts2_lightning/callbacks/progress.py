@@ -79,7 +79,8 @@ class StepProgress(TQDMProgressBar):
     def on_train_start(self, *args: Any) -> None:
         """Start the run's one bar; a resumed run goes on where it stopped."""
         trainer: Trainer = args[0]
-        total = convert_inf(trainer.estimated_stepping_batches)
+        steps = trainer.estimated_stepping_batches  # -1 where the epochs have no length, and nothing else ends the run
+        total = None if steps < 0 else convert_inf(steps)
         self._drawn_step = trainer.global_step
         self.train_progress_bar = self._bar(
             "Training", leave=True, total=total, initial=trainer.global_step, unit="step", smoothing=0

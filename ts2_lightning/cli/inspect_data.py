@@ -26,6 +26,7 @@ _STAGES = {"train": "fit", "validation": "validate", "test": "test", "predict": 
 _QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 _BINS = 12  # of the histogram, at most
 _NAMED = 3  # bad rows that are named
+_PREVIEW = 1000  # streamed rows that are read
 _LABEL = 15  # columns of what stands before a value
 
 
@@ -123,7 +124,7 @@ def _check_options(settings: Any) -> None:
 
 
 def set_up(data: SFTData, split: str) -> float:
-    """Reads and encodes the rows of one split, however many are bad.
+    """Reads and encodes the rows of one split, however many are bad; of streamed ones only the first.
 
     Args:
         data: the datamodule, whose other splits are set to None where the split does not need them.
@@ -144,13 +145,19 @@ def set_up(data: SFTData, split: str) -> float:
         warnings.filterwarnings("ignore", message="Data, .*: left out")  # the report says it
         try:
             data.prepare_data()
-            data.setup(_STAGES[split])
+            _read(data, split)
         except UserError:
             data.max_rejects = tolerated
-            data.setup(_STAGES[split])  # if it was for bad rows alone, this names them
+            _read(data, split)  # if it was for bad rows alone, this names them
             raise
     data.max_rejects = tolerated
     return tolerated
+
+
+def _read(data: SFTData, split: str) -> None:
+    data.setup(_STAGES[split])
+    if data.streaming and split == "train":
+        data.preview(_PREVIEW)
 
 
 def judge(rows: EncodedRows, tolerated: float) -> None:
@@ -238,7 +245,9 @@ def report(data: SFTData, split: str, world_size: int = 1, show: int = 3, row: i
         _count_lines(rows, data.template is not None),
         _length_lines(rows, width),
         _weight_lines(rows, data.times if split == "train" else None),
-        _cost_lines(data, split, cost_of(data, split, world_size), world_size),
+        _unknown_cost_lines(data, rows)
+        if data.streaming and split == "train"
+        else _cost_lines(data, split, cost_of(data, split, world_size), world_size),
     ]
     blocks = ["\n".join(_fitted(line, width) for line in section) for section in sections]
     numbers = [row] if row is not None else drawn(len(rows), show, data.seed)
@@ -393,6 +402,14 @@ def _cost_lines(data: SFTData, split: str, cost: Cost, world_size: int) -> Itera
     yield _value("tokens", f"{cost.tokens:,}, of which {cost.supervised:,} supervised")
     padding = f"{cost.padding:.2%} of the {cost.places:,} places that are computed"
     yield _value("padding", padding + (" in the first epoch" if split == "train" else ""))
+
+
+def _unknown_cost_lines(data: SFTData, rows: EncodedRows) -> Iterator[str]:
+    read = rows.counts.read
+    yield f"An epoch: streamed, so what it costs is not known; these are its first {_counted(read, 'row')}"
+    yield _value("a step", f"{data.batch_size:,} rows, of which {rows.counts.kept / read:.1%} are kept")
+    means = (f"{count * data.batch_size / read:,.0f}" for count in (len(rows.ids), rows.supervised.sum()))
+    yield _value("tokens", "{} a step in the mean, of which {} supervised".format(*means))
 
 
 def _value(name: str, value: str) -> str:

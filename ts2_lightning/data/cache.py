@@ -91,6 +91,9 @@ def _function_identity(function: FormatFunction) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _code_digest() -> str:
+    # All of the room, also what only deals with rows that are encoded: nearly all of the rest reads, selects, renders
+    # or encodes rows, and what hands the options from one to the other counts as much. To encode rows once more after
+    # a change of the code costs minutes; rows of another code, which nobody notices, cost a run.
     digest = hashlib.sha256()
     for file in sorted(_ROOM.rglob("*.py")):
         digest.update(file.read_bytes())

@@ -1,31 +1,28 @@
 """The datamodule: files in, batches of the plan out."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import itertools
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ts2_lightning.data.cache import Made, MappedRows, entry_key, make_rows
 from ts2_lightning.data.collate import Packing, capacity_of
-from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_chunks
-from ts2_lightning.data.formats import get_format
+from ts2_lightning.data.encoding import EncodedRows, Overlong
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
 from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
-from ts2_lightning.data.rejects import Reject, Rejects
-from ts2_lightning.data.resume import align_progress, check_plan_state, plan_state
+from ts2_lightning.data.reading import Encoder, Split, read_split
+from ts2_lightning.data.resume import StreamPosition, align_progress, check_plan_state, digest, plan_state
 from ts2_lightning.data.selection import WHOLE, Selection, held_out
-from ts2_lightning.data.sources import HUB, TOYWORLD, Row, Source, as_sources, file_digest, resolve_sources
+from ts2_lightning.data.sources import HUB, TOYWORLD, Source, as_sources, resolve_sources
+from ts2_lightning.data.streaming import REPORT, Ledger, Steps, Stream, StreamLoader
 from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import UserError
+from ts2_lightning.types import Batch, UserError
 
 SPLITS = ("train", "validation", "test", "predict")
 _STAGES = {
@@ -34,7 +31,6 @@ _STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
-_PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
 Files = str | list[str | Source] | None
 
@@ -76,8 +72,14 @@ class SFTData(LightningDataModule):
             `micro_batch_size` rows in the mean of a step.
         max_rejects: share of the rows of a split that may be bad (malformed, without an answer, ...) and are left out;
             0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` in the run's directory.
-        num_workers: processes that collate batches; the rows are in memory, so 0 is rarely too few.
+        num_workers: processes that collate batches; the rows are in memory, so 0 is rarely too few. Streamed rows they
+            read and tokenise, a whole step each.
         seed: of the order of the training rows, which differs in every epoch.
+        streaming: read and tokenise the training rows while they are trained on, for data that fits neither on the disk
+            nor into memory; data sets of the hub are not downloaded. An epoch's length is not known then, so give
+            `trainer.max_steps`. Bad rows are judged as they come, and again at the epoch's end; a step has
+            `batch_size` rows before those that are left out. A validation that is a fraction needs its limit.
+        shuffle_buffer: streamed rows out of which the next one is drawn, in the memory of each process that reads.
         limit_train: use only the first so many rows.
         limit_validation: use only the first so many rows.
         limit_test: use only the first so many rows.
@@ -113,6 +115,8 @@ class SFTData(LightningDataModule):
         max_rejects: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 10_000,
         limit_train: int | None = None,
         limit_validation: int | None = None,
         limit_test: int | None = None,
@@ -137,18 +141,20 @@ class SFTData(LightningDataModule):
         self.max_rejects = max_rejects
         self.num_workers = num_workers
         self.seed = seed
+        self.streaming = streaming
+        self.shuffle_buffer = shuffle_buffer
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
-        self._rows: dict[str, EncodedRows] = {}
-        self._selections: dict[str, Selection] = {}
-        self._read: dict[str, list[int]] = {}  # rows read from each file of a split's selection
-        self._times: NDArray[np.floating] | None = None  # how often each training row comes in an epoch; None: once
+        self._splits: dict[str, Split] = {}
+        self._stream: Stream | None = None  # of the training rows, which then are no split
+        self._position = StreamPosition()
+        self._ledger: Ledger | None = None
         self._accumulation: int | None = None
         self._check()
 
     def _check(self) -> None:
         limits = {f"limit_{split}": limit for split, limit in self.limits.items() if limit is not None}
-        at_least_one = ("max_length", "batch_size", "micro_batch_size", "eval_batch_size")
+        at_least_one = ("max_length", "batch_size", "micro_batch_size", "eval_batch_size", "shuffle_buffer")
         for name, value in [*((name, getattr(self, name)) for name in at_least_one), *limits.items()]:
             if value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}")
@@ -163,6 +169,25 @@ class SFTData(LightningDataModule):
         if not 0 <= self.max_rejects <= 1:
             raise UserError(f"data.max_rejects is a share of the rows, between 0 and 1, got {self.max_rejects}")
         self._check_fractions()
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Refuse what would need all rows before the first."""
+        if self.limits["train"] is not None:
+            raise UserError(
+                "data.limit_train: streamed rows have no fixed beginning; set trainer.max_steps, or data.streaming to "
+                "false"
+            )
+        for source in self._sources("train"):
+            if source.sample is not None:
+                raise UserError(f"{source.path}: a sample is drawn from all rows; leave it out of streamed ones")
+        for split in self._fractions:
+            if self.limits[split] is None:
+                raise UserError(
+                    f"data.{split} is a fraction of streamed rows, of which all would have to be read first; set "
+                    f"data.limit_{split} to the number of rows that are enough"
+                )
 
     def _check_fractions(self) -> None:
         fractions = self._fractions
@@ -188,10 +213,11 @@ class SFTData(LightningDataModule):
     def prepare_data(self) -> None:
         """Let the toy world write its files and `datasets` download those of the hub, in one process per node."""
         for split in SPLITS:
-            resolve_sources([source for source in self._sources(split) if source.path.startswith((TOYWORLD, HUB))])
+            made = (TOYWORLD,) if self._is_streamed(split) else (TOYWORLD, HUB)
+            resolve_sources([source for source in self._sources(split) if source.path.startswith(made)])
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and tokenise the rows of a stage, each split once.
+        """Read and tokenise the rows of a stage, each split once; those of a stream later, while they are trained on.
 
         Args:
             stage: `fit`, `validate`, `test`, `predict`, or None for every split that has files.
@@ -204,8 +230,10 @@ class SFTData(LightningDataModule):
         for split in splits:
             if split in required and not self.sources[split]:
                 raise UserError(f"data.{split} is not set: name the files with the rows")
-            if split not in self._rows and self.sources[split]:
+            if split not in self._splits and self.sources[split]:
                 self._load(split)
+        if stage == "fit" and self._stream is not None:
+            self._begin_stream(self._stream)
         if stage == "fit" and self.trainer is not None:
             self._set_accumulation(self.trainer)
             if not self.sources["validation"]:
@@ -214,85 +242,61 @@ class SFTData(LightningDataModule):
     def _load(self, split: str) -> None:
         if self.tokenizer is None and self.tokenizer_path is not None:
             self.tokenizer = load_tokenizer(self.tokenizer_path)
-        selection = self._selections[split] = self._selection(split)
+        selection = self._selection(split)
         is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
         if self.template is None and self.tokenizer is not None and is_text:
             self.template = make_template(self.template_name, self.tokenizer, self.train_on, self.train_on_end)
-        rows, self._read[split] = self._encoded(split, selection)
-        self._judge(split, rows)
-        if not len(rows):
-            files = ", ".join(str(path) for _, path in selection.files)
-            raise UserError(f"data.{split}: {_why_empty(rows)} in {files}")
-        self._check_vocabulary(split, rows)
-        self._rows[split] = rows
-        if split == "train":
-            self._times = selection.times(rows.places, self._read[split])
-        rank_zero_info(f"Data, {split}: {_summary(rows)}")
+        if self.streaming and split == "train":
+            self._stream = Stream.of(selection, self.seed, self.shuffle_buffer)
+            return
+        # With a cache only one process of all tokenises, whichever it is.
+        quiet = self._replica()[1] != 0 and not self.cache
+        rows = read_split(split, selection, self._encoder, self.max_rejects, self.cache, quiet)
+        rows.judge(self.max_rejects, rows.beside if self.trainer is None else self._reject_file(split))
+        rows.check(self._encoder)
+        self._splits[split] = rows
+
+    def _begin_stream(self, stream: Stream) -> None:
+        """Start at the beginning, or where the trainer has come to in an earlier call of `fit`.
+
+        Raises:
+            UserError: if the trainer would have to know how long an epoch is.
+        """
+        for name in () if self.trainer is None else ("limit_train_batches", "val_check_interval"):
+            value = getattr(self.trainer, name)
+            if isinstance(value, float) and value != 1:
+                raise UserError(
+                    f"trainer.{name} is {value}, a share of an epoch, whose length is not known with data.streaming; "
+                    "give a number of micro-batches"
+                )
+        if self.trainer is None or self.trainer.global_step == 0:
+            self._position = StreamPosition()
+        self._ledger = Ledger(self.max_rejects, self._reject_file("train"), stream.selection.named())
 
     def _sources(self, split: str) -> list[Source]:
         """Where the rows of a split come from; those of a fraction from where the training rows do."""
         given = self.sources["train" if split in self._fractions else split]
         return [] if not given or isinstance(given, int | float) else as_sources(given)
 
+    def _is_streamed(self, split: str) -> bool:
+        """Whether a split consists of streamed rows: all of them, or of a fraction the first few that it has."""
+        return self.streaming and (split == "train" or split in self._fractions)
+
     def _selection(self, split: str) -> Selection:
         parts = held_out(**self._fractions) if split == "train" or split in self._fractions else {}
-        part = parts.get(split, WHOLE)
-        return Selection(tuple(self._sources(split)), self.format, self.seed, part, self.limits[split])
+        part, limit, streamed = parts.get(split, WHOLE), self.limits[split], self._is_streamed(split)
+        return Selection(tuple(self._sources(split)), self.format, self.seed, part, limit, streamed)
 
-    def _encoded(self, split: str, selection: Selection) -> Made:
-        """The rows of a split, from the cache if they were encoded before; and how many were read from each file."""
-        counts = [0] * len(selection.files)
+    @property
+    def _encoder(self) -> Encoder:
+        vocabulary = None if self.tokenizer is None else len(self.tokenizer)
+        return Encoder(self.template, self.format, self.max_length, self.overlong, vocabulary)
 
-        def chunks() -> Iterator[EncodedRows]:
-            rows = self._progress(split, selection, counts)
-            return encode_chunks(rows, self.template, get_format(self.format), self.max_length, self.overlong)
-
-        key = None
-        if self.cache:
-            key = entry_key(
-                None if self.template is None else self.template.identity,
-                selection.formats,
-                selection=selection.identity(),
-                max_length=self.max_length,
-                overlong=self.overlong,
-            )
-        return make_rows(key, chunks, lambda: counts, split)
-
-    def _progress(self, split: str, selection: Selection, counts: list[int]) -> Iterator[Row | Reject]:
-        """The rows of a split, counted per file, with a progress bar if they are many."""
-        counts[:] = [0] * len(counts)
-        total = selection.count()
-        # With a cache only one process of all tokenises, whichever it is.
-        quiet = total <= _PROGRESS_FROM or (self._replica()[1] != 0 and not self.cache)
-        for file, row in tqdm(selection.read(), desc=f"Tokenising {split}", total=total, unit=" rows", disable=quiet):
-            counts[file] += 1
-            yield row
-
-    def _judge(self, split: str, rows: EncodedRows) -> None:
-        """Raise if more rows are bad than `max_rejects` allows, else list them."""
-        if not rows.rejects:
-            return
-        rejects = Rejects(self.max_rejects, self._reject_file(split, rows))
-        for reject in rows.rejects:
-            rejects.add(reject)
-        rejects.finish(rows.counts.read)
-        place = "" if rejects.file is None else f"; see {rejects.file}"
-        rank_zero_warn(
-            f"Data, {split}: left out {len(rejects)} bad of {rows.counts.read} rows ({rejects.summary()}){place}"
-        )
-
-    def _reject_file(self, split: str, rows: EncodedRows) -> Path | None:
-        """In the run's directory; without a run beside the cached rows; nowhere if these are not cached either."""
-        if self.trainer is not None:
-            directory = Path(self.trainer.default_root_dir)
-            return directory / f"rejects-{split}.jsonl" if self.trainer.is_global_zero else None
-        return rows.path.with_suffix(".rejects.jsonl") if isinstance(rows, MappedRows) else None
-
-    def _check_vocabulary(self, split: str, rows: EncodedRows) -> None:
-        if self.tokenizer is not None and (largest := int(rows.ids.max())) >= len(self.tokenizer):
-            raise UserError(
-                f"data.{split}: token id {largest} is outside the tokenizer's vocabulary of {len(self.tokenizer)}"
-            )
+    def _reject_file(self, split: str) -> Path | None:
+        """In the run's directory, which one rank writes to."""
+        if self.trainer is None or not self.trainer.is_global_zero:
+            return None
+        return Path(self.trainer.default_root_dir) / f"rejects-{split}.jsonl"
 
     def _set_accumulation(self, trainer: Trainer) -> None:
         """Tell the trainer how many micro-batches make a step."""
@@ -309,6 +313,24 @@ class SFTData(LightningDataModule):
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return (1, 0) if kwargs is None else (kwargs["num_replicas"], kwargs["rank"])
 
+    def preview(self, rows: int) -> None:
+        """Read and encode the first streamed rows, which `rows("train")` then has, file by file; after `setup`.
+
+        Args:
+            rows: how many are read, at most.
+
+        Raises:
+            UserError: if more of them are bad than `max_rejects` allows, or none is left.
+        """
+        assert self._stream is not None
+        first = sorted(itertools.islice(self._stream.read(0), rows), key=lambda numbered: numbered[0])
+        counts = np.bincount([file for file, _ in first], minlength=len(self._stream.rows)).tolist()
+        encoded = self._encoder.encode(row for _, row in first)
+        split = Split("train", self._stream.selection, encoded, counts)
+        split.judge(self.max_rejects, None)
+        split.check(self._encoder)
+        self._splits["train"] = split
+
     # Planning --------------------------------------------------------------------------------------------------
 
     @property
@@ -318,19 +340,22 @@ class SFTData(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch, after `setup`; the last may have fewer rows."""
-        return steps_per_epoch(rows_per_epoch(len(self.rows("train")), self._times), self.batch_size)
+        """Optimizer steps in an epoch, after `setup`; the last may have fewer rows. Not known of streamed rows."""
+        return steps_per_epoch(rows_per_epoch(len(self.rows("train")), self.times), self.batch_size)
 
     @property
     def times(self) -> NDArray[np.floating] | None:
         """[R] how often each training row comes in an epoch, after `setup`; None if each comes once."""
-        return self._times
+        return self._splits["train"].times if "train" in self._splits else None
 
     def rows(self, split: str) -> EncodedRows:
         """The encoded rows of a split, after `setup`; `Batch.row_index` refers to them."""
-        if split not in self._rows:
-            raise UserError(f"data.{split} is not set or not set up")
-        return self._rows[split]
+        if split not in self._splits:
+            streamed = self.streaming and split == "train"
+            raise UserError(
+                f"data.{split} is {'streamed: its rows are not held' if streamed else 'not set or not set up'}"
+            )
+        return self._splits[split].rows
 
     @property
     def pad_id(self) -> int:
@@ -338,20 +363,42 @@ class SFTData(LightningDataModule):
         ids = () if self.tokenizer is None else (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((int(number) for number in ids if number is not None), 0)
 
-    def train_dataloader(self) -> TrainLoader:
-        """Micro-batches of the plan, from the optimizer step that the trainer stands at."""
-        loader = TrainLoader(
-            self.rows("train"), self.shape, self._replica()[1], self.seed, self.trainer, self.pad_id, self.num_workers,
-            self._capacity, self._times,
-        )  # fmt: skip
+    def train_dataloader(self) -> TrainLoader | StreamLoader:
+        """Micro-batches of the plan or the stream, from the optimizer step that the trainer stands at."""
+        loader: TrainLoader | StreamLoader
+        if self._stream is not None:
+            loader = self._stream_loader(self._stream)
+        else:
+            loader = TrainLoader(
+                self.rows("train"), self.shape, self._replica()[1], self.seed, self.trainer, self.pad_id,
+                self.num_workers, self._capacity, self.times,
+            )  # fmt: skip
         if self.trainer is not None and self.trainer.fit_loop.is_resuming:
-            align_progress(self.trainer, *loader.position, loader.steps_per_epoch, self.shape.accumulation)
+            align_progress(self.trainer, *loader.position, self.shape.accumulation)
         return loader
 
+    def _stream_loader(self, stream: Stream) -> StreamLoader:
+        limit: Any = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        end = -(-limit // self.shape.accumulation) if isinstance(limit, int) else None
+        steps = Steps(stream, self._encoder, self.shape, self._replica()[1], end=end)
+        return StreamLoader(steps, self._position, self.trainer, self.pad_id, self.num_workers, self._capacity)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Give a micro-batch of the stream the divisor of its step, which all ranks add up."""
+        if self._ledger is not None and (report := batch.pop(REPORT, None)) is not None:
+            batch["divisor"] = torch.full_like(batch["divisor"], self._ledger.divisor(report))
+        return batch
+
     def state_dict(self) -> dict[str, Any]:
-        """What determines the training plan and the rows' weights; Lightning puts it into checkpoints."""
-        rows = self._rows.get("train")
-        return {} if rows is None else plan_state(rows, self.seed, self.batch_size, self._times)
+        """What determines the training rows and their order; Lightning puts it into checkpoints.
+
+        Of a stream also where in it the training stands: its epochs have no length that would tell.
+        """
+        if self._stream is not None:
+            done = 0 if self.trainer is None else self.trainer.global_step
+            return {**self._stream_state(self._stream), "position": self._position.state(done)}
+        rows = self._splits.get("train")
+        return {} if rows is None else plan_state(rows.rows, self.seed, self.batch_size, rows.times)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Make sure that the checkpoint's training plan is this one. Lightning calls it on resumption.
@@ -359,12 +406,18 @@ class SFTData(LightningDataModule):
         Raises:
             UserError: naming what changed.
         """
-        if "train" in self._rows:
+        if self._stream is not None:
+            check_plan_state(state_dict, self._stream_state(self._stream))
+            self._position = StreamPosition(**state_dict["position"])
+        elif "train" in self._splits:
             check_plan_state(state_dict, self.state_dict())
+
+    def _stream_state(self, stream: Stream) -> dict[str, Any]:
+        return {**stream.identity(), "batch_size": self.batch_size, "encoding": digest(self._encoder.identity())}
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Every validation row once; no loader if there is no validation split."""
-        return self._evaluation_loader("validation") if "validation" in self._rows else []
+        return self._evaluation_loader("validation") if "validation" in self._splits else []
 
     def test_dataloader(self) -> BatchLoader:
         """Every test row once."""
@@ -373,6 +426,18 @@ class SFTData(LightningDataModule):
     def predict_dataloader(self) -> BatchLoader:
         """Every row once, in the order of the files."""
         return self._evaluation_loader("predict")
+
+    def fixed_batches(self, split: str, tokens: int) -> list[Batch]:
+        """The first rows of a split, the same on every rank, for what is measured again and again; after `setup`.
+
+        Args:
+            split: one that is not streamed.
+            tokens: how many supervised tokens are enough; the split may have fewer.
+        """
+        rows = self.rows(split)
+        count = int(np.searchsorted(np.cumsum(rows.supervised), tokens)) + 1
+        plan = evaluation_plan(rows.supervised[:count], self.eval_batch_size)
+        return list(BatchLoader(rows, lambda: plan, len(plan), self.pad_id, capacity=self._capacity))
 
     def _evaluation_loader(self, split: str) -> BatchLoader:
         rows = self.rows(split)
@@ -383,34 +448,27 @@ class SFTData(LightningDataModule):
     def _capacity(self) -> float | None:
         return capacity_of(self.packing, self.max_length)
 
+    def teardown(self, stage: str) -> None:
+        """Tell what became of the streamed rows of an epoch that the training did not finish."""
+        if self._ledger is not None:
+            self._ledger.close()
+
     # Recording -------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         """What was read, as plain values for the record of a run: files with hashes, rows, tokens.
 
-        `weighted` is the number of rows whose weight is not 1.
+        `weighted` is the number of rows whose weight is not 1. Of streamed rows only the files are known.
         """
+        streamed = {} if self._stream is None else {"train": self._stream.describe()}
         return {
             "tokenizer": self.tokenizer_path,
             "template": None if self.template is None else self.template.name,
+            "chat_template": None if self.template is None else self.template.jinja,
             "end_of_turn_ids": [] if self.template is None else list(self.template.end_of_turn_ids),
             "train_on": self.train_on,
             "train_on_end": self.train_on_end,
-            "splits": {split: self._describe_split(split) for split in self._rows},
-        }
-
-    def _describe_split(self, split: str) -> dict[str, Any]:
-        rows = self._rows[split]
-        return {
-            "files": [
-                {"path": str(file), "sha256": file_digest(file), "rows": count}
-                for (_, file), count in zip(self._selections[split].files, self._read[split], strict=True)
-            ],
-            **asdict(rows.counts),
-            "weighted": rows.weighted,
-            "tokens": len(rows.ids),
-            "supervised_tokens": int(rows.supervised.sum()),
-            "longest": int(rows.lengths.max()),
+            "splits": streamed | {split: rows.describe() for split, rows in self._splits.items()},
         }
 
 
@@ -433,30 +491,3 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"data.tokenizer: cannot load {path!r} ({reason})") from error
-
-
-def _why_empty(rows: EncodedRows) -> str:
-    """Why a split has no rows."""
-    counts = rows.counts
-    if counts.dropped == counts.read:
-        return f"all {counts.read} rows are longer than max_length" if counts.read else "no rows"
-    reasons = [("longer than max_length", counts.dropped), *counts.rejected.items()]
-    return (
-        f"none of {counts.read} rows left ({', '.join(f'{number} {reason}' for reason, number in reasons if number)})"
-    )
-
-
-def _summary(rows: EncodedRows) -> str:
-    counts = rows.counts
-    parts = [f"{counts.kept} rows", f"{len(rows.ids)} tokens", f"{int(rows.supervised.sum())} supervised"]
-    if rows.weighted:
-        parts.append(f"{rows.weighted} rows with a weight other than 1")
-    if counts.truncated:
-        parts.append(f"{counts.truncated} rows truncated")
-    if counts.turns_lost:
-        parts.append(f"{counts.turns_lost} turns of the assistant in them not supervised any more")
-    if counts.dropped:
-        parts.append(f"{counts.dropped} rows dropped as too long")
-    if unwanted := counts.rejected.get("left out"):
-        parts.append(f"{unwanted} rows left out by their format")
-    return ", ".join(parts)

@@ -1,18 +1,53 @@
-"""Data sets by name, on the hub or in a folder: the `datasets` library makes Arrow files of them, which we read.
+"""Data sets by name, on the hub or in a folder: the `datasets` library makes Arrow files of them, which we read; or it
+fetches their rows while they are read, and nothing is kept on the disk.
 
 Nothing that comes with a data set is executed: from version 4 on the library runs no loading scripts, and only plain
 tables are taken, so nothing is unpickled.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 TABLES = ("arrow", "cache", "csv", "json", "parquet", "text")
 """The loaders of the library that read tables of text and numbers, and only them; `cache` reads what they wrote."""
+
+
+_BATCH = 64  # rows that are taken from the library at once
+
+T = TypeVar("T")
+
+
+class Shard(NamedTuple):
+    """A part of a data set, usually one of its files, whose rows are fetched while they are read.
+
+    Attributes:
+        name: for messages.
+        data: the `datasets.IterableDataset` of it.
+        rows: how many there are; None if the data set does not say.
+    """
+
+    name: str
+    data: Any
+    rows: float | None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The fields of each row.
+
+        Raises:
+            UserError: naming the part, if it cannot be fetched or is broken.
+        """
+        # In batches, since the library deals single rows to the workers of a DataLoader, each of which reads all here.
+        batches = self.data.iter(batch_size=_BATCH)
+        while (batch := _tried(self.name, lambda: next(batches, None))) is not None:
+            columns = list(batch)
+            yield from (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def is_saved(folder: Path) -> bool:
@@ -34,31 +69,72 @@ def data_set_files(
     Raises:
         UserError: in one line, if there is no such data set, configuration or split, or it is more than tables.
     """
-    import datasets
 
-    try:
+    def load() -> list[Path]:
         if Path(path).is_dir() and is_saved(Path(path)):
-            saved: Any = datasets.load_from_disk(path)
-            splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-            return _files(splits[_the_split(path, split, list(splits))])
-        builder = datasets.load_dataset_builder(path, name=name, revision=revision)
-        _check_loader(path, builder)
+            return _saved_files(path, split)
+        builder = _builder(path, name, revision)
         builder.download_and_prepare()
         return _files(builder.as_dataset(split=_the_split(path, split, list(builder.info.splits or ()))))
+
+    return _tried(path, load)
+
+
+def data_set_shards(
+    path: str, name: str | None = None, split: str | None = None, revision: str | None = None
+) -> list[Path | Shard]:
+    """The parts of one split of a data set, in order, of which nothing is downloaded yet.
+
+    Those of a folder of `save_to_disk` are its files. Arguments and errors are those of `data_set_files`.
+    """
+
+    def load() -> list[Path | Shard]:
+        if Path(path).is_dir() and is_saved(Path(path)):
+            return [*_saved_files(path, split)]
+        builder = _builder(path, name, revision)
+        splits = builder.as_streaming_dataset()
+        chosen = _the_split(path, split, list(splits))
+        about = (builder.info.splits or {}).get(chosen)
+        data = splits[chosen]
+        count = data.num_shards
+        rows = about.num_examples / count if about and about.num_examples else None
+        what = f"{path}, {chosen}" if count == 1 else f"{path}, {chosen}, part "
+        names = [what if count == 1 else f"{what}{number}" for number in range(1, count + 1)]
+        return [Shard(names[index], data.shard(count, index), rows) for index in range(count)]
+
+    return _tried(path, load)
+
+
+def _tried(what: str, function: Callable[[], T]) -> T:
+    """Call a function; what the library, the hub and the files hold in store becomes one line."""
+    try:
+        return function()
     except UserError:
         raise
-    except Exception as error:  # whatever the library, the hub and the files hold in store
+    except Exception as error:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
-        raise UserError(f"cannot load the data set {path} ({type(cause).__name__}: {reason})") from error
+        raise UserError(f"cannot load the data set {what} ({type(cause).__name__}: {reason})") from error
 
 
-def _check_loader(path: str, builder: Any) -> None:
+def _saved_files(path: str, split: str | None) -> list[Path]:
+    import datasets
+
+    saved: Any = datasets.load_from_disk(path)
+    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+    return _files(splits[_the_split(path, split, list(splits))])
+
+
+def _builder(path: str, name: str | None, revision: str | None) -> Any:
+    import datasets
+
+    builder = datasets.load_dataset_builder(path, name=name, revision=revision)
     package, _, loader = type(builder).__module__.rpartition(".")
     if not package.startswith("datasets.packaged_modules.") or loader not in TABLES:
         raise UserError(
             f"the data set {path} would be read by {type(builder).__module__}; only tables are: {', '.join(TABLES)}"
         )
+    return builder
 
 
 def _the_split(path: str, split: str | None, known: Collection[str]) -> str:

@@ -1,13 +1,16 @@
 """Rows that cannot be trained on: counted by kind, named, and an error if too many; never dropped silently."""
 
 import json
+import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ts2_lightning.types import RejectKind, UserError
 
 _NAMED = 3  # rows that an error names
+_ENOUGH = 1000  # rows of which a share is judged while more are to come
 
 
 class Reject(NamedTuple):
@@ -70,18 +73,59 @@ class Rejects:
         Raises:
             UserError: naming the first bad rows, if they are more than `max_share` of all.
         """
+        self.judge(total)
+        if self.file is not None and self.bad:
+            self._list(self.file, "w", self.bad)
+
+    def go_on(self, rejects: Sequence[Reject], total: int) -> None:
+        """Take rows down while more are to come: they are appended to the file, and only the first few are kept.
+
+        A share above `max_share` may be chance as long as the rows are few. So it is judged from 1,000 rows on, and
+        only if the bad ones are five standard deviations more than are tolerated; without tolerance, at once.
+
+        Args:
+            rejects: bad rows.
+            total: number of rows that were read so far, good and bad.
+
+        Raises:
+            UserError: as `judge`.
+        """
+        for reject in rejects:
+            self.by_kind[reject.kind] += 1
+        self.bad += rejects[: max(_NAMED - len(self.bad), 0)]
+        if self.file is not None and rejects and self.max_share > 0:
+            self._list(self.file, "a", rejects)
+        expected = self.max_share * total
+        by_chance = 5 * math.sqrt(expected * (1 - self.max_share))
+        if self.max_share == 0 or (total >= _ENOUGH and len(self) > expected + by_chance):
+            self.judge(total, so_far=True)
+
+    def judge(self, total: int, so_far: bool = False) -> None:
+        """Compare the bad rows with what is tolerated.
+
+        Args:
+            total: number of rows that were read, good and bad.
+            so_far: more rows are to come, so that nobody knows which share would do.
+
+        Raises:
+            UserError: naming the first bad rows, if they are more than `max_share` of all.
+        """
         share = len(self) / max(total, 1)
         if share > self.max_share:
             named = " | ".join(f"{reject.origin}: {reject.reason}" for reject in self.bad[:_NAMED])
             are, mend = ("is", "mend it") if len(self) == 1 else ("are", "mend them")
+            rows = f"the first {total} rows" if so_far else f"{total} rows"
+            enough = f"above {self.max_share:g}" if so_far else f"at least {_rounded_up(share)}"
             raise UserError(
-                f"{named}; {len(self)} of {total} rows {are} bad ({self.summary()}); {mend}, or let data.max_rejects, "
-                f"the share of bad rows to leave out, be at least {_rounded_up(share)}"
+                f"{named}; {len(self)} of {rows} {are} bad ({self.summary()}); {mend}, or let data.max_rejects, the "
+                f"share of bad rows to leave out, be {enough}"
             )
-        if self.file is not None and self.bad:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in self.bad)
-            self.file.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+
+    @staticmethod
+    def _list(file: Path, mode: Literal["w", "a"], rejects: Sequence[Reject]) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, mode, encoding="utf-8", errors="backslashreplace") as lines:
+            lines.writelines(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
 
 
 def _rounded_up(share: float) -> str:

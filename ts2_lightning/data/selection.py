@@ -8,7 +8,7 @@ does not depend on any other row: rows may be added, moved or removed elsewhere,
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ts2_lightning.data.formats import FormatFunction, detected, get_format, parse
+from ts2_lightning.data.hub import Shard
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.sources import Row, Source, count_rows, file_digest, read_rows, resolve_source
+from ts2_lightning.data.sources import (
+    Row,
+    Source,
+    about_rows,
+    count_rows,
+    file_digest,
+    read_rows,
+    resolve_source,
+    stream_source,
+)
 from ts2_lightning.types import UserError
 
 
@@ -82,6 +92,8 @@ class Selection:
         seed: of what is drawn.
         part: of the rows of all sources.
         limit: use only the first so many; None uses all.
+        streaming: fetch what is not on the disk while it is read. The files may be too large to be read whole, so a
+            sample cannot be drawn from them.
     """
 
     sources: tuple[Source, ...]
@@ -89,19 +101,28 @@ class Selection:
     seed: int = 0
     part: Part = WHOLE
     limit: int | None = None
+    streaming: bool = False
 
     @cached_property
-    def _groups(self) -> list[tuple[Source, list[Path]]]:
-        return [(source, resolve_source(source)) for source in self.sources]
+    def _found(self) -> list[Sequence[Path | Shard]]:
+        resolve: Callable[[Source], Sequence[Path | Shard]] = stream_source if self.streaming else resolve_source
+        return [resolve(source) for source in self.sources]
 
-    @property
-    def files(self) -> list[tuple[Source, Path]]:
-        """The files in reading order, each with its source.
+    @cached_property
+    def files(self) -> list[tuple[Source, Path | Shard]]:
+        """The files in reading order, each with its source; of a data set that is streamed, its parts.
 
         Raises:
             UserError: if a source names none.
         """
-        return [(source, path) for source, paths in self._groups for path in paths]
+        return [(source, file) for source, files in zip(self.sources, self._found, strict=True) for file in files]
+
+    @property
+    def groups(self) -> list[tuple[Source, range]]:
+        """Each source, with the places of its files in `files`."""
+        ends = itertools.accumulate(len(files) for files in self._found)
+        found = zip(self.sources, self._found, ends, strict=True)
+        return [(source, range(end - len(files), end)) for source, files, end in found]
 
     @property
     def formats(self) -> list[FormatFunction | None]:
@@ -118,24 +139,42 @@ class Selection:
         Raises:
             UserError: if a file cannot be read, or has fewer rows than are to be sampled.
         """
-        return itertools.islice(filter(self._is_in_part, self._rows()), self.limit)
+        return itertools.islice(self._rows(), self.limit)
+
+    def read_file(self, place: int) -> Iterator[Row | Reject]:
+        """The rows of one of the `files`; for a source that is not sampled, and without a limit.
+
+        Raises:
+            UserError: if the file cannot be read.
+        """
+        return self._of_file(place, itertools.repeat(True))
 
     def count(self) -> int:
         """About how many rows there are, for a progress bar."""
-        counts = [source.sample or sum(map(count_rows, paths)) for source, paths in self._groups]
+        counted: Callable[[Any], float | None] = about_rows if self.streaming else count_rows
+        counts = [
+            source.sample or sum(counted(self.files[place][1]) or 0 for place in places)
+            for source, places in self.groups
+        ]
         share = round(sum(counts) * (self.part.high - self.part.low))
         return share if self.limit is None else min(share, self.limit)
+
+    def named(self) -> str:
+        """The files, for a message."""
+        return ", ".join(str(file) for _, file in self.files)
 
     def identity(self) -> dict[str, Any]:
         """What determines the rows, as plain values: the files, their contents, and how rows are taken from them.
 
-        How often a source comes (`times`) is not part of it: it changes no row.
+        How often a source comes (`times`) is not part of it: it changes no row. Files that are streamed are not for it:
+        they may be too large to be read whole.
         """
         drawn = self.part != WHOLE or any(source.sample is not None for source in self.sources)
         return {
             "files": [
-                [str(path), file_digest(path), source.format or self.format, source.sample]
-                for source, path in self.files
+                [str(file), file_digest(file), source.format or self.format, source.sample]
+                for source, file in self.files
+                if isinstance(file, Path)
             ],
             "part": list(self.part),
             "limit": self.limit,
@@ -154,32 +193,35 @@ class Selection:
             return None
         return times[np.searchsorted(np.cumsum(counts), places, side="right")]
 
-    def _is_in_part(self, numbered: tuple[int, Row | Reject]) -> bool:
-        row = numbered[1]
+    def _rows(self) -> Iterator[tuple[int, Row | Reject]]:
+        for source, places in self.groups:
+            taken = itertools.repeat(True) if source.sample is None else iter(~self._passed_over(source, places))
+            for place in places:
+                yield from ((place, row) for row in self._of_file(place, taken))
+
+    def _of_file(self, place: int, taken: Iterator[bool]) -> Iterator[Row | Reject]:
+        """The rows of a file that are taken and in the part; of the iterator is used up what belongs to the file."""
+        source, file = self.files[place]
+        function = get_format(source.format or self.format)
+        for row in filter(self._is_in_part, itertools.compress(read_rows(file), taken)):
+            if isinstance(row, Row) and source.format is not None:
+                yield row._replace(format=function or detected)
+            else:
+                yield row
+
+    def _is_in_part(self, row: Row | Reject) -> bool:
         if self.part == WHOLE:
             return True
         if isinstance(row, Reject):
             return self.part.unreadable
         return self.part.low <= draw(row.fields, self.seed, "hold out") < self.part.high
 
-    def _rows(self) -> Iterator[tuple[int, Row | Reject]]:
-        first = 0
-        for (source, paths), function in zip(self._groups, self.formats, strict=True):
-            rows: Iterator[tuple[int, Row | Reject]] = (
-                (number, row) for number, path in enumerate(paths, start=first) for row in read_rows(path)
-            )
-            if source.sample is not None:
-                rows = itertools.compress(rows, ~self._passed_over(source, paths, function))
-            for number, row in rows:
-                if isinstance(row, Row) and source.format is not None:
-                    row = row._replace(format=function or detected)
-                yield number, row
-            first += len(paths)
-
-    def _passed_over(self, source: Source, paths: list[Path], function: FormatFunction | None) -> NDArray[np.bool_]:
+    def _passed_over(self, source: Source, places: range) -> NDArray[np.bool_]:
         """[rows of the source] whether the format accepts a row, but it is not in the sample."""
         assert source.sample is not None
-        numbers = np.array([self._sampling_number(row, function) for path in paths for row in read_rows(path)])
+        function = get_format(source.format or self.format)
+        rows = itertools.chain.from_iterable(read_rows(self.files[place][1]) for place in places)
+        numbers = np.array([self._sampling_number(row, function) for row in rows])
         accepted = np.flatnonzero(numbers < 1)
         if len(accepted) < source.sample:
             raise UserError(f"{source.path}: sample is {source.sample}, but only {len(accepted)} rows can be sampled")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow
 
 from ts2_lightning.data.formats import FormatFunction
-from ts2_lightning.data.hub import data_set_files, is_saved
+from ts2_lightning.data.hub import Shard, data_set_files, data_set_shards, is_saved
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import RejectKind, RowError, UserError
@@ -28,6 +28,7 @@ HUB = "hub:"
 """Sources that start with it (`hub:org/name`) are data sets of the Hugging Face hub."""
 
 _BATCH = 1024  # rows of a table that are turned into objects at once
+_GLANCE = 1 << 18  # bytes of a file of texts from which the number of its lines is estimated
 _SPLIT_NAMES = {
     "train": re.compile(r"(^|[\W_\d])train(ing)?($|[\W_\d])", re.IGNORECASE),
     "validation": re.compile(r"(^|[\W_\d])(valid(ation)?|val|dev)($|[\W_\d])", re.IGNORECASE),
@@ -121,17 +122,30 @@ def resolve_source(source: Source) -> list[Path]:
         from ts2_lightning.data.toyworld import resolve_source as resolve_toyworld
 
         return [Path(resolve_toyworld(source.path))]
-    if source.path.startswith(HUB):
-        return data_set_files(source.path.removeprefix(HUB), source.name, source.split, source.revision)
+    if (data_set := _data_set(source)) is not None:
+        return data_set_files(data_set, source.name, source.split, source.revision)
     path = Path(source.path).expanduser()
-    if path.is_dir() and (source.split or source.name or is_saved(path)):
-        return data_set_files(str(path), source.name, source.split)
     if source.split or source.name:
         raise UserError(f"{source.path}: a split or a name is of a data set, on the hub or in a folder")
     found = _folder(path) if path.is_dir() else [path] if path.is_file() else _glob(path)
     for file in found:
         _reader(file)
     return found
+
+
+def stream_source(source: Source) -> list[Path | Shard]:
+    """As `resolve_source`, but of a data set come parts that are fetched while they are read; nothing is downloaded."""
+    if (data_set := _data_set(source)) is not None:
+        return data_set_shards(data_set, source.name, source.split, source.revision)
+    return [*resolve_source(source)]
+
+
+def _data_set(source: Source) -> str | None:
+    """What `datasets` knows the source by; None if it is files that we read ourselves."""
+    if source.path.startswith(HUB):
+        return source.path.removeprefix(HUB)
+    path = Path(source.path).expanduser()
+    return str(path) if path.is_dir() and (source.split or source.name or is_saved(path)) else None
 
 
 def _glob(path: Path) -> list[Path]:
@@ -165,13 +179,15 @@ def _nearest_file(path: Path) -> str:
     return f": there is no folder {path}{did_you_mean(path.name, folders)}"
 
 
-def read_rows(path: Path) -> Iterator[Row | Reject]:
+def read_rows(file: Path | Shard) -> Iterator[Row | Reject]:
     """Read the rows of one file, one at a time; in place of a row that cannot be read comes what is wrong with it.
 
     Raises:
         UserError: naming the file, if it cannot be read at all or ends too early.
     """
-    return _reader(path)(path)
+    if isinstance(file, Shard):
+        return (_row(f"{file}, row {number}", fields) for number, fields in enumerate(file.read(), start=1))
+    return _reader(file)(file)
 
 
 def count_rows(path: Path) -> int:
@@ -189,6 +205,27 @@ def count_rows(path: Path) -> int:
         return sum(1 for _ in reader(path))
     with _readable(path, _text_kind(path)), _open(path) as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+
+def about_rows(file: Path | Shard) -> float | None:
+    """About how many rows there are, without reading them all; None if that is not known.
+
+    Tables know it, a list in a `.json` file has to be read whole in any case, and of a text it is estimated from its
+    beginning.
+    """
+    if isinstance(file, Shard):
+        return file.rows
+    if _reader(file) is not _read_jsonl:
+        return count_rows(file)
+    with _readable(file, _text_kind(file)), open(file, "rb") as content:
+        beginning = content.read(_GLANCE)
+        if file.suffix != ".gz":
+            lines, used = beginning.count(b"\n"), len(beginning)
+        else:
+            unpacking = zlib.decompressobj(wbits=31)
+            lines = unpacking.decompress(beginning).count(b"\n")
+            used = len(beginning) - len(unpacking.unused_data)
+    return lines * file.stat().st_size / max(used, 1)
 
 
 def file_digest(path: Path) -> str:

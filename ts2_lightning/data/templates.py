@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from jinja2 import TemplateError
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.bundled import TEMPLATES
@@ -44,6 +44,45 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     spans: list[Span]
+
+
+class _Pieces(NamedTuple):
+    """Tokens of a text that was encoded in pieces."""
+
+    ids: list[int]
+    offsets: list[Span]  # the characters of each token; white space may be in none, a character in several
+
+    def at(self, position: int) -> int:
+        """Index of the first token that reaches beyond a character's start."""
+        return bisect_right(self.offsets, position, key=lambda offset: offset[1])
+
+    def start_of(self, token: int) -> int:
+        """The first character of a token."""
+        return self.offsets[token][0]
+
+
+class _Whole:
+    """Tokens of a text that was encoded at once, as `_Pieces`.
+
+    The backend is asked for single tokens: Python's list of the offsets of all takes a good part of the time that
+    tokenising takes.
+    """
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+
+    @cached_property
+    def ids(self) -> list[int]:
+        return self._encoding.ids
+
+    def at(self, position: int) -> int:
+        token = self._encoding.char_to_token(position)
+        return _Pieces(self.ids, self._encoding.offsets).at(position) if token is None else token
+
+    def start_of(self, token: int) -> int:
+        covered = self._encoding.token_to_chars(token)
+        assert covered is not None
+        return covered[0]
 
 
 class ChatTemplate:
@@ -157,13 +196,13 @@ class ChatTemplate:
         """
         text, start = rendering.text, rendering.turns[0].start
         after_prompt = text[len(prompt) : start] if text.startswith(prompt) else ""
-        offsets = self._encode_texts([text])[0].offsets
-        in_token = start - offsets[_token_at(offsets, start)][0]
+        tokens = _Whole(self._encode_texts([text])[0])
+        in_token = start - tokens.start_of(tokens.at(start))
         return max(in_token, len(after_prompt) if after_prompt.isspace() else 0)
 
     def _generation_prompt(self, messages: list[Message]) -> list[int]:
         text = self._render(messages, add_generation_prompt=True)
-        return list(self._encode_texts([text])[0].ids)
+        return self._encode_texts([text])[0].ids
 
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         try:
@@ -196,7 +235,8 @@ class ChatTemplate:
         """
         encodings = self._encode_texts([rendering.text for rendering in renderings])
         return [
-            self._encode_one(rendering, encoding) for rendering, encoding in zip(renderings, encodings, strict=True)
+            self._encode_one(rendering, _Whole(encoding))
+            for rendering, encoding in zip(renderings, encodings, strict=True)
         ]
 
     def render_prompt(self, messages: list[Message]) -> list[int]:
@@ -211,17 +251,17 @@ class ChatTemplate:
         [encoded] = self.encode([self.render([*messages, {"role": "assistant", "content": "Hello"}])])
         return encoded.ids[: encoded.spans[-1][0]]
 
-    def _encode_texts(self, texts: list[str], as_text: bool = False) -> Any:
-        """Backend encodings of texts; `as_text` leaves special tokens unparsed."""
-        batch = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            split_special_tokens=as_text,
-            verbose=False,  # rows longer than the model's maximum are cut afterwards
-        )
-        return batch.encodings
+    def _encode_texts(self, texts: list[str], as_text: bool = False) -> list[Encoding]:
+        """Encodings of texts; `as_text` leaves special tokens unparsed.
+
+        They are those of `tokenizer(texts)`, which would also make lists of the ids of all texts.
+        """
+        tokenizer: Any = self.tokenizer
+        backend = tokenizer.backend_tokenizer
+        backend.no_truncation()  # rows that are too long are cut afterwards
+        backend.no_padding()
+        backend.encode_special_tokens = as_text
+        return backend.encode_batch(texts, add_special_tokens=False)
 
     @cached_property
     def _inside(self) -> Tokenizer:
@@ -232,23 +272,21 @@ class ChatTemplate:
         backend.encode_special_tokens = True
         return backend
 
-    def _encode_one(self, rendering: Rendering, encoding: Any) -> Encoded:
-        ids, offsets = encoding.ids, encoding.offsets
-        if not rendering.plain:
-            ids, offsets = self._encode_pieces(rendering, [])
+    def _encode_one(self, rendering: Rendering, whole: _Whole) -> Encoded:
+        tokens = whole if rendering.plain else self._encode_pieces(rendering, [])
         starts = [self._start(rendering.text, turn) for turn in rendering.turns]
         # In generation no token reaches from the prompt into the answer.
-        cuts = [start for start in starts if offsets[_token_at(offsets, start)][0] < start]
+        cuts = [start for start in starts if tokens.start_of(tokens.at(start)) < start]
         if cuts:
-            ids, offsets = self._encode_pieces(rendering, cuts)
-        return self._spans(rendering, ids, offsets)
+            tokens = self._encode_pieces(rendering, cuts)
+        return self._spans(rendering, tokens)
 
     def _start(self, text: str, turn: Turn) -> int:
         """Where what is learnt of a turn begins."""
         before = turn.start - self._lead
         return before if text[before : turn.start].isspace() else turn.start
 
-    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> tuple[list[int], list[Span]]:
+    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> _Pieces:
         """Encode the text between the template's control tokens as nothing but text, cut at `cuts` too."""
         text, position = rendering.text, 0
         ids: list[int] = []
@@ -276,7 +314,7 @@ class ChatTemplate:
                 ids.append(control.number)
                 offsets.append((end_of_text, position))
         self._check_text(ids, len(rendering.controls))
-        return ids, offsets
+        return _Pieces(ids, offsets)
 
     def _check_text(self, ids: list[int], written: int) -> None:
         """Make sure that no control token came from a content. Characters that are unknown may well do."""
@@ -286,20 +324,15 @@ class ChatTemplate:
             reason = "a content has the text of a control token, which this tokenizer cannot encode as text"
             raise RowError(reason, "template")
 
-    def _spans(self, rendering: Rendering, ids: list[int], offsets: list[Span]) -> Encoded:
-        spans = []
+    def _spans(self, rendering: Rendering, tokens: _Whole | _Pieces) -> Encoded:
+        ids, spans = tokens.ids, []
         for turn in rendering.turns if self.train_on == "all" else rendering.turns[-1:]:
-            start = _token_at(offsets, self._start(rendering.text, turn))
-            close = _token_at(offsets, turn.close)
+            start = tokens.at(self._start(rendering.text, turn))
+            close = tokens.at(turn.close)
             if close == len(ids) or ids[close] != self._special[turn.control].number:
                 raise RowError(f"the tokenizer does not give {turn.control} a token of its own", "template")
             spans.append((start, close + self.train_on_end))
         return Encoded(ids, spans)
-
-
-def _token_at(offsets: list[Span], position: int) -> int:
-    """Index of the first token that reaches beyond a character's start."""
-    return bisect_right(offsets, position, key=lambda offset: offset[1])
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str], template: str) -> dict[str, _Control]:

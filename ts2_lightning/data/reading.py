@@ -1,0 +1,266 @@
+"""The rows of a split that fit into memory or into the cache: read, encoded, judged, described."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
+from ts2_lightning.data.encoding import Counts, EncodedRows, Overlong, encode_chunks, join_chunks
+from ts2_lightning.data.formats import get_format
+from ts2_lightning.data.rejects import Reject, Rejects
+from ts2_lightning.data.selection import Selection
+from ts2_lightning.data.sources import Row, file_digest
+from ts2_lightning.data.templates import ChatTemplate
+from ts2_lightning.types import UserError
+
+_PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How rows become tokens.
+
+    Attributes:
+        template: of conversations; None if the rows are tokens.
+        format: of the rows whose source does not say.
+        max_length: tokens of a row, at most.
+        overlong: what happens to longer rows.
+        vocabulary: number of token ids that there are; None if that is not known.
+    """
+
+    template: ChatTemplate | None
+    format: str = "auto"
+    max_length: int = 2048
+    overlong: Overlong = "truncate"
+    vocabulary: int | None = None
+
+    def chunks(self, rows: Iterable[Row | Reject]) -> Iterator[EncodedRows]:
+        """See `encoding.encode_chunks`."""
+        return encode_chunks(rows, self.template, get_format(self.format), self.max_length, self.overlong)
+
+    def encode(self, rows: Iterable[Row | Reject]) -> EncodedRows:
+        """A few rows, in memory.
+
+        Raises:
+            UserError: see `encoding.encode_rows` and `check`.
+        """
+        encoded = join_chunks(self.chunks(rows))
+        self.check("train", encoded)
+        return encoded
+
+    def check(self, split: str, rows: EncodedRows) -> None:
+        """Make sure that the model has these tokens.
+
+        Raises:
+            UserError: if there is one outside the vocabulary.
+        """
+        largest = int(rows.ids.max(initial=0))
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            raise UserError(
+                f"data.{split}: token id {largest} is outside the tokenizer's vocabulary of {self.vocabulary}"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the tokens, but for the rows and their formats; plain values."""
+        template = None if self.template is None else self.template.identity
+        return {"template": template, "max_length": self.max_length, "overlong": self.overlong}
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Numbers of rows and tokens.
+
+    Attributes:
+        counts: what became of the rows that were read.
+        tokens: of the kept rows.
+        supervised: those of them that are learnt.
+        weighted: rows whose weight is not 1.
+    """
+
+    counts: Counts = field(default_factory=Counts)
+    tokens: int = 0
+    supervised: int = 0
+    weighted: int = 0
+
+    @classmethod
+    def of(cls, rows: EncodedRows) -> "Totals":
+        """The numbers of some rows."""
+        return cls(rows.counts, len(rows.ids), int(rows.supervised.sum()), rows.weighted)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(
+            self.counts.plus(other.counts),
+            self.tokens + other.tokens,
+            self.supervised + other.supervised,
+            self.weighted + other.weighted,
+        )
+
+    def summary(self) -> str:
+        """The numbers in words; those that are usually 0 only if they are not."""
+        counts = self.counts
+        parts = [f"{counts.kept} rows", f"{self.tokens} tokens", f"{self.supervised} supervised"]
+        if self.weighted:
+            parts.append(f"{self.weighted} rows with a weight other than 1")
+        if counts.truncated:
+            parts.append(f"{counts.truncated} rows truncated")
+        if counts.turns_lost:
+            parts.append(f"{counts.turns_lost} turns of the assistant in them not supervised any more")
+        if counts.dropped:
+            parts.append(f"{counts.dropped} rows dropped as too long")
+        if unwanted := counts.rejected.get("left out"):
+            parts.append(f"{unwanted} rows left out by their format")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that was read.
+
+    Attributes:
+        name: of the split.
+        selection: where its rows came from.
+        rows: the encoded rows.
+        read: rows read from each file of the selection.
+    """
+
+    name: str
+    selection: Selection
+    rows: EncodedRows
+    read: list[int]
+
+    @property
+    def times(self) -> NDArray[np.floating] | None:
+        """[R] how often each row comes in an epoch; None if each comes once."""
+        return self.selection.times(self.rows.places, self.read)
+
+    def check(self, encoder: Encoder) -> None:
+        """Make sure that there are rows, and that the model has their tokens.
+
+        Raises:
+            UserError: saying what became of them.
+        """
+        if not len(self.rows):
+            raise UserError(f"data.{self.name}: {why_empty(self.rows.counts)} in {self.selection.named()}")
+        encoder.check(self.name, self.rows)
+        rank_zero_info(f"Data, {self.name}: {Totals.of(self.rows).summary()}")
+
+    @property
+    def beside(self) -> Path | None:
+        """Where bad rows are listed without a run: beside the cached rows; nowhere if these are not cached either."""
+        return self.rows.path.with_suffix(".rejects.jsonl") if isinstance(self.rows, MappedRows) else None
+
+    def judge(self, max_rejects: float, file: Path | None) -> None:
+        """List the bad rows, if there are any.
+
+        Raises:
+            UserError: if they are more than `max_rejects` allows.
+        """
+        if not self.rows.rejects:
+            return
+        rejects = Rejects(max_rejects, file)
+        for reject in self.rows.rejects:
+            rejects.add(reject)
+        rejects.finish(self.rows.counts.read)
+        warn_of(self.name, rejects, self.rows.counts.read)
+
+    def describe(self) -> dict[str, Any]:
+        """What was read, as plain values."""
+        totals = Totals.of(self.rows)
+        files = zip(self.selection.files, self.read, strict=True)
+        whole = not self.selection.streaming  # else only the beginning of the files was read
+        return {
+            "files": [
+                {
+                    "path": str(file),
+                    **({"sha256": file_digest(file)} if isinstance(file, Path) and whole else {}),
+                    "rows": count,
+                }
+                for (_, file), count in files
+            ],
+            **asdict(totals.counts),
+            "weighted": totals.weighted,
+            "tokens": totals.tokens,
+            "supervised_tokens": totals.supervised,
+            "longest": int(self.rows.lengths.max()),
+        }
+
+
+def read_split(
+    name: str, selection: Selection, encoder: Encoder, max_rejects: float = 1.0, cache: bool = True, quiet: bool = False
+) -> Split:
+    """The rows of a split, from the cache if they were encoded before.
+
+    Args:
+        name: of the split.
+        selection: which rows.
+        encoder: what makes tokens of them.
+        max_rejects: share of the rows that may be bad. If none may be, reading stops soon after the first; whatever is
+            read to its end is for the caller to judge.
+        cache: keep them on the disk; not for rows that are read from the beginning of a stream.
+        quiet: show no progress.
+
+    Raises:
+        UserError: naming file and line, for what cannot be read or encoded at all, and for bad rows where none may be.
+    """
+    counts = [0] * len(selection.files)
+
+    def chunks() -> Iterator[EncodedRows]:
+        encoded = encoder.chunks(_counted(name, selection, counts, quiet))
+        return encoded if max_rejects > 0 else _faultless(encoded)
+
+    key = None
+    if cache and not selection.streaming:
+        key = entry_key(
+            encoder.identity()["template"],
+            selection.formats,
+            selection=selection.identity(),
+            max_length=encoder.max_length,
+            overlong=encoder.overlong,
+        )
+    made = make_rows(key, chunks, lambda: counts, name)
+    return Split(name, selection, made.rows, made.notes)
+
+
+def _faultless(chunks: Iterable[EncodedRows]) -> Iterator[EncodedRows]:
+    """The chunks until one follows a bad row. So bad rows in the last are left to who judges all of them."""
+    rejects, read = Rejects(), 0
+    for chunk in chunks:
+        if len(rejects):
+            rejects.judge(read, so_far=True)
+        for reject in chunk.rejects:
+            rejects.add(reject)
+        read += chunk.counts.read
+        yield chunk
+
+
+def _counted(name: str, selection: Selection, counts: list[int], quiet: bool) -> Iterator[Row | Reject]:
+    """The rows of a split, counted per file, with a progress bar if they are many."""
+    counts[:] = [0] * len(counts)
+    total = selection.count()
+    quiet = quiet or total <= _PROGRESS_FROM
+    for file, row in tqdm(selection.read(), desc=f"Tokenising {name}", total=total, unit=" rows", disable=quiet):
+        counts[file] += 1
+        yield row
+
+
+def warn_of(split: str, rejects: Rejects, total: int) -> None:
+    """Say how many rows were left out as bad, if any were."""
+    if len(rejects):
+        place = "" if rejects.file is None else f"; see {rejects.file}"
+        rank_zero_warn(f"Data, {split}: left out {len(rejects)} bad of {total} rows ({rejects.summary()}){place}")
+
+
+def why_empty(counts: Counts) -> str:
+    """Why no row is left."""
+    if counts.dropped == counts.read:
+        return f"all {counts.read} rows are longer than max_length" if counts.read else "no rows"
+    reasons = [("longer than max_length", counts.dropped), *counts.rejected.items()]
+    return (
+        f"none of {counts.read} rows left ({', '.join(f'{number} {reason}' for reason, number in reasons if number)})"
+    )

@@ -1,0 +1,465 @@
+"""Training rows that are read while they are trained on: for data that fits neither on the disk nor into memory.
+
+The rows of an epoch come as a stream whose order follows from the sources, the seed and the epoch alone. Optimizer
+step k is the rows k * B to (k + 1) * B of it, B rows a step, good and bad. Every rank reads all of it, and tokenises
+only its own part of each step. So neither ranks nor workers, micro-batches or packing change what a step consists of,
+and a resumed run reads on from the very next one.
+
+How many of a step's tokens are supervised is known to each rank of its own part only. So a report travels with its
+micro-batches, and the ranks exchange their reports when the step begins (see `Ledger`): the tokens, what became of the
+rows, and what is wrong with them. So all ranks also stop together, with the same message.
+"""
+
+import itertools
+import math
+import os
+import random
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import distributed
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ts2_lightning.data.collate import collate
+from ts2_lightning.data.encoding import Counts, EncodedRows, encode_rows
+from ts2_lightning.data.plan import Shape, split_step
+from ts2_lightning.data.reading import Encoder, Totals, warn_of, why_empty
+from ts2_lightning.data.rejects import Reject, Rejects
+from ts2_lightning.data.resume import StreamPosition, digest
+from ts2_lightning.data.selection import Selection
+from ts2_lightning.data.sources import Row, Source, about_rows
+from ts2_lightning.types import UserError
+
+REPORT = "report"
+"""Where a micro-batch has the `StepReport` of its step, until `SFTData` takes it out."""
+
+_LANES = 8  # files of a source that are read at the same time
+
+T = TypeVar("T")
+Numbered = tuple[int, Row | Reject]
+"""A row, after the place of its file."""
+
+
+# The order of the rows ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows of the epochs, in their orders.
+
+    Of each source at most eight files are open: its files are dealt to as many lanes, which have about equally many
+    rows and are read at the same time. Which lane gives the next row is drawn, with a chance that is proportional to
+    its number of rows, so that all lanes end together. The rows then pass through a buffer, out of which one is drawn
+    whenever another comes in. A source that comes several `times` has its files in the lanes as often; the fraction of
+    a time is drawn row by row.
+
+    Attributes:
+        selection: the rows, without an order.
+        seed: of the order.
+        buffer: rows out of which the next one is drawn. They are in memory, once per process that reads.
+        rows: about how many rows each file has; see `estimated`.
+    """
+
+    selection: Selection
+    seed: int
+    buffer: int
+    rows: tuple[float, ...]
+
+    @classmethod
+    def of(cls, selection: Selection, seed: int, buffer: int) -> "Stream":
+        """The stream of a selection, with the estimated numbers of rows.
+
+        Raises:
+            UserError: if a source names no file, or a file cannot be read.
+        """
+        return cls(selection, seed, buffer, estimated([about_rows(file) for _, file in selection.files]))
+
+    def describe(self) -> dict[str, Any]:
+        """What is known beforehand, as plain values for the record of a run."""
+        files = [
+            {"path": str(file), "rows_estimated": round(rows)}
+            for (_, file), rows in zip(self.selection.files, self.rows, strict=True)
+        ]
+        return {"streamed": True, "shuffle_buffer": self.buffer, "files": files}
+
+    def identity(self) -> dict[str, Any]:
+        """What determines the rows of the epochs and their orders, as plain values for a checkpoint.
+
+        Of files it is the names and the estimated numbers of rows: they may be moved.
+        """
+        files = [
+            [getattr(file, "name", str(file)), rows, source.times, source.format or self.selection.format]
+            for (source, file), rows in zip(self.selection.files, self.rows, strict=True)
+        ]
+        return {
+            "streamed files": digest(files),
+            "part of the rows": list(self.selection.part[:2]),
+            "seed": self.seed,
+            "shuffle_buffer": self.buffer,
+        }
+
+    def read(self, epoch: int) -> Iterator[Numbered]:
+        """The rows of an epoch.
+
+        Raises:
+            UserError: while it is iterated, if a file cannot be read.
+        """
+        generator = random.Random(f"{self.seed} {epoch}")
+        lanes = [lane for source, files in self.selection.groups for lane in self._lanes(source, files, generator)]
+        rows = [self._read_lane(lane, generator) for lane in lanes]
+        return shuffled(interleaved(rows, [lane.rows for lane in lanes], generator), self.buffer, generator)
+
+    def steps(self, epoch: int, batch_size: int) -> Iterator[list[Numbered]]:
+        """The rows of each step of an epoch; the last may have fewer."""
+        rows = self.read(epoch)
+        return iter(lambda: list(itertools.islice(rows, batch_size)), [])
+
+    def _lanes(self, source: Source, files: range, generator: random.Random) -> list["Lane"]:
+        """Deal the files of one source to lanes: each to the one that has the fewest rows so far."""
+        shares = [1.0] * math.floor(source.times) + ([source.times % 1] if source.times % 1 else [])
+        passes = [(number, share) for share in shares for number in files]
+        generator.shuffle(passes)
+        lanes = [Lane() for _ in range(min(_LANES, len(passes)))]
+        for number, share in passes:
+            lane = min(lanes, key=lambda lane: lane.rows)
+            lane.passes.append((number, share))
+            lane.rows += self.rows[number] * share
+        return lanes
+
+    def _read_lane(self, lane: "Lane", generator: random.Random) -> Iterator[Numbered]:
+        for number, share in lane.passes:
+            for row in self.selection.read_file(number):
+                if share == 1 or generator.random() < share:
+                    yield number, row
+
+
+@dataclass
+class Lane:
+    """Files that are read one after another: their places, and the share that is taken of the rows of each."""
+
+    passes: list[tuple[int, float]] = field(default_factory=list)
+    rows: float = 0.0  # about how many are taken
+
+
+def estimated(rows: Sequence[float | None]) -> tuple[float, ...]:
+    """Numbers of rows, of which some are not known: the mean of the others takes their place.
+
+    Example:
+        >>> estimated([10, None, 30]), estimated([None, 0])
+        ((10.0, 20.0, 30.0), (1.0, 1.0))
+    """
+    known = [number for number in rows if number is not None]
+    mean = sum(known) / max(len(known), 1)
+    return tuple(max(float(mean if number is None else number), 1.0) for number in rows)
+
+
+def interleaved(lanes: Sequence[Iterator[T]], weights: Sequence[float], generator: random.Random) -> Iterator[T]:
+    """All that the lanes hold; which of them gives the next one is drawn by their weights, which are above 0."""
+    left, chances = list(lanes), list(weights)
+    edges = list(itertools.accumulate(chances))
+    while left:
+        place = bisect(edges, generator.random() * edges[-1], hi=len(left) - 1)
+        try:
+            item = next(left[place])
+        except StopIteration:
+            del left[place], chances[place]
+            edges = list(itertools.accumulate(chances))
+        else:
+            yield item
+
+
+def shuffled(items: Iterator[T], size: int, generator: random.Random) -> Iterator[T]:
+    """The items in another order: each next one is drawn out of `size`, of which the one drawn is then replaced.
+
+    Example:
+        >>> items = list(shuffled(iter(range(100)), 10, random.Random(0)))
+        >>> sorted(items) == list(range(100)), all(item < place + 10 for place, item in enumerate(items))
+        (True, True)
+    """
+    buffer = list(itertools.islice(items, size))
+    for item in items:
+        place = generator.randrange(size)
+        drawn, buffer[place] = buffer[place], item
+        yield drawn
+    generator.shuffle(buffer)
+    while buffer:
+        yield buffer.pop()
+
+
+# A rank's part of a step --------------------------------------------------------------------------------------------
+
+
+class StepReport:
+    """What a rank found in its part of a step. (Neither a tuple nor a dataclass: Lightning would look for tensors.)
+
+    Attributes:
+        replica: which of the ranks that hold different rows.
+        epoch: 0-based.
+        step: the step in its epoch, from 0.
+        last: whether it is the epoch's last.
+        totals: numbers of rows and tokens.
+        rejects: the bad rows.
+        error: what makes it impossible to go on, for the user; None if nothing does.
+    """
+
+    def __init__(
+        self, replica: int, epoch: int, step: int, last: bool, rows: EncodedRows, error: str | None = None
+    ) -> None:
+        self.replica, self.epoch, self.step, self.last = replica, epoch, step, last
+        self.totals, self.rejects, self.error = Totals.of(rows), rows.rejects, error
+
+
+class Step(NamedTuple):
+    """A rank's part of a step, as a worker hands it over.
+
+    Attributes:
+        report: what was found.
+        rows: those that are trained on.
+        places: [rows] the place of each in the epoch's stream.
+        micro_batches: the rows of each, on every rank equally many.
+    """
+
+    report: StepReport
+    rows: EncodedRows
+    places: list[int]
+    micro_batches: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Steps(IterableDataset[Step]):
+    """A rank's part of the steps of an epoch. A DataLoader's workers take turns, a whole step each.
+
+    Attributes:
+        stream: the rows.
+        encoder: makes tokens of them.
+        shape: how steps are split.
+        replica: which of the ranks that hold different rows.
+        epoch: 0-based.
+        first: steps of the epoch that are done already: their rows are read, but not tokenised.
+        end: the step before which the epoch ends at the latest; None at the end of the rows.
+    """
+
+    stream: Stream
+    encoder: Encoder
+    shape: Shape
+    replica: int = 0
+    epoch: int = 0
+    first: int = 0
+    end: int | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        worker = get_worker_info()
+        turn, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        if worker is not None:
+            # The tokenizer's threads did not come along into this process: it would wait for them for ever.
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        number = self.first + turn
+        try:
+            raw = itertools.islice(self.stream.steps(self.epoch, self.shape.batch_size), self.end)
+            for rows, last in itertools.islice(_with_last(raw), number, None, workers):
+                yield self._made(number, rows, last)
+                number += workers
+        except UserError as error:  # a worker's exception would come out with a traceback, and on this rank alone
+            nothing = encode_rows([], None)
+            report = StepReport(self.replica, self.epoch, number, False, nothing, str(error))
+            yield Step(report, nothing, [], [()] * self.shape.accumulation)
+
+    def _made(self, step: int, rows: list[Numbered], last: bool) -> Step:
+        ranks = self.shape.world_size
+        encoded = self.encoder.encode([row for _, row in rows[self.replica :: ranks]])
+        own = Shape(-(-self.shape.batch_size // ranks), self.shape.micro_batch_size, packed=self.shape.packed)
+        parts = split_step(np.arange(len(encoded)), encoded.lengths, own)
+        first = step * self.shape.batch_size + self.replica
+        return Step(
+            StepReport(self.replica, self.epoch, step, last, encoded),
+            encoded,
+            [first + ranks * place for place in encoded.places.tolist()],
+            [part for (part,) in parts],
+        )
+
+
+def _with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Each item, and whether it is the last.
+
+    >>> list(_with_last(iter("ab")))
+    [('a', False), ('b', True)]
+    """
+    for item, following in itertools.pairwise(itertools.chain(items, [None])):
+        assert item is not None
+        yield item, following is None
+
+
+def _identity(step: Any) -> Any:
+    return step
+
+
+class StreamLoader:
+    """Yields a rank's micro-batches from the step that the trainer stands at to the end of its epoch.
+
+    Each has under `REPORT` the report of its step, and as divisor the rank's own number of supervised tokens of it.
+    Without a length, Lightning fetches one micro-batch ahead, and so knows which is the last.
+
+    Args:
+        steps: the steps of the first epoch from its beginning.
+        position: where the training stands; the loader notes where an epoch ends.
+        trainer: whose progress is followed; None always starts at the first epoch.
+        pad_id: token id of the padding.
+        num_workers: processes that read and tokenise, each of which reads all rows.
+        capacity: tokens of a sequence, at most, for packing (see `collate`); None does not pack.
+    """
+
+    steps_per_epoch = math.inf
+    """Optimizer steps in an epoch, for who plans the learning rate: they are not known."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        position: StreamPosition,
+        trainer: Trainer | None = None,
+        pad_id: int = 0,
+        num_workers: int = 0,
+        capacity: float | None = None,
+    ) -> None:
+        self._steps = steps
+        self._position = position
+        self._trainer = trainer
+        self._pad_id = pad_id
+        self._num_workers = num_workers
+        self._capacity = capacity
+        self._iterator: Any = None  # under this name Lightning looks for worker processes to stop after a run
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and step within it that come next."""
+        return self._position.at(0 if self._trainer is None else self._trainer.global_step)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, first = self.position
+        steps = replace(self._steps, epoch=epoch, first=first)
+        # A generator of its own: each iteration draws a seed, and the training's generator has to stay as it is.
+        seeds = torch.Generator()
+        loader = DataLoader(
+            steps,
+            batch_size=None,
+            collate_fn=_identity,
+            num_workers=self._num_workers,
+            generator=seeds,
+        )
+        self._iterator = iter(loader)
+        step: Step | None = None
+        for step in self._iterator:
+            if step.report.last:
+                self._position.ends_after(step.report.step)
+            yield from self._collated(step)
+        if step is None and first == 0:
+            raise UserError(f"data.train: no rows in {steps.stream.selection.named()}")
+        if step is None:  # the epoch was longer when the training was there
+            self._position.ends_after(first - 1)
+
+    def _collated(self, step: Step) -> Iterator[dict[str, Any]]:
+        divisor = step.report.totals.supervised
+        for numbers in step.micro_batches:
+            rows = [step.rows[number] for number in numbers]
+            places = [step.places[number] for number in numbers]
+            yield {**collate(rows, places, divisor, self._pad_id, self._capacity), REPORT: step.report}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: having it tells Lightning that this loader can be resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: the position follows from the trainer's."""
+
+
+# What the ranks tell each other -------------------------------------------------------------------------------------
+
+
+def gathered(report: StepReport) -> list[StepReport]:
+    """The reports of all ranks on the same step. Ranks that hold the same rows have the same one; it is there once."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [report]
+    reports: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(reports, report)
+    return list({each.replica: each for each in reports}.values())
+
+
+class Ledger:
+    """Adds up the reports of an epoch's steps, and judges the bad rows as they come; all ranks come to the same end.
+
+    Args:
+        max_rejects: share of the rows that may be bad.
+        file: where bad rows are listed; None for nowhere.
+        files: the files of the rows, for messages.
+        gather: gives the reports of all ranks.
+    """
+
+    def __init__(
+        self,
+        max_rejects: float,
+        file: Path | None,
+        files: str,
+        gather: Callable[[StepReport], Iterable[StepReport]] = gathered,
+    ) -> None:
+        self._settings = max_rejects, file
+        self._files = files
+        self._gather = gather
+        self._current: StepReport | None = None
+        self._divisor = 0
+        self._begin(0)
+
+    def _begin(self, step: int) -> None:
+        self._first = step
+        self._totals = Totals()
+        self._rejects = Rejects(*self._settings)
+
+    def divisor(self, report: StepReport) -> int:
+        """Supervised tokens of a step over all ranks. The first micro-batch of each makes the ranks exchange reports.
+
+        Raises:
+            UserError: on all ranks, if one of them cannot go on, or too many rows are bad.
+        """
+        if report is not self._current:
+            if self._current is None or self._current.last:
+                self._begin(report.step)
+            self._current = report
+            self._divisor = self._add(list(self._gather(report)))
+            if report.last:
+                self._finish(report)
+        return self._divisor
+
+    def _add(self, reports: list[StepReport]) -> int:
+        for report in reports:
+            if report.error is not None:
+                raise UserError(report.error)
+        if len({(report.epoch, report.step, report.last) for report in reports}) > 1:
+            raise UserError(f"data.train: not all ranks read the same rows; let all of them see the same {self._files}")
+        totals = sum((report.totals for report in reports), Totals())
+        self._totals += totals
+        self._rejects.go_on([bad for report in reports for bad in report.rejects], self._totals.counts.read)
+        return totals.supervised
+
+    def _finish(self, report: StepReport) -> None:
+        """At the beginning of an epoch's last step, which is the last of its reports."""
+        counts: Counts = self._totals.counts
+        self._rejects.judge(counts.read)
+        if not counts.kept:
+            raise UserError(f"data.train: {why_empty(counts)} in {self._files}")
+        self._tell(report)
+
+    def close(self) -> None:
+        """Tell what became of the rows of an epoch that was not finished."""
+        if self._current is not None and not self._current.last:
+            self._tell(self._current)
+            self._current = None
+
+    def _tell(self, last: StepReport) -> None:
+        steps = f"epoch {last.epoch + 1}, steps {self._first + 1} to {last.step + 1}"
+        rank_zero_info(f"Data, train, {steps}: {self._totals.summary()}")
+        warn_of("train", self._rejects, self._totals.counts.read)
