@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from ts2_lightning.losses import (
     TokenLoss,
     TS2Loss,
 )
+from ts2_lightning.types import TOKEN_STATISTICS
 
 SHAPES = [(256, 256, 128256), (256, 1024, 128256), (1024, 256, 128256), (1024, 1024, 32000), (1024, 1024, 128256)]
 """(N tokens, H width, K vocabulary)."""
@@ -108,13 +109,13 @@ def entmax_package(function: Callable[[Tensor, Tensor], Tensor]) -> Objective:
     return lambda head, hidden_states, labels: function(head(hidden_states), labels).mean()
 
 
-def with_engine(engine: LossEngine, loss: TokenLoss, statistics: bool = True) -> Objective:
+def with_engine(engine: LossEngine, loss: TokenLoss, names: Collection[str] = TOKEN_STATISTICS) -> Objective:
     """The mean loss of ours."""
 
     def objective(head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
         places = torch.arange(len(labels)) % TURN + 1
         lengths = torch.full_like(places, TURN)
-        output = engine(loss, head, hidden_states, labels, None, places, lengths, statistics)
+        output = engine(loss, head, hidden_states, labels, None, places, lengths, names)
         return output.total / len(labels)
 
     return objective
@@ -147,7 +148,7 @@ SUBJECTS: dict[str, Objective] = {
     **PUBLIC,
     "TS2, full": with_engine(FullEngine(), TS2Loss()),
     **{name: with_engine(ChunkedEngine(), loss) for name, loss in LOSSES.items()},
-    **{name + NO_STATISTICS: with_engine(ChunkedEngine(), LOSSES[name], False) for name in BARE},
+    **{name + NO_STATISTICS: with_engine(ChunkedEngine(), LOSSES[name], ()) for name in BARE},
 }
 
 

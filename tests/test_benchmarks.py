@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import diagnostics
 from benchmarks import loss_engine as benchmark
 from ts2_lightning.engines import FullEngine
 from ts2_lightning.losses import EntmaxLoss, GEMLoss, SparsemaxLoss, TokenLoss, TS2Loss
@@ -44,3 +45,10 @@ def test_the_readme_has_the_table_of_the_figures() -> None:
     root = Path(__file__).resolve().parents[1]
     record = json.loads((root / "benchmarks/results/loss_engine_cpu.json").read_text())
     assert benchmark.table(record, benchmark.IN_README) in (root / "README.md").read_text()
+
+
+def test_the_monitor_takes_its_turns() -> None:
+    found = diagnostics.measure(TS2Loss(), diagnostics.QUICK, rounds=2, threads=1)
+    assert found.keys() == {*diagnostics.MODES, "thinned"}
+    assert all(numbers["seconds"] > 0 for numbers in found.values())
+    assert found["off"]["seconds_over_off"] == found["off"]["cpu_seconds_over_off"] == 1

@@ -14,6 +14,7 @@ TOKEN_STATISTICS = (
     "gold_in_support",
     "support_size",
     "tail_mass",
+    "gold_rank",
     "top1",
     "top2",
     "top3",
@@ -26,6 +27,10 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2; it never shows a traceback for it.
     """
+
+
+class SharedError(UserError):
+    """One that every rank raises, with the same message: it need be told once."""
 
 
 RejectKind = Literal[
@@ -85,7 +90,7 @@ class LossOutput(NamedTuple):
     Attributes:
         total: [] differentiable sum of the tokens' losses, not divided by anything.
         tokens: per supervised token and detached, each [N] in the dtype of the loss: `"objective"`, `"objective/PART"`
-            for each part of a composite loss and, if asked for, every name of `TOKEN_STATISTICS`.
+            for each part of a composite loss, and the statistics that were asked for.
     """
 
     total: Tensor

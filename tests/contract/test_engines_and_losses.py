@@ -1,7 +1,7 @@
 """Every objective on every engine: the numbers of float64 autograd through the plain formula."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import cache, partial
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tests.reference import OBJECTIVES, Formula, support_mask, turn_positions
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
-from ts2_lightning.engines.base import ELEMENTS_PER_BLOCK
 from ts2_lightning.losses import DensePart, Gradient, LossResult, Term, TokenLoss, ValueLoss, cross_entropy
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops.rows import ELEMENTS_PER_BLOCK
 from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
 
 ENGINES = {
@@ -70,7 +70,7 @@ def run(
     hidden: Tensor,
     labels: Tensor,
     weights: Tensor | None = None,
-    statistics: bool = True,
+    statistics: Collection[str] = TOKEN_STATISTICS,
 ) -> LossOutput:
     """The engine on tokens in the turns of the reference."""
     positions, lengths = turn_positions(len(labels))
@@ -84,7 +84,7 @@ def found(
     hidden: Tensor,
     labels: Tensor,
     weights: Tensor,
-    statistics: bool = True,
+    statistics: Collection[str] = TOKEN_STATISTICS,
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Total, then gradients of hidden states and of the head's trained parameters; and what was measured."""
     hidden = hidden.clone().requires_grad_()
@@ -122,7 +122,7 @@ def test_without_statistics(objective: str, engine: str) -> None:
     hidden, weight, labels, weights = problem(13, 6, 300)
     head = linear(weight)
     measured, all_tokens = found(ENGINES[engine], loss, head, hidden, labels, weights)
-    unmeasured, tokens = found(ENGINES[engine], loss, head, hidden, labels, weights, statistics=False)
+    unmeasured, tokens = found(ENGINES[engine], loss, head, hidden, labels, weights, statistics=())
     assert all(torch.equal(a, b) for a, b in zip(unmeasured, measured, strict=True))
     assert set(tokens) == set(all_tokens) - set(TOKEN_STATISTICS)
     assert all(name == "objective" or name.startswith("objective/") for name in tokens)
@@ -178,6 +178,7 @@ def test_statistics(engine: str) -> None:
         "gold_in_support": inside.gather(-1, labels[:, None])[:, 0].double(),
         "support_size": inside.sum(-1).double(),
         "tail_mass": (p * ~inside).sum(-1),
+        "gold_rank": 1.0 + (p > gold[:, None]).sum(-1).double(),
         "top1": p.sort(descending=True).values[:, 0],
         "top2": p.sort(descending=True).values[:, 1],
         "top3": p.sort(descending=True).values[:, 2],
@@ -285,15 +286,16 @@ def test_without_gradients(objective: str, engine: str, mode: Callable[[], Abstr
     torch.testing.assert_close(output.total.clone(), formula(head(hidden), labels).sum().detach())
 
 
+@pytest.mark.parametrize("wrap", [lambda head: head, nn.Sequential], ids=["linear", "module"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_thresholds_are_float32_under_autocast(engine: str) -> None:
+def test_thresholds_are_float32_under_autocast(engine: str, wrap: Callable[[nn.Linear], nn.Module]) -> None:
     """bfloat16 logits would get the support of many of these tokens wrong."""
     loss, _ = OBJECTIVES["ts2"]
     hidden, weight, labels, _ = problem(200, 16, 2000)
     hidden, weight = hidden.float() * 3, weight.float()
-    exact = run(ENGINES[engine], loss, linear(weight), hidden, labels).tokens
+    exact = run(ENGINES[engine], loss, wrap(linear(weight)), hidden, labels).tokens
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = run(ENGINES[engine], loss, linear(weight), hidden, labels).tokens
+        mixed = run(ENGINES[engine], loss, wrap(linear(weight)), hidden, labels).tokens
     for name in ("support_size", "objective", "entropy"):
         torch.testing.assert_close(mixed[name], exact[name])
     rounded = support_mask(linear(weight)(hidden).bfloat16().float(), labels, None)

@@ -9,10 +9,10 @@ from torch import nn
 from tests.contract.test_engines_and_losses import HEADS, assert_close, expected, found, linear, problem
 from tests.reference import OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, chunked
-from ts2_lightning.engines.base import ELEMENTS_PER_BLOCK
 from ts2_lightning.engines.chunked import CHUNK_SIZE, default_chunk_size
 from ts2_lightning.losses import CrossEntropyLoss, EntmaxLoss, SparsemaxLoss, TokenLoss
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops.rows import ELEMENTS_PER_BLOCK
 
 SHAPE = (23, 5, 1031)
 

@@ -4,18 +4,15 @@ Shapes: N supervised tokens, H the width of the model, K the vocabulary.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
-from ts2_lightning.ops import LogitRows, Workspace, token_statistics, widest_float
-from ts2_lightning.types import LossOutput
-
-ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
-"""Logits that a loss works on at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
+from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
 
 
 class Targets(NamedTuple):
@@ -54,7 +51,7 @@ class LossEngine(ABC):
         weights: Tensor | None = None,
         positions: Tensor | None = None,
         lengths: Tensor | None = None,
-        statistics: bool = True,
+        statistics: Collection[str] = TOKEN_STATISTICS,
     ) -> LossOutput:
         """The loss of N supervised tokens.
 
@@ -66,7 +63,7 @@ class LossEngine(ABC):
             weights: [N] factors on the tokens' losses. Default: ones.
             positions: [N] 1-based position of each token within its response, for losses that ask for it.
             lengths: [N] number of tokens of that response, for losses that ask for it.
-            statistics: measure `TOKEN_STATISTICS` at every token; without it they cost nothing.
+            statistics: what to measure at every token, see `ops.token_statistics`; the others cost nothing.
 
         Returns:
             The sum of the tokens' weighted losses, differentiable with respect to `hidden_states` and the head's
@@ -77,7 +74,7 @@ class LossEngine(ABC):
 
     @abstractmethod
     def run(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """What an engine does when it is called."""
 
@@ -139,7 +136,12 @@ class TokenRecorder:
 
 
 def evaluate_rows(
-    loss: TokenLoss, logits: Tensor, targets: Targets, recorder: TokenRecorder, start: int, statistics: bool
+    loss: TokenLoss,
+    logits: Tensor,
+    targets: Targets,
+    recorder: TokenRecorder,
+    start: int,
+    statistics: Collection[str],
 ) -> Iterator[tuple[slice, Gradient]]:
     """Runs the loss over rows of logits, block by block, and records what it and the statistics give.
 
@@ -149,14 +151,14 @@ def evaluate_rows(
         targets: of the n tokens.
         recorder: takes the values of tokens `start` to `start + n`.
         start: position of the first row among the N tokens.
-        statistics: whether to measure them.
+        statistics: which to measure.
 
     Yields:
         Which rows make the block, and the weighted gradient with respect to their logits. Its dense parts lie in memory
         that the next block uses again; the block's logits may be overwritten.
     """
     n, K = logits.shape
-    block = max(1, ELEMENTS_PER_BLOCK.get(logits.device.type, ELEMENTS_PER_BLOCK["cuda"]) // K)
+    block = rows_per_block(K, logits.device)
     workspace = Workspace()
     for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
         part = slice(first, min(first + block, n))
@@ -168,8 +170,7 @@ def evaluate_rows(
             _check(loss, result, rows)
             values = {"objective": result.term.value}
             values |= {f"objective/{name}": value for name, value in result.parts.items()}
-            if statistics:
-                values |= token_statistics(rows, loss.logit_scale)
+            values |= token_statistics(rows, loss.logit_scale, statistics)
         recorder.record(start + first, values, weights)
         yield part, result.term.gradient if weights is None else result.term.gradient.scaled(weights)
 

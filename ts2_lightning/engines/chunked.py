@@ -5,7 +5,7 @@ Shapes: N supervised tokens, n tokens of a chunk, H the width of the model, K th
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,14 @@ from ts2_lightning.engines.base import (
     evaluate_rows,
     promote,
 )
-from ts2_lightning.engines.linear import accumulator, factor_dtype, is_plain_linear, multiply, multiply_add
+from ts2_lightning.engines.linear import (
+    accumulator,
+    factor_dtype,
+    is_plain_linear,
+    multiply,
+    multiply_add,
+    wide_products,
+)
 from ts2_lightning.losses import Gradient, TokenLoss
 from ts2_lightning.losses.checks import require
 from ts2_lightning.ops import Listed
@@ -62,7 +69,7 @@ class ChunkedEngine(LossEngine):
         self.chunk_size = chunk_size
 
     def run(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """See `LossEngine`."""
         n = len(hidden_states)
@@ -76,7 +83,12 @@ class ChunkedEngine(LossEngine):
 
 
 def _run_chunk(
-    loss: TokenLoss, inputs: "_Head", targets: Targets, recorder: TokenRecorder, part: slice, statistics: bool
+    loss: TokenLoss,
+    inputs: "_Head",
+    targets: Targets,
+    recorder: TokenRecorder,
+    part: slice,
+    statistics: Collection[str],
 ) -> None:
     """One chunk, of which nothing is left when the next one begins."""
     logits, gradient = inputs.logits(part)
@@ -85,6 +97,25 @@ def _run_chunk(
         for rows, share in evaluate_rows(loss, logits, targets.part(part), recorder, part.start, statistics):
             chunk.add(rows, share)
     chunk.give_to(inputs, part)
+
+
+@torch.no_grad()
+def logits_in_chunks(head: nn.Module, hidden_states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The logits that a loss would read, a chunk of tokens at a time.
+
+    Args:
+        head: maps hidden states [*, H] to logits [*, K].
+        hidden_states: [N, H].
+
+    Yields:
+        Which tokens, and their logits [n, K] in float32 at least, in memory that the next chunk uses again.
+    """
+    n = len(hidden_states)
+    size = default_chunk_size(n, head, hidden_states.device.type)
+    inputs = (_LinearHead if is_plain_linear(head) else _ModuleHead)(head, hidden_states, size)
+    for start in range(0, n, size):
+        part = slice(start, min(start + size, n))
+        yield part, inputs.logits(part)[0]
 
 
 def default_chunk_size(n: int, head: nn.Module, device: str) -> int:
@@ -231,16 +262,17 @@ class _ModuleHead(_Head):
         super().__init__(head, hidden_states, list(head.parameters()))
 
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
-        with torch.set_grad_enabled(self._needs_gradient):
+        with torch.set_grad_enabled(self._needs_gradient), wide_products(self._head, self._hidden.device) as dtype:
             self._chunk = self._hidden[part].clone().requires_grad_(self._needs_gradient)
-            self._output = self._head(self._chunk)
+            self._output = self._head(self._chunk if dtype is None else self._chunk.to(dtype))
         logits = promote(self._output.detach())
         return logits, torch.empty_like(logits) if self._needs_gradient else None
 
     def accumulate(self, part: slice, gradient: Tensor) -> None:
         wanted = [g is not None for g in self._gradients]
         inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
-        found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
+        with wide_products(self._head, self._hidden.device):
+            found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
         sums = [g for g in self._gradients if g is not None]
         if self._gradients[0] is not None:
             sums[0] = sums[0][part]

@@ -1,10 +1,12 @@
 """The simplest engine: all logits at once."""
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
 from ts2_lightning.engines.base import LossEngine, Targets, TokenRecorder, attach_gradients, evaluate_rows, promote
-from ts2_lightning.engines.linear import accumulator, is_plain_linear
+from ts2_lightning.engines.linear import accumulator, is_plain_linear, wide_products
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.types import LossOutput
 
@@ -24,7 +26,7 @@ class FullEngine(LossEngine):
     """
 
     def run(
-        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: bool
+        self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """See `LossEngine`."""
         logits = _logits(head, hidden_states)
@@ -41,9 +43,10 @@ class FullEngine(LossEngine):
 
 
 def _logits(head: nn.Module, hidden_states: Tensor) -> Tensor:
-    """Logits [N, K], in float32 from the product on where the head is a plain linear layer."""
+    """Logits [N, K], in float32 from the product on, but for modules with weights in fewer bits."""
     if not is_plain_linear(head):
-        return promote(head(hidden_states))
+        with wide_products(head, hidden_states.device) as dtype:
+            return promote(head(hidden_states if dtype is None else hidden_states.to(dtype)))
     assert isinstance(head, nn.Linear)
     dtype = accumulator(torch.promote_types(hidden_states.dtype, head.weight.dtype))
     bias = None if head.bias is None else head.bias.to(dtype)

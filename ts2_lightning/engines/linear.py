@@ -1,7 +1,10 @@
-"""The plain linear head, multiplied directly, with results in float32 whatever the dtype of the factors.
+"""Heads and their products: logits in float32, whatever the dtype of the factors.
 
 Shapes: n tokens, H the width of the model, K the vocabulary.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -49,3 +52,26 @@ def multiply_add(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+
+
+@contextmanager
+def wide_products(head: nn.Module, device: torch.device) -> Iterator[torch.dtype | None]:
+    """Within it a module that is called as a head, or differentiated, gives float32 where its weights are float32.
+
+    Autocast would round them to bfloat16, in which thresholds are wrong. Instead a GPU's matrix units may round the
+    factors to TF32, which has three bits more than bfloat16, and sum in float32.
+
+    Yields:
+        The dtype that the hidden states are to have, or None for theirs.
+    """
+    wide = all(p.dtype.itemsize >= 4 for p in head.parameters() if p.is_floating_point())
+    if not (wide and torch.is_autocast_enabled(device.type)):
+        yield None
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield torch.float32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

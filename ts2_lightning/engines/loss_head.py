@@ -1,12 +1,16 @@
 """The last module of the network: hidden states in, loss out."""
 
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from ts2_lightning.engines.base import LossEngine
+from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.types import LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
 
 
 class LossHead(nn.Module):
@@ -38,15 +42,51 @@ class LossHead(nn.Module):
         weights: Tensor | None = None,
         positions: Tensor | None = None,
         lengths: Tensor | None = None,
-        statistics: bool = True,
+        statistics: Collection[str] = TOKEN_STATISTICS,
     ) -> LossOutput:
         """The loss of [N, H] hidden states with [N] labels, see `LossEngine`."""
-        return self.engine(
-            self.loss, self._head[0], hidden_states, labels, weights, positions, lengths, statistics=statistics
-        )
+        return self.under(self.loss, hidden_states, labels, weights, positions, lengths, statistics=statistics)
+
+    def under(self, loss: TokenLoss, *args: Any, **kwargs: Any) -> LossOutput:
+        """As `forward`, under any loss. To be called where the weights are whole, as a hook on this module is."""
+        (head,) = self._head
+        with without_hooks_of_deepspeed(head):
+            return self.engine(loss, head, *args, **kwargs)
+
+    def logits(self, hidden_states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The logits of [N, H] hidden states, see `logits_in_chunks`. To be called where the weights are whole."""
+        (head,) = self._head
+        with without_hooks_of_deepspeed(head):
+            yield from logits_in_chunks(head, hidden_states)
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Saves nothing: the parameters are the model's."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Loads nothing: the parameters are the model's."""
+
+
+@contextmanager
+def without_hooks_of_deepspeed(head: nn.Module) -> Iterator[None]:
+    """Takes the hooks away by which ZeRO-3 gathers the weights of the modules of a head; other hooks stay.
+
+    The loss head has gathered them, and ranks that call the head for different numbers of chunks would disagree about
+    the order of gathering.
+    """
+    taken = []
+    for module in head.modules():
+        for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+            hooks = getattr(module, name)
+            others = OrderedDict((k, hook) for k, hook in hooks.items() if not _is_of_deepspeed(hook))
+            if len(others) < len(hooks):
+                taken.append((module, name, hooks))
+                setattr(module, name, others)
+    try:
+        yield
+    finally:
+        for module, name, hooks in taken:
+            setattr(module, name, hooks)
+
+
+def _is_of_deepspeed(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("deepspeed.")

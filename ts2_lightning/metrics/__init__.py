@@ -1,5 +1,41 @@
-"""Metrics: what is measured, independent of losses and of training."""
+"""Metrics: what is measured, independent of losses and of training. torchmetrics classes over the pure functions of
+`metrics.functional`.
+"""
 
+from ts2_lightning.metrics import functional
+from ts2_lightning.metrics.support_sizes import SupportSizes
+from ts2_lightning.metrics.texts import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.token_means import TokenMeans
+from ts2_lightning.metrics.tokens import (
+    TSPD,
+    GoldInSupport,
+    GoldProbability,
+    GoldRank,
+    MeanSelectedProbability,
+    SupportSize,
+    TailMass,
+    TokenEntropy,
+    TokenStatistics,
+    TopProbabilities,
+    ZeroGradient,
+)
 
-__all__ = ["TokenMeans"]
+__all__ = [
+    "TSPD",
+    "Distinct",
+    "GoldInSupport",
+    "GoldProbability",
+    "GoldRank",
+    "MeanSelectedProbability",
+    "SelfBLEU",
+    "SentBERTDiversity",
+    "SupportSize",
+    "SupportSizes",
+    "TailMass",
+    "TokenEntropy",
+    "TokenMeans",
+    "TokenStatistics",
+    "TopProbabilities",
+    "ZeroGradient",
+    "functional",
+]

@@ -2,20 +2,37 @@
 
 from ts2_lightning.ops.entmax import Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.precision import widest_float
-from ts2_lightning.ops.rows import LogitRows, Mass, Workspace
+from ts2_lightning.ops.rows import LogitRows, Mass, Workspace, rows_per_block
 from ts2_lightning.ops.sparse import Entries, Listed, Masked
-from ts2_lightning.ops.statistics import token_statistics
+from ts2_lightning.ops.statistics import (
+    HeadAndTail,
+    divergence,
+    gold_rank,
+    head_and_tail,
+    heads_and_tails,
+    token_statistics,
+    top_probabilities,
+    tspd_names,
+)
 
 __all__ = [
     "Entmax",
     "Entries",
+    "HeadAndTail",
     "Listed",
     "LogitRows",
     "Masked",
     "Mass",
     "Workspace",
+    "divergence",
     "entmax",
     "entmax_probabilities",
+    "gold_rank",
+    "head_and_tail",
+    "heads_and_tails",
+    "rows_per_block",
     "token_statistics",
+    "top_probabilities",
+    "tspd_names",
     "widest_float",
 ]

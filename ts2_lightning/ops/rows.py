@@ -16,6 +16,14 @@ from torch import Tensor
 from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
 
+ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
+"""Logits to work on at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
+
+
+def rows_per_block(vocabulary: int, device: torch.device) -> int:
+    """How many rows of logits, at least one, to work on at a time."""
+    return max(1, ELEMENTS_PER_BLOCK.get(device.type, ELEMENTS_PER_BLOCK["cuda"]) // vocabulary)
+
 
 class Mass(NamedTuple):
     """Softmax probability inside and outside a set of tokens.

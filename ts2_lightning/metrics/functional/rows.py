@@ -1,0 +1,87 @@
+"""From logits of any shape to one value per token, a few rows at a time."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.ops import LogitRows, Workspace, rows_per_block
+from ts2_lightning.types import IGNORE_INDEX, UserError
+
+
+@torch.no_grad()
+def per_token(measure: Callable[[LogitRows], Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """Measures every supervised token.
+
+    Only a block of rows is copied at a time (in float32 at least: bfloat16 logits get supports wrong), so that no
+    second [..., K] comes to be, also where the logits are a view, such as `logits[:, :-1]`.
+
+    Args:
+        measure: from n rows to [n] or [n, k]; see `LogitRows`.
+        logits: [..., K] of any float dtype. May contain -inf (a masked vocabulary).
+        labels: [...] int, the token that follows each row of logits (the shift by one is done), or -100 where there is
+            nothing to measure.
+
+    Returns:
+        [...] or [..., k] in float32, or float64 if the logits are. NaN where the label is -100, and where the logits
+        are no distribution: with NaN or +inf among them, or nothing but -inf.
+
+    Raises:
+        UserError: shapes or dtypes that do not fit, or a label outside of the vocabulary.
+    """
+    _check(logits, labels)
+    *leading, K = logits.unsqueeze(0).shape  # one dimension more, so that a single token [K] has a place too
+    places = (labels != IGNORE_INDEX).reshape(-1).nonzero()[:, 0]
+    gold = labels.reshape(-1)[places].long()
+    _check_range(gold, K)
+    block, workspace, parts = rows_per_block(K, logits.device), Workspace(), []
+    for chosen, of_chosen in zip(places.split(block), gold.split(block), strict=True):
+        workspace.clear()
+        taken = logits.unsqueeze(0)[torch.unravel_index(chosen, leading)]
+        parts.append(
+            _measure(measure, taken.to(torch.promote_types(logits.dtype, torch.float32)), of_chosen, workspace)
+        )
+    values = torch.cat(parts)
+    found = values.new_full((math.prod(leading), *values.shape[1:]), torch.nan)
+    found[places] = values
+    return found.reshape(logits.shape[:-1] + values.shape[1:])
+
+
+def any_gold(logits: Tensor, labels: Tensor | None) -> Tensor:
+    """Labels [...] for what does not depend on the gold token: those given, or any where none are."""
+    return logits.new_zeros(logits.shape[:-1], dtype=torch.long) if labels is None else labels
+
+
+def check_logit_scale(logit_scale: float) -> float:
+    """c of sparsemax(c z), if it is a finite number above 0. Raises UserError elsewhere."""
+    if not 0 < logit_scale < math.inf:
+        raise UserError(f"logit_scale: expected a finite number above 0, got {logit_scale}")
+    return logit_scale
+
+
+def _measure(measure: Callable[[LogitRows], Tensor], logits: Tensor, gold: Tensor, workspace: Workspace) -> Tensor:
+    """A block of rows [n, K], NaN for those that are no distribution."""
+    with torch.autocast(logits.device.type, enabled=False):  # it would turn products to bfloat16
+        rows = LogitRows(logits.contiguous(), gold, workspace=workspace)
+        values = measure(rows)
+    bad = ~rows.maximum.isfinite()
+    return values.masked_fill(bad.reshape(-1, *[1] * (values.dim() - 1)), torch.nan)
+
+
+def _check(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() < 1 or not logits.shape[-1] or not logits.is_floating_point():
+        raise UserError(f"logits: expected floats of shape [..., K], got {logits.dtype} of shape {list(logits.shape)}")
+    wanted = f"labels: expected integers of shape {list(logits.shape[:-1])}, one for each row of logits, got "
+    if not isinstance(labels, Tensor):
+        raise UserError(f"{wanted}{type(labels).__name__}")
+    if labels.shape != logits.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(f"{wanted}{labels.dtype} of shape {list(labels.shape)}")
+
+
+def _check_range(gold: Tensor, vocabulary: int) -> None:
+    if len(gold) and not bool(((gold >= 0) & (gold < vocabulary)).all()):
+        wrong = gold[(gold < 0) | (gold >= vocabulary)][0].item()
+        raise UserError(
+            f"labels: expected 0 to {vocabulary - 1}, or {IGNORE_INDEX} for tokens to leave out, got {wrong}"
+        )

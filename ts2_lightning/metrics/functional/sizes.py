@@ -1,0 +1,63 @@
+"""Counts of whole numbers, such as support sizes, and their quantiles: counts of pieces and of ranks simply add up."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.ops import widest_float
+from ts2_lightning.types import UserError
+
+
+def count_sizes(sizes: Tensor, largest: int = 1024) -> Tensor:
+    """How often each size comes. Nothing waits for the device.
+
+    Args:
+        sizes: [...] whole numbers from 0, of any dtype.
+        largest: what is counted by itself.
+
+    Returns:
+        [largest + 2] int64: at i the sizes i, at the end those above `largest` (and what is not a number).
+
+    Example:
+        >>> count_sizes(torch.tensor([1.0, 3.0, 1.0, 9.0]), largest=3).tolist()
+        [0, 2, 0, 1, 1]
+    """
+    flat = sizes.reshape(-1)
+    slots = torch.where((flat >= 0) & (flat <= largest), flat, largest + 1).long()
+    counts = torch.zeros(largest + 2, dtype=torch.long, device=sizes.device)
+    return counts.index_add_(0, slots, torch.ones_like(slots))
+
+
+def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """The smallest size that at least a share q of all does not exceed, exactly (numpy's `inverted_cdf`).
+
+    Args:
+        counts: [s] from `count_sizes`, possibly summed over pieces.
+        quantiles: shares q, each from 0 to 1.
+
+    Returns:
+        [len(quantiles)] float64; inf where the answer is above `largest`, NaN where nothing was counted.
+
+    Raises:
+        UserError: a share that is none.
+
+    Example:
+        >>> quantiles_of_counts(count_sizes(torch.tensor([1, 1, 2, 5])), [0.5, 0.75, 0.9]).tolist()
+        [1.0, 2.0, 5.0]
+    """
+    check_shares(quantiles)
+    dtype = widest_float(counts.device)
+    at_most = counts.cumsum(0).to(dtype)
+    wanted = torch.tensor(list(quantiles), dtype=dtype, device=counts.device) * at_most[-1]
+    wanted = (wanted * (1 - 1e-12)).clamp(min=1)  # 0.07 * 100 is a hair above 7; the first of all is the 1st
+    slots = torch.searchsorted(at_most, wanted).to(dtype)
+    beyond = slots >= len(counts) - 1
+    return slots.masked_fill(beyond, torch.inf).masked_fill(at_most[-1] == 0, torch.nan)
+
+
+def check_shares(quantiles: Sequence[float]) -> tuple[float, ...]:
+    """Shares from 0 to 1. Raises UserError where they are none."""
+    if not all(0 <= q <= 1 for q in quantiles):
+        raise UserError(f"quantiles: expected shares from 0 to 1, got {list(quantiles)}")
+    return tuple(quantiles)

@@ -1,0 +1,79 @@
+"""Tail-suppressed plausible diversity: a few tokens keep a real chance, the others have next to none."""
+
+import torch
+from torch import Tensor
+
+from ts2_lightning import ops
+from ts2_lightning.metrics.functional.rows import per_token
+from ts2_lightning.ops import HeadAndTail
+from ts2_lightning.types import UserError
+
+
+def tspd(logits: Tensor, labels: Tensor, m: int, eps_head: float, eps_tail: float) -> Tensor:
+    """1 where softmax(z) satisfies TSPD(m, eps_head, eps_tail), else 0.
+
+    S are the m most probable tokens if the gold token y is among them, else the m - 1 most probable and y. Each of S
+    must have a probability of at least eps_head, all others together at most eps_tail. A vocabulary of fewer
+    than m tokens never satisfies it.
+
+    Source: TS2, definition 1.
+
+    Args:
+        logits: [..., K], see `per_token`.
+        labels: [...].
+        m: at least 2.
+        eps_head: above 0, at most 1 / m.
+        eps_tail: from 0 to 1 - m eps_head.
+
+    Returns:
+        [...], NaN where the label is -100.
+
+    Raises:
+        UserError: a setting out of its range.
+
+    Example:
+        >>> logits = torch.tensor([[0.5, 0.45, 0.05], [0.95, 0.04, 0.01], [0.4, 0.3, 0.3]]).log()
+        >>> tspd(logits, torch.tensor([0, 0, 0]), m=2, eps_head=0.1, eps_tail=0.1).tolist()
+        [1.0, 0.0, 0.0]
+    """
+    check_tspd(m, eps_head, eps_tail)
+    found = head_and_tail(logits, labels, m)
+    return found.satisfies(eps_head, eps_tail).to(found.head.dtype).masked_fill(found.head.isnan(), torch.nan)
+
+
+def head_and_tail(logits: Tensor, labels: Tensor, m: int) -> HeadAndTail:
+    """What TSPD of order m is judged by, for a grid of thresholds: `head_and_tail(z, y, m).satisfies(0.1, 0.05)`.
+
+    Args:
+        logits: [..., K], see `per_token`.
+        labels: [...].
+        m: at least 2.
+
+    Returns:
+        The smallest probability in S and the mass outside it, both [...]; see `ops.HeadAndTail`.
+
+    Raises:
+        UserError: m below 2.
+
+    Example:
+        >>> found = head_and_tail(torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.tensor(2), m=2)
+        >>> round(found.head.item(), 4), round(found.tail.item(), 4)  # S = {0, 2}
+        (0.15, 0.35)
+    """
+    _check_order(m)
+    both = per_token(lambda rows: torch.stack(ops.head_and_tail(rows, m), dim=-1), logits, labels)
+    return HeadAndTail(*both.unbind(-1))
+
+
+def check_tspd(m: int, eps_head: float, eps_tail: float) -> None:
+    """Raises UserError where TSPD(m, eps_head, eps_tail) is not defined."""
+    _check_order(m)
+    if not 0 < eps_head <= 1 / m:
+        raise UserError(f"TSPD(eps_head) must be above 0 and at most 1 / m = {1 / m:g}, got {eps_head}")
+    if not 0 <= eps_tail <= 1 - m * eps_head + 1e-12:  # 1 - 3 * 0.1 is a hair below 0.7
+        raise UserError(f"TSPD(eps_tail) must be from 0 to 1 - m eps_head = {1 - m * eps_head:g}, got {eps_tail}")
+
+
+def _check_order(m: int) -> None:
+    if isinstance(m, bool) or not isinstance(m, int) or m < 2:
+        raise UserError(f"TSPD(m) must be a whole number of at least 2, got {m!r}")

@@ -1,0 +1,134 @@
+"""Means over prompts of how much the samples of each differ."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ts2_lightning.metrics import functional
+from ts2_lightning.metrics.functional.embeddings import Embed
+from ts2_lightning.metrics.functional.text import Tokenize, words
+from ts2_lightning.metrics.means import ExactMean
+from ts2_lightning.types import UserError
+
+Samples = Sequence[Sequence[str]]
+"""For each prompt its samples."""
+
+
+class TextMean(ExactMean):
+    """The mean over prompts of what a function measures on the samples of each.
+
+    Args:
+        name: what is measured, with all settings.
+        kwargs: of `torchmetrics.Metric`.
+    """
+
+    def update(self, samples: Samples) -> None:
+        """Adds prompts.
+
+        Args:
+            samples: for each prompt its samples.
+
+        Raises:
+            UserError: too few samples of a prompt.
+        """
+        if any(isinstance(texts, str) for texts in samples):
+            raise UserError(
+                f"{type(self).__name__}.update(samples): expected a list of samples for each prompt, got text"
+            )
+        values = [self._measure(texts) for texts in samples]
+        self._add(torch.tensor(values, dtype=torch.float64, device=self.device))
+
+    @abstractmethod
+    def _measure(self, texts: Sequence[str]) -> float:
+        """What the samples of one prompt give."""
+
+
+class Distinct(TextMean):
+    """Distinct n-grams over all n-grams, mean over the orders n and the prompts; from 0 to 1.
+
+    Args:
+        n: the orders; the papers' are 1 to 3.
+        pooled: within each text (the papers' text) or over all samples of a prompt together (their code), see
+            `functional.distinct_n`.
+        tokenize: splits a text into words; a function with a name of its own.
+        kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        UserError: no order, or one below 1.
+
+    Example:
+        >>> samples = [["a b a b", "a b c d"]]
+        >>> Distinct(n=[1])(samples).item(), Distinct(n=[1], pooled=True)(samples).item()
+        (0.75, 0.5)
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self, n: Sequence[int] = (1, 2, 3), pooled: bool = False, tokenize: Tokenize = words, **kwargs: Any
+    ) -> None:
+        super().__init__(f"distinct_n({n=}, {pooled=}, tokenize={_name(tokenize)})", **kwargs)
+        self.n = tuple(n)
+        if not self.n or min(self.n) < 1:
+            raise UserError(f"Distinct(n) must be one or more orders, each at least 1, got {list(self.n)}")
+        self.pooled = pooled
+        self.tokenize = tokenize
+
+    def _measure(self, texts: Sequence[str]) -> float:
+        return sum(functional.distinct_n(texts, n, self.pooled, self.tokenize) for n in self.n) / len(self.n)
+
+
+class SelfBLEU(TextMean):
+    """Mean BLEU of each sample against the other samples of its prompt, mean over prompts; from 0 to 100.
+
+    Args:
+        first_only: against the first of the others only, as the papers' code does, see `functional.self_bleu`.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = SelfBLEU()
+        >>> metric.update([["the cat sat down", "the cat sat down"], ["one two three four", "five six seven eight"]])
+        >>> round(metric.compute().item(), 4)
+        50.0
+    """
+
+    higher_is_better = False
+
+    def __init__(self, first_only: bool = False, **kwargs: Any) -> None:
+        super().__init__(f"self_bleu({first_only=})", **kwargs)
+        self.first_only = first_only
+
+    def _measure(self, texts: Sequence[str]) -> float:
+        return functional.self_bleu(texts, self.first_only)
+
+
+class SentBERTDiversity(TextMean):
+    """1 - the mean cosine over all pairs of a prompt's samples, mean over prompts.
+
+    Args:
+        embed: from n texts to embeddings [n, d], a function with a name of its own. Default:
+            `functional.sentence_embedder()`, loaded at the first text.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> def embed(texts):
+        ...     return torch.tensor([[float(text.count("a")), float(text.count("b"))] for text in texts])
+        >>> SentBERTDiversity(embed)([["a", "b"], ["aa", "a"]]).item()
+        0.5
+    """
+
+    higher_is_better = True
+
+    def __init__(self, embed: Embed | None = None, **kwargs: Any) -> None:
+        super().__init__(f"sent_bert_diversity(embed={_name(embed)})", **kwargs)
+        self.embed = embed
+
+    def _measure(self, texts: Sequence[str]) -> float:
+        return functional.sent_bert_diversity(texts, self.embed or functional.sentence_embedder())
+
+
+def _name(function: Callable[..., Any] | None) -> str:
+    """Tells one function from another."""
+    return "" if function is None else f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"

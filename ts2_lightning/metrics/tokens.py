@@ -1,0 +1,218 @@
+"""Means over tokens of what their logits say. All have `update(logits, labels)`, see `TokenMean`; z, y, p, S and c as
+in `metrics.functional.tokens`, which has the definitions.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.metrics import functional
+from ts2_lightning.metrics.functional.rows import check_logit_scale
+from ts2_lightning.metrics.means import ExactMean, TokenMean
+from ts2_lightning.types import IGNORE_INDEX, TOKEN_STATISTICS
+
+
+class SupportSize(TokenMean):
+    """Mean |S|: how many tokens sparsemax(c z) keeps. Works without labels too.
+
+    Args:
+        logit_scale: c > 0.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = SupportSize()
+        >>> metric.update(torch.tensor([[2.0, 1.5, -1.0], [3.0, 1.0, 0.0]]), torch.tensor([0, 1]))
+        >>> metric.compute().item()
+        1.5
+    """
+
+    def __init__(self, logit_scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(functional.support_size, {"logit_scale": check_logit_scale(logit_scale)}, **kwargs)
+
+
+class TailMass(TokenMean):
+    """Mean softmax mass outside S. Works without labels too.
+
+    Args:
+        logit_scale: c > 0.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> round(TailMass()(torch.tensor([[2.0, 1.5, -1.0]]), torch.tensor([0])).item(), 4)
+        0.0301
+    """
+
+    def __init__(self, logit_scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(functional.tail_mass, {"logit_scale": check_logit_scale(logit_scale)}, **kwargs)
+
+
+class TokenEntropy(TokenMean):
+    """Mean Shannon entropy of p, in nats. Works without labels too.
+
+    Args:
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> round(TokenEntropy()(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0])).item(), 4)
+        0.6931
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(functional.token_entropy, {}, **kwargs)
+
+
+class TopProbabilities(TokenMean):
+    """Means of the k largest probabilities, [k]. Works without labels too.
+
+    Args:
+        k: how many.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> metric = TopProbabilities(k=2)
+        >>> [round(p, 4) for p in metric(torch.tensor([[0.25, 0.6, 0.15]]).log(), torch.tensor([0])).tolist()]
+        [0.6, 0.25]
+    """
+
+    def __init__(self, k: int = 3, **kwargs: Any) -> None:
+        super().__init__(functional.top_probabilities, {"k": k}, (k,), **kwargs)
+
+
+class GoldProbability(TokenMean):
+    """Mean p_y.
+
+    Args:
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> round(GoldProbability()(torch.tensor([[0.25, 0.6, 0.15]]).log(), torch.tensor([2])).item(), 4)
+        0.15
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(functional.gold_probability, {}, **kwargs)
+
+
+class GoldRank(TokenMean):
+    """Mean rank of y, from 1.
+
+    Args:
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> GoldRank()(torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0]]), torch.tensor([2, 0])).item()
+        2.5
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(functional.gold_rank, {}, **kwargs)
+
+
+class GoldInSupport(TokenMean):
+    """Share of tokens whose y is in S.
+
+    Args:
+        logit_scale: c > 0.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> GoldInSupport()(torch.tensor([[2.0, 1.5, -1.0], [2.0, 1.5, -1.0]]), torch.tensor([1, 2])).item()
+        0.5
+    """
+
+    def __init__(self, logit_scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(functional.gold_in_support, {"logit_scale": check_logit_scale(logit_scale)}, **kwargs)
+
+
+class ZeroGradient(TokenMean):
+    """Share of tokens at which the sparsemax loss has stopped: S is y alone.
+
+    Args:
+        logit_scale: c > 0.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> ZeroGradient()(torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.5, 0.0]]), torch.tensor([0, 0])).item()
+        0.5
+    """
+
+    def __init__(self, logit_scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(functional.zero_gradient, {"logit_scale": check_logit_scale(logit_scale)}, **kwargs)
+
+
+class TSPD(TokenMean):
+    """Share of tokens whose softmax(z) satisfies TSPD(m, eps_head, eps_tail), see `functional.tspd`.
+
+    Args:
+        m: at least 2.
+        eps_head: above 0, at most 1 / m.
+        eps_tail: from 0 to 1 - m eps_head.
+        kwargs: of `torchmetrics.Metric`.
+
+    Raises:
+        UserError: a setting out of its range.
+
+    Example:
+        >>> logits = torch.tensor([[0.5, 0.45, 0.05], [0.95, 0.04, 0.01]]).log()
+        >>> TSPD(m=2, eps_head=0.1, eps_tail=0.1)(logits, torch.tensor([0, 0])).item()
+        0.5
+    """
+
+    def __init__(self, m: int, eps_head: float, eps_tail: float, **kwargs: Any) -> None:
+        functional.check_tspd(m, eps_head, eps_tail)
+        super().__init__(functional.tspd, {"m": m, "eps_head": eps_head, "eps_tail": eps_tail}, **kwargs)
+
+
+class TokenStatistics(TokenMean):
+    """Means of all of `types.TOKEN_STATISTICS`, in one pass over the logits; `compute` gives name -> mean.
+
+    Args:
+        logit_scale: c > 0.
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> means = TokenStatistics()(torch.tensor([[2.0, 1.5, -1.0], [3.0, 1.0, 0.0]]), torch.tensor([0, 1]))
+        >>> means["support_size"].item(), means["gold_in_support"].item()
+        (1.5, 0.5)
+    """
+
+    def __init__(self, logit_scale: float = 1.0, **kwargs: Any) -> None:
+        shape = (len(TOKEN_STATISTICS),)
+        super().__init__(_stacked_statistics, {"logit_scale": check_logit_scale(logit_scale)}, shape, **kwargs)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean under each name."""
+        return dict(zip(TOKEN_STATISTICS, super().compute(), strict=True))
+
+
+class MeanSelectedProbability(ExactMean):
+    """Mean over responses of the mean p_y of their tokens (TS2, figure 5): every response counts the same.
+
+    Args:
+        kwargs: of `torchmetrics.Metric`.
+
+    Example:
+        >>> logits = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
+        >>> metric = MeanSelectedProbability()
+        >>> round(metric(logits.expand(2, 2, 2), torch.tensor([[0, 0], [-100, 1]])).item(), 4)  # of 0.7 and 0.1
+        0.4
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("mean_selected_probability", **kwargs)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds responses; those without a token are left out.
+
+        Args:
+            logits: [..., T, K].
+            labels: [..., T], the tokens that were written; -100 for prompt and padding.
+        """
+        values = functional.mean_selected_probability(logits, labels)
+        self._add(values[(labels != IGNORE_INDEX).any(-1)])
+
+
+def _stacked_statistics(logits: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
+    """[..., number of statistics]"""
+    return torch.stack(list(functional.token_statistics(logits, labels, logit_scale).values()), dim=-1)
