@@ -20,6 +20,7 @@ from torch import multiprocessing
 
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
+from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
@@ -27,6 +28,17 @@ from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConf
 BATCH_SIZE = 16
 MAX_LENGTH = 100  # somewhat above the longest row
 LOSSES: dict[str, type[TokenLoss]] = {"ce": CrossEntropyLoss, "ts2": TS2Loss}
+
+
+def conversation(number: int) -> dict[str, Any]:
+    """Of one to six turns, each of one to seven words."""
+    words = load_world().words
+    turns = []
+    for turn in range(1 + number * 5 % 6):
+        start = 11 * number + 3 * turn
+        turns.append({"role": "user", "content": " ".join(words[start : start + 2])})
+        turns.append({"role": "assistant", "content": " ".join(words[start + 5 : start + 6 + (number + turn) * 3 % 7])})
+    return {"messages": turns}
 
 
 class Memory(Logger):

@@ -91,14 +91,21 @@ def test_an_unknown_step_before_the_logits_is_refused(monkeypatch: pytest.Monkey
         check_head(model)
 
 
-def test_a_multiplier_that_this_package_does_not_know_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_check_allows_for_a_dtypes_rounding(architecture: str, dtype: torch.dtype) -> None:
+    check_head(random_model(architecture).to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_multiplier_that_this_package_does_not_know_is_refused(dtype: torch.dtype) -> None:
     """Falcon-H1 multiplies its logits by a factor of its own name."""
     config = transformers.FalconH1Config(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=16, mamba_n_groups=1,
         lm_head_multiplier=0.3, pad_token_id=0,
     )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         output_head(model).weight.normal_()
     with pytest.raises(UserError, match="FalconH1ForCausalLM"):

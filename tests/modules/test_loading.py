@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -91,10 +92,19 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else(bfloat16_directo
     found = []
     for checkpointing in (False, True):
         model = load(bfloat16_directory, gradient_checkpointing=checkpointing)
-        assert model.is_gradient_checkpointing == checkpointing
+        assert model.is_activation_checkpointing == checkpointing
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         found.append(model.model.layers[0].mlp.up_proj.weight.grad)
     assert torch.allclose(*found)
+
+
+def test_gradient_checkpointing_of_a_model_that_has_none(
+    bfloat16_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    load(bfloat16_directory)
+    message = refused(bfloat16_directory, gradient_checkpointing=True)
+    assert message == "model.lm.gradient_checkpointing: LlamaForCausalLM has none; set it to false"
 
 
 def test_the_attention_implementation(

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.modules import normaliser
-from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH
+from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH, conversation
 from tests.reference import cross_entropy, sparsemax, ts2
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import load_world, write_blank_model
+from ts2_lightning.data.toyworld import write_blank_model
 
 TRAINED, VALIDATED = BATCH_SIZE + 3, 7
 FORMULAS = {"ce": cross_entropy, "ts2": ts2(0.25)}
@@ -33,17 +33,6 @@ class World(NamedTuple):
     model: Path
     run: Callable[..., dict[str, Any]]
     two_ranks: Callable[[], dict[tuple[str, int, str], list[dict[str, Any]]]]
-
-
-def conversation(number: int) -> dict[str, Any]:
-    """Of one to six turns, each of one to seven words."""
-    words = load_world().words
-    turns = []
-    for turn in range(1 + number * 5 % 6):
-        start = 11 * number + 3 * turn
-        turns.append({"role": "user", "content": " ".join(words[start : start + 2])})
-        turns.append({"role": "assistant", "content": " ".join(words[start + 5 : start + 6 + (number + turn) * 3 % 7])})
-    return {"messages": turns}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,38 @@ from ts2_lightning.types import UserError
 
 
 @dataclass
+class AdapterConfig:
+    """A LoRA adapter: W + alpha / r B A in place of a matrix W, where B and A are small and alone are trained.
+
+    Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685.
+
+    Args:
+        r: rank of the product, >= 1.
+        alpha: the product's factor is alpha / r.
+        dropout: share of a layer's inputs that its adapter does not see, in [0, 1).
+        target_modules: `all-linear` adapts every linear layer but the output head; a list names layers, or the last
+            parts of their names.
+        head: adapt the output head too.
+    """
+
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    head: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise UserError(f"model.lm.adapter: r must be at least 1, got {self.r}")
+        if self.alpha < 1:
+            raise UserError(f"model.lm.adapter: alpha must be at least 1, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.lm.adapter: dropout must lie in [0, 1), got {self.dropout}")
+        if not self.target_modules:
+            raise UserError("model.lm.adapter: target_modules must be all-linear or a list of names, got an empty list")
+
+
+@dataclass
 class LanguageModelConfig:
     """Which causal language model is trained, and how it is held.
 
@@ -16,11 +48,15 @@ class LanguageModelConfig:
         revision: branch, tag or commit on the hub.
         init: `pretrained` loads the weights; `random` draws them from the model's config.
         dtype: of the weights that the optimizer updates. A step of 2e-5 leaves a bfloat16 weight of 0.02
-            as it is, so keep float32 and set the trainer's precision to bf16-mixed for the compute.
+            as it is, so keep float32 and set the trainer's precision to bf16-mixed for the compute. Below an adapter,
+            which is float32 in any case, nothing is updated, and bfloat16 takes half the memory.
         attn_implementation: `auto` takes flash_attention_2 where it is installed and a GPU is there, else sdpa
             (eager for an architecture that has none).
         deterministic_attention: ask flash attention for its deterministic backward pass, as the papers do.
         gradient_checkpointing: recompute activations in the backward pass, to save memory.
+        adapter: train a LoRA adapter and leave the model's own weights as they are.
+        quantization: `nf4` holds the linear layers, but the head, in 4 bits (with doubly quantised scales, and bfloat16
+            products), below an adapter. Source: Dettmers et al. 2023, "QLoRA", https://arxiv.org/abs/2305.14314.
     """
 
     path: str
@@ -30,6 +66,19 @@ class LanguageModelConfig:
     attn_implementation: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     deterministic_attention: bool = False
     gradient_checkpointing: bool = False
+    adapter: AdapterConfig | None = None
+    quantization: Literal["nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantization and self.adapter is None:
+            raise UserError("model.lm.quantization: 4-bit weights cannot be trained; set model.lm.adapter too")
+        if self.quantization and self.init == "random":
+            raise UserError("model.lm.quantization: nf4 is of a checkpoint's weights; set model.lm.init to pretrained")
+        if self.adapter and self.init == "random":
+            raise UserError(
+                "model.lm.adapter: random weights below an adapter are kept nowhere, as checkpoints hold the adapter "
+                "alone; set model.lm.init to pretrained"
+            )
 
 
 @dataclass

@@ -55,17 +55,24 @@ def check_head(model: PreTrainedModel) -> None:
     """Raises a `UserError` if backbone and head do not reproduce the model's own logits.
 
     Some architectures do more than their config tells; training such a model would silently be wrong.
+
+    Args:
+        model: whole in this process, on any device.
     """
-    training, device = model.training, next(model.parameters()).device
+    config, training, device = model.config, model.training, next(model.parameters()).device
+    ids = torch.arange(3, device=device)[None] % config.get_text_config().vocab_size
+    attention = config._attn_implementation
     model.eval()
-    ids = torch.arange(3, device=device)[None] % model.config.get_text_config().vocab_size
-    # Flash attention refuses float32, and the trainer's autocast is not on yet.
-    flash = "flash" in (model.config._attn_implementation or "")
-    with torch.autocast(device.type, torch.bfloat16, enabled=flash):
-        expected = model(input_ids=ids, use_cache=False).logits
-        logits = output_head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state)
-    model.train(training)
-    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3):
+    config._attn_implementation = "eager"  # flash attention refuses a CPU, on which a model is loaded, and float32
+    try:
+        expected = model(input_ids=ids, use_cache=False).logits.float()
+        logits = output_head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
+    finally:
+        config._attn_implementation = attention
+        model.train(training)
+    # A factor of 1 / s instead of a division by s is rounded otherwise.
+    error = max(1e-3, 2 * torch.finfo(model.dtype).eps)
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=error, atol=error):
         raise UserError(
             f"{type(model).__name__} does something between its last hidden states and its logits that is not known "
             "here; it would be trained on wrong logits, so it is refused"

@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.types import Batch, UserError
@@ -58,10 +59,16 @@ def keeps_rows_apart(network: SFTNetwork) -> bool:
         return False  # it takes none
     finally:
         network.train(training)
-    exact = torch.finfo(packed.dtype).bits >= 32 and not network.uses_flash_attention
+    exact = torch.finfo(packed.dtype).bits >= 32 and not _needs_autocast(network, packed.device)
     unchanged = _distance(*packed) <= (_FINE if exact else _COARSE) * _distance(*joined)
     unmoved = _distance(packed[0], alone[0]) <= _COARSE * _distance(joined[0], alone[0])
     return unchanged and unmoved
+
+
+def _needs_autocast(network: SFTNetwork, device: torch.device) -> bool:
+    """Flash attention refuses float32, and in the trainer's autocast FSDP2 gathers weights that are rounded."""
+    rounded = isinstance(network, FSDPModule) and torch.is_autocast_enabled(device.type)
+    return network.uses_flash_attention or rounded
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
@@ -101,9 +108,9 @@ def _last_row(network: SFTNetwork, batch: Batch) -> Tensor:
     }
     handle = network.loss_head.register_forward_pre_hook(catch)
     try:
-        # The trainer's autocast would blur the comparison; flash attention refuses float32.
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=network.uses_flash_attention):
-            network(whole, statistics=False)
+        # The trainer's autocast would blur the comparison.
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=_needs_autocast(network, ids.device)):
+            network(whole, statistics=())
     finally:
         handle.remove()
     return caught[0].view(*places.shape, -1)

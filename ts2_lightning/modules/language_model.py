@@ -1,53 +1,137 @@
-"""Loading causal language models."""
+"""Causal language models: loaded whole into this process, or built without weights to be sharded first."""
 
+import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import is_flash_attn_2_available
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.utils import cached_file, is_flash_attn_2_available
 
+from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.config import LanguageModelConfig
+from ts2_lightning.modules.head import check_head
 from ts2_lightning.types import UserError
 
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+"""The floating dtypes of safetensors' headers."""
 
-def load_language_model(config: LanguageModelConfig) -> PreTrainedModel:
-    """The model of a config, in training mode, with the dtype that the config says.
+
+def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of a config with all its weights, and its adapter if it has one, in training mode.
+
+    Args:
+        config: of the model.
+        dtype: of the weights, instead of the config's. In the checkpoint's own (`stored_dtype`) they are not read into
+            memory, but mapped.
 
     Raises:
-        UserError: nothing there that can be loaded; the message says what was looked for.
+        UserError: nothing there that can be loaded, or not a model that can be trained here; the message says what was
+            looked for.
     """
-    attention = _attention(config)
-    if config.deterministic_attention:
-        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
-    options: dict[str, Any] = {
-        "revision": config.revision,
-        "attn_implementation": attention,
-        "dtype": getattr(torch, config.dtype),  # from_pretrained would keep the checkpoint's
+    dtype = dtype or getattr(torch, config.dtype)
+    if config.quantization and find_spec("bitsandbytes") is None:
+        raise UserError("model.lm.quantization: bitsandbytes is not installed; pip install 'ts2-lightning[qlora]'")
+    with _explained(config.path):
+        model = _read(config, dtype) if config.init == "pretrained" else _from_config(config, dtype)
+    check_head(model)
+    return _prepared(model, config)
+
+
+def build_language_model(config: LanguageModelConfig, device: torch.device | str | None = "meta") -> PreTrainedModel:
+    """The model of a config without its weights, to be sharded and then given them by `load_weights`.
+
+    Args:
+        config: of the model.
+        device: where the parameters are; on `meta` they take no memory. None: torch's default, for a
+            `deepspeed.zero.Init` around the call, which shards each layer as it is made.
+
+    Raises:
+        UserError: nothing there to build a model from, or weights that cannot be sharded.
+    """
+    check_shardable(config)
+    with torch.device(device) if device is not None else nullcontext(), no_init_weights():
+        with _explained(config.path):
+            model = _from_config(config, getattr(torch, config.dtype))
+        model.tie_weights()  # which `no_init_weights` leaves out
+        return _prepared(model, config)
+
+
+def check_shardable(config: LanguageModelConfig) -> None:
+    """Raises a `UserError` if a model's weights have to stay whole."""
+    if config.quantization:
+        raise UserError(
+            f"model.lm.quantization: {config.quantization} weights cannot be sharded, their 4-bit blocks would be "
+            "parted from their scales; choose a strategy that holds them whole (ddp, zero1, zero2), or no quantization"
+        )
+
+
+def stored_dtype(config: LanguageModelConfig) -> torch.dtype:
+    """The dtype of a checkpoint's weights; of several, the one that holds them all. Float32 where none is found."""
+
+    def find(name: str) -> str | None:
+        found: str | None = cached_file(
+            config.path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False
+        )
+        return found
+
+    found: set[str] = set()
+    with _explained(config.path):
+        index = find("model.safetensors.index.json")
+        names = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {"model.safetensors"}
+        for file in filter(None, map(find, sorted(names))):
+            with safe_open(file, framework="pt") as weights:
+                found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    widest, *others = [_STORED[name] for name in sorted(found & _STORED.keys())] or [torch.float32]
+    for dtype in others:
+        widest = torch.promote_types(widest, dtype)
+    return widest
+
+
+def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config.path,
+        revision=config.revision,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **({"quantization_config": quantization} if config.quantization else {}),
+        **_options(config, dtype),
+    )
+    model, report = loaded
+    _check_report(config.path, report)
+    for module in model.modules():
+        # Bitsandbytes would repack a CPU's weights when they are evaluated: no gradient would flow through them then.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    architecture = AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, **_options(config, dtype))
+    return model
+
+
+def _options(config: LanguageModelConfig, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "attn_implementation": _attention(config),
+        "dtype": dtype,  # from_pretrained would keep the checkpoint's
         "trust_remote_code": False,  # left out, transformers asks on the terminal whether to run the model's code
     }
-    try:
-        if config.init == "pretrained":
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                config.path, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
-            model, report = loaded
-        else:
-            architecture = AutoConfig.from_pretrained(
-                config.path, revision=options.pop("revision"), trust_remote_code=False
-            )
-            model, report = AutoModelForCausalLM.from_config(architecture, **options), {}
-    except ImportError as error:
-        raise UserError(f"model.lm: cannot build {config.path!r} here: {_one_line(error)[:300]}") from error
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(_explain(config.path, error)) from error
-    _check_report(config.path, report)
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
 
 
 def _attention(config: LanguageModelConfig) -> str | None:
@@ -55,6 +139,19 @@ def _attention(config: LanguageModelConfig) -> str | None:
     if config.attn_implementation != "auto":
         return config.attn_implementation
     return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else None
+
+
+def _prepared(model: PreTrainedModel, config: LanguageModelConfig) -> PreTrainedModel:
+    """What a config says of a model but for its weights."""
+    if config.deterministic_attention:
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    if config.adapter is not None:
+        add_adapter(model, config.adapter)
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(f"model.lm.gradient_checkpointing: {type(model).__name__} has none; set it to false")
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return model.train()
 
 
 def _check_report(path: str, report: dict[str, Any]) -> None:
@@ -65,6 +162,19 @@ def _check_report(path: str, report: dict[str, Any]) -> None:
             f"model.lm.path: the weights in {path!r} do not fit its config.json: {len(absent)} are missing or of "
             f"another shape, such as {absent[0]}"
         )
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Says in one line what the libraries could not do with a model's files."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"model.lm: cannot build {path!r} here: {_one_line(error)[:300]}") from error
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(_explain(path, error)) from error
 
 
 def _explain(path: str, error: Exception) -> str:

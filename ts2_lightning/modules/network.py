@@ -1,12 +1,14 @@
 """Backbone and loss head as one module, so that one sharded wrapper gathers both."""
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ts2_lightning.engines import LossEngine, LossHead
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.head import backbone, output_head
-from ts2_lightning.types import Batch, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput
 
 
 class SFTNetwork(nn.Module):
@@ -30,8 +32,8 @@ class SFTNetwork(nn.Module):
         """Whether attention is one of the flash kernels, of whatever name."""
         return "flash" in (self.language_model.config._attn_implementation or "")
 
-    def forward(self, batch: Batch, statistics: bool = True) -> LossOutput:
-        """The sum of the losses of the batch's supervised tokens and, if wanted, their statistics."""
+    def forward(self, batch: Batch, statistics: Collection[str] = TOKEN_STATISTICS) -> LossOutput:
+        """The sum of the losses of the batch's supervised tokens, and the statistics that are wanted of them."""
         # Transformers keeps packed rows apart only where it finds neither a mask nor a cache.
         output = backbone(self.language_model)(**self._inputs(batch), use_cache=False)
         hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])

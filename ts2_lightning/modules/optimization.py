@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
 
 from ts2_lightning.modules.config import AdamWConfig, ScheduleConfig
 from ts2_lightning.types import UserError
@@ -31,11 +30,14 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, step
     Raises:
         UserError: the steps are infinite, and the schedule depends on their number.
     """
+    from transformers import get_scheduler  # here, because it imports peft where that is installed, which takes seconds
+
     if math.isinf(steps):
         if config.name != "constant" or (config.warmup_ratio and config.warmup_steps is None):
             raise UserError(
                 f"schedule: {config.name} with a warm-up or decay over the whole run needs its number of steps; set "
-                "trainer.max_epochs or trainer.max_steps, or take name: constant with warmup_steps"
+                "trainer.max_steps (or trainer.max_epochs, where an epoch's length is known), or take name: constant "
+                "with warmup_steps"
             )
         steps = 0
     steps = int(steps)

@@ -4,24 +4,32 @@ import math
 import resource
 import sys
 import time
-from typing import Any
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ts2_lightning.engines import ChunkedEngine, LossEngine
-from ts2_lightning.losses import TokenLoss, TS2Loss
+from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.metrics import TokenMeans
+from ts2_lightning.modules.adapters import check_trained_state, trained_state
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
-from ts2_lightning.modules.head import check_head
+from ts2_lightning.modules.cost import time_losses
+from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
-from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.nonfinite import StepWatch, spreading
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule
-from ts2_lightning.types import Batch, LossOutput, UserError
+from ts2_lightning.modules.sharding import make_network
+from ts2_lightning.ops import widest_float
+from ts2_lightning.strategies import clip_gradients
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput, SharedError, UserError
 
 
 class SFTModule(L.LightningModule):
@@ -36,6 +44,9 @@ class SFTModule(L.LightningModule):
         engine: how logits come to be. Default: a chunk at a time.
         optimizer: AdamW's settings.
         schedule: the learning rate over the run.
+        nonfinite: what to do when a loss or the gradient of a step is not finite: `stop` before the update; `skip` the
+            step, on all ranks, and count it; `ignore` it, whatever becomes of the weights (DeepSpeed leaves the step
+            out in any case).
     """
 
     network: SFTNetwork
@@ -47,6 +58,7 @@ class SFTModule(L.LightningModule):
         engine: LossEngine | None = None,
         optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
+        nonfinite: Literal["stop", "skip", "ignore"] = "stop",
     ) -> None:
         super().__init__()
         self.lm = lm
@@ -54,12 +66,17 @@ class SFTModule(L.LightningModule):
         self.engine = engine or ChunkedEngine()
         self.optimizer = optimizer
         self.schedule = schedule
+        self.nonfinite = nonfinite
+        self.skipped_steps = 0
+        self._watch = StepWatch()
         self._step_means = TokenMeans()
         self._padding = TokenMeans()
         self._isolation_checked = False
         self._evaluation_means = TokenMeans()
         self._step_started = 0.0
-        self._statistics_requested = False
+        self._requested: set[str] = set()
+        self._start_weights: dict[str, Tensor] | None = None
+        self.strict_loading = lm.adapter is None  # else no checkpoint has all weights; `load_state_dict` is strict
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -67,12 +84,25 @@ class SFTModule(L.LightningModule):
         return self.network.language_model
 
     def configure_model(self) -> None:
-        """Loads the model, once."""
+        """Loads the model, once; sharded as the strategy wants it."""
         if hasattr(self, "network"):
             return
-        model = load_language_model(self.lm)
-        check_head(model)
-        self.network = SFTNetwork(model, self.loss, self.engine)
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        self.network = make_network(self.lm, self.loss, self.engine, strategy)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What a checkpoint holds, and what is asked of one: all weights but frozen ones, which the base model has."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        return state if self.lm.adapter is None else trained_state(state, self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Takes over all weights but frozen ones.
+
+        Raises:
+            UserError: they are not those of this model, whatever `strict` says.
+        """
+        check_trained_state(state_dict, self)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule over all optimizer steps of the run."""
@@ -95,12 +125,21 @@ class SFTModule(L.LightningModule):
 
     # -- training
 
-    def request_statistics(self) -> None:
-        """Has the next training step measure and publish `TOKEN_STATISTICS`, which it would otherwise leave out.
+    def request_statistics(self, names: Collection[str] = TOKEN_STATISTICS) -> None:
+        """Has the next training step measure and publish statistics, which it would otherwise leave out.
 
-        For callbacks, in `on_train_batch_start`: what nobody asks for costs nothing.
+        For callbacks, in `on_train_batch_start`: what nobody asks for costs nothing. Evaluation steps measure and
+        publish `TOKEN_STATISTICS` in any case, and what was asked for beside them.
+
+        Args:
+            names: see `ops.token_statistics`.
         """
-        self._statistics_requested = True
+        self._requested |= set(names)
+
+    def _take_requested(self) -> list[str]:
+        """What was asked for, in one order on every rank."""
+        names, self._requested = sorted(self._requested), set()
+        return names
 
     def on_train_start(self) -> None:
         """Starts the clock of the first step."""
@@ -108,16 +147,22 @@ class SFTModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One micro-batch. Publishes what was measured at its supervised tokens, for callbacks to read."""
-        output = self._forward(batch, self._statistics_requested)
-        self._statistics_requested = False
+        output = self._forward(batch, self._take_requested())
         self._step_means.update({"objective": output.tokens["objective"]})
         self._padding.update({"padding": padding(batch)})
+        self._watch.add(batch["row_index"], output.total)
+        total = output.total if self.nonfinite == "ignore" else spreading(output.total)
         # Lightning divides by the micro-batches of a step, and the strategy by the ranks: neither is the divisor.
-        shares = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        loss = output.total * (shares / batch["divisor"].clamp(min=1))
-        return {"loss": loss, "tokens": output.tokens}
+        shares = self.trainer.accumulate_grad_batches * self._replicas
+        return {"loss": total * (shares / batch["divisor"].clamp(min=1)), "tokens": output.tokens}
 
-    def _forward(self, batch: Batch, statistics: bool = True) -> LossOutput:
+    @property
+    def _replicas(self) -> int:
+        """Ranks that have rows of their own."""
+        kwargs = self.trainer.distributed_sampler_kwargs
+        return 1 if kwargs is None else int(kwargs["num_replicas"])
+
+    def _forward(self, batch: Batch, statistics: Collection[str] = TOKEN_STATISTICS) -> LossOutput:
         """Before anything is learnt from packed rows, the model has to show that it keeps them apart."""
         if "position_ids" in batch and not self._isolation_checked:
             check_isolation(self.network, self.trainer.strategy)
@@ -131,21 +176,31 @@ class SFTModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measures the gradient's norm, stops before a step that would ruin the weights, and clips."""
-        parameters = [p for p in self.network.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        """Measures the gradient's norm, clips, and refuses a step that would ruin the weights."""
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        strategy = self.trainer.strategy
+        self._gradient_norm = clip_gradients(
+            strategy, self.network.parameters(), gradient_clip_val if by_norm else None
+        )
         # A loss scaler (float16) meets overflows on its way to its scale, and skips those steps itself.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not scaled and not torch.isfinite(norm):
-            raise UserError(
-                f"step {self.trainer.global_step + 1}: the gradient norm is {norm.item()}; stopped before the update, "
-                "the weights are those of the step before"
-            )
-        self._gradient_norm = norm
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-        elif gradient_clip_val:
+        if self.nonfinite != "ignore" and not scaled and not torch.isfinite(self._gradient_norm):
+            self._refuse_step()
+        elif gradient_clip_val and not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _refuse_step(self) -> None:
+        """On all ranks, since the norm is that of the gradient of all."""
+        trouble = f"step {self.trainer.global_step + 1}: {self._watch.trouble(self._gradient_norm)}"
+        if self.nonfinite == "stop":
+            raise SharedError(
+                f"{trouble}; stopped before the update, the weights are those of the step before. "
+                f"{_way_on(self.trainer)}, or set model.nonfinite to skip"
+            )
+        self.skipped_steps += 1
+        rank_zero_warn(f"{trouble}; the step is left out, as model.nonfinite says")
+        for parameter in self.network.parameters():
+            parameter.grad = None  # what has none is not updated, nor its moments
 
     def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Keeps the learning rate with which the step is made."""
@@ -156,9 +211,10 @@ class SFTModule(L.LightningModule):
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
             return
         means = self._step_means.compute(self.trainer.strategy) | self._padding.compute(self.trainer.strategy)
-        count = self._step_means.count
+        count = self._step_means.count * self._replicas / self.trainer.world_size  # tensor-parallel ranks share rows
         self._step_means.reset()
         self._padding.reset()
+        self._watch.reset()
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -170,19 +226,24 @@ class SFTModule(L.LightningModule):
             "supervised_tokens_per_second": count / seconds,
             "peak_memory_gb": peak_memory_gb(self.device),
         }
+        if self.nonfinite == "skip":
+            metrics["skipped_steps"] = self.skipped_steps
         self._log({f"train/{name}": value for name, value in metrics.items()})
 
     # -- evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds the micro-batch's tokens to the sums."""
-        tokens = self._forward(batch).tokens
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Adds the micro-batch's tokens to the sums, and publishes what was measured, for callbacks to read."""
+        others = [name for name in self._take_requested() if name not in TOKEN_STATISTICS]
+        tokens = self._forward(batch, (*TOKEN_STATISTICS, *others)).tokens
         correct = (tokens["gold_probability"] >= tokens["top1"]).float()
-        self._evaluation_means.update(tokens | {"token_accuracy": correct})
+        known = {name: values for name, values in tokens.items() if name not in others}
+        self._evaluation_means.update(known | {"token_accuracy": correct})
+        return {"tokens": tokens}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """As `validation_step`."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Starts from nothing."""
@@ -215,6 +276,27 @@ class SFTModule(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
+    # -- for callbacks
+
+    def time_losses(self, batch: Batch) -> dict[str, float]:
+        """Seconds of the loss head on a micro-batch, with the objective and with cross-entropy; see `time_losses`."""
+        losses: dict[str, TokenLoss] = {type(self.loss).__name__: self.loss, "CrossEntropyLoss": CrossEntropyLoss()}
+        with self.trainer.precision_plugin.forward_context():
+            return time_losses(self.network, batch, losses)
+
+    def distance_from_start(self) -> float:
+        """The l2 distance of the weights from where the training started. Every rank must call; all get the same.
+
+        Raises:
+            UserError: the start is not in a file.
+        """
+        model, strategy = self.language_model, self.trainer.strategy
+        if self._start_weights is None:
+            self._start_weights = start_weights(self.lm, model)
+        share = squared_distance(model, self._start_weights, self.trainer.world_size)
+        device = strategy.root_device
+        return float(strategy.reduce(share.to(device, widest_float(device)), reduce_op="sum")) ** 0.5
+
     # -- prediction
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
@@ -227,6 +309,21 @@ class SFTModule(L.LightningModule):
             for b, row in enumerate(rows)
             if row >= 0
         ]
+
+
+def _way_on(trainer: L.Trainer) -> str:
+    """How to go on from the newest checkpoint: what was saved was good, as a bad step is refused before its update."""
+    written = [
+        Path(path)
+        for callback in trainer.checkpoint_callbacks
+        for path in (getattr(callback, "last_model_path", ""), getattr(callback, "best_model_path", ""))
+        if path
+    ]
+    found = [path for path in written if path.exists()]
+    if not found:
+        return "No checkpoint has been written yet: lower the learning rate or look at these rows"
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    return f"Go on from the newest checkpoint with --ckpt_path {newest}"
 
 
 def padding(batch: Batch) -> Tensor:

@@ -1,0 +1,262 @@
+"""One optimizer step has one loss, one gradient norm and one update, whatever strategy and split it is made with.
+
+A step of sixteen rows, and one of three that not all micro-batches get a row of, are compared with a plain loop over
+the same rows (`plain_steps.py`).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tests.contract import steps
+from tests.contract.plain_steps import Differences, differences, plain_steps
+from tests.contract.steps import (
+    ADAPTED_CASE,
+    ADAPTER,
+    BATCH_SIZE,
+    CASES,
+    CHECKPOINTS,
+    NOISE,
+    NOISY_CASE,
+    PARTIAL,
+    POISONED_CASE,
+    POISONED_ROW,
+    STRATEGIES,
+    VECTORS,
+    Case,
+)
+from ts2_lightning.callbacks import NEFTune
+from ts2_lightning.export.checkpoints import read_checkpoint, weights_of
+from ts2_lightning.export.export import ExportSettings, export_checkpoint
+from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.adapters import merged_tensors
+from ts2_lightning.modules.language_model import load_language_model
+
+Ranks = list[dict[str, Any]]
+
+ROUNDING = Differences(objective=2e-7, statistics=2e-7, gradient_norm=5e-6, update=2e-5)
+"""Of float32: sums of some hundred tokens and some thousand gradients, in another order."""
+
+BFLOAT16 = Differences(objective=1e-3, statistics=2e-2, gradient_norm=2e-3, update=5e-2)
+"""Of bfloat16 in the layers, eps = 2^-8 = 0.4%: the plain loop rounds the gradient of each row, the step that of each
+micro-batch, and statistics count tokens on the edge of a support. The plain loop itself is that far from float32."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("world")
+    steps.write_world(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
+    """What both ranks of a strategy found, under the name of each case; one launch per strategy."""
+
+    @lru_cache
+    def launch(strategy: str) -> Ranks:
+        out = tmp_path_factory.mktemp(strategy)
+        root = Path(__file__).parents[2]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        command = [sys.executable, steps.__file__, strategy, str(world), str(out)]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return [{"out": str(out), **torch.load(out / f"rank{number}.pt")} for number in (0, 1)]
+
+    return launch
+
+
+@lru_cache
+def weights_before(world: Path, model: str) -> dict[str, Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(world / model).named_parameters())
+
+
+@lru_cache
+def plain(case: Case, world: Path, rows: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
+    return plain_steps(case, world, rows)
+
+
+def check(case: Case, found: dict[str, Any], world: Path) -> None:
+    assert [len(rows) for rows in found["rows"]] == [BATCH_SIZE, PARTIAL]
+    wanted = plain(case, world, tuple(tuple(sorted(rows)) for rows in found["rows"]))
+    assert all(numbers["train/gradient_norm"] > steps.CLIP for numbers in wanted["logged"].values())
+    check_within(
+        differences(found, wanted, weights_before(world, case.model)),
+        BFLOAT16 if case.precision == "bf16-mixed" else ROUNDING,
+        str(case),
+    )
+
+
+def check_within(found: Differences, bound: Differences, case: str) -> None:
+    for kind, value, limit in zip(found._fields, found, bound, strict=True):
+        assert value <= limit, f"{case}: {kind} differs by {value:.1e}, more than {limit:.1e}"
+
+
+def together(ranks: Ranks, case: str) -> dict[str, Any]:
+    """Rank 0's numbers, and the rows of all ranks, each once."""
+    rows = [rank[case]["rows"] for rank in ranks]
+    if rows[0] != rows[1]:  # they are not tensor-parallel
+        rows[0] = [a + b for a, b in zip(*rows, strict=True)]
+    assert all(len(set(step)) == len(step) for step in rows[0])
+    return {**ranks[0][case], "rows": rows[0]}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("micro_batch_size", "accumulation"), [(BATCH_SIZE, 1), (4, 4)])
+def test_one_device(case: Case, micro_batch_size: int, accumulation: int, world: Path) -> None:
+    found = steps.run(case, world, micro_batch_size)
+    assert found["accumulation"] == accumulation
+    check(case, found, world)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
+    ranks = two_ranks(strategy)
+    for case in CASES:
+        found = together(ranks, str(case))
+        assert found["accumulation"] == (4 if strategy == "fsdp2_tp2" else 2)
+        check(case, found, world)
+        check_same_on_all(ranks, str(case))
+
+
+def check_same_on_all(ranks: Ranks, case: str) -> None:
+    first, second = (rank[case] for rank in ranks)
+    for mine, theirs in zip(first["weights"], second["weights"], strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for step, numbers in first["logged"].items():
+        own = second["logged"][step]
+        assert own["train/gradient_norm"] == pytest.approx(numbers["train/gradient_norm"], rel=1e-6)
+        assert own["train/objective"] == pytest.approx(numbers["train/objective"], rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2", "zero3"])
+def test_mixed_precision_is_that_of_ddp(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
+    """Equally split, strategies with whole layers round to bfloat16 in the same places, and sum in float32.
+
+    In the first step: after it, weights that differ in their last digit may round differently.
+    """
+    for case in CASES:
+        if case.precision == "bf16-mixed":
+            found, wanted = (together(two_ranks(name), str(case)) for name in (strategy, "ddp"))
+            check_within(differences(found, wanted, weights_before(world, case.model), 1), ROUNDING, str(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_loss_that_is_not_finite(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
+    """It stops all ranks before the update, or costs the step and nothing else."""
+    ranks, before = two_ranks(strategy), weights_before(world, POISONED_CASE.model)
+    rows = together(ranks, str(POISONED_CASE))["rows"]
+    guilty = next(number for number in (0, 1) if POISONED_ROW in ranks[number][str(POISONED_CASE)]["rows"][0])
+    for rank in ranks:
+        message = rank["stop"]["error"]
+        assert message.startswith("step 1: the loss is not finite among rows ")
+        assert str(POISONED_ROW) in message.split("among rows ")[1].split(f" on rank {guilty};")[0].split(", ")
+        assert rank["stop"]["weights"] == []
+    skipped = together(ranks, "skip")
+    assert skipped["error"] == ""
+    assert all(torch.equal(tensor, before[name]) for name, tensor in skipped["weights"][0].items())
+    assert [numbers["train/skipped_steps"] for numbers in skipped["logged"].values()] == [1, 1]
+    wanted = plain(POISONED_CASE, world, (tuple(sorted(rows[1])),))
+    second = {"rows": skipped["rows"][1:], "weights": skipped["weights"][1:], "logged": {1: skipped["logged"][2]}}
+    check_within(differences(second, wanted, before, steps=1), ROUNDING, "the step after the skipped one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_noise_on_the_embeddings(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
+    """NEFTune's hook is called where weights are sharded too, and its noise is that of each row."""
+    found, before = together(two_ranks(strategy), "neftune"), weights_before(world, NOISY_CASE.model)
+    wanted = steps.run(NOISY_CASE, world, BATCH_SIZE, callbacks=[NEFTune(NOISE)])
+    check_within(differences(found, wanted, before), ROUNDING, "noisy")
+    plainly = plain(NOISY_CASE, world, tuple(tuple(sorted(rows)) for rows in found["rows"]))
+    assert differences(found, plainly, before).objective > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "fsdp2_tp2"])
+def test_an_adapter_on_layers_and_head(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
+    """Frozen weights beside trained ones, and a head that is a module of several."""
+    found = together(two_ranks(strategy), "adapter")
+    wanted = steps.run(ADAPTED_CASE, world, BATCH_SIZE, adapter=ADAPTER)
+    before = wanted["before"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in found["before"].items())
+    check_within(differences(found, wanted, before), ROUNDING, "adapted")
+    changed = {name for name, tensor in found["weights"][-1].items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "lora_" in name}
+
+
+ADAPTED = ["one device", "ddp", "fsdp2", "fsdp2 to a file", "zero1", "zero2", "zero3"]
+
+
+def adapter_run(name: str, two_ranks: Callable[[str], Ranks], world: Path, scratch: Path) -> tuple[Ranks, Path]:
+    """What each rank found, and where the checkpoints are."""
+    if name == "one device":
+        return [steps.adapted(world, scratch, lambda: "auto", 1)], scratch / CHECKPOINTS
+    strategy, _, to_a_file = name.partition(" ")
+    ranks = two_ranks(strategy)
+    out = Path(ranks[0]["out"])
+    return (
+        ([rank[to_a_file] for rank in ranks], out / to_a_file / CHECKPOINTS)
+        if to_a_file
+        else (ranks, out / CHECKPOINTS)
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "one device" else pytest.param(name, marks=pytest.mark.slow) for name in ADAPTED]
+)
+def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks], world: Path, tmp_path: Path) -> None:
+    """They hold what is trained; the base comes from its files, to resume, to validate and to export."""
+    ranks, checkpoints = adapter_run(name, two_ranks, world, tmp_path)
+    for rank in ranks:
+        assert "the checkpoint is not of this model: " in rank["adapter refused"]
+        assert "network.language_model.lm_head.lora_A.default.weight" in rank["adapter refused"]
+    first, second = (read_checkpoint(checkpoints / f"step-00000{number}.ckpt") for number in (1, 2))
+    assert (first.step, second.step) == (1, 2)
+    for rank in ranks:
+        whole, resumed, validated = (rank[f"adapter{what}"] for what in ("", " resumed", " validated"))
+        after = [{n: w for n, w in weights.items() if "lora_" in n} for weights in whole["weights"]]
+        for checkpoint, wanted in zip((first, second), after, strict=True):
+            found = weights_of(checkpoint, list(wanted), checkpoints)
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(found[name].read(), weight) for name, weight in wanted.items())
+            assert all("lora_" in name for name in checkpoint.weights)
+        assert any(not torch.equal(after[0][name], weight) for name, weight in after[1].items())
+        assert resumed["rows"] == whole["rows"][1:]
+        assert all(torch.equal(weight, whole["weights"][1][name]) for name, weight in resumed["weights"][0].items())
+        assert list(resumed["logged"]) == [2]
+        for name in ("train/objective", "train/gradient_norm", "val/cross_entropy"):
+            assert resumed["logged"][2][name] == whole["logged"][2][name], name
+        assert validated["validated"]["val/cross_entropy"] == whole["validated"]["val/cross_entropy"]
+
+    lm = LanguageModelConfig(str(world / ADAPTED_CASE.model), adapter=ADAPTER)
+    out = export_checkpoint(checkpoints / "step-000002.ckpt", lm, tmp_path / "export", ExportSettings(lm.path))
+    trained = load_language_model(lm)
+    trained.load_state_dict(ranks[0]["adapter"]["weights"][1], strict=False)
+    exported = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    wanted = dict(merged_tensors(trained))
+    assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
+
+
+@pytest.mark.slow
+def test_deepspeed_under_lightning_alone_is_wrong(two_ranks: Callable[[str], Ranks]) -> None:
+    """Why `DeepSpeed` is not Lightning's own: that divides twice, and leaves the last window to the next epoch."""
+    first, last = torch.tensor(VECTORS[:4]).sum(0) / 4, torch.tensor(VECTORS[4:]).sum(0) / 4
+    for rank in two_ranks("zero2"):
+        ours, lightnings = rank["six by four"]["DeepSpeed"], rank["six by four"]["LightningsOwn"]
+        assert ours["steps"] == 2
+        assert ours["place"] == pytest.approx((-first - last).tolist())
+        assert lightnings["steps"] == 1
+        assert lightnings["place"] == pytest.approx((-first / 4).tolist())

@@ -1,0 +1,64 @@
+"""What an objective costs: the loss head timed under several losses, on the same hidden states."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.types import Batch
+
+
+def time_losses(
+    network: SFTNetwork, batch: Batch, losses: Mapping[str, TokenLoss], rounds: int = 3
+) -> dict[str, float]:
+    """Seconds of the loss head, forward and backward, on a micro-batch.
+
+    The losses take turns on the very same hidden states, so that what else the machine does meets them alike. No
+    statistics are measured, and no gradient reaches the network. Every rank must call.
+
+    Args:
+        network: with its weights, sharded or not.
+        batch: a micro-batch on the network's device.
+        losses: under their names.
+        rounds: turns of each, after one that is not counted.
+
+    Returns:
+        Name of each loss -> the median of its turns.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+
+    def measure(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Within the call of the loss head, where every strategy has the weights whole.
+        hidden_states, *targets = args
+        for _ in range(rounds + 1):
+            for name, loss in losses.items():
+                with torch.enable_grad():
+                    seconds[name].append(_time(head, loss, hidden_states.detach().requires_grad_(), targets))
+
+    handle = network.loss_head.register_forward_pre_hook(measure, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            network(batch, ())
+    finally:
+        handle.remove()
+    return {name: statistics.median(turns[1:]) for name, turns in seconds.items()}
+
+
+def _time(head: Any, loss: TokenLoss, hidden_states: Tensor, targets: list[Any]) -> float:
+    _wait(hidden_states.device)
+    start = time.perf_counter()
+    total = head.under(loss, hidden_states, *targets, statistics=()).total
+    inputs = [hidden_states, *(parameter for parameter in head.parameters() if parameter.requires_grad)]
+    torch.autograd.grad(total, inputs, allow_unused=True)
+    _wait(hidden_states.device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

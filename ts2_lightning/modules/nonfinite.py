@@ -1,0 +1,91 @@
+"""Losses and gradients that are not finite: how all ranks come to know, and what can be told of them.
+
+The norm of a step's gradient is the one flag. Every strategy sums it over all ranks anyway, so all ranks see the same;
+a loss that is not finite makes its gradient so, so that the norm tells of it too. Nothing is sent and no device is
+waited for but once per step, when the norm is looked at.
+"""
+
+import torch
+from torch import Tensor
+
+_SHOWN = 8  # rows of a rank in a message
+
+
+def spreading(total: Tensor) -> Tensor:
+    """The loss itself, whose gradient is not finite where the loss is not.
+
+    The gradient of a loss can be finite where its value is not: it has a formula of its own.
+
+    Args:
+        total: [] loss.
+
+    Example:
+        >>> total = torch.tensor(torch.inf, requires_grad=True)
+        >>> spreading(total).backward()
+        >>> total.grad
+        tensor(nan)
+    """
+    value = total.detach()
+    return total * torch.where(value.isfinite(), torch.ones_like(value), torch.full_like(value, torch.nan))
+
+
+class StepWatch:
+    """Remembers the micro-batches of this rank's step, in case something is to be told of them."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts the next step."""
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, row_index: Tensor, total: Tensor) -> None:
+        """A micro-batch: [R] its rows' indices (-1 for a filler), and [] its loss."""
+        self._seen.append((row_index, total.detach()))
+
+    def trouble(self, norm: Tensor) -> str:
+        """What is not finite, on which rank and among which rows. Every rank must call; all get the same answer.
+
+        Args:
+            norm: [] of the step's gradient.
+
+        Example:
+            >>> watch = StepWatch()
+            >>> watch.add(torch.tensor([4, 7]), torch.tensor(1.0))
+            >>> watch.add(torch.tensor([9, -1]), torch.tensor(torch.nan))
+            >>> watch.trouble(torch.tensor(torch.nan))
+            'the loss is not finite among rows 9 on rank 0'
+            >>> watch.reset()
+            >>> watch.add(torch.tensor([4, 7]), torch.tensor(1.0))
+            >>> watch.trouble(torch.tensor(torch.inf))
+            'the gradient norm is inf, though all losses are finite (rows 4, 7 on rank 0)'
+        """
+        mine = [(rows.tolist(), bool(total.isfinite())) for rows, total in self._seen]
+        ranks = _gathered(mine)
+        if all(finite for rank in ranks for _, finite in rank):
+            return f"the gradient norm is {norm.item()}, though all losses are finite ({_places(ranks)})"
+        bad: list[_Seen] = [[(rows, finite) for rows, finite in rank if not finite] for rank in ranks]
+        return f"the loss is not finite among {_places(bad)}"
+
+
+_Seen = list[tuple[list[int], bool]]
+"""The rows of each micro-batch, and whether their loss is finite."""
+
+
+def _gathered(mine: _Seen) -> list[_Seen]:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [mine]
+    ranks: list[_Seen] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(ranks, mine)
+    return ranks
+
+
+def _places(ranks: list[_Seen]) -> str:
+    """`rows 3, 5 on rank 1; rows 8 on rank 2`; ranks without rows are left out."""
+    told = []
+    for rank, batches in enumerate(ranks):
+        rows = [row for batch, _ in batches for row in batch if row >= 0]
+        if rows:
+            more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+            told.append(f"rows {', '.join(map(str, rows[:_SHOWN]))}{more} on rank {rank}")
+    return "; ".join(told)

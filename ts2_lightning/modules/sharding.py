@@ -1,0 +1,141 @@
+"""How the network is sharded: each decoder layer by itself, and what is left with the root.
+
+The root is the module that holds both backbone and loss head, so that a head is whole around its loss, and a tied one
+is one parameter of the root.
+"""
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import wrap
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+from transformers import PreTrainedModel
+
+from ts2_lightning.engines import LossEngine
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.modules.adapters import is_adapted
+from ts2_lightning.modules.config import LanguageModelConfig
+from ts2_lightning.modules.head import backbone
+from ts2_lightning.modules.language_model import build_language_model, load_language_model
+from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.weights import load_weights
+from ts2_lightning.strategies import DeepSpeed
+from ts2_lightning.types import UserError
+
+ROUNDED = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+"""Weights gathered in bfloat16, gradients summed in float32; what comes in is autocast's to round."""
+
+SPLITS: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
+"""Transformers' names for how a matrix is split, as far as they are supported here."""
+
+
+def make_network(
+    lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine, strategy: Strategy | None = None
+) -> SFTNetwork:
+    """The network with its weights, of which a rank never holds more than its share where the strategy shards them.
+
+    Args:
+        lm: the model.
+        loss: the objective.
+        engine: how logits come to be.
+        strategy: as far as it has to do with weights; under ZeRO-3 in its `model_sharded_context`, as Lightning calls.
+
+    Raises:
+        UserError: the model cannot be loaded or split, or the strategy is known to take other steps.
+    """
+    if isinstance(strategy, DeepSpeedStrategy) and not isinstance(strategy, DeepSpeed):
+        raise UserError(
+            "trainer.strategy: under Lightning's own DeepSpeedStrategy gradients are divided twice and rounded to "
+            "bfloat16; set ts2_lightning.strategies.DeepSpeed, as configs/strategy/zero2.yaml does"
+        )
+    if isinstance(strategy, ModelParallelStrategy):
+        network = SFTNetwork(build_language_model(lm, "meta"), loss, engine)
+        shard(network, strategy.device_mesh, strategy.precision_plugin.precision == "bf16-mixed")
+        load_weights(network.language_model, lm, strategy.root_device)
+    elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
+        network = SFTNetwork(build_language_model(lm, None), loss, engine)  # each layer is sharded as it is made
+        load_weights(network.language_model, lm, strategy.root_device)
+    else:
+        network = SFTNetwork(load_language_model(lm), loss, engine)
+        if isinstance(strategy, FSDPStrategy):
+            wrap_layers(network)
+    return network
+
+
+def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None:
+    """Shards a network in place (FSDP2), each layer split over the tensor-parallel ranks before, if there are several.
+
+    Args:
+        network: whole, or on the meta device.
+        mesh: with the dimensions `data_parallel` and `tensor_parallel`.
+        autocast: it is called in autocast to bfloat16. Weights that autocast rounds in any case are then rounded before
+            they are gathered, which halves the traffic and spares autocast's copies; gradients are summed in float32.
+
+    Raises:
+        UserError: the model cannot be split.
+    """
+    if mesh["tensor_parallel"].size() > 1:
+        split_layers(network.language_model, mesh["tensor_parallel"])
+    ranks = mesh["data_parallel"]
+    for layer in decoder_layers(network.language_model):
+        if autocast and (parts := linear_parts(layer)):
+            fully_shard(parts, mesh=ranks, mp_policy=ROUNDED)
+        fully_shard(layer, mesh=ranks)
+    fully_shard(network, mesh=ranks)
+
+
+def linear_parts(layer: nn.Module) -> list[nn.Module]:
+    """The children of a layer that have no weights but those of linear layers, which autocast rounds to bfloat16.
+
+    Example:
+        >>> [type(part).__name__ for part in linear_parts(nn.TransformerEncoderLayer(8, nhead=2))]
+        ['Linear', 'Linear']
+    """
+
+    def is_linear(part: nn.Module) -> bool:
+        owners = [type(module) for module in part.modules() if module._parameters]
+        return bool(owners) and all(owner is nn.Linear for owner in owners)
+
+    return [part for part in layer.children() if is_linear(part)]
+
+
+def split_layers(model: PreTrainedModel, mesh: DeviceMesh) -> None:
+    """Splits the matrices of each layer over ranks, by the plan that transformers has for the architecture.
+
+    What the plan does not name (embeddings, norms, the head) is whole on every rank: a tied head stays tied.
+
+    Raises:
+        UserError: there is no plan, or one that asks for more than columns and rows, or parts are not equal.
+    """
+    plan: dict[str, str] = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
+    if trouble := _trouble_with_splitting(model, plan, mesh.size()):
+        raise UserError(f"FSDP2(tensor_parallel_size): {type(model).__name__} {trouble}; set it to 1")
+    parallelize_module(backbone(model), mesh, {place: SPLITS[split]() for place, split in plan.items()})
+
+
+def _trouble_with_splitting(model: PreTrainedModel, plan: dict[str, str], ranks: int) -> str:
+    if not plan:
+        return "has no plan for it in transformers"
+    if unknown := sorted(set(plan.values()) - SPLITS.keys()):
+        return f"has a plan for it that asks for more than columns and rows: {', '.join(unknown)}"
+    if is_adapted(model):
+        return "has an adapter, whose matrices its plan does not split"
+    heads = model.config.get_text_config().num_key_value_heads
+    return f"has {heads} heads of keys, which {ranks} ranks cannot share equally" if heads % ranks else ""
+
+
+def wrap_layers(network: SFTNetwork) -> None:
+    """Has FSDP1 shard each decoder layer by itself; Lightning wraps what is left. Never run: it refuses CPUs."""
+    layers = set(decoder_layers(network.language_model))
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if child in layers:
+                setattr(module, name, wrap(child))
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that transformers says are to stay together, in their order."""
+    names = set(model._no_split_modules or ())
+    return [module for module in model.modules() if type(module).__name__ in names]

@@ -1,0 +1,7 @@
+"""Lightning's strategies where they lack something: right steps under DeepSpeed, FSDP2 over all ranks; on CPUs too."""
+
+from ts2_lightning.strategies.deepspeed import DeepSpeed
+from ts2_lightning.strategies.fsdp2 import FSDP2
+from ts2_lightning.strategies.gradients import clip_gradients
+
+__all__ = ["FSDP2", "DeepSpeed", "clip_gradients"]

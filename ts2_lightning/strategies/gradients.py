@@ -1,0 +1,52 @@
+"""The norm of a step's gradient, and clipping to it, wherever the gradient lies."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+
+def clip_gradients(strategy: Strategy, parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Clips the gradients of a step to a norm, all of them by one factor. Every rank must call.
+
+    Args:
+        strategy: what holds the gradients. DeepSpeed has clipped, as the trainer asked it to, when the update is done.
+        parameters: of the network.
+        max_norm: of the gradients afterwards; None or 0 leaves them as they are.
+
+    Returns:
+        [] norm before clipping, over all parameters and ranks. Not finite if any gradient on any rank is not.
+    """
+    if isinstance(strategy, DeepSpeedStrategy):
+        return torch.as_tensor(strategy.deepspeed_engine.get_global_grad_norm())
+    if isinstance(strategy, FSDPStrategy):
+        assert isinstance(strategy.model, FullyShardedDataParallel)
+        return strategy.model.clip_grad_norm_(max_norm or math.inf)
+    groups = _by_mesh(p for p in parameters if p.grad is not None)
+    norm = _total_norm([_norm(group) for group in groups])
+    if max_norm:
+        for group in groups:
+            torch.nn.utils.clip_grads_with_norm_(group, max_norm, norm)
+    return norm
+
+
+def _by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those that are sharded over the same ranks, or over none, together: torch refuses a mixture."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)
+    return list(groups.values()) or [[]]
+
+
+def _norm(parameters: list[nn.Parameter]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _total_norm(norms: list[Tensor]) -> Tensor:
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
