@@ -1,9 +1,11 @@
 """Which checkpoints there are after a run, and what a save that fails leaves behind."""
 
+import errno
 import os
-import signal
+import resource
 import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from lightning.pytorch import Trainer
 from publisher import Publisher, loader, make_rows, make_trainer
 
 from ts2_lightning.callbacks import Checkpoints
+from ts2_lightning.callbacks.checkpoints import StraightToFile
+from ts2_lightning.cli.run_directory import newest_checkpoint
 from ts2_lightning.types import UserError
 
 ROWS = make_rows([2, 2, 2, 2])
@@ -40,59 +44,111 @@ def names(tmp_path: Path) -> list[str]:
     return sorted(os.listdir(tmp_path / "checkpoints"))
 
 
+def step_of(tmp_path: Path, name: str) -> int:
+    step: int = load(tmp_path / "checkpoints" / f"{name}.ckpt")["global_step"]
+    return step
+
+
 def test_best_and_last(tmp_path: Path) -> None:
     fit(tmp_path, 3.0, 1.0, 2.0)
-    assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
-    assert load(tmp_path / "checkpoints/best.ckpt")["global_step"] == 8
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 12
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt", "step-000008.ckpt", "step-000012.ckpt"]
+    assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (8, 12)
 
 
 def test_without_validation_only_last(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=2)
-    assert names(tmp_path) == ["last.ckpt"]
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 8
+    assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
+    assert step_of(tmp_path, "last") == 8
+
+
+def test_keep_last(tmp_path: Path) -> None:
+    """The newest three, and the best."""
+    fit(tmp_path, 1.0, 3.0, 2.0, checkpoints=Checkpoints(every_n_steps=2, keep_last=3))
+    steps = [f"step-{step:06d}.ckpt" for step in (4, 8, 10, 12)]
+    assert names(tmp_path) == ["best.ckpt", "last.ckpt", *steps]
+    assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (4, 12)
+
+
+def saved_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps of the checkpoints that are written from now on."""
+    steps: list[int] = []
+    save = Trainer.save_checkpoint
+
+    def recorded(trainer: Trainer, path: Any, *args: Any, **kwargs: Any) -> None:
+        steps.append(trainer.global_step)
+        save(trainer, path, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", recorded)
+    return steps
 
 
 def test_every_n_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps 3, 6 and 9, the ends of the epochs at 4, 8 and 12, each once; and not at every micro-batch."""
-    steps: list[tuple[str, int]] = []
-    save = Trainer.save_checkpoint
-
-    def recorded(trainer: Trainer, path: Any, *args: Any, **kwargs: Any) -> None:
-        steps.append((os.path.basename(path), trainer.global_step))
-        save(trainer, path, *args, **kwargs)
-
-    monkeypatch.setattr(Trainer, "save_checkpoint", recorded)
-    fit(tmp_path, checkpoints=Checkpoints(every_n_steps=3), max_epochs=3)
-    assert [step for _, step in steps] == [3, 4, 6, 8, 9, 12]
+    steps = saved_steps(monkeypatch)
+    fit(tmp_path / "1", checkpoints=Checkpoints(every_n_steps=3), max_epochs=3)
+    assert steps == [3, 4, 6, 8, 9, 12]
     steps.clear()
-    fit(tmp_path / "2", checkpoints=Checkpoints(every_n_steps=1), accumulate_grad_batches=2, max_epochs=2)
-    assert [step for _, step in steps] == [1, 2, 3, 4]
+    fit(tmp_path / "2", 2.0, 1.0, checkpoints=Checkpoints(every_n_steps=3))
+    assert steps == [3, 4, 6, 8], "what is best is a name, not another checkpoint"
+    steps.clear()
+    fit(tmp_path / "3", checkpoints=Checkpoints(every_n_steps=1), accumulate_grad_batches=2, max_epochs=2)
+    assert steps == [1, 2, 3, 4]
 
 
-def test_last_before_the_first_validation(tmp_path: Path) -> None:
-    """Lightning's own class waits for a monitored metric, also with the checkpoint that monitors nothing."""
-    module = Publisher((1.0,))
-    module.on_validation_start = lambda: (_ for _ in ()).throw(RuntimeError("stop"))  # type: ignore[method-assign]
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints(every_n_steps=3)], enable_checkpointing=True)
+class BreaksOff(Publisher):
+    """Its validation fails, at first."""
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize(("epochs", "step"), [(1, 3), (2, 4)])
+def test_a_validation_that_breaks_off(tmp_path: Path, epochs: int, step: int) -> None:
+    """A checkpoint is written before it, and a resumed run does it again, unless nothing else is left to do."""
+    checkpoints = Checkpoints(every_n_steps=3)
+    trainer = make_trainer(tmp_path, callbacks=[checkpoints], enable_checkpointing=True, max_epochs=epochs)
     with pytest.raises(RuntimeError, match="stop"):
-        trainer.fit(module, loader(ROWS), loader(ROWS[:1]))
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 3
+        trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
+    assert step_of(tmp_path, "last") == step
+    fit(tmp_path, 9.0, 1.0, 2.0, resume=True)
+    assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (8, 12)
+
+
+def test_a_validation_is_done_again_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
+    validated: list[int] = []
+    module = Publisher((1.0, 1.0, 2.0))
+    module.on_validation_epoch_end = lambda: validated.append(module.global_step)  # type: ignore[method-assign]
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
+    trainer.fit(module, loader(ROWS), loader(ROWS[:1]), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"))
+    assert validated == [4, 8, 12]
+
+
+def test_a_run_that_starts_from_a_checkpoint_elsewhere(tmp_path: Path) -> None:
+    """The validation that is due comes first, and finds the best: it needs a checkpoint here."""
+    trainer = make_trainer(tmp_path / "old", callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    with pytest.raises(RuntimeError, match="stop"):
+        trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
+    trainer = make_trainer(tmp_path / "new", callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    elsewhere = str(tmp_path / "old" / "checkpoints" / "last.ckpt")
+    trainer.fit(Publisher((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]), ckpt_path=elsewhere)
+    assert names(tmp_path / "new") == ["best.ckpt", "last.ckpt", "step-000004.ckpt", "step-000008.ckpt"]
+    assert (step_of(tmp_path / "new", "best"), step_of(tmp_path / "new", "last")) == (4, 8)
 
 
 def test_stops_within_an_epoch(tmp_path: Path) -> None:
     fit(tmp_path, max_steps=3, max_epochs=-1)
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 3
+    assert step_of(tmp_path, "last") == 3
 
 
 def test_resumed_run_knows_the_best(tmp_path: Path) -> None:
     fit(tmp_path, 3.0, 1.0)
     fit(tmp_path, 9.0, 9.0, 2.0, resume=True)
-    assert names(tmp_path) == ["best.ckpt", "last.ckpt"]
-    assert load(tmp_path / "checkpoints/best.ckpt")["global_step"] == 8
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 12
+    assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (8, 12)
     trainer = fit(tmp_path, 9.0, 9.0, 9.0, 0.5, resume=True)
-    assert load(tmp_path / "checkpoints/best.ckpt")["global_step"] == 16
+    assert step_of(tmp_path, "best") == 16
     assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "checkpoints/best.ckpt")  # type: ignore
 
 
@@ -100,8 +156,17 @@ def test_moved_run_knows_the_best(tmp_path: Path) -> None:
     fit(tmp_path / "old", 3.0, 1.0)
     (tmp_path / "old").rename(tmp_path / "new")
     fit(tmp_path / "new", 9.0, 9.0, 2.0, resume=True)
-    assert load(tmp_path / "new/checkpoints/best.ckpt")["global_step"] == 8
+    assert step_of(tmp_path / "new", "best") == 8
     assert not (tmp_path / "old").exists()
+
+
+def test_a_run_that_goes_back_writes_its_steps_anew(tmp_path: Path) -> None:
+    fit(tmp_path, checkpoints=Checkpoints(keep_last=9), max_epochs=3)
+    first = tmp_path / "checkpoints" / "step-000004.ckpt"
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer.fit(Publisher(), loader(ROWS), ckpt_path=str(first))
+    assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
 
 
 def test_fast_dev_run_saves_nothing(tmp_path: Path) -> None:
@@ -109,11 +174,101 @@ def test_fast_dev_run_saves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
+# What cannot be written ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, *calls: int) -> Iterator[None]:
+    """A disk on which the given writes fail half-way, counted from 1."""
+    write, seen = StraightToFile.save_checkpoint, iter(range(1, 1000))
+
+    def written(self: StraightToFile, checkpoint: Any, path: Any, **settings: Any) -> None:
+        write(self, checkpoint, path, **settings)
+        if next(seen) in calls:
+            os.truncate(path, 100)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StraightToFile, "save_checkpoint", written)
+        yield
+
+
+def test_a_full_disk_keeps_the_previous_one_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with full_disk(monkeypatch, 2, 3), pytest.raises(UserError, match=r"the training is over, but .* make room"):
+        fit(tmp_path, checkpoints=Checkpoints(), max_steps=8, max_epochs=-1, limit_train_batches=4)
+    lines = [record.getMessage() for record in caplog.records if "no checkpoint was written" in record.getMessage()]
+    assert len(lines) == 2, "at the end of the epoch, and of the training"
+    assert lines[0].startswith(f"step 8: no checkpoint was written to {tmp_path}/checkpoints: No space left on device")
+    assert "the newest one is still step-000004.ckpt" in lines[0]
+    assert "\n" not in lines[0]
+    assert names(tmp_path) == ["last.ckpt", "step-000004.ckpt"], "nothing half-written takes what room there is"
+    fit(tmp_path, resume=True, max_steps=8, max_epochs=-1)
+    assert step_of(tmp_path, "last") == 8
+
+
+def test_once_there_is_room_checkpoints_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_disk(monkeypatch, 1, 3):
+        fit(tmp_path, checkpoints=Checkpoints(every_n_steps=2), max_epochs=2)  # 2 and 6 fail; 4 and 8 do not
+    assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
+
+
+def test_what_could_not_be_saved_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best value comes when the disk is full: the next best one is kept."""
+    with full_disk(monkeypatch, 2, 3, 4):  # before its validation, as the best, and at the end of its epoch
+        fit(tmp_path, 3.0, 1.0, 2.0, 2.5, 2.7)
+    assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (12, 20)
+
+
+class FilesGrowNoLarger(Publisher):
+    """At step 8 the system refuses files as large as a checkpoint."""
+
+    def on_train_epoch_end(self) -> None:
+        limit = 1000 if self.global_step == 8 else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def test_the_system_refuses_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
+    try:
+        trainer.fit(FilesGrowNoLarger(), loader(ROWS))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert "step 8: no checkpoint was written" in caplog.text
+    assert "File too large" in caplog.text
+    assert names(tmp_path) == ["last.ckpt", "step-000012.ckpt"]
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk = tmp_path / "checkpoints"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mounting, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can only be made where the system lets one mount it")
+    try:
+        module = Publisher()
+        module.large = torch.nn.Parameter(torch.zeros(9000))  # twice that, and the rest, has no room
+        fit_module(tmp_path, module, max_epochs=1)
+        with pytest.raises(UserError, match="make room"):
+            fit_module(tmp_path, module, max_epochs=2, resume=True)
+        assert "No space left on device" in caplog.text
+        assert step_of(tmp_path, "last") == 4
+        assert names(tmp_path) == ["last.ckpt", "step-000004.ckpt"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def fit_module(tmp_path: Path, module: Publisher, max_epochs: int, resume: bool = False) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=max_epochs)
+    trainer.fit(module, loader(ROWS), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt") if resume else None)
+
+
 class Unwritable:
-    """An object that a checkpoint cannot hold: the save fails half-way through."""
+    """An object that a checkpoint cannot hold."""
 
     def __reduce__(self) -> Any:
-        raise OSError("No space left on device")
+        raise TypeError("a mistake in the code")
 
 
 class Poisoned(Publisher):
@@ -124,50 +279,15 @@ class Poisoned(Publisher):
             checkpoint["poison"] = Unwritable()
 
 
-def test_failed_save_leaves_the_previous_checkpoint(tmp_path: Path) -> None:
+def test_a_mistake_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TypeError, match="a mistake in the code"):
         trainer.fit(Poisoned(), loader(ROWS))
-    assert names(tmp_path) == ["last.ckpt"]
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 4
+    assert step_of(tmp_path, "last") == 4
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
 
 
-KILLED = """
-import os, signal, sys
-import torch
-from lightning.pytorch import Trainer
-sys.path.insert(0, sys.argv[2])
-from publisher import *
-from ts2_lightning.callbacks import Checkpoints
-
-save = Trainer.save_checkpoint
-def killed(trainer, path, *args, **kwargs):
-    save(trainer, path, *args, **kwargs)
-    if trainer.global_step == 8:
-        with open(path, "r+b") as file:  # as if the write had come only so far
-            file.truncate(100)
-        os.kill(os.getpid(), signal.SIGKILL)
-Trainer.save_checkpoint = killed
-trainer = make_trainer(sys.argv[1], callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
-trainer.fit(Publisher(), loader(make_rows([2, 2, 2, 2])))
-"""
-
-
-def test_kill_within_a_save(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(here.parents[1])}
-    result = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(here)], env=environment, timeout=120, capture_output=True
-    )
-    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
-    assert names(tmp_path) == [".last.ckpt.partial", "last.ckpt"]
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 4
-    fit(tmp_path, max_epochs=3, resume=True)
-    assert names(tmp_path) == ["last.ckpt"]
-    assert load(tmp_path / "checkpoints/last.ckpt")["global_step"] == 12
-
-
-def test_directories_are_replaced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_directories_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sharded strategies write a directory per checkpoint."""
 
     def save(trainer: Trainer, path: str, *args: Any, **kwargs: Any) -> None:
@@ -176,10 +296,12 @@ def test_directories_are_replaced_too(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(Trainer, "save_checkpoint", save)
     fit(tmp_path, max_epochs=2)
-    assert names(tmp_path) == ["last.ckpt"]
-    assert os.listdir(tmp_path / "checkpoints/last.ckpt") == ["shard-of-step-8"]
+    assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
+    assert sorted(os.listdir(tmp_path / "checkpoints/last.ckpt")) == ["manifest.json", "shard-of-step-8"]
 
 
 def test_bad_arguments() -> None:
     with pytest.raises(UserError, match=r"every_n_steps.* at least 1 or null, got 0"):
         Checkpoints(every_n_steps=0)
+    with pytest.raises(UserError, match=r"keep_last.* at least 1, got 0"):
+        Checkpoints(keep_last=0)

@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its options; `sys.argv[1:]` by default.
 
     Returns:
-        0 if all went well, 2 after an error that the user can mend (told in one line on stderr), 130 after
-        Ctrl-C. Exceptions that are not the user's pass through with their traceback.
+        0 if all went well, 2 after an error that the user can mend (told in one line on stderr), 128 + the number of
+        the signal that stopped it (130 for Ctrl-C). Exceptions that are not the user's pass through with their
+        traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("TS2_DEBUG", "") not in ("", "0")

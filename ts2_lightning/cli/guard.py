@@ -22,10 +22,10 @@ class CommandLineError(SystemExit):
 
 
 class Interrupted(SystemExit):
-    """Ctrl-C, after Lightning has shut down what was running; `message` is the parting line."""
+    """Ctrl-C, or another signal, after Lightning has shut down what was running; `message` is the parting line."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(130)
+    def __init__(self, message: str, status: int = 130) -> None:
+        super().__init__(status)
         self.message = message
 
 
@@ -43,7 +43,7 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
         return command()
     except (CommandLineError, Interrupted) as stop:
         status = int(stop.code or 0)
-        message = stop.message if status == 130 else f"error: {stop.message}"
+        message = stop.message if isinstance(stop, Interrupted) else f"error: {stop.message}"
         return _end(message, status, debug)
     except SystemExit as stop:
         return _status_of(stop)
@@ -53,7 +53,8 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
         users = _users_error(error)
         if users is None:
             raise
-        return _end(f"error: {one_line(str(users))}", 2, debug)
+        end = _end_together if _is_shared(users) else _end
+        return end(f"error: {one_line(str(users))}", 2, debug)
 
 
 def one_line(text: str) -> str:
@@ -71,6 +72,13 @@ def _users_error(error: BaseException) -> BaseException | None:
     return found
 
 
+def _is_shared(error: BaseException) -> bool:
+    """Whether all ranks end with the same error."""
+    from ts2_lightning.types import SharedError
+
+    return isinstance(error, SharedError)
+
+
 def _end(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
@@ -79,6 +87,18 @@ def _end(message: str, status: int, debug: bool) -> int:
     if message:
         message = message if rank == "0" else f"[rank {rank}] {message}"
         print(message, file=sys.stderr, flush=True)
+    return status
+
+
+def _end_together(message: str, status: int, debug: bool) -> int:
+    """As `_end`, but rank 0 alone tells it; the others wait for it, as a launcher that sees one gone ends all."""
+    from torch import distributed
+
+    from ts2_lightning.cli.launch import is_rank_zero
+
+    status = _end(message if is_rank_zero() else "", status, debug)
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
     return status
 
 

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from ts2_lightning.types import UserError
 
@@ -48,9 +50,14 @@ def is_rank_zero() -> bool:
     return node == "0" and os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def is_requeued() -> bool:
-    """Whether SLURM started this job before."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0") and "SLURM_JOB_ID" in os.environ
+def is_started_by_lightning() -> bool:
+    """Whether the process of rank 0 has started this one."""
+    return not is_rank_zero() and VARIABLE in os.environ
+
+
+def is_restarted() -> bool:
+    """Whether SLURM started this job before, or torchrun these ranks."""
+    return any(count not in ("", "0") for count in _attempt())
 
 
 def claim_file(runs: Path, command: Sequence[str]) -> Path | None:
@@ -64,7 +71,7 @@ def claim_file(runs: Path, command: Sequence[str]) -> Path | None:
     if "SLURM_JOB_ID" in environment:
         key = ["slurm", environment["SLURM_JOB_ID"], environment.get("SLURM_STEP_ID", "batch")]
     elif "TORCHELASTIC_RUN_ID" in environment or "RANK" in environment:
-        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+        names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
         key = ["torch", *(environment.get(name, "") for name in names)]
         if environment.get("GROUP_WORLD_SIZE") == "1":
             key.append(str(os.getppid()))  # one agent started all ranks: nothing tells launches apart better
@@ -72,8 +79,11 @@ def claim_file(runs: Path, command: Sequence[str]) -> Path | None:
         key = ["nodes", environment.get("MASTER_ADDR", ""), environment.get("MASTER_PORT", "")]
     else:
         return None
-    digest = hashlib.sha256("\0".join([*key, os.getcwd(), *command]).encode()).hexdigest()[:16]
-    return runs / ".claims" / f"{key[0]}-{digest}.json"
+    return runs / ".claims" / f"{key[0]}-{_digest([*key, os.getcwd()])}-{_digest(command)}.json"
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(words).encode()).hexdigest()[:16]
 
 
 def agree(runs: Path, command: Sequence[str], choose: Callable[[Destination | None], Destination]) -> Destination:
@@ -89,12 +99,12 @@ def agree(runs: Path, command: Sequence[str], choose: Callable[[Destination | No
     """
     if not is_rank_zero():
         inherited = os.environ.get(VARIABLE)
-        return Destination(**json.loads(inherited)) if inherited else _await(claim_file(runs, command))
+        return Destination(**json.loads(inherited)) if inherited else _await(claim_file(runs, command), command)
     claim = claim_file(runs, command)
     destination = choose(_previous(claim))
     os.environ[VARIABLE] = json.dumps(asdict(destination))
     if claim is not None:
-        _write(claim, destination)
+        _write(claim, destination, command)
     return destination
 
 
@@ -104,13 +114,14 @@ def release(runs: Path, command: Sequence[str], finished: bool) -> None:
     Args:
         runs: as in `agree`.
         command: as in `agree`.
-        finished: the run came to its end. If not, a SLURM job keeps its claim: it may be requeued.
+        finished: the run came to its end. If not, a job that can be started again keeps its claim.
     """
     if not is_rank_zero():
         return
     os.environ.pop(VARIABLE, None)
     claim = claim_file(runs, command)
-    if claim is not None and (finished or "SLURM_JOB_ID" not in os.environ):
+    again = "SLURM_JOB_ID" in os.environ or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if claim is not None and (finished or not again):
         claim.unlink(missing_ok=True)
         with suppress(OSError):  # other launches' claims may be in it
             claim.parent.rmdir()
@@ -126,13 +137,13 @@ def _attempt() -> list[str]:
 
 
 def _previous(claim: Path | None) -> Destination | None:
-    if claim is None or not is_requeued() or not claim.is_file():
+    if claim is None or not is_restarted() or not claim.is_file():
         return None
     return Destination(**json.loads(claim.read_text(encoding="utf-8"))["destination"])
 
 
-def _write(claim: Path, destination: Destination) -> None:
-    record = {"destination": asdict(destination), "attempt": _attempt(), "time": time.time()}
+def _write(claim: Path, destination: Destination, command: Sequence[str] = ()) -> None:
+    record = {"destination": asdict(destination), "attempt": _attempt(), "time": time.time(), "command": [*command]}
     beside = claim.with_name(f"{claim.name}.{os.getpid()}")
     while True:
         claim.parent.mkdir(parents=True, exist_ok=True)
@@ -144,19 +155,41 @@ def _write(claim: Path, destination: Destination) -> None:
         return
 
 
-def _await(claim: Path | None) -> Destination:
+def _await(claim: Path | None, command: Sequence[str]) -> Destination:
     """Waits for rank 0's claim; one of an earlier launch (another attempt, or too old) does not count."""
     timeout = float(os.environ.get(TIMEOUT_VARIABLE, _TIMEOUT))
     deadline = time.monotonic() + timeout
     while claim is not None and time.monotonic() < deadline:
-        try:
-            record = json.loads(claim.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            record = None
-        if record and record["attempt"] == _attempt() and record["time"] > _STARTED - _STALE:
+        record = _read(claim, since=_STARTED - _STALE)
+        if record:
             return Destination(**record["destination"])
+        _refuse_another_command(claim, command, since=_STARTED)
         time.sleep(0.1)
+    if claim is not None:
+        _refuse_another_command(claim, command, since=_STARTED - _STALE)
     raise UserError(
         f"this rank waited {timeout:g} s for rank 0 to choose the run's directory, looking for {claim}: did rank 0 "
         f"fail, or does it see another file system? ({TIMEOUT_VARIABLE} sets the seconds)"
     )
+
+
+def _read(claim: Path, since: float) -> dict[str, Any] | None:
+    """The claim of this launch, if it is there."""
+    try:
+        record: dict[str, Any] = json.loads(claim.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return record if record["attempt"] == _attempt() and record["time"] > since else None
+
+
+def _refuse_another_command(claim: Path, command: Sequence[str], since: float) -> None:
+    """Rank 0 may have claimed for this launch, but with other options."""
+    launch = claim.name.rpartition("-")[0]
+    for record in filter(None, (_read(other, since) for other in claim.parent.glob(f"{launch}-*.json"))):
+        pairs = zip_longest(record["command"], command)
+        theirs, ours = next(((theirs, ours) for theirs, ours in pairs if theirs != ours), (None, None))
+        if theirs != ours:
+            raise UserError(
+                f"this rank was started with another command than rank 0: it has {ours!r} where rank 0 has {theirs!r}; "
+                "start all ranks with the same command"
+            )

@@ -1,14 +1,18 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with a fixed module and datamodule, and manners."""
 
 import json
+import os
 import pickle
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import jsonargparse
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningCLI
@@ -16,10 +20,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ts2_lightning import __version__
+from ts2_lightning.callbacks import Stopped
+from ts2_lightning.callbacks.preemption import requeue
 from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
 from ts2_lightning.cli.guard import CommandLineError, Interrupted, one_line
-from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, release
+from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
 from ts2_lightning.cli.loggers import default_loggers
 from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
@@ -138,8 +144,9 @@ class TS2CLI(LightningCLI):
                 "it may run code; if you trust it, add --weights_only false"
             ) from error
         except (KeyboardInterrupt, SystemExit) as stop:
-            if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-                raise Interrupted(interruption_line(self.run_dir) if is_rank_zero() else "") from stop
+            reason = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
+            if isinstance(reason, KeyboardInterrupt):
+                raise self._interrupted(reason) from stop
             raise
         finally:
             if self.destination is not None:
@@ -149,6 +156,19 @@ class TS2CLI(LightningCLI):
                 metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
                 (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
+
+    def _interrupted(self, reason: KeyboardInterrupt) -> Interrupted:
+        """Ctrl-C, or another signal: status 128 and its number, as shells have it."""
+        number = reason.signal if isinstance(reason, Stopped) else signal.SIGINT
+        requeued = isinstance(reason, Stopped) and reason.requeued
+        if number == signal.SIGUSR1 and not requeued and is_rank_zero():
+            requeued = requeue()  # it came before the first step, or after the last
+        self._discard_unused_directory()
+        if not is_rank_zero():
+            # Lightning kills rank 0 when a rank that it has started ends with another status before it does.
+            return Interrupted("", 0 if is_started_by_lightning() else 128 + number)
+        run = self.run_dir if self.run_dir is not None and self.run_dir.is_dir() else None
+        return Interrupted(interruption_line(run, number, requeued), 128 + number)
 
     # --- parsing -----------------------------------------------------------------------------------------------
 
@@ -231,7 +251,10 @@ class TS2CLI(LightningCLI):
         self._settle_checkpoint()
         path = settings.get("model.lm.path")
         if path is not None:
-            settings["model.lm.path"] = resolve_model(path)
+            # The toy world's base model takes minutes when it is made: what is wrong with the settings is told before.
+            self._subcommand_parsers[self.command].instantiate(Namespace(model=settings.model))
+            with seeds_kept():
+                settings["model.lm.path"] = resolve_model(path)
             if "data.tokenizer" in settings and settings["data.tokenizer"] is None:
                 settings["data.tokenizer"] = settings["model.lm.path"]
 
@@ -294,6 +317,7 @@ class TS2CLI(LightningCLI):
     def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
         """The user's callbacks, our defaults where the user has none of that class, and the record."""
         assert self.run_dir is not None
+        assert self.destination is not None
         given = trainer["callbacks"] or []
         callbacks = list(given) if isinstance(given, list) else [given]
         for default in _default_callbacks(self.run_dir):
@@ -306,8 +330,8 @@ class TS2CLI(LightningCLI):
             )
             if not unwanted:
                 callbacks.append(default)
-        self.record = RunRecord(self.run_dir, self.recorded_config, self.argv)
-        callbacks.append(self.record)
+        self.record = RunRecord(self.destination, self.recorded_config, self.argv)
+        callbacks.insert(0, self.record)
         if self.command == "predict":
             callbacks.append(PredictionFile(self.run_dir))
         return callbacks
@@ -341,6 +365,19 @@ def resolve_model(path: str) -> str:
         raise UserError(f"model.lm.path: {path!r} is not understood; write toyworld or toyworld?seed=1")
     ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
     return str(ensure_base(int(seed)))
+
+
+@contextmanager
+def seeds_kept() -> Iterator[None]:
+    """Whatever is seeded inside, the run keeps the seed that `seed_everything` has noted for it and its other ranks."""
+    noted = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    try:
+        yield
+    finally:
+        for name, value in noted.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def computes_in_bfloat16(accelerator: object) -> bool:

@@ -21,9 +21,13 @@ class PredictionFile(Callback):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._stream: TextIO | None = None
+        self._has_own_rows = True
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens this rank's share."""
+        # Ranks of a tensor-parallel group, which are neighbours, have the same rows.
+        replicas = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
+        self._has_own_rows = trainer.global_rank % (trainer.world_size // replicas) == 0
         self.directory.mkdir(parents=True, exist_ok=True)
         self._stream = self._share(trainer.global_rank).open("w", encoding="utf-8")
 
@@ -38,7 +42,7 @@ class PredictionFile(Callback):
     ) -> None:
         """Writes one batch's rows."""
         assert self._stream is not None
-        for row in outputs or []:
+        for row in (outputs or []) if self._has_own_rows else []:
             self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -16,6 +16,8 @@ _WARNINGS = (
     r".*GPU available but not used.*",
     r".*recommended to use .*sync_dist=True.*",  # the module sums over ranks before it logs
     r".*LightningCLI's args parameter is intended.*",
+    r".*`torch.distributed.(all_gather_into|reduce_scatter)_tensor` is deprecated.*",  # DeepSpeed's calls
+    r".*When saving the DeepSpeed Stage 3 checkpoint.*",  # export makes the single file
 )
 _CALLBACKS_WARNING = r".*callbacks used to create the checkpoint need to be provided.*"
 _MESSAGES = (
@@ -28,7 +30,10 @@ _MESSAGES = (
     "Loading `train_dataloader` to estimate",
     "Restoring states from the checkpoint path",
     "Initializing distributed: GLOBAL_RANK",
+    "initializing deepspeed distributed: GLOBAL_RANK",
     "Detected KeyboardInterrupt",
+    "While redistributing from",  # tensor parallelism: the norm of the gradient in two exchanges
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes has another way, and who imports peft imports it
 )
 
 
@@ -49,7 +54,13 @@ def quieten(command: str) -> None:
     # Said outright, since tokenizers would warn in every worker process otherwise; those never tokenise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", *names):
+    named = (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "bitsandbytes.backends.cpu.ops",
+        "torch.distributed.tensor._redistribute",
+    )
+    for name in (*named, *names):
         logger = logging.getLogger(name)
         if not any(isinstance(existing, _Unwanted) for existing in logger.filters):
             logger.addFilter(_Unwanted())

@@ -12,46 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 import ts2_lightning
+from ts2_lightning.checkpoint_files import is_deepspeed, is_distributed, read_manifest
+from ts2_lightning.cli import program
+from ts2_lightning.cli.launch import Destination
+from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 from ts2_lightning.cli.run_directory import ENVIRONMENT, next_config
 from ts2_lightning.types import UserError
 
 
 class RunRecord(Callback):
-    """Writes the record of a run once its data is set up.
+    """Writes the record of a run once its data is set up; sees to it that all ranks, and the checkpoint, belong to it.
 
     `config.yaml` is the whole configuration, and can be given to `-c` again; a resumed run writes
     `config-resume-1.yaml` and so on beside it. `command.txt` has the command of every start. `environment.json` and
     `data.json` describe machine, software, revision and data of the latest start.
 
     Args:
-        directory: the run's directory.
+        destination: the run's directory, and the checkpoint that it starts from.
         config: the configuration as YAML.
         argv: the command and its options.
     """
 
-    def __init__(self, directory: Path, config: str, argv: list[str]) -> None:
-        self.directory = directory
+    def __init__(self, destination: Destination, config: str, argv: list[str]) -> None:
+        self.destination = destination
         self.config = config
         self.argv = argv
         self.began = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's hook; the datamodule has been set up before."""
-        agreed = trainer.strategy.broadcast(str(self.directory))
-        if agreed != str(self.directory):
-            raise UserError(
-                f"rank {trainer.global_rank} would write to {self.directory}, rank 0 to {agreed}; start again"
-            )
+        check_agreement(trainer, {"directory": self.destination.directory, **settings_of(self.config)})
+        if self.destination.checkpoint is not None:
+            check_checkpoint(Path(self.destination.checkpoint), trainer)
         if trainer.is_global_zero:
             datamodule = getattr(trainer, "datamodule", None)
-            write_record(self.directory, self.config, self.argv, datamodule)
+            write_record(Path(self.destination.directory), self.config, self.argv, datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lightning's hook."""
+        """Forgets what an earlier start of the run logged after the step from which this one goes on."""
         self.began = True
+        for logger in trainer.loggers:
+            if not self.destination.fresh and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
+                logger.rewind(trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
@@ -64,6 +71,73 @@ class RunRecord(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
         self.began = True
+
+
+def settings_of(config: str) -> dict[str, Any]:
+    """Every setting of a configuration by its dotted name, in the order of the file.
+
+    >>> settings_of("model: {loss: TS2, layers: [1, 2]}")
+    {'model.loss': 'TS2', 'model.layers': [1, 2]}
+    """
+    found: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            found[prefix] = value
+            return
+        for key, inner in value.items():
+            visit(f"{prefix}.{key}".strip("."), inner)
+
+    visit("", yaml.safe_load(config))
+    return found
+
+
+def check_agreement(trainer: Trainer, settings: dict[str, Any]) -> None:
+    """All ranks must have the same settings. Every rank must call, and every rank raises.
+
+    Raises:
+        UserError: naming the first setting that differs, with both values and ranks.
+    """
+    if trainer.world_size == 1:
+        return
+    everyone: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, settings)
+    first = everyone[0]
+    for rank, others in enumerate(everyone):
+        for key in [*first, *(key for key in others if key not in first)]:
+            if first.get(key) != others.get(key):
+                raise UserError(
+                    f"{key} is {first.get(key)!r} on rank 0 and {others.get(key)!r} on rank {rank}; start all ranks "
+                    "with the same command and the same files"
+                )
+
+
+def check_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
+    """Whether this strategy, on so many ranks, can go on from a checkpoint.
+
+    Raises:
+        UserError: saying what to do instead.
+    """
+    strategy = trainer.strategy
+    name = type(strategy).__name__.removesuffix("Strategy")
+    by_deepspeed = is_deepspeed(checkpoint)
+    if by_deepspeed != isinstance(strategy, DeepSpeedStrategy):
+        written = "DeepSpeed" if by_deepspeed else "another strategy"
+        raise _cannot_go_on(checkpoint, f"it was written by {written}, and {name} cannot read it")
+    if is_distributed(checkpoint) and not isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise _cannot_go_on(checkpoint, f"it was written by FSDP, and {name} cannot read it")
+    ranks = (read_manifest(checkpoint) or {}).get("world_size", trainer.world_size)
+    if by_deepspeed and ranks != trainer.world_size:
+        raise _cannot_go_on(
+            checkpoint, f"DeepSpeed wrote it on {ranks} ranks and cannot go on with {trainer.world_size}"
+        )
+
+
+def _cannot_go_on(checkpoint: Path, why: str) -> UserError:
+    return UserError(
+        f"--ckpt_path {checkpoint}: {why}; go on as it was written, or start anew from its weights: {program()} export "
+        f"--ckpt {checkpoint} --out DIR, then --model.lm.path DIR"
+    )
 
 
 def write_record(directory: Path, config: str, argv: list[str], datamodule: Any | None = None) -> None:

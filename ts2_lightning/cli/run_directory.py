@@ -8,11 +8,11 @@ import os
 import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -90,17 +90,6 @@ def _configs(run: Path) -> list[Path]:
     while names and (run / f"config-resume-{len(names)}.yaml").exists():
         names.append(f"config-resume-{len(names)}.yaml")
     return [run / name for name in names]
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end.
-
-    A single file is a zip archive, whose table of contents comes last; of a sharded one (a directory), Lightning
-    writes `meta.pt` last; one of DeepSpeed holds its states in `checkpoint/`.
-    """
-    if checkpoint.is_dir():
-        return (checkpoint / "meta.pt").is_file() or any(checkpoint.glob("checkpoint/*model_states.pt"))
-    return checkpoint.is_file() and zipfile.is_zipfile(checkpoint)
 
 
 def checkpoints(run: Path) -> list[Path]:

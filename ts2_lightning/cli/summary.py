@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 from pathlib import Path
 
 import yaml
@@ -44,14 +45,23 @@ def _metrics(file: Path) -> list[str]:
     return [f"{name:<{width}}  {value:.5g}" for name, value in metrics.items()]
 
 
-def interruption_line(run: Path | None) -> str:
-    """What to print after Ctrl-C."""
+def interruption_line(run: Path | None, number: int = signal.SIGINT, requeued: bool = False) -> str:
+    """What to print after Ctrl-C, or another signal.
+
+    Args:
+        run: the run's directory; None if there is none yet.
+        number: of the signal.
+        requeued: SLURM has put the job into its queue again.
+    """
+    what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    if requeued:
+        return f"{what}: SLURM has queued the job again, and it will go on by itself in {run}"
     if run is None:
-        return "interrupted before the run began"
+        return f"{what} before the run began"
     newest = newest_checkpoint(run)
     if newest is None:
-        return f"interrupted: no checkpoint yet in {run}"
-    return f"interrupted: newest checkpoint {newest}; resume with: {resume_command(run, newest)}"
+        return f"{what}: no checkpoint yet in {run}"
+    return f"{what}: newest checkpoint {newest}; resume with: {resume_command(run, newest)}"
 
 
 def resume_command(run: Path, checkpoint: Path) -> str:
