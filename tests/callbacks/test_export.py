@@ -1,5 +1,6 @@
 """The export, read back by plain transformers."""
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,9 @@ from tiny_llama import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ts2_lightning.callbacks import Checkpoints, ExportHuggingFace, export_model
+from ts2_lightning.callbacks import Checkpoints, ExportHuggingFace
+from ts2_lightning.export import ExportSettings, export_model
+from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.types import UserError
 
 MESSAGES = [{"role": "user", "content": "name a fruit"}]
@@ -48,7 +51,7 @@ def export(model: PreTrainedModel, out: Path, base: Path, **settings: Any) -> Pa
     defaults: dict[str, Any] = {
         "tokenizer_source": base, "chat_template": TRAINED_TEMPLATE, "end_of_turn_ids": [END],
     }  # fmt: skip
-    return export_model(model, out, **{**defaults, **settings})
+    return export_model(model, out, ExportSettings(**{**defaults, **settings}))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -209,12 +212,12 @@ def test_failed_export_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest
     first = {name: (out / name).read_bytes() for name in os.listdir(out)}
 
     def full(*args: Any, **kwargs: Any) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ts2_lightning.callbacks.export._copy_tokenizer", full)
+    monkeypatch.setattr("ts2_lightning.export.export.copy_tokenizer", full)
     model = load(base)
     train_a_little(model)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="no space left on the disk; the earlier export there is kept"):
         export(model, out, base)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == first
     assert sorted(os.listdir(tmp_path)) == ["base", "export"]
@@ -251,7 +254,7 @@ def test_refuses_to_replace_what_is_no_export(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds something that is not a model"):
+    with pytest.raises(UserError, match=r"holds something that is not an export \(thesis.tex\)"):
         export(model, home, base)
     with pytest.raises(UserError, match="is a file"):
         export(model, home / "thesis.tex", base)
@@ -266,7 +269,7 @@ def test_pretrained_model(tmp_path: Path, shared_data: Path) -> None:
     model = load(base)
     train_a_little(model)
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    out = export_model(model, tmp_path / "export", tokenizer_source=base, chat_template=template, end_of_turn_ids=[2])
+    out = export(model, tmp_path / "export", base, chat_template=template, end_of_turn_ids=[2])
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer("Once upon a time, there was a little girl", return_tensors="pt")["input_ids"]
     assert torch.equal(load(out)(input_ids=ids).logits, model(input_ids=ids).logits)
@@ -296,7 +299,7 @@ class Tuner(Publisher):
 
     def __init__(self, base: Path, losses: tuple[float, ...] = ()) -> None:
         super().__init__(losses)
-        self.lm = SimpleNamespace(path=str(base), revision=None)
+        self.lm = LanguageModelConfig(str(base))
         self.network = torch.nn.ModuleDict({"language_model": load(base)})
 
     @property
@@ -371,6 +374,21 @@ def test_finished_run_exports_when_resumed(tmp_path: Path) -> None:
     last = str(tmp_path / "run/checkpoints/last.ckpt")
     fit(tmp_path / "run", base, ExportHuggingFace(str(out)), 1.0, ckpt_path=last)
     assert saved(out)["model.norm.weight"][0] == 3
+
+
+def test_sharded_weights_come_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What rank 0 does where it has but a part of the weights; `tests/e2e` does it with two ranks."""
+    base = write_base(tmp_path / "base")
+    monkeypatch.setattr("ts2_lightning.callbacks.export_huggingface.is_sharded", lambda parameter: True)
+    fit(tmp_path / "run", base, ExportHuggingFace(), 1.0, 2.0)
+    assert saved(tmp_path / "run/export")["model.norm.weight"][0] == 5
+    last = str(tmp_path / "run/checkpoints/last.ckpt")
+    fit(tmp_path / "other", base, ExportHuggingFace(), 1.0, 2.0, ckpt_path=last)  # it was over: nothing is written
+    assert saved(tmp_path / "other/export")["model.norm.weight"][0] == 5
+    trainer = make_trainer(tmp_path / "bare", callbacks=[ExportHuggingFace()], max_epochs=1)
+    with pytest.raises(UserError, match="no checkpoint of the last step"):
+        trainer.fit(Tuner(base, (1.0,)), datamodule=Data(base))
+    assert not (tmp_path / "bare" / "export").exists()
 
 
 def test_interrupted_fit_exports_nothing(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ TRAINED_TEMPLATE = (
 )
 
 
-def write_base(directory: Path, *, dtype: str = "float32", tied: bool = False, seed: int = 0) -> Path:
+def write_base(directory: Path, *, dtype: str = "float32", tied: bool = False, seed: int = 0, width: int = 16) -> Path:
     """Model and tokenizer, as a base model's directory has them: its closing token is no end of sequence yet."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=EOS, pad_token_id=2,
-        tie_word_embeddings=tied,
+        vocab_size=len(WORDS), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=64, bos_token_id=0, eos_token_id=EOS,
+        pad_token_id=2, tie_word_embeddings=tied,
     )  # fmt: skip
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(directory)
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))

@@ -1,0 +1,148 @@
+"""`export`: from a run directory to a model directory, and what it says where that cannot be."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from tests.callbacks.tiny_llama import END, EOS, TRAINED_TEMPLATE, write_base
+from tests.cli.conftest import Run
+from tests.export.stand_ins import load, logits, save_checkpoint, shake, stored
+from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
+from ts2_lightning.modules.language_model import load_language_model
+
+
+@pytest.fixture
+def run(here: Path) -> Path:
+    """A run as `fit` leaves it: a tiny model, trained a little, with a template from a file that was edited since."""
+    base = write_base(here / "base")
+    (here / "chat.jinja").write_text("{{ messages }}")
+    model = load(base)
+    shake(model)
+    return write_run(here / "runs" / "chat" / "1", model, {"path": "base"})
+
+
+def write_run(run: Path, model: Any, lm: dict[str, Any], **data: Any) -> Path:
+    (run / "checkpoints").mkdir(parents=True)
+    save_checkpoint(model, run / "checkpoints" / "last.ckpt")
+    config = {"model": {"lm": lm}, "data": {"tokenizer": None}, "ckpt_path": None}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    about = {"tokenizer": "base", "chat_template": TRAINED_TEMPLATE, "end_of_turn_ids": [END], **data}
+    (run / "data.json").write_text(json.dumps(about))
+    return run
+
+
+def test_everything_comes_from_the_run(run: Path, ts2: Run) -> None:
+    answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out")
+    assert (answer.status, answer.err.count("error")) == (0, 0)
+    assert answer.out == "Exported runs/chat/1/checkpoints/last.ckpt to out\n"
+    expected = load(Path("base"))
+    shake(expected)
+    assert torch.equal(logits(load(Path("out"))), logits(expected))
+    assert AutoTokenizer.from_pretrained("out").chat_template == TRAINED_TEMPLATE
+    assert json.loads(Path("out/generation_config.json").read_text())["eos_token_id"] == [EOS, END]
+    assert Path("out/tokenizer.json").read_bytes() == Path("base/tokenizer.json").read_bytes()
+
+
+def test_options(run: Path, ts2: Run) -> None:
+    checkpoint = str(run.relative_to(Path.cwd()) / "checkpoints" / "last.ckpt")
+    assert ts2("export", "--ckpt", checkpoint, "--out", "a/b", "--dtype", "bfloat16").status == 0
+    assert {tensor.dtype for tensor in stored(Path("a/b")).values()} == {torch.bfloat16}
+    assert ts2("export", "--ckpt", checkpoint, "--out", "a/b").status == 0  # an export is replaced
+    assert {tensor.dtype for tensor in stored(Path("a/b")).values()} == {torch.float32}
+    assert os.listdir("a") == ["b"]
+
+
+def test_adapter(here: Path, run: Path, ts2: Run) -> None:
+    adapter: dict[str, Any] = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "up_proj"], "head": True}
+    model = load_language_model(LanguageModelConfig("base", adapter=AdapterConfig(**adapter)))
+    shake(model)
+    write_run(here / "runs" / "lora" / "1", model, {"path": "base", "adapter": adapter})
+    assert ts2("export", "--ckpt", "last", "--name", "lora", "--out", "merged").status == 0
+    torch.testing.assert_close(logits(load(Path("merged"))), logits(model), rtol=1e-5, atol=1e-5)
+    assert ts2("export", "--ckpt", "last", "--name", "lora", "--out", "apart", "--adapter", "separate").status == 0
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= set(os.listdir("apart"))
+    answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "other", "--adapter", "separate")
+    assert (answer.status, "separate needs a run with an adapter" in answer.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ckpt", "last"], "no run in runs/run"),
+        (["--ckpt", "last", "--name", "chet"], "did you mean --name chat?"),
+        (["--ckpt", "best", "--name", "chat"], "--ckpt best: runs/chat/1 has checkpoints"),
+        (["--ckpt", "runs/chat/1/checkpoints/lst.ckpt"], "did you mean runs/chat/1/checkpoints/last.ckpt?"),
+        (["--ckpt", "base"], "this is a model directory, not a checkpoint"),
+        (["--ckpt", "elsewhere.ckpt"], "it lies in no run"),
+        (["--ckpt", "cut.ckpt"], "not a complete checkpoint"),
+        (["--ckpt", "last", "--name", "chat", "--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
+        (["--ckpt", "last", "--name", "chat", "--out", "base"], "base is the model's own source"),
+        (["--ckpt", "last", "--name", "chat", "--out", "runs"], "holds something that is not an export (chat)"),
+        (["--ckpt", "last", "--name", "chat", "--out", "chat.jinja"], "chat.jinja is a file"),
+        (["--ckpt", "last", "--name", "chat", "--out", "chat.jinja/out"], "export to "),
+    ],
+)
+def test_one_line_says_what_is_wrong(run: Path, ts2: Run, options: list[str], said: str) -> None:
+    whole = (run / "checkpoints" / "last.ckpt").read_bytes()
+    Path("elsewhere.ckpt").write_bytes(whole)
+    Path("cut.ckpt").write_bytes(whole[:-100])
+    before = sorted(os.listdir())
+    answer = ts2("export", *(options if "--out" in options else [*options, "--out", "out"]))
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert said in answer.err
+    assert "--ckpt_path" not in answer.err
+    assert sorted(os.listdir()) == before
+
+
+def test_records_of_the_run(run: Path, ts2: Run) -> None:
+    last = ["export", "--ckpt", "last", "--name", "chat", "--out", "out"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["lm"]["adapter"] = {"rank": 4}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    answer = ts2(*last)
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "config.yaml: model.lm: " in answer.err
+    for content in ("{}", "[1", "\tx: [}"):
+        (run / "config.yaml").write_text(content)
+        answer = ts2(*last)
+        assert (answer.status, answer.err.count("\n")) == (2, 1)
+        assert "runs/chat/1" in answer.err
+    (run / "data.json").unlink()
+    answer = ts2(*last)
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "runs/chat/1: no data.json" in answer.err
+
+
+def test_missing_base(run: Path, ts2: Run) -> None:
+    shutil.rmtree("base")
+    answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out")
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+
+
+def test_interrupt_leaves_nothing(run: Path, ts2: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    assert ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out").status == 0
+    first = Path("out/model.safetensors").read_bytes()
+    before = sorted(os.listdir())
+    monkeypatch.setattr("ts2_lightning.export.shards.save_file", interrupted)
+    answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out", "--dtype", "bfloat16")
+    assert answer.status == 130
+    assert sorted(os.listdir()) == before
+    assert Path("out/model.safetensors").read_bytes() == first
+
+
+def test_help(ts2: Run) -> None:
+    answer = ts2("export", "--help")
+    assert answer.status == 0
+    assert "vLLM itself was never run" in answer.out

@@ -1,0 +1,121 @@
+"""Every strategy's own checkpoint, from two processes, exported and loaded by plain transformers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tests.e2e.command_line import CONFIGS, QUICKSTART, RANK_VARIABLES, ROOT, make_blank
+
+IDS = torch.arange(2, 30)[None]
+PREFIX = "network.language_model."
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy world's model with random weights, tied, as the harder case."""
+    directory = make_blank(tmp_path_factory.mktemp("base"))
+    config = AutoConfig.from_pretrained(directory)
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def by_torch(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
+    """Torch's own tool, which reads everything at once."""
+    dcp_to_torch_save(checkpoint, scratch / "whole.pt")
+    whole: dict[str, Tensor] = torch.load(scratch / "whole.pt", weights_only=False)["state_dict"]
+    return whole
+
+
+def by_deepspeed(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
+    """DeepSpeed's own tool, which reads everything at once."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    whole: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    return whole
+
+
+def command(*options: str, cwd: Path) -> None:
+    """`python cli.py ...` in a process of its own."""
+    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("SLURM_")}
+    environment |= {"OMP_NUM_THREADS": "1", "TS2_CACHE_DIR": str(cwd / "cache")}
+    line = [sys.executable, str(ROOT / "cli.py"), *options]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model.eval()(input_ids=IDS).logits
+    return result
+
+
+@pytest.mark.parametrize(
+    ("strategy", "whole"),
+    [
+        pytest.param("fsdp2", by_torch, marks=pytest.mark.slow),
+        pytest.param("zero3", by_deepspeed, marks=pytest.mark.slow),
+        pytest.param("zero2", by_deepspeed, marks=pytest.mark.long),
+        pytest.param("zero1", by_deepspeed, marks=pytest.mark.long),
+    ],
+)
+def test_logits_are_the_trained_models(
+    tmp_path: Path, base: Path, strategy: str, whole: Callable[[Path, Path], dict[str, Tensor]]
+) -> None:
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    command(
+        "fit", "-c", str(QUICKSTART), "-c", str(CONFIGS / "strategy" / "rehearsal" / f"{strategy}.yaml"),
+        "--model.lm.path", str(base), "--trainer.max_steps", "3", "--trainer.limit_val_batches", "1",
+        "--trainer.enable_progress_bar", "false", "--name", "run", cwd=tmp_path,
+    )  # fmt: skip
+    run = tmp_path / "runs" / "run" / "1"
+    checkpoint = (run / "checkpoints" / "last.ckpt").resolve()
+    assert checkpoint.is_dir()
+    command("export", "--ckpt", "last", "--name", "run", "--out", "exported", cwd=tmp_path)
+
+    trained = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(trained)
+    weights = {n.removeprefix(PREFIX): w for n, w in whole(checkpoint, tmp_path).items() if n.startswith(PREFIX)}
+    absent, unknown = trained.load_state_dict(weights, strict=False)
+    assert set(absent) <= {"lm_head.weight"}
+    assert not unknown
+    after = logits(trained)
+    assert not torch.allclose(before, after)
+    for out in (tmp_path / "exported", run / "export"):  # the command's, and that of the end of the fit
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert model.dtype == torch.float32
+        assert torch.equal(logits(model), after)
+    assert (tmp_path / "exported" / "config.json").read_text() == (run / "export" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_adapter_of_a_sharded_fit(tmp_path: Path, base: Path) -> None:
+    """The base model is not in the checkpoint: it is read from its own files."""
+    pytest.importorskip("peft")
+    command(
+        "fit", "-c", str(QUICKSTART), "-c", str(CONFIGS / "model" / "adapter" / "lora.yaml"),
+        "-c", str(CONFIGS / "strategy" / "rehearsal" / "fsdp2.yaml"),
+        "--model.lm.path", str(base), "--trainer.max_steps", "3", "--trainer.limit_val_batches", "1",
+        "--trainer.enable_progress_bar", "false", "--name", "run", cwd=tmp_path,
+    )  # fmt: skip
+    command("export", "--ckpt", "last", "--name", "run", "--out", "merged", cwd=tmp_path)
+    command("export", "--ckpt", "last", "--name", "run", "--out", "apart", "--adapter", "separate", cwd=tmp_path)
+    from peft import PeftModel
+
+    plain = AutoModelForCausalLM.from_pretrained(base)
+    before = logits(plain)
+    expected = logits(PeftModel.from_pretrained(plain, str(tmp_path / "apart")))
+    assert (expected - before).abs().max() > 1e-4
+    for out in (tmp_path / "merged", tmp_path / "runs" / "run" / "1" / "export"):
+        merged = logits(AutoModelForCausalLM.from_pretrained(out))
+        torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,115 @@
+"""`export`: a checkpoint of any strategy becomes a transformers directory."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ts2_lightning.cli import run_directory
+from ts2_lightning.cli.guard import one_line
+from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli.options import OptionParser
+from ts2_lightning.cli.parser import Parser, ParserMessage
+from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.data.datamodule import load_tokenizer
+from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
+from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.types import UserError
+
+_ABOUT = """Makes a directory that transformers and vLLM load (vLLM itself was never run on one) from a checkpoint of
+any strategy, in bounded memory. Model, tokenizer and chat template are those of the run that the checkpoint lies in."""
+
+_OF_CONFIG = ("model", "data")
+_OF_DATA = ("chat_template", "end_of_turn_ids")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Exports a checkpoint.
+
+    Args:
+        argv: the options after the command.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: if there is no such checkpoint, its run's records are not there, or anything of `export_checkpoint`.
+    """
+    options = _parser().parse_args(argv)
+    quieten("export")
+    named = Path(options.runs_dir) / run_directory.run_name(options.name, [])
+    checkpoint = _find_checkpoint(options.ckpt, named)
+    run = run_directory.run_of(checkpoint)
+    if run is None:
+        raise UserError(
+            f"--ckpt {checkpoint}: it lies in no run, whose config.yaml and data.json say which model, tokenizer and "
+            "chat template it is of; put it into the directory checkpoints/ beside them"
+        )
+    config, data = _records(run)
+    lm = _model(config, run)
+    tokenizer = load_tokenizer(config["data"].get("tokenizer") or lm.path)
+    with tokenizer_files(tokenizer) as source:
+        settings = ExportSettings(
+            source or lm.path, data["chat_template"], data["end_of_turn_ids"], options.dtype, options.adapter
+        )
+        out = export_checkpoint(checkpoint, lm, options.out, settings)
+    print(f"Exported {checkpoint} to {out}")
+    return 0
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser("export", _ABOUT)
+    parser.add_argument("--ckpt", required=True, metavar="PATH|last|best", help="a checkpoint, or which one of --name")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory to make; an export there is replaced")
+    parser.add_argument("--name", help="of the run, for last and best")
+    parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
+    parser.add_argument(
+        "--dtype",
+        choices=list(WEIGHT_DTYPES),
+        help="default: bfloat16 if the base model is, else the weights' own",
+    )
+    parser.add_argument(
+        "--adapter",
+        choices=["merged", "separate"],
+        default="merged",
+        help="of a run with model.lm.adapter: merged into whole weights (default), or by itself, in PEFT's format",
+    )
+    return parser
+
+
+def _find_checkpoint(wanted: str, named: Path) -> Path:
+    try:
+        return run_directory.find_checkpoint(wanted, named)
+    except UserError as error:
+        message = str(error).replace("--ckpt_path", "--ckpt").replace("nothing to resume: ", "")
+        raise UserError(message) from error
+
+
+def _records(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration of a run, and what it recorded of its data."""
+    if not (run / "data.json").is_file():
+        raise UserError(f"{run}: no data.json, which says which tokenizer and which chat template were used")
+    try:
+        config = yaml.safe_load(run_directory.latest_config(run).read_text(encoding="utf-8"))
+        data = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{run}: config.yaml or data.json cannot be read ({one_line(str(error))})") from error
+    for file, content, names in (("config.yaml", config, _OF_CONFIG), ("data.json", data, _OF_DATA)):
+        absent = [name for name in names if not isinstance(content, dict) or name not in content]
+        if absent:
+            raise UserError(f"{run}/{file} is not as fit writes it: it has no {absent[0]}")
+    return config, data
+
+
+def _model(config: dict[str, Any], run: Path) -> LanguageModelConfig:
+    parser = Parser()
+    parser.add_class_arguments(LanguageModelConfig, "lm")
+    try:
+        parsed = parser.parse_object({"lm": config["model"].get("lm")})
+    except ParserMessage as said:
+        raise UserError(f"{run_directory.latest_config(run)}: model.lm: {one_line(said.message)}") from said
+    lm: LanguageModelConfig = parser.instantiate(parsed).lm
+    lm.path = resolve_model(lm.path)
+    return lm

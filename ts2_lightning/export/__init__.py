@@ -1,0 +1,30 @@
+"""Trained models as transformers directories: from a model, or from a checkpoint of any strategy in bounded memory.
+
+checkpoints      reads what any strategy has saved, a tensor at a time
+layout           the names and shapes of the hub's checkpoints, ties once
+shards           safetensors files of bounded size
+companions       config.json, generation settings, tokenizer, chat template
+adapter_files    an adapter by itself
+place            a directory that appears when it is complete
+export           all of it together
+"""
+
+from ts2_lightning.export.companions import tokenizer_files
+from ts2_lightning.export.export import (
+    WEIGHT_DTYPES,
+    ExportSettings,
+    checkpoint_step,
+    export_checkpoint,
+    export_model,
+    is_sharded,
+)
+
+__all__ = [
+    "WEIGHT_DTYPES",
+    "ExportSettings",
+    "checkpoint_step",
+    "export_checkpoint",
+    "export_model",
+    "is_sharded",
+    "tokenizer_files",
+]

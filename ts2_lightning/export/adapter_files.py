@@ -1,0 +1,31 @@
+"""An adapter without its base model, in PEFT's format."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from ts2_lightning.modules.adapters import NAME
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | None) -> None:
+    """Writes `adapter_config.json`, which names the base model, and `adapter_model.safetensors`.
+
+    Args:
+        model: with an adapter.
+        directory: is there.
+        dtype: of the weights; None leaves them as they are.
+    """
+    from peft import get_peft_model_state_dict
+
+    config = model.peft_config[NAME]
+    config.base_model_name_or_path = model.name_or_path
+    config.inference_mode = True
+    config.save_pretrained(str(directory))
+    # An adapted head would have PEFT put the embeddings beside it, which were not trained.
+    state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    tensors = {f"base_model.model.{key}": value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,241 @@
+"""A trained model as a directory that transformers, and what reads its format (vLLM, ...), loads and serves.
+
+What is written:
+
+- Weights: safetensors, in the layout of the hub's checkpoints (transformers renames and splits what it
+  fused on loading), tied weights once.
+- `config.json`: the base model's file with the exported dtype, and whatever training changed about the
+  architecture. Runtime switches such as `use_cache` stay as the base had them.
+- Tokenizer: the source's own files, byte for byte, but for two entries of `tokenizer_config.json`: a
+  stale `chat_template`, and a `tokenizer_class` that only transformers 5 knows. (A tokenizer saved anew
+  by transformers 5 may be refused by vLLM.)
+- `chat_template.jinja`: the template that was trained. transformers prefers this file to an entry
+  of `tokenizer_config.json`.
+- `generation_config.json`: the base model's, whose `eos_token_id` also lists the tokens that close a
+  turn. Without them a chat model trained from a base model does not stop.
+
+vLLM itself was never run on it; a test holds the files to what vLLM asks of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ts2_lightning.export.adapter_files import ADAPTER_FILES, write_adapter
+from ts2_lightning.export.base_files import base_json
+from ts2_lightning.export.checkpoints import read_checkpoint, weights_of
+from ts2_lightning.export.companions import (
+    TOKENIZER_FILES,
+    copy_tokenizer,
+    write_chat_template,
+    write_config,
+    write_generation_config,
+)
+from ts2_lightning.export.layout import NamedTensors, Ties, in_file_layout, plain_structure, recall_conversions
+from ts2_lightning.export.place import check_place, check_room, replacing
+from ts2_lightning.export.shards import SHARD_BYTES, write_shards
+from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_tensors
+from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
+from ts2_lightning.types import UserError
+
+WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_EXPORTED_FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
+    *ADAPTER_FILES,
+    *TOKENIZER_FILES,
+)
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How weights are written, and what is put beside them.
+
+    Args:
+        tokenizer_source: directory or hub name whose tokenizer files are copied.
+        chat_template: Jinja source of the trained template; None keeps what the tokenizer's files have.
+        end_of_turn_ids: ids of the tokens that close an assistant turn.
+        dtype: one of `WEIGHT_DTYPES`; None: of whole weights bfloat16 if the base model on disk is bfloat16, or was
+            held in 4 bits, else their own dtype; of a separate adapter its own.
+        adapter: of a model that has one: `merged` into whole weights, or `separate`, in PEFT's format.
+
+    Raises:
+        UserError: if `dtype` or `adapter` is none of these.
+    """
+
+    tokenizer_source: str | Path
+    chat_template: str | None = None
+    end_of_turn_ids: Sequence[int] = ()
+    dtype: str | None = None
+    adapter: Literal["merged", "separate"] = "merged"
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in WEIGHT_DTYPES:
+            raise UserError(f"export dtype must be null or one of {', '.join(WEIGHT_DTYPES)}, got {self.dtype!r}")
+        if self.adapter not in ("merged", "separate"):
+            raise UserError(f"export adapter must be merged or separate, got {self.adapter!r}")
+
+
+def export_model(
+    model: PreTrainedModel, out: str | Path, settings: ExportSettings, revision: str | None = None
+) -> Path:
+    """Writes a model as a transformers directory that answers through the trained chat template, and stops.
+
+    The directory is written beside `out` under a hidden name and renamed when complete; an existing export at
+    `out` is replaced then, and not before. Beside the model, the weights of one file (5 GB) and one tensor are in
+    memory. Custom code is never run or copied (`trust_remote_code` stays off).
+
+    Args:
+        model: whole in this process, with or without an adapter; its `name_or_path` says where the base model's files
+            are.
+        out: the directory to make.
+        settings: how.
+        revision: of the base model on the hub; of the tokenizer too, if it is the base model's own.
+
+    Returns:
+        `out`, as a `Path`.
+
+    Raises:
+        UserError: if `out` is one of the sources, or a directory that holds something else than an export; if
+            no tokenizer files are found; if the weights are sharded over ranks; if the disk is full.
+    """
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise UserError(f"cannot export {name}: it is sharded over ranks, so export from a checkpoint instead")
+    if not is_adapted(model):
+        return _export(model, model.state_dict().items(), model.dtype, out, settings, revision)
+    if settings.adapter == "separate":
+        return _export_adapter(model, out, settings, revision)
+    if hasattr(model.config, "quantization_config"):
+        settings = replace(settings, dtype=settings.dtype or "bfloat16")
+    return _export(plain_structure(model), merged_tensors(model), model.dtype, out, settings, revision)
+
+
+def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path, settings: ExportSettings) -> Path:
+    """As `export_model`, from a checkpoint of any strategy, without a model in memory.
+
+    Float32 masters are what is exported where there are any. The base model that an adapter is merged into is mapped
+    into memory from its files, or held in 4 bits.
+
+    Args:
+        checkpoint: a file, or a directory of FSDP2 or DeepSpeed.
+        lm: the model that was trained.
+        out: the directory to make.
+        settings: how.
+
+    Returns:
+        `out`, as a `Path`.
+
+    Raises:
+        UserError: as `export_model`; if there is no such checkpoint, parts of it are missing, or it is another model's.
+    """
+    check_place(Path(out), [lm.path, settings.tokenizer_source], _EXPORTED_FILES)  # before anything large is loaded
+    lm = replace(lm, attn_implementation="auto", gradient_checkpointing=False)  # what the training machine had
+    stored = read_checkpoint(checkpoint)
+    if lm.adapter is None or settings.adapter == "separate":
+        model = build_language_model(replace(lm, quantization=None), "meta")
+    else:
+        model = load_language_model(lm, stored_dtype(lm))
+    weights = weights_of(stored, [name for name, p in model.named_parameters() if p.requires_grad], checkpoint)
+    check_trained_state(weights, model)
+    if lm.adapter is not None:
+        trained = {name: weight.read() for name, weight in weights.items()}
+        model.load_state_dict(trained, strict=False, assign=True)
+        export = _export_adapter if settings.adapter == "separate" else export_model
+        return export(model, out, settings, lm.revision)
+    recall_conversions(model, lm.path, lm.revision)
+    own = next(weight.dtype for weight in weights.values() if weight.dtype.is_floating_point)
+    tensors = ((name, weight.read()) for name, weight in weights.items())
+    return _export(model, tensors, own, out, settings, lm.revision)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Optimizer steps that a checkpoint's weights have seen."""
+    return read_checkpoint(checkpoint).step
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter's values are spread over ranks, or nowhere."""
+    return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id") or parameter.is_meta
+
+
+def _export(
+    structure: PreTrainedModel,
+    tensors: NamedTensors,
+    own: torch.dtype,
+    out: str | Path,
+    settings: ExportSettings,
+    revision: str | None,
+) -> Path:
+    """Writes whole weights and their config.
+
+    Args:
+        structure: has the names, shapes and ties of the weights; its values are not read.
+        tensors: the weights under its names.
+        own: their dtype.
+        out: as in `export_model`.
+        settings: as in `export_model`.
+        revision: as in `export_model`.
+    """
+    if settings.adapter == "separate":
+        raise UserError("export adapter: separate needs a run with an adapter (model.lm.adapter); this one has none")
+
+    def write(place: Path) -> None:
+        dtype = _dtype(settings.dtype, _base(structure), revision)
+        written = dtype or own
+        expected = sum(tensor.numel() for tensor in structure.state_dict().values()) * written.itemsize
+        check_room(place, expected)
+        ties = Ties(structure)
+        write_shards(in_file_layout(structure, _on_cpu(ties.once(tensors), dtype)), place, expected, SHARD_BYTES)
+        name = str(written).removeprefix("torch.")
+        write_config(structure, place, _base(structure), revision, name, untied=bool(ties.parted))
+
+    return _write(structure, out, settings, revision, write)
+
+
+def _export_adapter(model: PreTrainedModel, out: str | Path, settings: ExportSettings, revision: str | None) -> Path:
+    """Writes an adapter by itself; below it there may be nothing but the names of the weights."""
+    dtype = WEIGHT_DTYPES.get(settings.dtype or "")
+    return _write(model, out, settings, revision, lambda place: write_adapter(model, place, dtype))
+
+
+def _write(
+    model: PreTrainedModel,
+    out: str | Path,
+    settings: ExportSettings,
+    revision: str | None,
+    write_weights: Callable[[Path], None],
+) -> Path:
+    """Writes all that is not weights, and puts everything into its place."""
+    out, base, source = Path(out), _base(model), settings.tokenizer_source
+    check_place(out, [base, source], _EXPORTED_FILES)
+    with replacing(out.resolve()) as place:
+        write_weights(place)
+        write_generation_config(model, place, base, revision, settings.end_of_turn_ids)
+        copy_tokenizer(source, revision if str(source) == base else None, place)
+        write_chat_template(place, settings.chat_template)
+    return out
+
+
+def _base(model: PreTrainedModel) -> str | None:
+    return model.name_or_path or None
+
+
+def _dtype(wanted: str | None, base: str | None, revision: str | None) -> torch.dtype | None:
+    """What weights are cast to; None leaves them as they are."""
+    if wanted is not None:
+        return WEIGHT_DTYPES[wanted]
+    config = base_json(base, "config.json", revision)
+    on_disk = config.get("dtype", config.get("torch_dtype"))  # the second is the name that transformers 4 wrote
+    return torch.bfloat16 if on_disk == "bfloat16" else None
+
+
+def _on_cpu(tensors: NamedTensors, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in tensors:
+        yield name, tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)

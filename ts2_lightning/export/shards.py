@@ -1,0 +1,64 @@
+"""Safetensors files of bounded size, written one at a time."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+SHARD_BYTES = 5_000_000_000
+"""A file is not larger, unless a single tensor is; as the hub recommends."""
+
+_BAR_BYTES = 1_000_000_000  # below, a progress bar would only flicker
+
+
+def write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, expected: int, shard_bytes: int) -> None:
+    """Writes `model.safetensors`, or several files and their index. The tensors of one file are in memory at a time.
+
+    Args:
+        tensors: on the CPU; they may be memory-mapped.
+        directory: is there.
+        expected: bytes of all, about; for the progress bar.
+        shard_bytes: upper limit of a file.
+    """
+    files: list[dict[str, int]] = []  # names and bytes of each
+    shard: dict[str, Tensor] = {}
+    size = 0
+    hidden = None if expected >= _BAR_BYTES else True  # None: shown on a terminal only
+    with tqdm(total=expected, unit="B", unit_scale=True, desc="Export", disable=hidden, leave=False) as bar:
+        for name, tensor in tensors:
+            if shard and size + _bytes(tensor) > shard_bytes:
+                files.append(_write(shard, directory, len(files)))
+                shard, size = {}, 0
+            shard[name] = tensor.contiguous()
+            size += _bytes(tensor)
+            bar.update(_bytes(tensor))
+        files.append(_write(shard, directory, len(files)))
+    _name(files, directory)
+
+
+def _write(shard: dict[str, Tensor], directory: Path, number: int) -> dict[str, int]:
+    save_file(shard, directory / str(number), metadata={"format": "pt"})
+    return {name: _bytes(tensor) for name, tensor in shard.items()}
+
+
+def _name(files: list[dict[str, int]], directory: Path) -> None:
+    """Gives the files their names, which say how many there are, and writes the index if there are several."""
+    if len(files) == 1:
+        (directory / "0").rename(directory / SAFE_WEIGHTS_NAME)
+        return
+    places: dict[str, str] = {}
+    for number, names in enumerate(files):
+        file = SAFE_WEIGHTS_NAME.replace(".", f"-{number + 1:05d}-of-{len(files):05d}.")
+        (directory / str(number)).rename(directory / file)
+        places |= dict.fromkeys(names, file)
+    total = sum(size for names in files for size in names.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
