@@ -1,0 +1,142 @@
+"""Operations against torch's own counter; times against sums written out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.config import AdapterConfig
+from ts2_lightning.planning import MicroBatch, find_gpu
+from ts2_lightning.planning.duration import COLLECTIVES, bandwidth, communication, duration, operations
+from ts2_lightning.planning.layout import Layout, read_layout
+from ts2_lightning.planning.model import Sizes, measure
+from ts2_lightning.planning.state import state_of
+from ts2_lightning.types import UserError
+
+BATCH = MicroBatch(2, 24)
+CONFIG = LlamaConfig(
+    hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2, intermediate_size=90,
+    vocab_size=301, tie_word_embeddings=False, architectures=["LlamaForCausalLM"],
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory: Path = tmp_path_factory.mktemp("model")
+    CONFIG.save_pretrained(directory)
+    return str(directory)
+
+
+def sizes(path: str, **options: Any) -> Sizes:
+    return measure(LanguageModelConfig(path, **options), Layout("single", ""), BATCH, modes=(False,))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_operations_are_those_of_torchs_counter(path: str, checkpointing: bool) -> None:
+    """With eager attention, whose products all are counted."""
+    model = LlamaForCausalLM._from_config(CONFIG, attn_implementation="eager").train()
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(2, 24, dtype=torch.long)).logits.sum().backward()
+    found = operations(sizes(path, attn_implementation="eager"), BATCH, checkpointing)
+    # Checkpointing stops early: the last product of each layer is not needed for its gradients.
+    spared = 2 * BATCH.tokens * 48 * 90 * 3 if checkpointing else 0
+    assert found.executed - spared == counter.get_total_flops()
+    assert found.needed == operations(sizes(path, attn_implementation="eager"), BATCH, False).executed
+
+
+def test_frozen_weights_have_no_gradient(path: str) -> None:
+    whole = operations(sizes(path), BATCH, False).executed
+    adapted = operations(sizes(path, adapter=AdapterConfig(r=1)), BATCH, False).executed
+    assert 0.6 < adapted / whole < 0.8
+
+
+def test_what_is_sent(path: str) -> None:
+    found = sizes(path)
+    weights, n = list(found.weights), 4
+    whole = 4 * sum(nn.Parameter(p).numel() for p in LlamaForCausalLM(CONFIG).parameters())
+    sent = {stage: sum(communication(weights, Layout("zero", "", n, stage=stage), found, BATCH)) for stage in (1, 2, 3)}
+    assert sent[1] == sent[2] == 2 * whole * 3 / 4
+    assert sent[3] == 3 * whole * 3 / 4
+    assert sum(communication(weights, Layout("ddp", "", n), found, BATCH)) == 2 * whole * 3 / 4
+
+
+def test_a_step(path: str) -> None:
+    """One GPU sends nothing; more micro-batches take longer; slow links are waited for."""
+    gpu = find_gpu("h200")
+    found = sizes(path)
+    one = duration(found, state_of(found.weights, Layout("single", ""), 3), BATCH, gpu, 1, 1, False, 0.5)
+    assert one.communication == 0
+    assert one.compute == 3 * operations(found, BATCH, False).executed / (gpu.flops * 0.5)
+    assert one.update == pytest.approx(28 * found.parameters / gpu.bandwidth, rel=1e-2)
+    assert one.tokens_per_second == pytest.approx(3 * BATCH.tokens / one.step)
+    sharded = state_of(found.weights, read_layout(FSDP2, "32-true", 16))
+    here, there = (duration(found, sharded, BATCH, gpu, 16 // nodes, nodes, False) for nodes in (1, 16))
+    assert there.communication > here.communication > 0
+
+
+def test_a_ring_over_nodes_has_all_their_cards() -> None:
+    gpu = find_gpu("h200")
+    assert bandwidth(gpu, 8, 1) == COLLECTIVES * gpu.link
+    assert bandwidth(gpu, 8, 4) == COLLECTIVES * 8 * gpu.network
+    assert bandwidth(gpu, 1, 4) == COLLECTIVES * gpu.network
+
+
+FSDP2 = {"class_path": "ts2_lightning.strategies.FSDP2", "init_args": {}}
+OFFLOADED = {
+    "class_path": "ts2_lightning.strategies.DeepSpeed",
+    "init_args": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
+}
+PARALLEL = "lightning.pytorch.strategies.ModelParallelStrategy"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gpus", "expected"),
+    [
+        ("auto", 1, ("single", 1, 1, 0)),
+        ("auto", 4, ("ddp", 4, 1, 0)),
+        ("ddp_find_unused_parameters_true", 4, ("ddp", 4, 1, 0)),
+        ("fsdp", 4, ("fsdp", 4, 1, 0)),
+        (OFFLOADED, 4, ("zero", 4, 1, 3)),
+        (FSDP2, 8, ("fsdp2", 8, 1, 0)),
+        ({"class_path": PARALLEL, "init_args": {"tensor_parallel_size": 2}}, 8, ("fsdp2", 4, 2, 0)),
+        ({"class_path": PARALLEL}, 8, ("fsdp2", 1, 8, 0)),
+    ],
+)
+def test_layouts(strategy: Any, gpus: int, expected: tuple[Any, ...]) -> None:
+    layout = read_layout(strategy, "bf16-mixed", gpus)
+    assert (layout.kind, layout.data_parallel, layout.tensor_parallel, layout.stage) == expected
+    assert layout.offload_parameters == (strategy is OFFLOADED)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ({"class_path": "lightning.pytorch.strategies.Strategy"}, "nothing is known of the memory of Strategy"),
+        ("single_device", "uses one GPU, not 4"),
+        ("deepspeed_stage_2", "Lightning's own DeepSpeedStrategy is refused"),
+        (
+            {"class_path": PARALLEL, "init_args": {"tensor_parallel_size": 3}},
+            "tensor_parallel_size 3 does not divide 4",
+        ),
+    ],
+)
+def test_layouts_that_are_none(strategy: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_layout(strategy, "32-true", 4)
+
+
+def test_tensor_parallel_gpus_have_a_part_of_each_layer(path: str) -> None:
+    whole = sizes(path)
+    half = measure(LanguageModelConfig(path), Layout("fsdp2", "", 1, 2), BATCH, modes=(False,))
+    vectors = sum(w.elements for w in whole.weights if len(w.shape) == 1)
+    ends = sum(w.elements for w in whole.weights if w.layer < 0 and len(w.shape) > 1)
+    assert half.parameters == (whole.parameters - vectors - ends) // 2 + vectors + ends
+    with pytest.raises(UserError, match="tensor_parallel_size 4 does not divide num_attention_heads 6"):
+        measure(LanguageModelConfig(path), Layout("fsdp2", "", 1, 4), BATCH)

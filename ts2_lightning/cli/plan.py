@@ -1,0 +1,267 @@
+"""`plan`: memory per GPU and time per step of a configuration, from its settings alone. No weights are read."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.table import Table
+
+from ts2_lightning.cli import program
+from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
+from ts2_lightning.cli.output import put
+from ts2_lightning.cli.parser import Parser
+from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.modules import LanguageModelConfig, SFTModule
+from ts2_lightning.planning import EFFICIENCY, GPUS, Job, Memory, Plan, find_gpu, make_plan
+from ts2_lightning.types import UserError
+
+_GIB = 2**30
+_WIDTH = 100
+
+
+def run(argv: Sequence[str]) -> int:
+    """Prints the plan of a configuration.
+
+    Args:
+        argv: the options after the command: those of `fit`, and those of `PlanCLI`.
+
+    Returns:
+        The exit status: 0, also for a job that does not fit. Whether it does is told, and is `fits` in the JSON: a plan
+        that could be made is no error.
+
+    Raises:
+        UserError: no model, a GPU or strategy that is not known.
+    """
+    return run_command("fit", argv, PlanCLI)
+
+
+class PlanCLI(TS2CLI):
+    """Reads the settings of `fit`, and builds nothing but the loss and its engine."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.description = "Memory per GPU and time per step, from the settings alone."
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """The options of `fit`, of which only the model's is required."""
+        super().add_arguments_to_parser(parser)
+        for action in parser._actions:
+            action.required = False
+        parser.add_argument("--gpu", type=str, default="h200", help=f"Kind of GPU, one of {', '.join(GPUS)}.")
+        parser.add_argument("--gpus", type=int | None, default=None, help="GPUs of a node. Default: trainer.devices.")
+        parser.add_argument("--nodes", type=int | None, default=None, help="Nodes. Default: trainer.num_nodes.")
+        parser.add_argument(
+            "--hfu", type=float, default=EFFICIENCY, help="Share of a GPU's peak operations that is reached, a guess."
+        )
+        parser.add_argument("--json", type=bool, default=False, help="Print JSON, in bytes and seconds.")
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parses the command line under the name that the user gave the command."""
+        self._subcommand_parsers[self.command].prog = f"{program()} plan"
+        super().parse_arguments(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is made for what is left open, and no run directory."""
+        _check(self.settings)
+
+    def instantiate_classes(self) -> None:
+        """Only the module, which has no weights before a trainer asks for them."""
+        parser = Parser()
+        parser.add_class_arguments(self.model_class, "model")
+        self.model = parser.instantiate(Namespace(model=self.settings.model)).model
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with with_config(self.model.lm) as lm:
+            plan = make_plan(job_of(self.settings, self.model, lm))
+        put(json.dumps(as_json(plan), indent=2) if self.settings.json else report(plan))
+
+
+def _check(settings: Any) -> None:
+    if settings.get("model.lm.path") is None:
+        raise UserError("model.lm.path: plan needs a model; give the configuration of an experiment with -c FILE")
+    for name in ("gpus", "nodes"):
+        if settings[name] is not None and settings[name] < 1:
+            raise UserError(f"--{name} must be at least 1, got {settings[name]}")
+    if not 0 < settings.hfu <= 1:
+        raise UserError(f"--hfu must lie in (0, 1], got {settings.hfu}")
+
+
+@contextmanager
+def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
+    """The toy world's model is made on first use; its config is known without."""
+    if lm.path.partition("?")[0] != "toyworld":
+        yield lm
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield replace(lm, path=str(write_blank_model(directory)))
+
+
+def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
+    """The job of the settings of `fit` and of `plan`."""
+    trainer, data = settings.trainer, settings.data
+    return Job(
+        lm=lm,
+        loss=model.loss,
+        engine=model.engine,
+        strategy=trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.as_dict(),
+        # What a run on a GPU takes where nothing is set.
+        precision=trainer.precision or "bf16-mixed",
+        rows=data.batch_size,
+        micro_batch=data.micro_batch_size,
+        max_length=data.max_length,
+        packing=data.packing,
+        gpu=find_gpu(settings.gpu),
+        gpus_per_node=settings.gpus or devices(trainer.devices),
+        nodes=settings.nodes or trainer.num_nodes,
+        efficiency=settings.hfu,
+    )
+
+
+def devices(given: Any) -> int:
+    """How many `trainer.devices` are: a number, a list, or numbers with commas; 1 where only the machine knows.
+
+    >>> devices(4), devices("2"), devices("0,1"), devices([0, 2]), devices("auto"), devices(-1)
+    (4, 2, 2, 2, 1, 1)
+    """
+    if isinstance(given, list):
+        return len(given)
+    words = str(given).strip(",").split(",")
+    if len(words) > 1:
+        return len(words)
+    return max(1, int(words[0])) if words[0].lstrip("-").isdigit() else 1
+
+
+# The report ----------------------------------------------------------------------------------------------------
+
+
+_TERMS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "communication": "communication and gathered, at most",
+    "activations": "activations, kept",
+    "backward": "+ in the backward pass",
+    "loss": "+ in the loss engine",
+    "update": "+ in the update",
+    "margin": "margin (estimate)",
+    "total": "total",
+    "host": "in the host's memory, for each GPU",
+}
+
+
+def report(plan: Plan) -> str:
+    """All that the command prints."""
+    return "\n\n".join([_headline(plan), f"{_memory_table(plan)}\n{_FOOTNOTE}", _time_table(plan), _verdict(plan)])
+
+
+_FOOTNOTE = (
+    "  GiB = 2^30 bytes of tensors on the first GPU, if every row has max_length tokens. The total is of\n"
+    "  what is kept and the larger of backward pass and loss engine, or of the update."
+)
+
+
+def _headline(plan: Plan) -> str:
+    job = plan.job
+    trained = sum(w.elements for w in plan.sizes.weights if w.trained)
+    parameters = f"{_rounded(plan.sizes.parameters)} parameters"
+    if trained < plan.sizes.parameters:
+        parameters += f", {_rounded(trained)} trained"
+    nodes = f" in {job.nodes} nodes" if job.nodes > 1 else ""
+    return "\n".join(
+        [
+            f"{plan.sizes.architecture}, {parameters}; {type(job.loss).__name__}, {type(job.engine).__name__}",
+            f"{job.gpus} x {job.gpu.name}{nodes} ({job.gpu.memory / _GIB:.1f} GiB each); {job.layout.name}, "
+            f"{job.precision}, {plan.sizes.attention} attention",
+            f"{job.rows} rows a step: micro-batches of {job.micro_batch} x {job.max_length:,} tokens, "
+            f"{job.accumulation} on each GPU",
+        ]
+    )
+
+
+def _rounded(count: int) -> str:
+    """A large number.
+
+    >>> _rounded(8_030_261_248), _rounded(436_992)
+    ('8.03 billion', '0.44 million')
+    """
+    return f"{count / 1e9:,.2f} billion" if count >= 1e8 else f"{count / 1e6:,.2f} million"
+
+
+def _columns(plan: Plan) -> list[tuple[str, bool]]:
+    """With and without checkpointing; the one that is set is marked."""
+    names = {True: "gradient checkpointing", False: "no checkpointing"}
+    return [(f"{names[mode]}{' *' if mode == plan.checkpointing else ''}", mode) for mode in plan.memory]
+
+
+def _memory_table(plan: Plan) -> str:
+    rows = []
+    for term, name in _TERMS.items():
+        values = [getattr(plan.memory[mode], term) for _, mode in _columns(plan)]
+        if any(values):
+            rows.append([f"  {name}", *(f"{value / _GIB:,.2f}" for value in values)])
+    return _table(["Memory per GPU in GiB (* as set)", *(title for title, _ in _columns(plan))], rows)
+
+
+def _time_table(plan: Plan) -> str:
+    head = [f"Seconds of a step (estimate, {plan.job.efficiency:.0%} of peak)", "step", "compute", "waiting", "update"]
+    rows = []
+    for title, mode in _columns(plan):
+        d = plan.duration[mode]
+        seconds = (f"{value:,.3g}" for value in (d.step, d.compute, d.communication, d.update))
+        rows.append([f"  {title}", *seconds, f"{d.tokens_per_second:,.0f}", f"{d.mfu:.0%}"])
+    return _table([*head, "tokens/s", "MFU"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    table = Table(box=None, pad_edge=False, header_style="")
+    for number, title in enumerate(head):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=_WIDTH, color_system=None)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def _verdict(plan: Plan) -> str:
+    needed, there = plan.memory[plan.checkpointing].total / _GIB, plan.job.gpu.memory / _GIB
+    if plan.fits:
+        return f"It fits: {needed:,.1f} of {there:,.1f} GiB."
+    lines = [f"WARNING: it will not fit: {needed:,.1f} GiB are needed and {there:,.1f} GiB are there."]
+    lines += [f"  fits with {remedy}" for remedy in plan.remedies]
+    if not plan.remedies:
+        lines.append("  neither checkpointing, another strategy nor smaller micro-batches help: take more GPUs")
+    return "\n".join(lines)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The same, in bytes and seconds."""
+    job = plan.job
+    return {
+        "model": {"architecture": plan.sizes.architecture, "parameters": plan.sizes.parameters},
+        "gpu": {"name": job.gpu.name, "memory": job.gpu.memory, "source": job.gpu.source},
+        "gpus": job.gpus,
+        "nodes": job.nodes,
+        "strategy": job.layout.name,
+        "precision": str(job.precision),
+        "micro_batches": job.accumulation,
+        "gradient_checkpointing": plan.checkpointing,
+        "memory": {_KEYS[mode]: _memory_json(memory) for mode, memory in plan.memory.items()},
+        "step": {_KEYS[mode]: asdict(d) | {"seconds": d.step} for mode, d in plan.duration.items()},
+        "hfu": job.efficiency,
+        "fits": plan.fits,
+        "fits_with": plan.remedies,
+    }
+
+
+_KEYS = {True: "checkpointing", False: "no_checkpointing"}
+
+
+def _memory_json(memory: Memory) -> dict[str, int]:
+    return asdict(memory) | {"margin": memory.margin, "total": memory.total}

@@ -1,0 +1,99 @@
+"""GPUs that are known, and what of them decides memory and time.
+
+Memory is what the driver reports (nvidia-smi, in MiB), which is what a process can have; the rest is from NVIDIA's data
+sheets: dense bfloat16 FLOP/s (a sheet's larger figure is with sparsity), bandwidth of the memory, of the links between
+the GPUs of a node in one direction (half of what a sheet adds up), and of the bus to the host.
+"""
+
+from dataclasses import dataclass
+
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+GB, MIB = 1e9, 2**20
+
+
+@dataclass(frozen=True)
+class GPU:
+    """One GPU, and its share of the network.
+
+    Attributes:
+        name: as a person writes it.
+        memory: bytes.
+        flops: dense bfloat16 operations per second, summed in float32.
+        bandwidth: bytes per second, of its memory.
+        link: bytes per second in one direction, to the other GPUs of its node.
+        host: bytes per second in one direction, to the memory of the host.
+        network: bytes per second in one direction, to other nodes; a node's total over its GPUs.
+        source: where the figures are from.
+    """
+
+    name: str
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    host: float
+    network: float
+    source: str
+
+
+_NDR, _HDR, _ETHERNET = 50 * GB, 25 * GB, 3.1 * GB  # 400, 200 and 25 Gbit/s for each GPU
+_PCIE5, _PCIE4 = 64 * GB, 32 * GB
+
+GPUS = {
+    "h200": GPU(
+        "H200 SXM", 143771 * MIB, 989e12, 4.8e12, 450 * GB, _PCIE5, _NDR, "H200 data sheet; DGX H200: 400 Gb/s"
+    ),
+    "h100": GPU(
+        "H100 SXM", 81559 * MIB, 989e12, 3.35e12, 450 * GB, _PCIE5, _NDR, "H100 data sheet; DGX H100: 400 Gb/s"
+    ),
+    "b200": GPU("B200 SXM", 183359 * MIB, 2250e12, 8e12, 900 * GB, _PCIE5, _NDR, "DGX B200 data sheet"),
+    "a100": GPU("A100 SXM 80 GB", 81920 * MIB, 312e12, 2.039e12, 300 * GB, _PCIE4, _HDR, "A100 data sheet; DGX A100"),
+    "a100-40gb": GPU("A100 SXM 40 GB", 40960 * MIB, 312e12, 1.555e12, 300 * GB, _PCIE4, _HDR, "A100 data sheet"),
+    "l40s": GPU("L40S", 46068 * MIB, 362e12, 0.864e12, _PCIE4, _PCIE4, _ETHERNET, "L40S data sheet; no NVLink"),
+    "rtx4090": GPU(
+        "RTX 4090", 24564 * MIB, 165e12, 1.008e12, _PCIE4, _PCIE4, _ETHERNET, "Ada architecture white paper; no NVLink"
+    ),
+}
+"""The GPUs by their short names."""
+
+
+def find_gpu(name: str) -> GPU:
+    """A GPU by its short name, in any case.
+
+    Raises:
+        UserError: it is not known.
+
+    Example:
+        >>> round(find_gpu("H200").memory / 2**30, 1)
+        140.4
+    """
+    if name.lower() not in GPUS:
+        hint = did_you_mean(name.lower(), GPUS)
+        raise UserError(f"--gpu: expected one of {', '.join(GPUS)}, got {name!r}{hint}")
+    return GPUS[name.lower()]
+
+
+_DEVICES = {
+    "NVIDIA H200": "h200",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA B200": "b200",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA A100-SXM4-40GB": "a100-40gb",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+}
+"""What the driver calls them. Variants with other figures (PCIe, NVL) are left out."""
+
+
+def gpu_of_device(name: str) -> GPU | None:
+    """A GPU by what the driver calls it; None if it is not known.
+
+    Example:
+        >>> gpu_of_device("NVIDIA H200").flops
+        989000000000000.0
+        >>> gpu_of_device("NVIDIA H100 PCIe") is None
+        True
+    """
+    return GPUS[_DEVICES[name]] if name in _DEVICES else None

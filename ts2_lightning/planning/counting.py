@@ -1,0 +1,197 @@
+"""What a forward and a backward pass allocate, counted on the model itself with tensors that have no memory.
+
+A formula for activations holds for one architecture and one version of its code. Here transformers' own model runs,
+forward and backward, on fake tensors (shapes and types without data, as torch.compile uses them), and the bytes of all
+tensors that are alive at a time are added up: exact for the tensors, whatever the architecture.
+
+Two things differ from a GPU. Fused attention (flash attention, and what sdpa chooses on a GPU) is replaced by a
+function that keeps what those kernels keep. And an allocator rounds sizes up and leaves gaps: part of the margin.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
+
+FUSED = "counted_fused_attention"
+"""Our name for fused attention, among transformers' implementations."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is on, for as long as they live.
+
+    Views share their memory and count once.
+
+    Args:
+        ignored: tensors that were there before, and do not count.
+
+    Attributes:
+        now: bytes alive.
+        peak: the most that were alive at a time.
+
+    Example:
+        >>> with LiveBytes() as live:
+        ...     kept = torch.ones(3)
+        ...     _ = (kept + 1).sum()
+        >>> live.now, live.peak
+        (16, 28)
+    """
+
+    def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {_storage(tensor)._cdata: _storage(tensor) for tensor in ignored}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation and adds what it made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(_storage(leaf))
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone(_: Any) -> None:
+            del self._known[key]
+            self.now -= size
+
+        self._known[key] = weakref.ref(storage, gone)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Allocates and keeps what fused attention does: queries, keys, values, output, a float32 per query and head.
+
+    Source: Dao (2023), FlashAttention-2, algorithm 1; a mask is kept in the dtype of the queries, as torch's
+    memory-efficient kernel has it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        # In the layout of the queries: if that is not [B, T, heads, d], transformers makes a copy that is.
+        output = torch.empty_like(query)[..., : value.shape[-1]]
+        logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, bias, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def _fused_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Fused attention as transformers calls it: queries [B, heads, T, d]; returns [B, T, heads, d].
+
+    With a mask transformers repeats keys and values for every query head, without one the kernels need not.
+    """
+    groups = getattr(module, "num_key_value_groups", 1)
+    if attention_mask is not None and groups > 1:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    bias = None if attention_mask is None else torch.empty(attention_mask.shape, dtype=query.dtype)
+    output: Tensor = _FusedAttention.apply(query, key, value, bias)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def _given_mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """Whoever counts says whether there is a mask."""
+    return attention_mask
+
+
+AttentionInterface.register(FUSED, _fused_attention)
+AttentionMaskInterface.register(FUSED, _given_mask)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch there can be.
+
+    Attributes:
+        rows: sequences, B.
+        length: tokens of each, T.
+        masked: whether attention gets a mask [B, 1, T, T]; flash attention needs none.
+        packed: whether positions start again within a sequence.
+    """
+
+    rows: int
+    length: int
+    masked: bool = False
+    packed: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.rows * self.length
+
+
+class Activations(NamedTuple):
+    """Bytes beyond weights and the sums of their gradients.
+
+    Attributes:
+        kept: held from the forward pass for the backward pass: with gradient checkpointing the inputs of the layers,
+            else all that autograd keeps; the copies of weights that autocast makes are among them.
+        backward: what the backward pass adds at its peak: with gradient checkpointing a layer's activations, computed
+            anew; gradients of activations; those of a weight, before they are summed.
+    """
+
+    kept: int
+    backward: int
+
+
+def count_activations(
+    decoder: PreTrainedModel, batch: MicroBatch, checkpointing: bool, autocast: torch.dtype | None
+) -> Activations:
+    """Runs a model without its head, forward and backward, and counts. Call it under `FakeTensorMode`.
+
+    Args:
+        decoder: `FUSED` or eager attention, in training mode. Its parameters get gradients, as if a
+            micro-batch had been before.
+        batch: the largest micro-batch.
+        checkpointing: whether layers are computed anew in the backward pass.
+        autocast: to which dtype, or None.
+    """
+    for parameter in decoder.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    decoder.activation_checkpointing_disable()
+    if checkpointing:
+        decoder.activation_checkpointing_enable({"use_reentrant": False})
+    gradients = [parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]
+    with LiveBytes([*decoder.parameters(), *decoder.buffers(), *gradients]) as live:
+        with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
+            hidden_states = decoder(**_inputs(decoder, batch), use_cache=False).last_hidden_state
+        kept, live.peak = live.now, live.now
+        if hidden_states.requires_grad:
+            hidden_states.backward(torch.empty_like(hidden_states))
+    return Activations(kept, live.peak - kept)
+
+
+def _inputs(decoder: PreTrainedModel, batch: MicroBatch) -> dict[str, Tensor]:
+    shape = (batch.rows, batch.length)
+    inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
+    if batch.packed:
+        inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
+    if batch.masked:  # in four dimensions transformers takes a mask as it is
+        dtype = next(decoder.parameters()).dtype if decoder.config._attn_implementation == "eager" else torch.bool
+        inputs["attention_mask"] = torch.ones(batch.rows, 1, batch.length, batch.length, dtype=dtype)
+    return inputs

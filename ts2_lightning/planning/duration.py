@@ -1,0 +1,190 @@
+"""How long an optimizer step takes: an estimate from operations, bytes and the figures of a GPU.
+
+    step = micro-batches x max(compute, overlapped communication) + exposed communication + update
+
+Compute is the operations that are executed, recomputation included, over a share of the GPU's peak ("hardware FLOPs
+utilisation", Chowdhery et al. 2022, PaLM, appendix B; it was 57.8 % there, and 40 to 50 % is common for Hugging Face
+models with checkpointing). DDP, FSDP and ZeRO send gradients and gather weights while layers are computed, so that a
+micro-batch takes the longer of both. ZeRO-1 and 2 gather the new weights, and tensor parallelism sums activations,
+while nothing else runs. All sequences are taken to be full.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ts2_lightning.hardware import GPU
+from ts2_lightning.planning.counting import MicroBatch
+from ts2_lightning.planning.layout import Layout
+from ts2_lightning.planning.model import Sizes, Weight
+from ts2_lightning.planning.state import State
+
+EFFICIENCY = 0.4
+"""Share of a GPU's peak operations, if nothing else is said."""
+
+COLLECTIVES = 0.75
+"""Share of a link's bandwidth that a ring of collective operations reaches on large messages."""
+
+_HOST_MEMORY = 40e9  # bytes per second of the host's memory, for each GPU: a CPU's AdamW is bound by it
+
+
+class Operations(NamedTuple):
+    """Floating-point operations of one micro-batch on one GPU.
+
+    Attributes:
+        executed: with recomputation.
+        needed: without; what "model FLOPs utilisation" counts.
+    """
+
+    executed: float
+    needed: float
+
+
+class Communication(NamedTuple):
+    """Bytes that a GPU sends.
+
+    Attributes:
+        overlapped: in every micro-batch, while it is computed.
+        exposed: in every micro-batch, while nothing else is done.
+        once: once in a step, while nothing else is done.
+    """
+
+    overlapped: float = 0
+    exposed: float = 0
+    once: float = 0
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of an optimizer step, and of its parts.
+
+    Attributes:
+        compute: of all micro-batches.
+        communication: of what is not hidden behind it.
+        update: of the optimizer.
+        tokens_per_second: over all GPUs.
+        mfu: share of the peak by the operations that are needed.
+    """
+
+    compute: float
+    communication: float
+    update: float
+    tokens_per_second: float
+    mfu: float
+
+    @property
+    def step(self) -> float:
+        """The whole."""
+        return self.compute + self.communication + self.update
+
+
+def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool) -> Operations:
+    """Operations of a micro-batch: 6 for every weight and token (2 forward, 4 backward), and the attention's.
+
+    A frozen weight takes 4. Checkpointing makes the layers' forward pass once more. The head has 6 K H a token and is
+    not computed again: the chunked engine makes its gradients in the forward pass. Attention multiplies every token
+    with all of its sequence, twice, 4 T d heads forward; fused kernels without a mask skip what is not
+    causal, half of it, and compute the scores once more in the backward pass (Dao 2023, section 3.1).
+
+    Source: Narayanan et al. (2021), Megatron-LM on GPU clusters, appendix; Kaplan et al. (2020), table 1.
+    """
+    matrices = [w for w in sizes.weights if w.linear]
+    forward = 2.0 * sum(w.elements for w in matrices)
+    backward = forward + 2.0 * sum(w.elements for w in matrices if w.trained)
+    causal = 0.5 if sizes.attention == "fused" and not sizes.masked else 1.0
+    attention = 4.0 * batch.length * sizes.heads_width * sizes.layers * causal
+    attention_backward = attention * (2.5 if sizes.attention == "fused" else 2.0)
+    head = 2.0 * sizes.head.vocabulary * sizes.head.width * (3 if sizes.head.trained else 2)
+    needed = forward + backward + 3 * attention + head
+    executed = forward + backward + attention + attention_backward + head + checkpointing * (forward + attention)
+    return Operations(executed * batch.tokens, needed * batch.tokens)
+
+
+def communication(weights: list[Weight], layout: Layout, sizes: Sizes, batch: MicroBatch) -> Communication:
+    """What a GPU sends by rings: (n - 1)/n of a tensor to gather it or to sum it into shares, twice that to sum it.
+
+    Source: ZeRO, section 7 (2 N for stages 1 and 2, 3 N for stage 3); Megatron-LM, section 3 (two sums of activations
+    in each layer, forward and backward).
+    """
+    n = layout.data_parallel
+    ring = (n - 1) / n
+    gradients = float(sum(w.elements * w.itemsize for w in weights if w.trained))
+    gather = layout.gathered.itemsize if layout.gathered else None
+    all_weights = float(sum(w.elements * (gather or w.itemsize) for w in weights))
+    tensor = 0.0
+    if (t := layout.tensor_parallel) > 1:
+        activations = batch.tokens * sizes.head.width * (layout.autocast or layout.dtype or _FLOAT32).itemsize
+        tensor = 4 * sizes.layers * activations * 2 * (t - 1) / t
+    if layout.kind in ("fsdp", "fsdp2") or layout.stage == 3:
+        return Communication(overlapped=ring * (2 * all_weights + gradients), exposed=tensor)
+    if layout.stage == 2:
+        return Communication(overlapped=ring * gradients, once=ring * gradients)
+    if layout.stage == 1:
+        return Communication(once=ring * 2 * gradients)
+    return Communication(once=2 * ring * gradients)
+
+
+def bandwidth(gpu: GPU, gpus_per_node: int, nodes: int) -> float:
+    """Bytes per second of a ring over all GPUs: of the links of a node, or of its network cards together."""
+    return COLLECTIVES * (gpu.link if nodes == 1 else min(gpu.link, gpu.network * gpus_per_node))
+
+
+def duration(
+    sizes: Sizes,
+    state: State,
+    batch: MicroBatch,
+    gpu: GPU,
+    gpus_per_node: int,
+    nodes: int,
+    checkpointing: bool,
+    efficiency: float = EFFICIENCY,
+) -> Duration:
+    """The estimate.
+
+    Args:
+        sizes: of the model.
+        state: how it is divided, and into how many micro-batches.
+        batch: a micro-batch, all of whose tokens are there and supervised.
+        gpu: of which kind.
+        gpus_per_node: how many in a node.
+        nodes: how many.
+        checkpointing: whether layers are computed twice.
+        efficiency: share of the GPU's peak that is reached.
+    """
+    layout, count = state.layout, state.accumulation
+    done = operations(sizes, batch, checkpointing)
+    sent = communication(list(state.weights), layout, sizes, batch)
+    speed = bandwidth(gpu, gpus_per_node, nodes)
+    compute = done.executed / (gpu.flops * efficiency)
+    hidden = max(0.0, sent.overlapped / speed - compute)
+    # DDP sums gradients while the last micro-batch's backward pass, two thirds of it, runs.
+    once = sent.once / speed if layout.stage else max(0.0, sent.once / speed - compute * 2 / 3)
+    waiting = count * (hidden + sent.exposed / (COLLECTIVES * gpu.link)) + once
+    updating = update(state, gpu)
+    step = count * compute + waiting + updating
+    return Duration(
+        count * compute,
+        waiting,
+        updating,
+        count * batch.tokens * layout.data_parallel / step,
+        count * done.needed / (gpu.flops * step),
+    )
+
+
+def update(state: State, gpu: GPU) -> float:
+    """Seconds of AdamW: it reads weight, gradient and two moments, and writes all but the gradient, 28 N / n bytes.
+
+    On a host the same goes through its slower memory, after the gradients and before the weights came over the bus.
+    """
+    layout = state.layout
+    shares = 1 if layout.kind in ("single", "ddp") else layout.data_parallel
+    held = sum(w.elements * (4 if layout.kind == "zero" else w.itemsize) for w in state.trained) / shares
+    if layout.offload_optimizer:
+        return 7 * held / _HOST_MEMORY + 2 * held / gpu.host
+    return 7 * held / gpu.bandwidth
+
+
+class _Float32(NamedTuple):
+    itemsize: int = 4
+
+
+_FLOAT32 = _Float32()

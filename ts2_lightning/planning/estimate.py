@@ -1,0 +1,251 @@
+"""The plan of a configuration: what a GPU holds, whether that fits, what else would, and how long a step takes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from ts2_lightning.engines import LossEngine
+from ts2_lightning.hardware import GPU
+from ts2_lightning.losses import TokenLoss
+from ts2_lightning.modules.config import LanguageModelConfig
+from ts2_lightning.planning.counting import MicroBatch
+from ts2_lightning.planning.duration import EFFICIENCY, Duration, duration
+from ts2_lightning.planning.layout import Layout, read_layout
+from ts2_lightning.planning.loss import loss_bytes
+from ts2_lightning.planning.model import Sizes, measure
+from ts2_lightning.planning.state import state_of
+
+CONTEXT = 2 * 2**30
+"""Bytes that a process needs beside its tensors: the CUDA context, workspaces of cuBLAS and NCCL."""
+
+GAPS = 0.05
+"""Share of the tensors' bytes that the allocator loses to rounding and gaps."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU at the peak of a step.
+
+    Attributes:
+        weights: exact.
+        gradients: their sums, exact.
+        optimizer: exact.
+        communication: buffers, weights and gradients that are gathered for a while; an upper bound.
+        activations: held for the backward pass; exact.
+        backward: what the backward pass adds at its peak; exact for whole gradients.
+        loss: what the loss engine adds at its peak, before the backward pass; its gradients included.
+        update: what the update adds, when the activations are gone.
+        host: in the memory of the host, for this GPU.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    communication: int
+    activations: int
+    backward: int
+    loss: int
+    update: int
+    host: int
+
+    @property
+    def tensors(self) -> int:
+        """The peak: in the loss engine, in the backward pass, or in the update, whichever is highest."""
+        held = self.weights + self.gradients + self.optimizer + self.communication
+        return held + max(self.activations + max(self.loss, self.backward), self.update)
+
+    @property
+    def margin(self) -> int:
+        """For what is not a tensor; a guess."""
+        return int(CONTEXT + GAPS * self.tensors)
+
+    @property
+    def total(self) -> int:
+        """Tensors and margin."""
+        return self.tensors + self.margin
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a plan follows from.
+
+    Attributes:
+        lm: the model.
+        loss: the objective.
+        engine: how logits come to be.
+        strategy: as the trainer has it: a name, or a mapping of `class_path` and `init_args`.
+        precision: as the trainer has it.
+        rows: of an optimizer step.
+        micro_batch: rows of a forward pass on one GPU.
+        max_length: tokens of a row.
+        packing: of the rows of a micro-batch.
+        gpu: of which kind.
+        gpus_per_node: how many in a node.
+        nodes: how many.
+        efficiency: share of a GPU's peak operations.
+    """
+
+    lm: LanguageModelConfig
+    loss: TokenLoss
+    engine: LossEngine
+    strategy: object
+    precision: object
+    rows: int
+    micro_batch: int
+    max_length: int
+    packing: str
+    gpu: GPU
+    gpus_per_node: int = 1
+    nodes: int = 1
+    efficiency: float = EFFICIENCY
+
+    @property
+    def gpus(self) -> int:
+        """Over all nodes."""
+        return self.gpus_per_node * self.nodes
+
+    @property
+    def layout(self) -> Layout:
+        """How the strategy divides the model."""
+        return read_layout(self.strategy, self.precision, self.gpus)
+
+    @property
+    def batch(self) -> MicroBatch:
+        """The largest micro-batch: no row is shorter than `max_length`."""
+        if self.packing == "padding_free":
+            return MicroBatch(1, self.micro_batch * self.max_length, packed=True)
+        return MicroBatch(self.micro_batch, self.max_length, packed=self.packing == "packed")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on each GPU."""
+        return -(-self.rows // (self.micro_batch * self.layout.data_parallel))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` says of a job.
+
+    Attributes:
+        job: the settings.
+        sizes: of its model.
+        memory: by whether gradients are checkpointed.
+        duration: likewise.
+        remedies: changes with which it would fit, where it does not.
+    """
+
+    job: Job
+    sizes: Sizes
+    memory: dict[bool, Memory]
+    duration: dict[bool, Duration]
+    remedies: list[str] = field(default_factory=list)
+
+    @property
+    def checkpointing(self) -> bool:
+        """As the settings have it."""
+        return self.job.lm.gradient_checkpointing
+
+    @property
+    def fits(self) -> bool:
+        """Whether the job as it is set fits."""
+        return self.memory[self.checkpointing].total <= self.job.gpu.memory
+
+
+def make_plan(job: Job) -> Plan:
+    """The plan of a job, with remedies where it does not fit.
+
+    Raises:
+        UserError: what is asked for is not known, or cannot be.
+    """
+    plan = _plan(job, _measured(job, (True, False)))
+    return plan if plan.fits else replace(plan, remedies=list(_remedies(plan)))
+
+
+def _measured(job: Job, modes: tuple[bool, ...]) -> Sizes:
+    return measure(job.lm, job.layout, job.batch, modes)
+
+
+def _plan(job: Job, sizes: Sizes) -> Plan:
+    layout, batch = job.layout, job.batch
+    state = state_of(sizes.weights, layout, job.accumulation)
+    loss = loss_bytes(job.engine, job.loss, sizes.head, batch.tokens, sizes.hidden_itemsize, layout.autocast)
+    memory = {
+        mode: Memory(
+            weights=state.held_weights() + sizes.buffers,
+            gradients=state.held_gradients(),
+            optimizer=state.held_optimizer(),
+            communication=state.gathered(),
+            activations=activations.kept,
+            backward=activations.backward,
+            loss=loss,
+            update=state.at_the_update(),
+            host=state.on_host(),
+        )
+        for mode, activations in sizes.activations.items()
+    }
+    durations = {
+        mode: duration(sizes, state, batch, job.gpu, job.gpus_per_node, job.nodes, mode, job.efficiency)
+        for mode in memory
+    }
+    return Plan(job, sizes, memory, durations)
+
+
+def _remedies(plan: Plan) -> Iterator[str]:
+    """Single changes with which the job fits; if there is none, all of them together, as far as they help."""
+    single = [name for name, change in _changes(plan.job, plan.sizes) if change.fits]
+    if single:
+        yield from single
+        return
+    names: list[str] = []
+    for kind in (_checkpointed, _divided, _smaller):
+        best = min(kind(plan.job, plan.sizes), key=lambda change: _total(change[1]), default=None)
+        if best is not None and _total(best[1]) < _total(plan):
+            names, plan = [*names, best[0]], best[1]
+            if plan.fits:
+                yield " and ".join(names)
+                return
+
+
+def _total(plan: Plan) -> int:
+    return plan.memory[plan.checkpointing].total
+
+
+def _changes(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
+    """Settings that take less memory, those that cost the least time first; of the micro-batches the largest."""
+    yield from _checkpointed(job, sizes)
+    yield from _divided(job, sizes)
+    for name, plan in _smaller(job, sizes):
+        yield name, plan
+        if plan.fits:
+            return
+
+
+def _checkpointed(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
+    if not job.lm.gradient_checkpointing and True in sizes.activations:
+        yield "gradient_checkpointing", _plan(replace(job, lm=replace(job.lm, gradient_checkpointing=True)), sizes)
+
+
+def _divided(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
+    """Strategies that divide more; weights and activations are the same to all of ours."""
+    known = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
+    if job.gpus > 1 and known is not None and job.lm.quantization is None:
+        for name, (stage, class_path, options) in _STRATEGIES.items():
+            if stage > known:
+                strategy = {"class_path": class_path, "init_args": options}
+                yield f"strategy {name}", _plan(replace(job, strategy=strategy), sizes)
+
+
+def _smaller(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
+    size = job.micro_batch // 2
+    while size >= 1:
+        change = replace(job, micro_batch=size)
+        modes = (job.lm.gradient_checkpointing,)
+        yield f"micro_batch_size {size}", _plan(change, _measured(change, modes))
+        size //= 2
+
+
+_STRATEGIES: dict[str, tuple[int, str, dict[str, int]]] = {
+    "zero2": (2, "ts2_lightning.strategies.DeepSpeed", {"stage": 2}),
+    "fsdp2": (3, "ts2_lightning.strategies.FSDP2", {}),
+    "zero3": (3, "ts2_lightning.strategies.DeepSpeed", {"stage": 3}),
+}
+"""Names of fragments in `configs/strategy`: how much each divides, in ZeRO's stages."""
