@@ -20,9 +20,10 @@ from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.evaluation.models import load_model
 from ts2_lightning.evaluation.toyworld import evaluate_toyworld
 from ts2_lightning.experiments.configs import shipped_config
-from ts2_lightning.experiments.quickstart import CONFIG, fit, latest_export, load_model, nearer, style_of
+from ts2_lightning.experiments.quickstart import CONFIG, fit, latest_export, nearer, style_of
 from ts2_lightning.experiments.toyworld_base import ensure_base
 from ts2_lightning.types import UserError
 

@@ -1,13 +1,14 @@
 """A picture of next-token distributions: the same prompt, several models side by side."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -15,14 +16,30 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from ts2_lightning.evaluation.distributions import support_mask
+from ts2_lightning.evaluation.style import BLUE, RED, REST, layout, literal, new_figure, tidy
 
-PLAUSIBLE = "#0072B2"  # Okabe and Ito's blue, vermilion and grey: told apart with any colour vision
-OTHER = "#D55E00"
-REST = "#999999"
+PLAUSIBLE, OTHER = BLUE, RED
 FLOOR = 1e-5
 """Where the bars begin: smaller probabilities are drawn as nothing."""
 
-DPI = 150
+
+_MISSING = "nothing, or not among the tokens that were recorded"
+
+
+class Panel(NamedTuple):
+    """One model's bars.
+
+    Attributes:
+        title: the model's name, and its figures.
+        values: probabilities of the shown tokens; None for one that was not recorded. Empty: nothing was.
+        rest: of all other tokens together.
+        in_support: which of the shown tokens sparsemax keeps.
+    """
+
+    title: str
+    values: Sequence[float | None]
+    rest: float
+    in_support: Sequence[bool]
 
 
 def shown_tokens(distributions: Mapping[str, Tensor], plausible: Tensor, top: int) -> list[int]:
@@ -84,60 +101,107 @@ def draw_next_token(
             )
     shown = shown_tokens(rows, mask, top)
     labels = [tokens[i] + (f"  {marked[tokens[i]]}" if marked and tokens[i] in marked else "") for i in shown]
-    labels.append(f"{len(tokens) - len(shown)} others")
-    figure = Figure(figsize=(1.2 + 3.1 * len(rows), 1.9 + 0.27 * len(labels)), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(rows), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, (name, p) in zip(panels, rows.items(), strict=True):
-        _draw_panel(panel, name, p, mask, shown)
-    panels[0].set_yticks(range(len(labels)), labels, fontsize=9)
-    panels[0].set_ylim(len(labels) - 0.4, -0.6)
-    figure.suptitle(title, fontsize=11)
-    panels[len(panels) // 2].set_xlabel("probability of the next token (logarithmic axis)", fontsize=9)
-    figure.legend(handles=_legend(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
+    figure = next_token_figure(
+        [_panel(name, p, mask, shown) for name, p in rows.items()],
+        labels,
+        [bool(mask[i]) for i in shown],
+        others=len(tokens) - len(shown),
+        title=title,
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
 
 
-def _draw_panel(panel: Axes, name: str, p: Tensor, plausible: Tensor, shown: list[int]) -> None:
-    """One model's bars, its support's dots, and its figures in the title."""
+def next_token_figure(
+    panels: Sequence[Panel], labels: Sequence[str], plausible: Sequence[bool] | None, others: int, title: str
+) -> Figure:
+    """The figure of `draw_next_token`, from what it shows.
+
+    Args:
+        panels: at least one.
+        labels: of the shown tokens.
+        plausible: for each of them; None where nobody knows.
+        others: number of tokens that are not shown.
+        title: above all panels.
+    """
+    rows, columns = layout(len(panels), at_most=4)
+    figure = new_figure(1.2 + 3.1 * columns, 1.9 + 0.27 * (len(labels) + 1) * rows + 1.0 * (rows - 1))
+    places = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    axes = places.flatten()[: len(panels)]
+    for unused in places.flatten()[len(panels) :]:
+        unused.set_visible(False)
+    colours = [PLAUSIBLE if flag else OTHER for flag in plausible or [True] * len(labels)]
+    for place, panel in zip(axes, panels, strict=True):
+        _draw_panel(place, panel, colours)
+        place.tick_params(axis="y", labelsize=9)
+    axes[0].set_yticks(range(len(labels) + 1), [*map(literal, labels), f"{others} others"])
+    axes[0].set_ylim(len(labels) + 0.6, -0.6)
+    figure.suptitle(literal(_wrapped(title, figure.get_figwidth())), fontsize=11)
+    places[-1, (len(panels) - 1) % columns // 2].set_xlabel(
+        "probability of the next token (logarithmic axis)", fontsize=9
+    )
+    handles = _legend(plausible is not None, any(value is None for panel in panels for value in panel.values))
+    abreast = len(handles) if columns > 2 else 2  # few panels are too narrow for them all
+    figure.legend(handles=handles, loc="outside lower center", ncols=abreast, fontsize=9, frameon=False)
+    return figure
+
+
+def _wrapped(title: str, inches: float) -> str:
+    """A title whose lines are no wider than the figure."""
+    return "\n".join(textwrap.fill(line, int(11 * inches)) for line in title.splitlines())
+
+
+def _panel(name: str, p: Tensor, plausible: Tensor, shown: list[int]) -> Panel:
+    """What a whole distribution shows."""
     support = support_mask(p.clamp_min(torch.finfo(p.dtype).tiny).log()[None])[0]
-    rest = max(0.0, 1.0 - p[shown].sum().item())
-    values = [*p[shown].tolist(), rest]
-    colours = [PLAUSIBLE if plausible[token] else OTHER for token in shown] + [REST]
-    panel.barh(range(len(values)), [max(v - FLOOR, 0.0) for v in values], left=FLOOR, color=colours, height=0.72)
-    panel.set_xscale("log")
-    panel.set_xlim(FLOOR, 8.0)  # room for the numbers behind the bars
-    panel.set_xticks([10.0**e for e in range(round(math.log10(FLOOR)), 1)])
-    panel.xaxis.set_minor_locator(NullLocator())  # the axis ends at 1, the room for the numbers has no ticks
-    panel.tick_params(axis="x", labelsize=8)
-    panel.tick_params(axis="y", length=0)
-    panel.grid(axis="x", color="0.9", linewidth=0.6)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right", "left"]].set_visible(False)
-    panel.axhline(len(shown) - 0.5, color="0.6", linewidth=0.8)
-    for i, value in enumerate(values):
-        panel.text(max(value, FLOOR) * 1.25, i, _number(value), va="center", fontsize=7.5, color="0.25")
-    inside = [i for i, token in enumerate(shown) if support[token]]
-    panel.plot([FLOOR * 1.6] * len(inside), inside, "o", color="white", markeredgecolor="black", markersize=5)
-    outside = p[~plausible].sum().item()
-    tail = p[~support].sum().item()
-    panel.set_title(
-        f"{name}\nimplausible mass {outside:.3f}\nsupport {int(support.sum())}, mass outside it {tail:.3f}", fontsize=9
+    outside, tail = p[~plausible].sum().item(), p[~support].sum().item()
+    return Panel(
+        f"{name}\nimplausible mass {outside:.3f}\nsupport {int(support.sum())}, mass outside it {tail:.3f}",
+        p[shown].tolist(),
+        max(0.0, 1.0 - p[shown].sum().item()),
+        support[shown].tolist(),
     )
 
 
-def _number(probability: float) -> str:
+def _draw_panel(axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
+    """One model's bars, its support's dots, and its figures in the title."""
+    axes.set_title(literal(panel.title), fontsize=9)
+    if not panel.values:
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, labelbottom=False)
+        return
+    values = [*panel.values, panel.rest]
+    lengths = [max((v or 0.0) - FLOOR, 0.0) for v in values]
+    axes.barh(range(len(values)), lengths, left=FLOOR, color=[*colours, REST], height=0.72)
+    tidy(axes, grid="x")
+    axes.set_xscale("log")
+    axes.set_xlim(FLOOR, 8.0)  # room for the numbers behind the bars
+    axes.set_xticks([10.0**e for e in range(round(math.log10(FLOOR)), 1)])
+    axes.xaxis.set_minor_locator(NullLocator())  # the axis ends at 1, the room for the numbers has no ticks
+    axes.tick_params(labelbottom=True)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.axhline(len(values) - 1.5, color="0.6", linewidth=0.8)
+    for i, value in enumerate(values):
+        axes.text(max(value or 0.0, FLOOR) * 1.25, i, _number(value), va="center", fontsize=7.5, color="0.25")
+    inside = [i for i, kept in enumerate(panel.in_support) if kept]
+    axes.plot([FLOOR * 1.6] * len(inside), inside, "o", color="white", markeredgecolor="black", markersize=5)
+
+
+def _number(probability: float | None) -> str:
     """Two significant digits, short enough to stand behind a bar."""
+    if probability is None:
+        return "-"
     return f"<{FLOOR:g}" if probability < FLOOR else f"{probability:#.2g}"
 
 
-def _legend() -> list[Artist]:
+def _legend(plausible_known: bool, some_missing: bool) -> list[Artist]:
+    known: list[Artist] = [Patch(color=PLAUSIBLE, label="plausible"), Patch(color=OTHER, label="not plausible")]
     return [
-        Patch(color=PLAUSIBLE, label="plausible"),
-        Patch(color=OTHER, label="not plausible"),
+        *(known if plausible_known else []),
         Patch(color=REST, label="all other tokens together"),
         Line2D([], [], marker="o", color="white", markeredgecolor="black", linestyle="", label="sparsemax support"),
+        *([Line2D([], [], marker="_", color="0.25", linestyle="", label=_MISSING)] if some_missing else []),
     ]

@@ -9,12 +9,13 @@ from pathlib import Path
 import yaml
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
+from ts2_lightning.evaluation.models import load_model
 from ts2_lightning.evaluation.picture import draw_next_token
 from ts2_lightning.evaluation.toyworld import (
     Style,
@@ -122,12 +123,6 @@ def latest_export(name: str, runs_dir: str | Path = "runs") -> Path:
     """Where the newest run of a name exports its model; `RUNS_DIR/NAME/0/export`, which never exists, without a run."""
     runs = Path(runs_dir) / name
     return runs / str(max(numbers(runs), default=0)) / "export"
-
-
-def load_model(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model to evaluate, and its tokenizer, from a transformers directory."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval()
-    return model, AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
 
 
 def style_of(label: str) -> Style:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from ts2_lightning.callbacks import StepProgress, export_model
+from ts2_lightning.callbacks import StepProgress
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import (
     base_directory,
@@ -20,6 +20,7 @@ from ts2_lightning.data.toyworld import (
     publish,
     write_blank_model,
 )
+from ts2_lightning.export import ExportSettings, export_model
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
 
@@ -81,4 +82,4 @@ def _pretrain(seed: int, recipe: dict[str, Any], out: Path) -> None:
             use_distributed_sampler=False,
         )
         trainer.fit(module, data)
-        export_model(module.language_model, out, tokenizer_source=blank, chat_template=None, end_of_turn_ids=())
+        export_model(module.language_model, out, ExportSettings(tokenizer_source=blank))

@@ -1,0 +1,168 @@
+"""What the probes ask a model, made by the data room: rows and prompts in the model's own tokens, as in training."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ts2_lightning.data.encoding import EncodedRows
+from ts2_lightning.data.formats import Message, TokenRow, get_format, parse
+from ts2_lightning.data.loader import BatchLoader
+from ts2_lightning.data.plan import evaluation_plan
+from ts2_lightning.data.reading import Encoder
+from ts2_lightning.data.rejects import Reject
+from ts2_lightning.data.selection import Selection
+from ts2_lightning.data.sources import Row, as_sources
+from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.evaluation.probes import Prompt
+from ts2_lightning.types import RowError, UserError
+
+_ANSWER = "?"
+"""Completes a row without an answer, so that formats, which are made for training, read it; it is taken off again."""
+
+_TOYWORLD_TEXT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %} {{ message['content'] }} {{ bos_token }}"
+    "{% else %}{{ bos_token }} {{ message['content'] }} ,{% endif %}{% endfor %}"
+)
+"""How the toy world's base model is asked, which has never seen the chat tokens: a sentence of its pretraining text."""
+
+
+def toy_world_text(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
+    """The template of the toy world's base model: `<s> name a fruit , the answer is plum . <s>`.
+
+    Example:
+        >>> from ts2_lightning.data.toyworld import build_tokenizer
+        >>> tokenizer = build_tokenizer()
+        >>> ids = toy_world_text(tokenizer).render_prompt([{"role": "user", "content": "name a fruit"}])
+        >>> tokenizer.decode(ids)
+        '<s> name a fruit ,'
+    """
+    return ChatTemplate("toy world's text", _TOYWORLD_TEXT, tokenizer)
+
+
+def toy_world_questions() -> list[str]:
+    """What the micro probe asks toy-world models: held-out requests of which one, two and three answers are taught.
+
+    Example:
+        >>> toy_world_questions()[0]
+        'think of a single digit number'
+    """
+    families = load_world().seen  # the first is that of the digits
+    counts = sorted({len(family.taught) for family in families})
+    return [next(family for family in families if len(family.taught) == count).held_out[0] for count in counts]
+
+
+def named_template(name: str, tokenizer: PreTrainedTokenizerBase, model: str) -> ChatTemplate:
+    """The chat template of a name, for the model of a name. Raises UserError that says for which model."""
+    try:
+        return make_template(name, tokenizer)
+    except UserError as error:
+        raise UserError(f"--model {model}: {error}") from error
+
+
+def read_messages(selection: Selection, option: str) -> list[list[Message]]:
+    """The conversations of a prompt file up to where the assistant answers (last); each once, in their order.
+
+    A row may have an answer, of whatever format; it is left out. Or it has none: `prompt` alone, `instruction` with or
+    without `input`, or `messages` that end before the assistant's turn.
+
+    Args:
+        selection: where they come from.
+        option: names them in messages.
+
+    Raises:
+        UserError: naming file and line of a row that is no prompt; or there is none.
+    """
+    function = get_format(selection.format)
+    found: dict[str, list[Message]] = {}
+    for row in _good(selection, option):
+        try:
+            messages = _before_answer(row.fields, parse(_answered(row.fields), row.format or function))
+        except RowError as error:
+            raise UserError(f"{option} {row.origin}: {error}") from error
+        found.setdefault(repr(messages), messages)
+    if not found:
+        raise UserError(f"{option}: no prompts in {selection.named()}")
+    return list(found.values())
+
+
+def _good(selection: Selection, option: str) -> Iterator[Row]:
+    """The rows; raises UserError at the first that cannot be read."""
+    for _, row in selection.read():
+        if isinstance(row, Reject):
+            raise UserError(f"{option} {row.origin}: {row.reason}")
+        yield row
+
+
+def _answered(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    present = {name for name, value in fields.items() if value is not None}
+    messages = fields.get("messages")
+    if isinstance(messages, list) and messages:
+        last = messages[-1]
+        answered = isinstance(last, Mapping) and last.get("role") == "assistant"
+        return fields if answered else {**fields, "messages": [*messages, {"role": "assistant", "content": _ANSWER}]}
+    if "prompt" in present and not present & {"completion", "response", "chosen"}:
+        return {**fields, "completion": _ANSWER}
+    if "instruction" in present and not present & {"output", "response"}:
+        return {**fields, "output": _ANSWER}
+    return fields
+
+
+def _before_answer(fields: Mapping[str, Any], example: list[Message] | TokenRow) -> list[Message]:
+    if isinstance(example, TokenRow):
+        raise RowError("a prompt must be text, got token ids", "wrong type")
+    last = max(i for i, message in enumerate(example) if message["role"] == "assistant")
+    if not last:
+        raise RowError("nothing comes before the assistant's answer", "other")
+    return example[:last]
+
+
+def encode_prompt(template: ChatTemplate, messages: list[Message], opening: str = "") -> Prompt:
+    """A prompt in tokens: those that the answer follows in training.
+
+    Args:
+        template: of the model.
+        messages: a conversation whose next turn is the assistant's.
+        opening: what the answer already says.
+
+    Example:
+        >>> from ts2_lightning.data.toyworld import build_tokenizer
+        >>> tokenizer = build_tokenizer()
+        >>> template = make_template("tokenizer", tokenizer)
+        >>> prompt = encode_prompt(template, [{"role": "user", "content": "name a fruit"}], opening="the answer is")
+        >>> tokenizer.decode(prompt.ids)
+        '<s> <|user|> name a fruit <|assistant|> the answer is'
+    """
+    text = messages[-1]["content"]
+    if not opening:
+        return Prompt(text, template.render_prompt(messages))
+    [encoded] = template.encode([template.render([*messages, {"role": "assistant", "content": opening}])])
+    return Prompt(text, encoded.ids[: encoded.spans[-1][1] - template.train_on_end])
+
+
+def encode_rows(selection: Selection, template: ChatTemplate, max_length: int) -> EncodedRows:
+    """The rows that are read by teacher forcing, in the model's tokens.
+
+    Raises:
+        UserError: naming file and line of a bad row; or there is none, or a token that the tokenizer has not.
+    """
+    vocabulary = len(template.tokenizer)
+    encoder = Encoder(template, selection.format, max_length, vocabulary=vocabulary)
+    rows = encoder.encode(row for _, row in selection.read())
+    if rows.rejects:
+        raise UserError(f"--rows {rows.rejects[0].origin}: {rows.rejects[0].reason}")
+    if not len(rows):
+        raise UserError(f"--rows: no rows in {selection.named()}")
+    return rows
+
+
+def batches(rows: EncodedRows, batch_size: int) -> BatchLoader:
+    """Every row once, in order, padded."""
+    plan = evaluation_plan(rows.supervised, batch_size)
+    return BatchLoader(rows, lambda: plan, len(plan))
+
+
+def selection_of(path: str, format: str, limit: int | None) -> Selection:
+    """The rows of a file or another source of the data room."""
+    return Selection(tuple(as_sources(path)), format, limit=limit)

@@ -1,0 +1,51 @@
+"""Models to evaluate, from directories that transformers loads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ts2_lightning.engines.chunked import logits_in_chunks
+from ts2_lightning.modules.head import backbone, output_head
+from ts2_lightning.types import Batch, UserError
+
+
+def load_model(path: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in evaluation mode, and its tokenizer.
+
+    Args:
+        path: a transformers directory, or a name on the hub.
+        device: where it computes. On a CPU the weights become float32; elsewhere they keep the dtype of their files.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{path}: cannot load this model ({reason[0]})") from error
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of logits that predict the supervised tokens of a batch, and no others, some at a time.
+
+    They are those that a loss would read in training: the head's product in float32.
+
+    Args:
+        model: in evaluation mode, on any device.
+        batch: as `ts2_lightning.types.Batch`, padded; N supervised tokens.
+
+    Yields:
+        Which of the N tokens, and their logits [n, K] in float32 at least, in memory that the next ones use again.
+    """
+    device = model.device
+    inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
+    hidden = backbone(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    yield from logits_in_chunks(output_head(model), hidden.index_select(0, batch["supervised"].to(device)))

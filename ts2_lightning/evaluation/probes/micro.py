@@ -1,0 +1,193 @@
+"""Micro probe: what a model thinks of at one token. Source: TS2, figure 1 and appendix C.4."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.data.toyworld.world import Family
+from ts2_lightning.evaluation.distributions import support_mask
+from ts2_lightning.evaluation.models import supervised_logits
+from ts2_lightning.evaluation.probes.subject import Prompt, Settings, Subject, is_toy_world
+from ts2_lightning.evaluation.toyworld import plausible_first_tokens
+from ts2_lightning.generation.sampling import sample
+from ts2_lightning.metrics.functional import support_size, tail_mass, token_entropy
+from ts2_lightning.types import Batch, UserError
+
+DIGIT_QUESTION = """You're an AI assistant, I will give you an example of following question.
+Example:
+User: Give me a word of fruit.
+Assistant: Apple.
+Now you follow the format of the example,
+Give me a single-digit number,
+Answer:"""
+"""The papers' question (TS2, appendix C.4), asked as the user's turn."""
+
+TOP = 300
+"""Most probable tokens of each distribution that count; the others are taken for 0, as in the papers."""
+
+_ANSWER_TOKENS = 32  # in which a digit is waited for
+_DIGITS = "0123456789"
+_SPACES = "\u0120\u2581"  # as byte-level tokenizers and SentencePiece write them
+SPACE = "\u2423"
+"""Shown for the space at a token's beginning."""
+
+
+def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
+    """The mean next-token distribution at each question.
+
+    With `subject.first_token` it is that of the answer's first token. Else `settings.queries` answers are
+    sampled (temperature 1, nothing cut off), and the distribution is recorded wherever a token came that is a single
+    digit; with no digit at all there are no records, which is a finding too.
+
+    Returns:
+        `questions`: for each `request`, `first_token`, `records` (distributions averaged), and of their mean `ids`,
+        `tokens`, `probabilities` and `in_support` (share of the records in which sparsemax keeps the token), most
+        probable first; `plausible` for each of them, or None where it is not known; `taught`, token -> note;
+        means over the records of `implausible_mass` (or None), `support_size`, `tail_mass` and `entropy` in nats;
+        `vocabulary`, the number of all tokens.
+
+    Raises:
+        UserError: no question.
+    """
+    if not subject.questions:
+        raise UserError("micro probe: nothing to ask; give --prompts a file with at least one")
+    return {"questions": [_measure_one(subject, question, settings) for question in subject.questions]}
+
+
+def _measure_one(subject: Subject, question: Prompt, settings: Settings) -> dict[str, Any]:
+    if subject.first_token:
+        sequences, places = [[*question.ids, 0]], [[len(question.ids)]]  # whatever follows, it is not looked at
+    else:
+        sequences, places = _sampled_digits(subject, question, settings)
+    vocabulary = subject.model.config.get_text_config().vocab_size
+    plausible, taught = known_answers(subject, question, vocabulary)
+    sums = _Sums(vocabulary, plausible)
+    for row, at in zip(sequences, places, strict=True):
+        for _, logits in supervised_logits(subject.model, _batch(row, at)) if at else ():
+            sums.add(logits.cpu(), subject.projection(logits).softmax(-1).cpu())
+    found = sums.means(subject.tokenizer)
+    return {"request": question.text, "first_token": subject.first_token, **found, "taught": taught}
+
+
+def _sampled_digits(subject: Subject, question: Prompt, settings: Settings) -> tuple[list[list[int]], list[list[int]]]:
+    """Prompt and answer of each query, and the places at which its single digits stand."""
+    [answers] = sample(
+        subject.model,
+        subject.tokenizer,
+        [question.ids],
+        n=settings.queries,
+        decoder=subject.projection,
+        max_new_tokens=_ANSWER_TOKENS,
+        seed=settings.seed,
+        eos_ids=subject.end_ids,
+    )
+    before = len(question.ids)
+    places = [
+        [before + i for i, token in enumerate(answer.ids) if _is_digit(subject.tokenizer, token)] for answer in answers
+    ]
+    return [question.ids + answer.ids for answer in answers], places
+
+
+def _batch(ids: list[int], places: list[int]) -> Batch:
+    """One row whose tokens at some places are predicted."""
+    row = torch.tensor([ids])
+    at = torch.tensor(places)
+    return {
+        "input_ids": row,
+        "attention_mask": torch.ones_like(row),
+        "supervised": at - 1,
+        "labels": row[0, at],
+    }
+
+
+class _Sums:
+    """Sums over the records. K the vocabulary.
+
+    Args:
+        vocabulary: K.
+        plausible: [K] bool, or None where it is not known.
+    """
+
+    def __init__(self, vocabulary: int, plausible: Tensor | None) -> None:
+        self._plausible = plausible
+        self._records = 0
+        self._probabilities = torch.zeros(vocabulary, dtype=torch.float64)
+        self._in_support = torch.zeros(vocabulary, dtype=torch.float64)
+        self._numbers = dict.fromkeys(("support_size", "tail_mass", "entropy", "implausible_mass"), 0.0)
+
+    def add(self, logits: Tensor, probabilities: Tensor) -> None:
+        """Adds n records: logits [n, K], and the probabilities [n, K] that the model is decoded with."""
+        self._records += len(logits)
+        values, ids = probabilities.double().topk(min(TOP, logits.shape[-1]))
+        self._probabilities.index_add_(0, ids.flatten(), values.flatten())
+        self._in_support += support_mask(logits).sum(0)
+        found = {
+            "support_size": support_size(logits),
+            "tail_mass": tail_mass(logits),
+            "entropy": token_entropy(logits),
+        }
+        if self._plausible is not None:
+            found["implausible_mass"] = probabilities[:, ~self._plausible].sum(-1)
+        for name, value in found.items():
+            self._numbers[name] += value.double().sum().item()
+
+    def means(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Means over the records; see `measure`."""
+        count = max(self._records, 1)
+        mean = self._probabilities / count
+        ids = [int(i) for i in mean.argsort(descending=True, stable=True)[: int((mean > 0).sum())]]
+        return {
+            "records": self._records,
+            "vocabulary": len(mean),
+            "ids": ids,
+            "tokens": [token_text(tokenizer, i) for i in ids],
+            "probabilities": mean[ids].tolist(),
+            "in_support": (self._in_support[ids] / count).tolist(),
+            "plausible": None if self._plausible is None else self._plausible[ids].tolist(),
+            **{name: value / count if self._records else None for name, value in self._numbers.items()},
+            **({"implausible_mass": None} if self._plausible is None else {}),
+        }
+
+
+def known_answers(subject: Subject, question: Prompt, vocabulary: int) -> tuple[Tensor | None, dict[str, str]]:
+    """The plausible next tokens, where they are known, and notes on those that fine-tuning taught.
+
+    They are known for the requests of the toy world to a model with its tokenizer, and for the papers' question.
+
+    Returns:
+        [K] bool or None, and token -> note, such as {"plum": "taught 75%"}.
+    """
+    if question.text == DIGIT_QUESTION:
+        texts = [token_text(subject.tokenizer, i) for i in range(vocabulary)]
+        return torch.tensor([_single_digit(text) for text in texts]), {}
+    family = _family_of(question.text) if is_toy_world(subject.tokenizer) else None
+    if family is None:
+        return None, {}
+    taught = {answer.split()[0]: f"taught {share:.0%}" for answer, share in family.taught.items()}
+    return plausible_first_tokens(subject.tokenizer, family, vocabulary), taught
+
+
+def _family_of(request: str) -> Family | None:
+    return next((family for family in load_world().families if request in family.requests), None)
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token as people read it; a space at its beginning is shown, for `5` and ` 5` are two tokens."""
+    raw = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(raw, str):
+        return f"<{token}>"  # the model has more rows than the tokenizer has tokens
+    spaced = raw[:1] in _SPACES
+    text = str(tokenizer.decode([token]))
+    text = raw.lstrip(_SPACES) if not text.strip() or "\ufffd" in text else text.strip()
+    return f"{SPACE}{text}" if spaced else text
+
+
+def _is_digit(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    return _single_digit(token_text(tokenizer, token))
+
+
+def _single_digit(text: str) -> bool:
+    return len(text.removeprefix(SPACE)) == 1 and text[-1] in _DIGITS

@@ -1,0 +1,91 @@
+"""How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+# Okabe and Ito's colours, told apart with any colour vision, in the order in which models take them.
+BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+REST = "#999999"
+MODELS = (REST, BLUE, SKY, GREEN, ORANGE, RED, PURPLE, BLACK)
+HATCHES = ("", "////", "....", "xxxx")  # for the ninth model and later ones, and in print
+
+DPI = 150
+PICTURE_ENDINGS = (".png", ".svg")
+_COLOURS = 256  # of a PNG's palette: few are in a picture, and a palette halves the file
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, whose parts make room for each other."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def layout(panels: int, at_most: int) -> tuple[int, int]:
+    """Rows and columns for some panels, with no more columns than fit a page, and rows of like length.
+
+    Example:
+        >>> layout(3, at_most=4), layout(5, at_most=4)
+        ((1, 3), (2, 3))
+    """
+    rows = -(-panels // at_most)
+    return rows, -(-panels // rows)
+
+
+def tidy(axes: Axes, grid: str = "y") -> None:
+    """Only what helps to read values: a faint grid along one axis (x, y or both), no frame."""
+    axes.grid(axis=grid, color="0.9", linewidth=0.6)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour and hatch of the model at a place, told apart for at least 32."""
+    return {"color": MODELS[index % len(MODELS)], "hatch": HATCHES[index // len(MODELS) % len(HATCHES)]}
+
+
+def literal(text: str) -> str:
+    """Text that matplotlib draws as it is: a dollar would begin a formula.
+
+    Example:
+        >>> print(literal("$5"))
+        \\$5
+    """
+    return text.replace("$", r"\$")
+
+
+def save(figure: Figure, place: Path) -> list[Path]:
+    """Writes `PLACE.png` and `PLACE.svg`, whose text stays text; each appears when it is whole. Returns their paths."""
+    png, svg = (place.with_name(place.name + ending) for ending in PICTURE_ENDINGS)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    few = Image.open(picture).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    write_whole(png, lambda path: few.save(path, format="PNG", optimize=True))
+    figure.set_layout_engine("none")  # everything has its place; to find it takes longest
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ts2"}):  # no random names: equal runs, files
+        write_whole(svg, lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
+    return [png, svg]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
+    """Lets `write` write a file beside `path`, and renames it: whoever is killed meanwhile leaves `path` as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
