@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from publisher import KEYS, Publisher, brute_force, loader, make_rows, make_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ts2_lightning.callbacks import Checkpoints, DistributionMonitor
-from ts2_lightning.types import UserError
+from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, TSPDSetting
+from ts2_lightning.types import TOKEN_STATISTICS, UserError
 
-LOGGED = [key for key in KEYS if key != "objective"]
+TSPD = TSPDSetting(2, 0.3, 0.4)
+LOGGED = [*(key for key in KEYS if key != "objective"), "zero_gradient", "support_size_p50", "support_size_p90"]
 
 
 class Recorder(CSVLogger):
@@ -133,7 +135,7 @@ def test_bar_and_callback_metrics(tmp_path: Path) -> None:
     rows = make_rows([2, 3])
     trainer = make_trainer(tmp_path, callbacks=[monitor := DistributionMonitor()], accumulate_grad_batches=2)
     trainer.fit(Publisher(), loader(rows))
-    assert set(monitor.latest) == {f"train/{key}" for key in KEYS}
+    assert set(monitor.latest) == {f"train/{key}" for key in ("objective", *LOGGED)}
     for name in ("train/support_size", "train/tail_mass", "train/entropy"):
         expected = brute_force(rows, name.removeprefix("train/"))
         assert float(trainer.progress_bar_metrics[name]) == pytest.approx(expected, rel=1e-6)
@@ -157,9 +159,76 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     check(second, {3: rows[4:6], 4: rows[6:]})
 
 
-def test_bad_arguments() -> None:
-    with pytest.raises(UserError, match=r"every_n_steps.* at least 1, got 0"):
-        DistributionMonitor(every_n_steps=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"every_n_steps": 0}, r"every_n_steps.* at least 1, got 0"),
+        ({"histogram_every_n_steps": 0}, r"histogram_every_n_steps.* at least 1, got 0"),
+        ({"positions": (2, 5)}, r"positions.* rise from 1 on, got \[2, 5\]"),
+        ({"positions": (1, 5, 5)}, r"positions.* rise from 1 on"),
+        ({"positions": ()}, r"positions.* rise from 1 on"),
+        ({"split_by": ["class"]}, r"split_by.* position and token_class, got 'class'"),
+    ],
+)
+def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DistributionMonitor(**settings)
+
+
+@pytest.mark.parametrize(("m", "head", "tail"), [(1, 0.1, 0.1), (2, 0.6, 0.0), (2, 0.0, 0.1), (3, 0.1, 0.8)])
+def test_bad_tspd(m: int, head: float, tail: float) -> None:
+    with pytest.raises(UserError, match=r"TSPD\("):
+        TSPDSetting(m, head, tail)
+
+
+def test_token_classes_need_a_tokenizer(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, callbacks=[DistributionMonitor(split_by=["token_class"])])
+    with pytest.raises(UserError, match=r"token_class needs a tokenizer"):
+        trainer.fit(Publisher(), loader(make_rows([2])))
+
+
+def test_only_what_is_asked_for_is_requested() -> None:
+    assert DistributionMonitor().statistics == list(TOKEN_STATISTICS)
+    several = [TSPDSetting(4, 0.1, 0.2), TSPDSetting(2, 0.1, 0.2), TSPDSetting(4, 0.2, 0.1)]
+    added = set(DistributionMonitor(tspd=several).statistics) - set(TOKEN_STATISTICS)
+    assert added == {"tspd_head_2", "tspd_tail_2", "tspd_head_4", "tspd_tail_4"}
+
+
+def test_histograms_in_tensorboard_and_in_a_file(tmp_path: Path) -> None:
+    """In every second step; sizes beyond what is counted by itself too."""
+    rows = make_rows([3, 4, 2, 6])
+    rows[2]["support_size"] = torch.tensor([2.0, 5000.0])
+    trainer = make_trainer(
+        tmp_path, callbacks=[DistributionMonitor(histogram_every_n_steps=2)], accumulate_grad_batches=1,
+        logger=TensorBoardLogger(tmp_path, name="tb", version=""),
+    )  # fmt: skip
+    trainer.fit(Publisher(), loader([*rows[:2], *rows[3:], rows[2]]))
+    lines = [json.loads(line) for line in (tmp_path / "histograms.jsonl").read_text().splitlines()]
+    shown = EventAccumulator(str(tmp_path / "tb"), {"histograms": 0}).Reload().Histograms("train/support_size")
+    assert [line["step"] for line in lines] == [event.step for event in shown] == [2, 4]
+    expected = Counter(str(int(size)) for size in rows[1]["support_size"].tolist())
+    assert lines[0] == {
+        "step": 2,
+        "name": "train/support_size",
+        "counts": dict(sorted(expected.items(), key=lambda x: int(x[0]))),
+    }
+    assert lines[1]["counts"] == {"2": 1, "4097": 1}
+    value = shown[0].histogram_value
+    sizes = rows[1]["support_size"]
+    assert (value.num, value.min, value.max) == (4, sizes.min(), sizes.max())
+    assert (value.sum, value.sum_squares) == (sizes.sum(), sizes.square().sum())
+    assert sum(value.bucket) == 4
+    assert trainer.callback_metrics["train/support_size"] > 1000
+    events = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("train/support_size_p90")
+    assert events[-1].value == float("inf")
+
+
+def test_a_resumed_run_writes_its_histograms_again(tmp_path: Path) -> None:
+    file = tmp_path / "histograms.jsonl"
+    file.write_text('{"step": 0, "name": "a"}\n{"step": 7, "name": "train/support_size"}\n{"step": 0, "na')
+    callbacks = [DistributionMonitor(histogram_every_n_steps=1)]
+    make_trainer(tmp_path, callbacks=callbacks).fit(Publisher(), loader(make_rows([2])))
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [0, 1]
 
 
 def test_two_ranks_with_uneven_tokens(tmp_path: Path) -> None:
@@ -179,6 +248,22 @@ def test_two_ranks_with_uneven_tokens(tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     assert [row["step"] for row in table] == ["1", "3", "4"]
     for row, window in zip(table, (slice(0, 2), slice(4, 6), slice(6, 8)), strict=True):
-        for key in LOGGED:
-            expected = brute_force([*ranks[0][window], *ranks[1][window]], key)
-            assert float(row[f"train/{key}"]) == pytest.approx(expected, rel=1e-12)
+        rows = [*ranks[0][window], *ranks[1][window]]
+        for key in (*LOGGED, TSPD.name):
+            assert float(row[f"train/{key}"]) == pytest.approx(brute_force(rows, key), rel=1e-12)
+        first, later = ([cut(batch, part) for batch in rows] for part in (slice(0, 1), slice(1, None)))
+        for name, group in {"1": first, "2-": later}.items():
+            if not any(len(batch["entropy"]) for batch in group):
+                assert row[f"train_by_position/entropy/{name}"] == ""
+                continue
+            for key in ("entropy", "zero_gradient", "objective/sparsemax", TSPD.name):
+                found = float(row[f"train_by_position/{key}/{name}"])
+                assert found == pytest.approx(brute_force(group, key), rel=1e-6)
+    lines = [json.loads(line) for line in (tmp_path / "histograms.jsonl").read_text().splitlines()]
+    for line, window in zip(lines, (slice(0, 2), slice(4, 6), slice(6, 8)), strict=True):
+        sizes = torch.cat([batch["support_size"] for of_rank in ranks for batch in of_rank[window]])
+        assert line["counts"] == dict(Counter(str(int(size)) for size in sizes))
+
+
+def cut(batch: dict[str, torch.Tensor], part: slice) -> dict[str, torch.Tensor]:
+    return {name: values[part] for name, values in batch.items()}

@@ -15,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from publisher import Publisher, loader, make_rows, make_trainer
 from torch import multiprocessing
 
-from ts2_lightning.callbacks import Checkpoints, DistributionMonitor
+from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, TSPDSetting
 
 
 def rank(number: int, port: int, directory: str, counts: list[list[int]]) -> None:
@@ -26,7 +26,12 @@ def rank(number: int, port: int, directory: str, counts: list[list[int]]) -> Non
     torch.set_num_threads(1)
     trainer = make_trainer(
         Path(directory),
-        callbacks=[DistributionMonitor(), Checkpoints(every_n_steps=2)],
+        callbacks=[
+            DistributionMonitor(
+                tspd=[TSPDSetting(2, 0.3, 0.4)], split_by=["position"], positions=(1, 2), histogram_every_n_steps=1
+            ),
+            Checkpoints(every_n_steps=2),
+        ],
         enable_checkpointing=True,
         logger=CSVLogger(directory, name="csv", version=""),
         accumulate_grad_batches=2,

@@ -1,5 +1,5 @@
 """Callbacks that read what a training step published: log it, keep checkpoints, export the model, show
-progress. `NEFTune` alone takes part in the training.
+progress, end a run that is told to end or that hangs. `NEFTune` and `StepSeed` alone take part in the training.
 
 `default_callbacks` is what every run gets; each class can be put into a config by its name as well.
 """
@@ -9,20 +9,32 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from ts2_lightning.callbacks.checkpoints import Checkpoints
-from ts2_lightning.callbacks.export import export_model
 from ts2_lightning.callbacks.export_huggingface import ExportHuggingFace
-from ts2_lightning.callbacks.monitor import DistributionMonitor
+from ts2_lightning.callbacks.monitor import DistributionMonitor, TSPDSetting
 from ts2_lightning.callbacks.neftune import NEFTune
+from ts2_lightning.callbacks.preemption import Preemption, Stopped
 from ts2_lightning.callbacks.progress import StepProgress
+from ts2_lightning.callbacks.reference_drift import ReferenceDrift
+from ts2_lightning.callbacks.sample_generations import SampleGenerations
+from ts2_lightning.callbacks.step_seed import StepSeed
+from ts2_lightning.callbacks.throughput import Throughput
+from ts2_lightning.callbacks.watchdog import Watchdog
 
 __all__ = [
     "Checkpoints",
     "DistributionMonitor",
     "ExportHuggingFace",
     "NEFTune",
+    "Preemption",
+    "ReferenceDrift",
+    "SampleGenerations",
     "StepProgress",
+    "StepSeed",
+    "Stopped",
+    "TSPDSetting",
+    "Throughput",
+    "Watchdog",
     "default_callbacks",
-    "export_model",
 ]
 
 
@@ -34,12 +46,14 @@ def default_callbacks(run_dir: str | Path) -> list[Callback]:
             `run_dir/export`.
 
     Returns:
-        `DistributionMonitor`, `StepProgress`, `ExportHuggingFace` and `Checkpoints`, in the order in which
-        they act (the bar shows what the monitor has just published; Lightning puts checkpoints last in any
-        case).
+        In the order in which they act (the bar shows what the monitor has just published; Lightning puts
+        checkpoints last in any case).
     """
     run = Path(run_dir)
     return [
+        Preemption(),
+        Watchdog(directory=str(run)),
+        StepSeed(),
         DistributionMonitor(),
         StepProgress(),
         ExportHuggingFace(str(run / "export")),

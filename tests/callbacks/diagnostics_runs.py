@@ -1,0 +1,86 @@
+"""Two optimizer steps with every diagnostic on, under any strategy; run as a script, on two gloo ranks.
+
+    diagnostics_runs.py WORLD OUT STRATEGY [STRATEGY ...]
+
+One launch runs all strategies, as imports cost most of the time.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
+
+from tests.contract.steps import rehearsal, start
+from tests.modules.normaliser import Memory
+from ts2_lightning.callbacks import DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput, TSPDSetting
+from ts2_lightning.data import SFTData
+from ts2_lightning.generation import Decoder
+from ts2_lightning.losses import TS2Loss
+from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
+
+TSPD = [TSPDSetting(2, 0.05, 0.5), TSPDSetting(4, 0.01, 0.9)]
+POSITIONS = (1, 2, 4)
+PROMPTS = ["name a fruit", "what is the weather"]
+
+
+def diagnostics() -> list[Callback]:
+    return [
+        DistributionMonitor(
+            tspd=TSPD, split_by=["position", "token_class"], positions=POSITIONS, histogram_every_n_steps=1
+        ),
+        Throughput(peak_flops=1e9),
+        ReferenceDrift(every_n_steps=1, tokens=40),
+        SampleGenerations(PROMPTS, every_n_steps=1, n=2, decoder=Decoder("sparsemax"), max_new_tokens=6, batch_size=3),
+    ]
+
+
+def run(
+    world: Path,
+    directory: Path,
+    strategy: Any = "auto",
+    ranks: int = 1,
+    more: Sequence[Callback] = (),
+    checkpoint: Path | None = None,
+    max_steps: int = -1,
+) -> tuple[SFTModule, Trainer, Memory]:
+    """Trains one epoch of 16 and 3 rows, or what a checkpoint has left of it."""
+    seed_everything(0, verbose=False)
+    model = str(world / "untied")
+    memory = Memory()
+    module = SFTModule(
+        LanguageModelConfig(model), TS2Loss(), optimizer=AdamWConfig(lr=2e-3, eps=1e-2),
+        schedule=ScheduleConfig("constant", warmup_ratio=0.0),
+    )  # fmt: skip
+    data = SFTData(
+        train=str(world / "train.jsonl"), validation=str(world / "validation.jsonl"), tokenizer=model, batch_size=16,
+        micro_batch_size=4, eval_batch_size=3, max_length=100,
+    )  # fmt: skip
+    trainer = Trainer(
+        default_root_dir=str(directory), accelerator="cpu", devices=ranks, strategy=strategy, max_epochs=1,
+        max_steps=max_steps, logger=memory, callbacks=[*diagnostics(), *more],
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in more), enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
+    return module, trainer, memory
+
+
+def rank(number: int, port: int, world: Path, out: Path, names: list[str]) -> None:
+    """One rank, as torchrun would start it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
+    torch.set_num_threads(1)
+    for name in names:
+        _, _, memory = run(world, out / name, rehearsal(name), ranks=2)
+        if number == 0:
+            torch.save(memory.steps, out / name / "logged.pt")
+
+
+if __name__ == "__main__":
+    start(rank, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,208 @@
+"""What a model writes while it is trained."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+
+from ts2_lightning.callbacks.step_lines import StepLines
+from ts2_lightning.generation import Decoder, Sample, sample
+from ts2_lightning.generation.sampling import end_ids
+from ts2_lightning.metrics.functional import distinct_n, self_bleu
+from ts2_lightning.types import UserError
+
+
+class SampleGenerations(Callback):
+    """Samples responses to the same prompts every so many steps, before the first step and after the last.
+
+    What is drawn follows from `seed`, and is the same numbers each time: what differs between two steps is due to the
+    model. Every rank generates, as sharded weights need it, and rank 0 writes:
+
+    - `samples.jsonl` in the run's directory: a line for each step and prompt, with the texts and the mean probability
+      of their tokens (before temperature, truncation and projection);
+    - TensorBoard's text tab, a table for each prompt;
+    - `samples/distinct` (mean over n = 1 to 3 of distinct n-grams over n-grams, within each response),
+      `samples/self_bleu`, `samples/tokens`, `samples/ended` (the share that came to an end) and
+      `samples/mean_probability`: means over prompts.
+
+    Prompts are turns of a user, rendered as in training; without a chat template they are texts to go on with.
+
+    Args:
+        prompts: the prompts, or a file with one in each line.
+        every_n_steps: sample when a multiple of so many optimizer steps is done.
+        n: samples of each prompt; self-BLEU needs two.
+        decoder: how tokens are drawn.
+        max_new_tokens: of a response, at most.
+        seed: of the samples.
+        batch_size: responses at a time.
+
+    Raises:
+        UserError: if an argument is out of its range; in training, if the weights cannot be had as generation needs
+            them.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] | str,
+        every_n_steps: int = 100,
+        n: int = 4,
+        decoder: Decoder = Decoder(),  # noqa: B008
+        max_new_tokens: int = 128,
+        seed: int = 0,
+        batch_size: int = 16,
+    ) -> None:
+        super().__init__()
+        numbers = {"every_n_steps": every_n_steps, "n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+        for name, value in numbers.items():
+            if value < 1:
+                raise UserError(f"SampleGenerations({name}) must be at least 1, got {value}")
+        self.prompts = read_prompts(prompts)
+        self.every_n_steps = every_n_steps
+        self.n = n
+        self.decoder = decoder
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self.batch_size = batch_size
+        self.latest: list[list[Sample]] = []
+        """For each prompt its samples, as of the last time."""
+        self._last_step = 0
+        self._sampled_at: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample from the base model."""
+        self._last_step = trainer.global_step
+        if trainer.is_global_zero:
+            self._lines(trainer).rewind(trainer.global_step)
+        if trainer.global_step == 0:
+            self._sample(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Sample, if a step was completed after which it is due."""
+        if trainer.global_step == self._last_step:
+            return
+        self._last_step = trainer.global_step
+        if trainer.global_step % self.every_n_steps == 0:
+            self._sample(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample from the trained model."""
+        if self._sampled_at != trainer.global_step:
+            self._sample(trainer, pl_module)
+
+    def _sample(self, trainer: Trainer, pl_module: Any) -> None:
+        self._sampled_at = trainer.global_step
+        data: Any = getattr(trainer, "datamodule", None)
+        tokenizer, template = getattr(data, "tokenizer", None), getattr(data, "template", None)
+        if tokenizer is None:
+            raise UserError("SampleGenerations needs a tokenizer; set data.tokenizer")
+        model = pl_module.language_model
+        prompts = self.prompts if template is None else [_rendered(template, prompt) for prompt in self.prompts]
+        ends = {*end_ids(model, tokenizer), *getattr(template, "end_of_turn_ids", ())}
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), whole_root(pl_module.network) as sharded:
+            self.latest = sample(
+                model, tokenizer, prompts, self.n, self.decoder, self.max_new_tokens, self.seed, sorted(ends),
+                self.batch_size, synced=sharded,
+            )  # fmt: skip
+        if trainer.is_global_zero:
+            self._write(trainer, sorted(ends))
+
+    @staticmethod
+    def _lines(trainer: Trainer) -> StepLines:
+        return StepLines(Path(trainer.default_root_dir) / "samples.jsonl")
+
+    def _write(self, trainer: Trainer, ends: Sequence[int]) -> None:
+        step = trainer.global_step
+        metrics = {f"samples/{name}": value for name, value in summary(self.latest, ends).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        for number, (prompt, samples) in enumerate(zip(self.prompts, self.latest, strict=True)):
+            records = [{"text": one.text, "mean_probability": round(one.mean_probability, 4)} for one in samples]
+            self._lines(trainer).add(step, prompt=prompt, samples=records)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text(f"samples/{number}", table(prompt, samples), step)
+
+
+def read_prompts(prompts: list[str] | str) -> list[str]:
+    """The prompts: as they are, or the lines of a file that are not empty.
+
+    Raises:
+        UserError: no such file, or no prompt.
+    """
+    if isinstance(prompts, str):
+        if not Path(prompts).is_file():
+            raise UserError(f"SampleGenerations(prompts): no file {prompts}; give a list of prompts, or such a file")
+        prompts = [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not prompts:
+        raise UserError("SampleGenerations(prompts) must not be empty")
+    return list(prompts)
+
+
+def summary(answers: Sequence[Sequence[Sample]], ends: Sequence[int]) -> dict[str, float]:
+    """Means over prompts: see `SampleGenerations`.
+
+    Args:
+        answers: for each prompt its samples, equally many.
+        ends: ids that end a response.
+
+    Example:
+        >>> answers = [[Sample("a b", [5, 6, 0], [0.0, 0.0, 0.0]), Sample("a b", [5, 6], [0.0, 0.0])]]
+        >>> found = summary(answers, ends=[0])
+        >>> found["tokens"], found["ended"], round(found["self_bleu"])
+        (2.5, 0.5, 100)
+    """
+    texts = [[one.text for one in samples] for samples in answers]
+    every = [one for samples in answers for one in samples]
+    found = {
+        "distinct": _mean([_mean([distinct_n(of_prompt, n) for n in (1, 2, 3)]) for of_prompt in texts]),
+        "tokens": _mean([len(one.ids) for one in every]),
+        "ended": _mean([one.ids[-1] in ends for one in every]),
+        "mean_probability": _mean([one.mean_probability for one in every]),
+    }
+    if len(texts[0]) > 1:
+        found["self_bleu"] = _mean([self_bleu(of_prompt) for of_prompt in texts])
+    return found
+
+
+def table(prompt: str, samples: Sequence[Sample]) -> str:
+    """Samples of a prompt in Markdown."""
+
+    def cell(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    rows = [f"| {one.mean_probability:.3f} | {cell(one.text)} |" for one in samples]
+    return "\n".join([f"**{cell(prompt)}**", "", "| mean probability | response |", "| --- | --- |", *rows])
+
+
+@contextmanager
+def whole_root(network: torch.nn.Module) -> Iterator[bool]:
+    """Lets a part of the network be called by itself, and says whether all ranks have to call it equally often.
+
+    Raises:
+        UserError: the strategy does not allow it.
+    """
+    parameters = list(network.parameters())
+    if any(isinstance(module, FullyShardedDataParallel) for module in network.modules()):
+        raise UserError("SampleGenerations cannot generate under FSDP1; take FSDP2, or leave the callback out")
+    if not isinstance(network, FSDPModule):
+        yield any(hasattr(parameter, "ds_id") for parameter in parameters)  # ZeRO-3 gathers each module by itself
+        return
+    network.unshard()  # embeddings, the last norm and the head are the root's; layers gather themselves
+    try:
+        yield any(isinstance(parameter, DTensor) for parameter in parameters)
+    finally:
+        network.reshard()
+
+
+def _rendered(template: Any, prompt: str) -> list[int]:
+    return list(template.render_prompt([{"role": "user", "content": prompt}]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,274 @@
+"""Sampling responses with transformers' `generate`, such that what is drawn follows from the seed alone.
+
+The tokens are drawn here, in a logits processor, from numbers that each response has for itself: so a response does not
+depend on what else is in its batch (but for the last digits of its logits, which may), nor does sampling touch the
+global random generators. There too, before anything is done to the logits, the probability of each token is read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ts2_lightning.generation.logits_processors import EntmaxLogitsProcessor, SparsemaxLogitsProcessor
+from ts2_lightning.ops import widest_float
+from ts2_lightning.types import UserError
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+"""Text, which is continued; messages, which the tokenizer's chat template renders; or ids."""
+
+_UNIT = 2**53
+"""Probabilities are drawn from as multiples of 1 / _UNIT: sums of whole numbers are exact, in any order."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What becomes of the logits z before a token is drawn, in this order.
+
+    Attributes:
+        projection: the distribution: `softmax`, `sparsemax` or `entmax` of c z.
+        alpha: of entmax, above 1 and at most 2.
+        logit_scale: c of sparsemax and entmax; 1 / T for a temperature T before the projection.
+        temperature: T of p^(1 / T), renormalised; after the projection. 0 takes the most probable token.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the fewest tokens whose probabilities reach this sum; 1 keeps all.
+
+    Raises:
+        UserError: a setting out of its range.
+
+    Example:
+        >>> Decoder("sparsemax")(torch.tensor([[1.0, 1.0, -3.0]])).softmax(-1).tolist()
+        [[0.5, 0.5, 0.0]]
+    """
+
+    projection: Literal["softmax", "sparsemax", "entmax"] = "softmax"
+    alpha: float = 1.5
+    logit_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.projection not in ("softmax", "sparsemax", "entmax"):
+            raise UserError(f"Decoder(projection) must be softmax, sparsemax or entmax, got {self.projection!r}")
+        if self.projection == "softmax" and self.logit_scale != 1:
+            raise UserError(
+                f"Decoder(logit_scale) is for sparsemax and entmax, got {self.logit_scale} with softmax; set the "
+                "temperature"
+            )
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"Decoder(temperature) must be a finite number of at least 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"Decoder(top_k) must not be negative, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"Decoder(top_p) must be above 0 and at most 1, got {self.top_p}")
+        list(self._processors())  # they check the rest
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits [B, K] whose softmax is what is drawn from, of logits [B, K]. With temperature 0 take the largest."""
+        nothing = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)  # no processor reads the ids
+        for process in self._processors():
+            logits = process(nothing, logits)
+        return logits
+
+    def _processors(self) -> Iterator[LogitsProcessor]:
+        if self.projection == "sparsemax":
+            yield SparsemaxLogitsProcessor(self.logit_scale)
+        elif self.projection == "entmax":
+            yield EntmaxLogitsProcessor(self.alpha, self.logit_scale)
+        if self.temperature not in (0, 1):
+            yield TemperatureLogitsWarper(float(self.temperature))
+        if self.top_k:
+            yield TopKLogitsWarper(self.top_k)
+        if self.top_p < 1:
+            yield TopPLogitsWarper(self.top_p)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response.
+
+    Attributes:
+        text: without special tokens.
+        ids: of its tokens, with the one that ended it, if one did.
+        log_probabilities: of each token under the softmax of the model's own logits, in nats: before temperature,
+            truncation and projection.
+    """
+
+    text: str
+    ids: list[int]
+    log_probabilities: list[float]
+
+    @property
+    def mean_probability(self) -> float:
+        """Mean probability of its tokens, of which TS2's figure 5 has the histogram."""
+        return float(np.exp(self.log_probabilities).mean())
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    n: int = 1,
+    decoder: Decoder = Decoder(),
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    eos_ids: Sequence[int] | None = None,
+    batch_size: int = 32,
+    synced: bool = False,
+) -> list[list[Sample]]:
+    """Samples responses.
+
+    The model's own generation settings (repetition penalties and the like) do not apply: the decoder says all.
+
+    Args:
+        model: a causal language model; it is left in the mode in which it came.
+        tokenizer: its tokenizer.
+        prompts: each text, messages or ids.
+        n: samples of each prompt.
+        decoder: how tokens are drawn.
+        max_new_tokens: of a response, at most.
+        seed: response j of prompt i is drawn from numbers that follow from (seed, i, j).
+        eos_ids: tokens that end a response. Default: those of the model's generation settings, else the tokenizer's.
+        batch_size: responses at a time.
+        synced: the weights are sharded: all ranks call, with equally many responses, and go on until all are done.
+
+    Returns:
+        For each prompt its n samples.
+
+    Raises:
+        UserError: a number out of its range, or a prompt without a token.
+    """
+    for name, value in {"n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
+        if value < 1:
+            raise UserError(f"sample({name}) must be at least 1, got {value}")
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    if empty := [number for number, prompt in enumerate(ids) if not prompt]:
+        raise UserError(f"sample(prompts): prompt {empty[0]} has no token")
+    ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
+    jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
+    found: dict[tuple[int, int], Sample] = {}
+    with _generating(model, max_new_tokens, ends, tokenizer.pad_token_id):
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            uniforms = np.stack([np.random.default_rng((seed, *job)).random(max_new_tokens) for job in batch])
+            draws = _Draw(decoder, torch.from_numpy(uniforms).to(model.device, widest_float(model.device)))
+            answers = _sample_batch(model, [ids[i] for i, _ in batch], draws, ends, synced)
+            for job, (tokens, log_probabilities) in zip(batch, answers, strict=True):
+                found[job] = Sample(_text(tokenizer, tokens), tokens, log_probabilities)
+    return [[found[i, j] for j in range(n)] for i in range(len(ids))]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """The ids of a prompt: of text with the tokenizer's special tokens, of messages up to where an answer begins."""
+    known: Any = tokenizer  # whose own signatures say less than it does
+    if isinstance(prompt, str):
+        return list(known(prompt)["input_ids"])
+    if prompt and isinstance(prompt[0], Mapping):
+        return list(known.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+    return list(prompt)  # type: ignore[arg-type]
+
+
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a response, as the model's generation settings name them, or else its tokenizer."""
+    known = getattr(model.generation_config, "eos_token_id", None)
+    known = tokenizer.eos_token_id if known is None else known
+    return [] if known is None else [known] if isinstance(known, int) else list(known)
+
+
+class _Draw(LogitsProcessor):
+    """Draws the next token of every row, leaves `generate` no choice, and keeps its log-probability.
+
+    Args:
+        decoder: makes of logits what is drawn from.
+        uniforms: [B, T] numbers from 0 to 1, below 1: one for each token of each row.
+    """
+
+    def __init__(self, decoder: Decoder, uniforms: Tensor) -> None:
+        self._decoder = decoder
+        self._uniforms = uniforms
+        self.log_probabilities: list[Tensor] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, K], minus infinity but for the token that was drawn."""
+        column = self._uniforms[:, len(self.log_probabilities)]
+        shaped = self._decoder(scores)
+        chosen = draw(shaped, column)[:, None] if self._decoder.temperature else shaped.argmax(-1, keepdim=True)
+        self.log_probabilities.append(scores.log_softmax(-1).gather(-1, chosen)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """One token of each row of softmax(z), by inversion: the first whose cumulated probability exceeds the number.
+
+    Args:
+        logits: [B, K].
+        uniforms: [B] from 0, below 1, in float64 where the device has it.
+
+    Returns:
+        [B] int64. A token of probability zero never comes.
+
+    Example:
+        >>> draw(torch.tensor([[0.5, 0.25, 0.25]]).log().expand(3, 3), torch.tensor([0.0, 0.6, 0.99])).tolist()
+        [0, 1, 2]
+    """
+    shares = (logits.softmax(-1).to(uniforms.dtype) * _UNIT).long()
+    sums = shares.cumsum(-1)
+    wanted = torch.minimum((uniforms * sums[:, -1]).long(), sums[:, -1] - 1)
+    return torch.searchsorted(sums, wanted[:, None], right=True)[:, 0]
+
+
+@contextmanager
+def _generating(model: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pad_id: int | None) -> Iterator[None]:
+    """Puts the model into evaluation, with nothing in its generation settings but what is wanted here."""
+    settings, training = model.generation_config, model.training
+    pad = pad_id if pad_id is not None else eos_ids[0] if eos_ids else 0
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=eos_ids or None, pad_token_id=pad
+    )
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = settings
+        model.train(training)
+
+
+def _sample_batch(
+    model: PreTrainedModel, prompts: list[list[int]], draws: _Draw, eos_ids: list[int], synced: bool
+) -> list[tuple[list[int], list[float]]]:
+    """Ids and log-probabilities of one response to each prompt. Prompts are padded on the left."""
+    width = max(map(len, prompts))
+    pad: int = model.generation_config.pad_token_id
+    rows = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    answers: Any = model.generate(  # type: ignore[operator]
+        inputs=rows, attention_mask=mask, logits_processor=LogitsProcessorList([draws]), synced_gpus=synced
+    )
+    tokens = answers[:, width:].tolist()
+    log_probabilities = torch.stack(draws.log_probabilities, dim=1).tolist()
+    lengths = [_length(ids, eos_ids) for ids in tokens]
+    return [(ids[:k], of_ids[:k]) for ids, of_ids, k in zip(tokens, log_probabilities, lengths, strict=True)]
+
+
+def _length(ids: list[int], eos_ids: list[int]) -> int:
+    """Tokens up to the first that ends the response."""
+    return next((place + 1 for place, number in enumerate(ids) if number in eos_ids), len(ids))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
