@@ -21,11 +21,10 @@ PLACES = {
     "engine": "model.engine",
     "optimizer": "model.optimizer",
     "schedule": "model.schedule",
-    "strategy": "trainer.strategy",
-    "callback": "trainer.callbacks",
 }
 COMPOSED = {"experiment"}
-OVERLAYS = {"baseline"}  # a second file after an experiment
+# Further files after an experiment.
+OVERLAYS = {"baseline", "model/adapter", "strategy", "strategy/rehearsal", "cluster", "callback", "logger"}
 NOT_OF_FIT = {"grid"}  # read by another command
 
 
@@ -44,6 +43,11 @@ def name(path: Path) -> str:
     return str(path.relative_to(CONFIGS))
 
 
+def room(path: Path) -> str:
+    """The directory of a file, below `configs`."""
+    return str(path.parent.relative_to(CONFIGS))
+
+
 def nested(place: str, value: Any) -> dict[str, Any]:
     for part in reversed(place.split(".")):
         value = {part: value}
@@ -51,29 +55,40 @@ def nested(place: str, value: Any) -> dict[str, Any]:
 
 
 def test_there_are_configs() -> None:
-    rooms = {path.parent.name for path in FILES}
-    assert {"model", "data", "loss", "engine", "experiment", "baseline"} <= rooms
+    rooms = {room(path) for path in FILES}
+    assert {"model", "data", "loss", "engine", "experiment", "baseline", "strategy", "cluster"} <= rooms
     assert rooms <= PLACES.keys() | COMPOSED | OVERLAYS | NOT_OF_FIT, "say in PLACES where the new fragments belong"
     assert not list(CONFIGS.rglob("*.yml"))
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name not in OVERLAYS | NOT_OF_FIT], ids=name)
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) not in OVERLAYS | NOT_OF_FIT], ids=name)
 def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
     """By the command line's own parser, which refuses names and values that do not exist."""
     own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    place = PLACES.get(path.parent.name)
+    place = PLACES.get(room(path))
     config = path
     if place:
         config = Path("composed.yaml")
         config.write_text(yaml.safe_dump(nested(place, str(path))))
-    model = () if place == "model.lm" or path.parent.name in COMPOSED else ("--model.lm.path=toyworld",)
+    model = () if place == "model.lm" or room(path) in COMPOSED else ("--model.lm.path=toyworld",)
     answer = ts2("fit", "-c", str(config), *model, "--print_config")
     assert answer.status == 0, answer.err
     parsed = yaml.safe_load(answer.out)
     for part in place.split(".") if place else ():
         parsed = parsed[part]
-    if path.parent.name not in COMPOSED:
+    if room(path) not in COMPOSED:
         assert contains(parsed, own), f"{parsed} lacks something of {own}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in OVERLAYS], ids=name)
+def test_a_further_file_is_parsed_after_an_experiment(path: Path, ts2: CommandLine) -> None:
+    own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    answer = ts2("fit", "-c", str(EXPERIMENTS[0]), "-c", str(path), "--print_config")
+    assert answer.status == 0, answer.err
+    if room(path) == "callback":
+        own = {"trainer": {"callbacks": own["trainer"]["callbacks+"]}}
+    if room(path) not in ("baseline", "model/adapter"):  # which select fragments
+        assert contains(yaml.safe_load(answer.out), own)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name)

@@ -13,6 +13,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "types": set(),
     "suggestions": set(),
+    "checkpoint_files": set(),
+    "hardware": {"types", "suggestions"},
     "ops": {"types"},
     "losses": {"types", "ops"},
     "engines": {"types", "ops", "losses"},
@@ -21,13 +23,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"types", "ops"},
     "strategies": {"types"},
     "modules": {"types", "ops", "losses", "engines", "metrics", "strategies"},
-    "callbacks": {"types", "ops", "metrics", "generation"},
-    "evaluation": {"types", "ops", "metrics", "generation", "data.toyworld"},
+    "export": {"types", "modules", "checkpoint_files"},
+    "planning": {"types", "suggestions", "hardware", "ops", "losses", "engines", "modules", "strategies"},
+    "callbacks": {"types", "hardware", "ops", "metrics", "generation", "export", "checkpoint_files"},
+    "evaluation": {"types", "ops", "metrics", "generation", "engines", "modules", "data.toyworld"},
     "experiments": {
         "types", "ops", "losses", "engines", "modules", "data", "callbacks", "metrics", "generation", "evaluation",
-        "strategies", "suggestions", "cli.run_directory",
+        "strategies", "suggestions", "export", "cli.run_directory",
     },
-    "cli": {"types", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments"},
+    "cli": {
+        "types", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments", "export",
+        "checkpoint_files", "planning", "evaluation", "generation",
+    },
 }  # fmt: skip
 
 # Inside a function, or by name through importlib: where what is below starts what is above.
@@ -39,9 +46,9 @@ MAY_USE: dict[str, set[str]] = {
     "ops": {"torch"},
     "losses": {"torch"},
     "engines": {"torch"},
-    "metrics": {"torch", "torchmetrics"},
+    "metrics": {"torch", "torchmetrics", "sacrebleu", "sentence_transformers"},
 }
-STANDARD = {"abc", "collections", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
+STANDARD = {"abc", "collections", "contextlib", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
 
 Import = tuple[str, int, bool]
 """Dotted name, line, and whether it runs when the module is imported."""

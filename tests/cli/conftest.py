@@ -38,7 +38,7 @@ def ts2(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
     """Runs a command in this process, with the stand-ins."""
     monkeypatch.setattr(lightning_cli, "classes", lambda: (standins.StandInModule, standins.StandInData))
     monkeypatch.setattr(lightning_cli, "_default_callbacks", standins.default_callbacks)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
 
     def run(*argv: str) -> Answer:
         capfd.readouterr()
@@ -47,7 +47,8 @@ def ts2(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
         return Answer(status, out, err)
 
     yield run
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C after the first one
+    for number, handler in handlers.items():  # a run that was stopped hears no more signals
+        signal.signal(number, handler)
 
 
 @pytest.fixture

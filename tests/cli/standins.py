@@ -1,6 +1,7 @@
 """A module and a datamodule with the signatures of the real ones; they train in milliseconds."""
 
 import os
+import signal
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,17 @@ class Interrupting(Callback):
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.current_epoch == 1:
             raise KeyboardInterrupt
+
+
+class Warned(Callback):
+    """Gets SLURM's warning in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGUSR1)
 
 
 class Failing(Callback):

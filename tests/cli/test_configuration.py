@@ -1,5 +1,6 @@
 """Stacked files, interpolation, overrides, classes by name, and printing what came of it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,35 @@ def test_the_embedded_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in ("toyworld/model", "meta-llama/Llama-3.1-8B", "./toyworlds", "hf://toyworld"):
         assert resolve_model(path) == path
     assert asked == [0, 3]
+
+
+def test_what_is_wrong_is_told_before_the_base_model_is_made(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lightning_cli, "resolve_model", lambda path: pytest.fail("it would take minutes"))
+    assert main(["fit", "--model.lm.path=toyworld", "--data.train=x.jsonl", "--model.loss.alpha=-1"]) == 2
+    assert "alpha must be a number of at least 0, got -1.0" in capfd.readouterr().err
+
+
+def test_the_seed_survives_what_is_seeded_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
+    with lightning_cli.seeds_kept():
+        os.environ |= {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "0"}
+    assert os.environ["PL_GLOBAL_SEED"] == "3"
+    assert "PL_SEED_WORKERS" not in os.environ
+
+
+def test_ctrl_c_while_the_base_model_is_made(
+    monkeypatch: pytest.MonkeyPatch, here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(path: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lightning_cli, "resolve_model", interrupted)
+    assert main(["fit", "--model.lm.path=toyworld", "--data.train=x.jsonl"]) == 130
+    assert capfd.readouterr().err == "interrupted before the run began\n"
+    assert not (here / "runs").exists()
 
 
 def test_the_real_module_and_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -113,11 +113,11 @@ def test_claims_of_different_launches_differ(monkeypatch: pytest.MonkeyPatch, he
     assert claim_file(here, COMMAND) is None
     be(monkeypatch, **TORCHRUN)
     claims = {claim_file(here, COMMAND), claim_file(here, [*COMMAND, "--seed_everything", "1"])}
-    for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID"):
+    for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID"):
         with monkeypatch.context() as changed:
             changed.setenv(name, "7")
             claims.add(claim_file(here, COMMAND))
-    assert len(claims) == 7
+    assert len(claims) == 6
 
 
 def test_a_rank_that_waits_in_vain_says_so(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -149,6 +149,27 @@ def test_a_requeued_job_finds_its_directory(monkeypatch: pytest.MonkeyPatch, her
     assert chooser.before == [Destination("a")]
     be(monkeypatch, SLURM_PROCID="1")
     assert agree(here / "runs", COMMAND, never).directory == "a"
+
+
+def test_ranks_that_torchrun_starts_again_find_their_directory(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    be(monkeypatch, **TORCHRUN, TORCHELASTIC_MAX_RESTARTS="3", RANK="0")
+    assert agree(here / "runs", COMMAND, choose("a")).directory == "a"
+    release(here / "runs", COMMAND, finished=False)
+    be(monkeypatch, TORCHELASTIC_RESTART_COUNT="1")
+    chooser = choose("b")
+    assert agree(here / "runs", COMMAND, chooser).directory == "a"
+    release(here / "runs", COMMAND, finished=True)
+    assert not (here / "runs" / ".claims").exists()
+
+
+def test_a_rank_with_another_command_says_so_at_once(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    be(monkeypatch, **TORCHRUN, RANK="0")
+    agree(here / "runs", COMMAND, choose("a"))
+    be(monkeypatch, RANK="1")
+    monkeypatch.delenv(launch.VARIABLE)
+    for command, had, has in ((["fit", "-c", "b.yaml"], "a.yaml", "b.yaml"), (["fit", "-c"], "a.yaml", None)):
+        with pytest.raises(UserError, match=rf"it has {has!r} where rank 0 has {had!r}"):
+            agree(here / "runs", command, never)
 
 
 def test_a_second_fit_of_the_same_job_takes_its_own(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:

@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
-from ts2_lightning.cli.loggers import RunCSVLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 
 
 def rows(directory: Path) -> list[dict[str, str]]:
@@ -12,7 +14,7 @@ def rows(directory: Path) -> list[dict[str, str]]:
 
 
 def logger(directory: Path) -> RunCSVLogger:
-    return RunCSVLogger(str(directory), name="csv", version="", flush_logs_every_n_steps=1)
+    return RunCSVLogger(str(directory), name="csv", version="")
 
 
 def test_what_is_logged_at_one_step_is_one_row(tmp_path: Path) -> None:
@@ -43,3 +45,70 @@ def test_a_resumed_run_adds_rows_and_columns(tmp_path: Path) -> None:
     second.log_metrics({"a": 2, "b": 3}, step=2)
     second.finalize("success")
     assert rows(tmp_path) == [{"a": "1", "b": "", "step": "1"}, {"a": "2", "b": "3", "step": "2"}]
+
+
+def test_saving_writes_the_newest_step_too_and_it_can_still_grow(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    log.log_metrics({"a": 1}, step=1)
+    log.log_metrics({"a": 2}, step=2)
+    log.save()
+    assert [row["a"] for row in rows(tmp_path)] == ["1", "2"]
+    log.log_metrics({"val": 7.0}, step=2)
+    log.save()
+    log.save()
+    assert rows(tmp_path) == [{"a": "1", "step": "1", "val": ""}, {"a": "2", "step": "2", "val": "7.0"}]
+    log.log_metrics({"a": 3}, step=3)
+    log.finalize("success")
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3"]
+
+
+def test_a_run_that_goes_back_has_each_step_once(tmp_path: Path) -> None:
+    first = logger(tmp_path)
+    for step in range(1, 6):
+        first.log_metrics({"a": step}, step=step)
+    first.save()
+    with (tmp_path / "csv" / "metrics.csv").open("a") as stream:
+        stream.write("6,")  # and killed
+    second = logger(tmp_path)
+    second.rewind(3)
+    second.log_metrics({"val": 0.5}, step=3)  # of the validation that was cut off
+    for step in (4, 5):
+        second.log_metrics({"a": 10 * step}, step=step)
+    second.finalize("success")
+    assert [(row["step"], row["a"], row["val"]) for row in rows(tmp_path)] == [
+        ("1", "1", ""), ("2", "2", ""), ("3", "3", "0.5"), ("4", "40", ""), ("5", "50", ""),
+    ]  # fmt: skip
+
+
+def test_going_back_before_anything_was_logged(tmp_path: Path) -> None:
+    log = logger(tmp_path)
+    log.rewind(0)
+    log.log_metrics({"a": 1}, step=1)
+    log.finalize("success")
+    again = logger(tmp_path)
+    again.rewind(0)
+    again.log_metrics({"a": 2}, step=1)
+    again.finalize("success")
+    assert [row["a"] for row in rows(tmp_path)] == ["2"]
+
+
+def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
+    first = RunTensorBoardLogger(str(tmp_path), name="tensorboard", version="")
+    for step in range(1, 6):
+        first.log_metrics({"a": step}, step=step)
+    first.save()
+    second = RunTensorBoardLogger(str(tmp_path), name="tensorboard", version="")
+    second.rewind(3)
+    for step in (4, 5, 6):
+        second.log_metrics({"a": 10 * step}, step=step)
+    second.finalize("success")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("a")] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 40),
+        (5, 50),
+        (6, 60),
+    ]

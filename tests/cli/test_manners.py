@@ -6,6 +6,8 @@ import pytest
 
 from tests.cli.conftest import Run
 from ts2_lightning.cli import main
+from ts2_lightning.cli.guard import guarded
+from ts2_lightning.types import SharedError, UserError
 
 COMMAND_LINE = {
     "fitt": "no command 'fitt'; did you mean fit?",
@@ -146,6 +148,26 @@ def test_a_users_error_in_training_takes_one_line(fit: Run, here: Path) -> None:
     assert answer.err.strip().splitlines()[-1] == "error: step went wrong"
     assert "Traceback" not in answer.err
     assert (here / "runs/run/1/checkpoints/last.ckpt").is_file(), "a run that began is kept"
+
+
+@pytest.mark.parametrize(
+    ("error", "rank", "told"),
+    [
+        (UserError, "0", "error: no\n"),
+        (UserError, "1", "[rank 1] error: no\n"),
+        (SharedError, "0", "error: no\n"),
+        (SharedError, "1", ""),
+    ],
+)
+def test_what_all_ranks_have_to_tell_is_told_once(
+    error: type[UserError], rank: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error("no")
+
+    monkeypatch.setenv("RANK", rank)
+    assert guarded(fail) == 2
+    assert capsys.readouterr().err == told
 
 
 def test_a_bug_keeps_its_traceback(fit: Run) -> None:

@@ -105,8 +105,9 @@ def test_of_two_of_the_same_age_last_is_taken(tmp_path: Path) -> None:
 def test_sharded_checkpoints_count_when_their_last_file_is_there(tmp_path: Path) -> None:
     shards = tmp_path / "a/1/checkpoints/last.ckpt"
     shards.mkdir(parents=True)
-    (shards / ".metadata").write_text("x")
-    assert run_directory.newest_checkpoint(tmp_path / "a/1") is None
+    for name in (".metadata", "__0_0.distcp"):
+        (shards / name).write_text("x")
+        assert run_directory.newest_checkpoint(tmp_path / "a/1") is None
     (shards / "meta.pt").write_text("x")
     assert run_directory.newest_checkpoint(tmp_path / "a/1") == shards
 

@@ -55,7 +55,7 @@ class CommandLine:
 @contextmanager
 def empty_working_directory(directory: Path, cache: Path) -> Iterator[None]:
     """A working directory outside of any cluster, with a cache of its own."""
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         for name in list(os.environ):
@@ -63,7 +63,8 @@ def empty_working_directory(directory: Path, cache: Path) -> Iterator[None]:
                 patch.delenv(name)
         patch.setenv("TS2_CACHE_DIR", str(cache))
         yield
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores Ctrl-C after the first one
+    for number, handler in handlers.items():  # a run that was stopped hears no more signals
+        signal.signal(number, handler)
 
 
 def make_blank(directory: Path) -> Path:

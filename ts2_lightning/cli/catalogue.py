@@ -8,7 +8,6 @@ A formula has one home, the docstring of its class. What the catalogue reads the
 - the arguments: the section `Args:`. Their defaults come from the constructor's signature.
 """
 
-import argparse
 import inspect
 import json
 import re
@@ -16,11 +15,11 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
 
 import ts2_lightning.losses
 from ts2_lightning.cli import program
-from ts2_lightning.cli.guard import CommandLineError
+from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import page_width, put
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.suggestions import did_you_mean
@@ -308,17 +307,9 @@ def _command_lines(command: str, width: int) -> str:
     return " \\\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise CommandLineError(f"losses: {message}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python cli.py losses",
-        description="List the objectives: name, formula, defaults, paper. With a NAME, say all about one.",
+def _parser() -> OptionParser:
+    parser = OptionParser(
+        "losses", "List the objectives: name, formula, defaults, paper. With a NAME, say all about one."
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="TS2Loss, or the import path of your own: mine.Focal")
     parser.add_argument("--json", action="store_true", help="print a list that a program can read")

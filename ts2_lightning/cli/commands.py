@@ -38,5 +38,8 @@ COMMANDS: dict[str, Command] = {
     "test": Command(_TRAINER, "the same on the test rows", named=True),
     "predict": Command(_TRAINER, "per-token statistics of given rows", named=True),
     "data": Command("ts2_lightning.cli.inspect_data:run", "the rows of a configuration: statistics, cost, samples"),
+    "plan": Command("ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone"),
+    "export": Command("ts2_lightning.cli.export:run", "a checkpoint as a directory that transformers and vLLM load"),
+    "probe": Command("ts2_lightning.cli.probe:run", "what trained models think, side by side, in numbers and pictures"),
     "losses": Command("ts2_lightning.cli.catalogue:run", "the objectives: formula, defaults and paper of each"),
 }
