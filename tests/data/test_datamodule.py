@@ -1,4 +1,6 @@
 import hashlib
+import multiprocessing
+import signal
 from pathlib import Path
 
 import pyarrow
@@ -148,6 +150,23 @@ def test_the_trainer_accumulates_as_the_plan_says(tokens: str) -> None:
     assert trainer.global_step == 2 * data.steps_per_epoch == 6
     with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches is 3, but follows from"):
         quiet_trainer(accumulate_grad_batches=3).fit(Reader(), SFTData(tokens, format="tokens", batch_size=4))
+
+
+def test_workers_outlive_the_sigterm_that_their_job_is_sent(tokens: str) -> None:
+    """The run ends at the end of its step, for which it needs them."""
+    data = SFTData(tokens, format="tokens", batch_size=4, micro_batch_size=1, num_workers=2)
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    next(batches)
+    processes = multiprocessing.active_children()
+    assert len(processes) == 2
+    for process in processes:
+        process.terminate()
+    assert sum(int((batch["row_index"] >= 0).sum()) for batch in batches) == len(data.rows("train")) - 1
+    for process in processes:
+        process.terminate()
+        process.join(timeout=60)
+        assert process.exitcode == -signal.SIGTERM
 
 
 def test_limits(tokens: str) -> None:

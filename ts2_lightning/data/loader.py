@@ -1,6 +1,9 @@
 """Loaders that follow a plan; that of training starts at the step that the trainer stands at."""
 
+import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -42,6 +45,23 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def outlive_one_sigterm(worker: int) -> None:
+    """Has a worker process outlive its first SIGTERM by a minute.
+
+    Whoever ends a job sends one to all of its processes. The run then saves and stops at the end of its step, for which
+    it may need its workers; they end with it.
+
+    Args:
+        worker: its number.
+    """
+
+    def end_later(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(60)
+
+    signal.signal(signal.SIGTERM, end_later)
+
+
 class BatchLoader:
     """Yields the batches of a plan.
 
@@ -72,6 +92,7 @@ class BatchLoader:
             batch_size=None,
             collate_fn=_identity,
             num_workers=num_workers,
+            worker_init_fn=outlive_one_sigterm,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -128,7 +149,9 @@ class TrainLoader(BatchLoader):
         self._shape, self._rank, self._seed, self._trainer = shape, rank, seed, trainer
         self._lengths, self._supervised, self._times = rows.lengths, rows.supervised, times
         length = steps_per_epoch(rows_per_epoch(len(rows), times), shape.batch_size) * shape.accumulation
-        super().__init__(rows, self._plan, length, pad_id, num_workers, capacity)
+        # A loader in a cycle of references is collected in no order, and then waits five seconds for each worker.
+        itself = weakref.ref(self)
+        super().__init__(rows, lambda: itself()._plan(), length, pad_id, num_workers, capacity)  # type: ignore[union-attr]
 
     @property
     def steps_per_epoch(self) -> int:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoding import Counts, EncodedRows, encode_rows
+from ts2_lightning.data.loader import outlive_one_sigterm
 from ts2_lightning.data.plan import Shape, split_step
 from ts2_lightning.data.reading import Encoder, Totals, warn_of, why_empty
 from ts2_lightning.data.rejects import Reject, Rejects
@@ -350,6 +351,7 @@ class StreamLoader:
             batch_size=None,
             collate_fn=_identity,
             num_workers=self._num_workers,
+            worker_init_fn=outlive_one_sigterm,
             generator=seeds,
         )
         self._iterator = iter(loader)
