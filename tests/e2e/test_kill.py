@@ -16,11 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.e2e.command_line import QUICKSTART, ROOT, column, empty_working_directory
 
-STEPS = 30  # three epochs of ten, with a validation in the middle and at the end of each
+STEPS = 36  # three epochs of twelve, with a validation in the middle and at the end of each
 MEASURED = {"train/supervised_tokens_per_second", "train/peak_memory_gb"}  # what is not the same twice
 OPTIONS = (
     *("--model.lm.init=random", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3"),
-    *("--data.limit_train=40", "--data.limit_validation=6", "--data.batch_size=4", "--data.micro_batch_size=1"),
+    *("--data.limit_train=48", "--data.limit_validation=6", "--data.batch_size=4", "--data.micro_batch_size=1"),
     *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps=1"),
 )
 
@@ -100,7 +100,7 @@ def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path) -> 
     draw = random.Random(0)
     events = [{"at": "event", "number": draw.randint(5, 30)} for _ in range(12)]
     writes = [{"at": "write", "number": draw.randint(1, 3)} for _ in range(5)]
-    times = [{"at": "time", "part": draw.uniform(0.2, 0.6)} for _ in range(5)]
+    times = [{"at": "time", "part": draw.uniform(0.1, 0.3)} for _ in range(5)]
     kills = [{"at": "event", "number": 60}, *draw.sample([*events, *writes, *times], 22)]
     with empty_working_directory(tmp_path, cache):
         resume = command(dropping, "broken", "--ckpt_path=last")
@@ -111,7 +111,7 @@ def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path) -> 
         statuses = [status for (status,) in play(starts, timeout=500)]
         assert {*statuses} == {0, -signal.SIGKILL}, printed()
         assert (statuses[0], statuses[-1]) == (0, 0), printed()
-        assert statuses.count(-signal.SIGKILL) >= 20, "the last of them may come when the training is over"
+        assert statuses.count(-signal.SIGKILL) >= 20, f"the last may come when the training is over: {statuses}"
         assert_same_metrics("broken", "unbroken")
         found, wanted = last("broken"), last("unbroken")
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
