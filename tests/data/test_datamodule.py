@@ -1,6 +1,5 @@
 import hashlib
 import multiprocessing
-import signal
 from pathlib import Path
 
 import pyarrow
@@ -164,10 +163,7 @@ def test_workers_outlive_the_sigterm_that_their_job_is_sent(tokens: str) -> None
     for process in processes:
         process.terminate()
     assert sum(int((batch["row_index"] >= 0).sum()) for batch in (*seen, *batches)) == len(data.rows("train"))
-    for process in processes:
-        process.terminate()
-        process.join(timeout=60)
-        assert process.exitcode == -signal.SIGTERM
+    assert all(process.is_alive() for process in processes)
 
 
 def test_limits(tokens: str) -> None:
