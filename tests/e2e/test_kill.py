@@ -16,11 +16,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.e2e.command_line import QUICKSTART, ROOT, column, empty_working_directory
 
+ROWS = "--data.limit_train=48"
 STEPS = 36  # three epochs of twelve, with a validation in the middle and at the end of each
 MEASURED = {"train/supervised_tokens_per_second", "train/peak_memory_gb"}  # what is not the same twice
 OPTIONS = (
     *("--model.lm.init=random", "--trainer.enable_progress_bar=false", "--trainer.max_epochs=3"),
-    *("--data.limit_train=48", "--data.limit_validation=6", "--data.batch_size=4", "--data.micro_batch_size=1"),
+    *("--data.limit_train=40", "--data.limit_validation=6", "--data.batch_size=4", "--data.micro_batch_size=1"),
     *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps=1"),
 )
 
@@ -103,8 +104,9 @@ def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path) -> 
     times = [{"at": "time", "part": draw.uniform(0.1, 0.3)} for _ in range(5)]
     kills = [{"at": "event", "number": 60}, *draw.sample([*events, *writes, *times], 22)]
     with empty_working_directory(tmp_path, cache):
-        resume = command(dropping, "broken", "--ckpt_path=last")
-        starts: list[dict[str, Any]] = [{"argv": command(dropping, "unbroken")}, {"argv": command(dropping, "broken")}]
+        begin = [command(dropping, name, ROWS) for name in ("unbroken", "broken")]
+        resume = command(dropping, "broken", ROWS, "--ckpt_path=last")
+        starts: list[dict[str, Any]] = [{"argv": argv} for argv in begin]
         starts += [{"argv": resume} for _ in kills]
         for begun, kill in zip(starts[1:], kills, strict=False):
             begun["trouble"] = kill
