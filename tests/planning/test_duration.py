@@ -67,6 +67,18 @@ def test_what_is_sent(path: str) -> None:
     assert sum(communication(weights, Layout("ddp", "", n), found, BATCH)) == 2 * whole * 3 / 4
 
 
+def test_fsdp2_gathers_linear_layers_in_bfloat16_where_autocast_rounds_them_anyway(path: str) -> None:
+    def sent(layout: Layout) -> float:
+        found = measure(LanguageModelConfig(path), layout, BATCH, modes=(False,))
+        return communication(list(found.weights), layout, found, BATCH).overlapped
+
+    named = LlamaForCausalLM(CONFIG).named_parameters()
+    linear = sum(p.numel() for name, p in named if "_proj" in name)
+    plain = sent(Layout("fsdp2", "", 4))
+    mixed = sent(Layout("fsdp2", "", 4, autocast=torch.bfloat16))
+    assert plain - mixed == 3 / 4 * 2 * 2 * linear  # two bytes of each are spared, in the forward and the backward pass
+
+
 def test_a_step(path: str) -> None:
     """One GPU sends nothing; more micro-batches take longer; slow links are waited for."""
     gpu = find_gpu("h200")

@@ -108,8 +108,7 @@ def communication(weights: list[Weight], layout: Layout, sizes: Sizes, batch: Mi
     n = layout.data_parallel
     ring = (n - 1) / n
     gradients = float(sum(w.elements * w.itemsize for w in weights if w.trained))
-    gather = layout.gathered.itemsize if layout.gathered else None
-    all_weights = float(sum(w.elements * (gather or w.itemsize) for w in weights))
+    all_weights = float(sum(w.elements * w.gathered for w in weights))
     tensor = 0.0
     if (t := layout.tensor_parallel) > 1:
         activations = batch.tokens * sizes.head.width * (layout.autocast or layout.dtype or _FLOAT32).itemsize

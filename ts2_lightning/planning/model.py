@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.language_model import build_language_model
-from ts2_lightning.modules.sharding import decoder_layers
+from ts2_lightning.modules.sharding import decoder_layers, linear_parts
 from ts2_lightning.planning.counting import FUSED, Activations, MicroBatch, count_activations
 from ts2_lightning.planning.layout import Layout
 from ts2_lightning.types import UserError
@@ -30,6 +30,7 @@ class Weight(NamedTuple):
         layer: index of the decoder layer that it is in; -1 for the embeddings, the head and the last norm.
         linear: whether it is the matrix of a product with every token, which embeddings are not.
         quantized: held in 4 bits.
+        gathered: bytes of an element, as a strategy that shards weights gathers it.
     """
 
     shape: tuple[int, ...]
@@ -38,6 +39,7 @@ class Weight(NamedTuple):
     layer: int
     linear: bool = False
     quantized: bool = False
+    gathered: int = 4
 
     @property
     def elements(self) -> int:
@@ -120,8 +122,9 @@ def measure(
     quantized = _quantized(model) if config.quantization else set()
     batch = replace(batch, masked=config.attn_implementation != "flash_attention_2")
     sizes = _sizes(model, config, layout, batch, quantized)
+    dtypes = _gathered(model, layout)
     with FakeTensorMode():
-        _recast(model, lambda p: torch.bfloat16 if p in quantized else layout.gathered or layout.dtype or p.dtype)
+        _recast(model, lambda p: torch.bfloat16 if p in quantized else dtypes[p])
         return replace(sizes, activations=_count(model, layout, batch, modes))
 
 
@@ -129,6 +132,15 @@ def _quantized(model: PreTrainedModel) -> set[Tensor]:
     """The matrices that are held in 4 bits: of the frozen linear layers, but for the head."""
     linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
     return {p for p in linear if not p.requires_grad} - {model.get_output_embeddings().weight}
+
+
+def _gathered(model: PreTrainedModel, layout: Layout) -> dict[Tensor, torch.dtype]:
+    """The dtype in which a GPU computes with each parameter: FSDP rounds all of them, FSDP2 those of linear layers."""
+    dtypes: dict[Tensor, torch.dtype] = {p: layout.gathered or layout.dtype or p.dtype for p in model.parameters()}
+    if layout.kind == "fsdp2" and layout.autocast == torch.bfloat16:
+        parts = (part for layer in decoder_layers(model) for part in linear_parts(layer))
+        dtypes |= {p: torch.bfloat16 for part in parts for p in part.parameters()}
+    return dtypes
 
 
 def _recast(model: nn.Module, dtype_of: Callable[[Tensor], torch.dtype]) -> None:
@@ -166,6 +178,7 @@ def _sizes(
     model: PreTrainedModel, config: LanguageModelConfig, layout: Layout, batch: MicroBatch, quantized: set[Tensor]
 ) -> Sizes:
     layers = decoder_layers(model)
+    dtypes = _gathered(model, layout)
     layer_of = {p: number for number, layer in enumerate(layers) for p in layer.parameters()}
     weights = tuple(
         Weight(
@@ -175,13 +188,14 @@ def _sizes(
             layer_of.get(p, -1),
             linear=p.dim() >= 2 and p in layer_of,
             quantized=p in quantized,
+            gathered=dtypes[p].itemsize,
         )
         for p in model.parameters()
     )
     text = model.config.get_text_config()
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     matrix = model.get_output_embeddings().weight
-    used = layout.gathered or layout.dtype or matrix.dtype
+    used = dtypes[matrix]
     return Sizes(
         architecture=type(model).__name__,
         weights=weights,

@@ -120,12 +120,11 @@ class Layers(State):
         While a layer is computed the next one is gathered, and split from a buffer into its parameters. In
         the backward pass as many gradients wait to be reduced, and the head's, which is outside, from the beginning.
         """
-        own = self.layout.gathered.itemsize if self.layout.gathered else None
-        layer = max((_bytes(layer, own) for layer in _layers(self.weights)), default=0)
-        trained = max((_bytes(layer, own) for layer in _layers(self.trained)), default=0)
+        layer = max(map(_gathered_bytes, _layers(self.weights)), default=0)
+        trained = max(map(_gathered_bytes, _layers(self.trained)), default=0)
         outside = [w for w in self.weights if w.layer < 0]
-        waiting = _bytes([w for w in outside if w.trained], own)
-        return _bytes(outside, own) + max(3 * (layer + trained) + waiting, 2 * waiting)
+        waiting = _gathered_bytes([w for w in outside if w.trained])
+        return _gathered_bytes(outside) + max(3 * (layer + trained) + waiting, 2 * waiting)
 
     def _share(self, weight: Weight, padded: bool = False) -> int:
         n, rows = self.layout.data_parallel, weight.shape[0]
@@ -282,5 +281,5 @@ def _layers(weights: Iterable[Weight]) -> list[list[Weight]]:
     return list(layers.values())
 
 
-def _bytes(weights: Iterable[Weight], itemsize: int | None) -> int:
-    return sum(w.elements * (itemsize or w.itemsize) for w in weights)
+def _gathered_bytes(weights: Iterable[Weight]) -> int:
+    return sum(w.elements * w.gathered for w in weights)
