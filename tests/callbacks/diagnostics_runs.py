@@ -25,6 +25,7 @@ from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConf
 
 TSPD = [TSPDSetting(2, 0.05, 0.5), TSPDSetting(4, 0.01, 0.9)]
 POSITIONS = (1, 2, 4)
+VALIDATION = ("validation", "train")  # two sets: another one, and the beginning of the training rows
 PROMPTS = ["name a fruit", "what is the weather"]
 
 
@@ -57,8 +58,8 @@ def run(
         schedule=ScheduleConfig("constant", warmup_ratio=0.0),
     )  # fmt: skip
     data = SFTData(
-        train=str(world / "train.jsonl"), validation=str(world / "validation.jsonl"), tokenizer=model, batch_size=16,
-        micro_batch_size=4, eval_batch_size=3, max_length=100,
+        train=str(world / "train.jsonl"), validation={name: str(world / f"{name}.jsonl") for name in VALIDATION},
+        tokenizer=model, batch_size=16, micro_batch_size=4, eval_batch_size=3, max_length=100, limit_validation=7,
     )  # fmt: skip
     trainer = Trainer(
         default_root_dir=str(directory), accelerator="cpu", devices=ranks, strategy=strategy, max_epochs=1,

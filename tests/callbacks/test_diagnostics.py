@@ -1,10 +1,13 @@
 """The diagnostics against plain formulas on whole logits, and under every strategy against one process."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.callbacks import diagnostics_runs
-from tests.callbacks.diagnostics_runs import PROMPTS, TSPD
+from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
 from tests.contract import steps
 from tests.metrics.plain import of_all
 from ts2_lightning.callbacks import Checkpoints, ReferenceDrift, SampleGenerations, Throughput
@@ -35,13 +38,15 @@ class Witness(Callback):
 
     def __init__(self) -> None:
         self.steps: dict[int, list[dict[str, Tensor]]] = {}
-        self.validation: list[dict[str, Tensor]] = []
+        self.validation: list[list[dict[str, Tensor]]] = [[] for _ in VALIDATION]
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         self.steps.setdefault(trainer.global_step + 1, []).append(read(module, batch))
 
-    def on_validation_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, *_: Any) -> None:
-        self.validation.append(read(module, batch))
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.validation[dataloader_idx].append(read(module, batch))
 
 
 @torch.no_grad()
@@ -118,13 +123,19 @@ def kinds(world: Path) -> dict[int, str]:
     }
 
 
-def check(logged: dict[str, float], prefix: str, wanted: dict[str, float]) -> None:
-    names = {f"{prefix}_{key}" if key.startswith("by_") else f"{prefix}/{key}": key for key in wanted}
+def check(logged: dict[str, float], stage: str, wanted: dict[str, float], of_set: str = "") -> None:
+    """Under `val/KEY`, `val_by_KIND/KEY/GROUP`; of a set under `val/SET/KEY`, `val_by_KIND/SET/KEY/GROUP`."""
+    names = {}
+    for key in wanted:
+        kind, _, rest = key.partition("/") if key.startswith("by_") else ("", "", key)
+        names["/".join(part for part in (f"{stage}_{kind}" if kind else stage, of_set, rest) if part)] = key
     assert names.keys() <= logged.keys()
     for name, key in names.items():
         assert logged[name] == pytest.approx(wanted[key], rel=2e-5, abs=1e-6), name
-    groups = {name for name in logged if name.startswith(f"{prefix}_by_") and "objective" not in name}
-    assert groups == {name for name in names if name.startswith(f"{prefix}_by_")}
+
+
+def groups_of(names: Iterable[str]) -> set[str]:
+    return {name for name in names if "_by_" in name and "objective" not in name}
 
 
 def test_the_monitor_is_exact(alone: tuple[Any, Any, Witness, Path], kinds: dict[int, str]) -> None:
@@ -132,8 +143,19 @@ def test_the_monitor_is_exact(alone: tuple[Any, Any, Witness, Path], kinds: dict
     _, memory, witness, _ = alone
     assert [len(witness.steps[step]) for step in (1, 2)] == [4, 4]  # the second step has three rows
     for step in (1, 2):
-        check(memory.steps[step], "train", by_hand(witness.steps[step], kinds))
-    check(memory.steps[2], "val", by_hand(witness.validation, kinds))
+        check(memory.steps[step], "train", wanted := by_hand(witness.steps[step], kinds))
+        groups = {f"train_{name}" for name in wanted if name.startswith("by_")}
+        assert {name for name in groups_of(memory.steps[step]) if name.startswith("train_")} == groups
+    check(memory.steps[2], "val", by_hand([*chain(*witness.validation)], kinds))
+    for name, batches in zip(VALIDATION, witness.validation, strict=True):
+        check(memory.steps[2], "val", by_hand(batches, kinds), name)
+        assert memory.steps[2][f"val/{name}/perplexity"] == pytest.approx(
+            math.exp(memory.steps[2][f"val/{name}/cross_entropy"])
+        )
+    logged = {name for name in memory.steps[2] if name.startswith("val")}
+    of_all = {name for name in logged if not any(f"/{of_set}/" in name for of_set in VALIDATION)}
+    for of_set in VALIDATION:
+        assert {name.replace(f"/{of_set}/", "/", 1) for name in logged if f"/{of_set}/" in name} == of_all
     assert {name for name in memory.steps[1] if "tspd" in name and "_by_" not in name} == {
         f"train/{setting.name}" for setting in TSPD
     }
@@ -142,10 +164,14 @@ def test_the_monitor_is_exact(alone: tuple[Any, Any, Witness, Path], kinds: dict
 def test_histograms_are_exact(alone: tuple[Any, Any, Witness, Path]) -> None:
     _, _, witness, directory = alone
     lines = [json.loads(line) for line in (directory / "histograms.jsonl").read_text().splitlines()]
-    for step in (1, 2):
+    written = {(step, "train"): witness.steps[step] for step in (1, 2)}
+    written[2, "val"] = [*chain(*witness.validation)]
+    written |= {(2, f"val/{name}"): rows for name, rows in zip(VALIDATION, witness.validation, strict=True)}
+    assert len(lines) == 2 * len(written)
+    for (step, prefix), batches in written.items():
         for name in ("support_size", "gold_rank"):
-            [line] = [x for x in lines if x["step"] == step and x["name"] == f"train/{name}"]
-            columns = [of_all(batch["logits"], batch["labels"])[name] for batch in witness.steps[step]]
+            [line] = [x for x in lines if x["step"] == step and x["name"] == f"{prefix}/{name}"]
+            columns = [of_all(batch["logits"], batch["labels"])[name] for batch in batches]
             expected = Counter(str(int(value)) for value in torch.cat(columns).tolist())
             assert line["counts"] == dict(expected)
 

@@ -52,6 +52,20 @@ def test_log_has_few_whole_lines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert len(lines) == len(bars) + 2
 
 
+def test_the_sets_of_a_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class InSets(Publisher):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            pass
+
+        def on_validation_epoch_end(self) -> None:
+            self.log_dict({"val/cross_entropy": 2.0, "val/b/cross_entropy": 1.0, "val/a/cross_entropy": 3.0})
+
+    rows = make_rows([1] * 4)
+    trainer = make_trainer(tmp_path, callbacks=[StepProgress()], enable_progress_bar=True)
+    trainer.fit(InSets(), loader(rows), {"b": loader(rows[:2]), "a": loader(rows[2:])})
+    assert "Step 4: validation cross-entropy 2.0000 (b 1.0000, a 3.0000)\n" in capsys.readouterr().out
+
+
 def test_resumed_run_goes_on_counting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, 2.5, steps=10, enable_checkpointing=True)
     capsys.readouterr()

@@ -220,6 +220,36 @@ def test_a_fraction_of_the_training_rows(data: Data) -> None:
     assert counts[1] < counts[0]
 
 
+def test_several_sets(data: Data) -> None:
+    """All of a split, or one of them; named on the command line, in a file, or both."""
+    write("zebra.jsonl", ROWS[:3])
+    write("ant.jsonl", ROWS[:2])
+    Path("sets.yaml").write_text("data:\n  validation:\n    zebra: zebra.jsonl\n    ant: none.jsonl\n")
+    for options in (
+        ("--data.validation.zebra", "zebra.jsonl", "--data.validation.ant=ant.jsonl"),
+        ("--data.validation", "{zebra: zebra.jsonl, ant: [ant.jsonl]}"),
+        ("-c", "sets.yaml", "--data.validation.ant", "ant.jsonl"),
+        ("--data.validation", "zebra.jsonl", "-c", "sets.yaml", "--data.validation.ant", "ant.jsonl"),
+    ):
+        status, out, err = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation")
+        assert status == 0, err
+        assert re.findall(r"^(\S+): (\d) rows read", out, re.MULTILINE) == [
+            ("Validation.zebra", "3"),
+            ("Validation.ant", "2"),
+        ]
+        status, alone, _ = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation.ant")
+        assert status == 0
+        assert out.endswith(alone)
+    status, _, err = data("-c", "sets.yaml", "--split", "validation.znt")
+    assert (status, err) == (
+        2,
+        "error: data.validation.znt is not set: name the files with the rows; did you mean validation.ant?\n",
+    )
+    Path("sets.yaml").write_text("data:\n  validation:\n    ant: a.jsonl\n    ant: b.jsonl\n")
+    status, _, err = data("-c", "sets.yaml", "--split", "validation")
+    assert (status, err) == (2, "error: sets.yaml:4: ant was given before, on line 3; keep one\n")
+
+
 def test_only_the_rows_of_the_split_are_read(data: Data) -> None:
     status, _, err = data("--data.train", write("rows.jsonl", ROWS[:2]), "--data.validation", "nowhere.jsonl")
     assert status == 0, err

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli.conftest import Run
 from ts2_lightning.cli.launch import claim_file
@@ -191,6 +192,46 @@ def test_a_users_logger_and_checkpoints_replace_ours(fit: Run, here: Path) -> No
     assert Path("kept/x.ckpt").is_file()
     assert not (Path("runs/own/1") / "checkpoints").exists()
     assert not (Path("runs/own/1") / "csv").exists()
+    assert list((Path("runs/own/1") / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_users_logger_joins_ours(fit: Run, ts2: Run, here: Path, several: bool) -> None:
+    """With the rows of the CSV file, no more and no fewer, in a run, its resumption and an evaluation."""
+    named = "class_path: tests.cli.standins.LineLogger\n    init_args: {file: lines.jsonl}\n"
+    Path("own.yaml").write_text(f"trainer:\n  logger:\n  {'- ' if several else '  '}{named}")
+    assert fit("-c", "own.yaml", "--trainer.max_epochs=1").status == 0
+    assert fit("-c", "own.yaml", "--ckpt_path=last").status == 0
+    run = Path("runs/own/1")
+    lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
+    table = {int(row["step"]): {name: float(value) for name, value in row.items() if value} for row in rows(run)}
+    assert {step for step, _ in lines} == table.keys()
+    assert all(metrics.items() <= table[step].items() for step, metrics in lines)
+    events = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/objective")
+    assert [event.step for event in events] == steps(run)
+    before = len(lines)
+    assert ts2("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.accelerator=cpu").status == 0
+    assert len(Path("lines.jsonl").read_text().splitlines()) > before
+    assert (run / "validate/1/csv/metrics.csv").is_file()
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_logger_that_is_not_installed(fit: Run, here: Path, several: bool) -> None:
+    named = "class_path: tests.cli.standins.AbsentLogger\n"
+    Path("own.yaml").write_text(f"trainer:\n  logger:\n  {'- ' if several else '  '}{named}")
+    answer = fit("-c", "own.yaml")
+    assert answer.status == 2
+    assert answer.err.strip().splitlines()[-1] == (
+        "error: trainer.logger: tests.cli.standins.AbsentLogger: Requirement 'absent' not met. HINT: Try running "
+        "`pip install absent`"
+    )
+    assert not Path("runs").exists()
+
+
+def test_no_logger_is_no_logger(fit: Run, here: Path) -> None:
+    assert fit("--trainer.logger=false").status == 0
+    assert not (Path("runs/run/1") / "csv").exists()
+    assert not (Path("runs/run/1") / "tensorboard").exists()
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(fit: Run, ts2: Run, here: Path) -> None:

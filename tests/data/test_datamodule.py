@@ -72,7 +72,7 @@ def test_plain_use_without_a_trainer(chats: str, tokenizer_directory: str) -> No
     for place, row in enumerate(batch["row_index"].tolist()):
         learnt = data.tokenizer.decode(batch["labels"][batch["token_rows"] == place])
         assert learnt == "a" * (row + 1) + "<|im_end|>c<|im_end|>"
-    assert data.val_dataloader() == []
+    assert data.val_dataloader() == {}
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

@@ -312,3 +312,25 @@ def test_an_interrupt_ends_it(interrupted: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         encode_rows(many(), None)
     assert threading.active_count() == before
+
+
+def test_results_may_be_given_up_in_any_thread() -> None:
+    """As the collector of garbage does it: here in the very thread that makes the next one."""
+    first_is_there, given_up = threading.Event(), threading.Event()
+    raised: list[Exception] = []
+
+    def double(item: int) -> int:
+        if item == 1:
+            first_is_there.wait()
+            try:
+                results.close()
+            except Exception as error:
+                raised.append(error)
+            given_up.set()
+        return 2 * item
+
+    results = encoding._overlapped(double, range(3))
+    assert next(results) == 0
+    first_is_there.set()
+    given_up.wait()
+    assert raised == []

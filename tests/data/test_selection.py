@@ -30,7 +30,7 @@ def selection(*paths: str | Source, part: Part = WHOLE, seed: int = 0, **options
 
 def test_each_row_is_in_one_part(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    parts = held_out(validation=0.1, test=0.2)
+    parts = held_out({"validation": 0.1, "test": 0.2})
     found = {name: contents(selection(path, part=part)) for name, part in parts.items()}
     assert sorted(text for texts in found.values() for text in texts) == sorted(row["prompt"] for row in ROWS)
     for name, share in {"train": 700, "validation": 100, "test": 200}.items():
@@ -41,14 +41,14 @@ def test_each_row_is_in_one_part(tmp_path: Path) -> None:
 def test_parts_have_no_gap_and_no_overlap() -> None:
     """At floating point's edges too."""
     for validation, test in ((0.1, 0.2), (0.3, 0.6), (1e-17, 0.1), (0.7, 0.1 + 0.2 - 1e-16)):
-        parts = sorted(part[:2] for part in held_out(validation, test).values())
+        parts = sorted(part[:2] for part in held_out({"validation": validation, "test": test}).values())
         assert parts[0][0] == 0
         assert parts[-1][1] == 1
         assert all(before[1] == after[0] for before, after in pairwise(parts))
 
 
 def test_a_row_stays_where_it_is_when_others_change(tmp_path: Path) -> None:
-    part = held_out(validation=0.3)["validation"]
+    part = held_out({"validation": 0.3})["validation"]
     before = set(contents(selection(write_jsonl(tmp_path / "a.jsonl", ROWS[:500]), part=part)))
     more = write_jsonl(tmp_path / "b.jsonl", [*ROWS[600:], *reversed(ROWS[:500]), *ROWS[:10]])
     after = contents(selection(more, part=part))
@@ -62,7 +62,7 @@ def test_a_row_stays_where_it_is_when_others_change(tmp_path: Path) -> None:
 
 def test_what_is_held_out_follows_from_the_seed(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    part = held_out(validation=0.5)["validation"]
+    part = held_out({"validation": 0.5})["validation"]
     one, two = (set(contents(selection(path, part=part, seed=seed))) for seed in (0, 1))
     assert 150 < len(one & two) < 350, "independent halves share a quarter"
     numbers = np.array([draw(row, 0, "hold out") for row in ROWS])
@@ -86,7 +86,8 @@ def test_rows_that_nothing_can_be_drawn_for() -> None:
 def test_unreadable_rows_count_as_training_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n{broken\n" for row in ROWS[:50]))
-    found = {name: list(selection(str(path), part=part).read()) for name, part in held_out(0.3, 0.3).items()}
+    parts = held_out({"validation": 0.3, "test": 0.3})
+    found = {name: list(selection(str(path), part=part).read()) for name, part in parts.items()}
     bad = {name: sum(isinstance(row, Reject) for _, row in rows) for name, rows in found.items()}
     assert bad == {"train": 50, "validation": 0, "test": 0}
     assert sum(map(len, found.values())) == 100
@@ -100,7 +101,7 @@ def test_a_sample(tmp_path: Path) -> None:
     assert set(found) < set(contents(selection(Source(path, sample=200)))), "a larger one contains it"
     assert found != contents(selection(Source(path, sample=100), seed=1))
     assert selection(Source(path, sample=100)).count() == 100
-    part = held_out(validation=0.2)["validation"]
+    part = held_out({"validation": 0.2})["validation"]
     assert 5 < len(contents(selection(Source(path, sample=100), part=part))) < 40
     with pytest.raises(UserError, match=r"rows.jsonl: sample is 1001, but only 1000 rows can be sampled"):
         contents(selection(Source(path, sample=1001)))
@@ -149,7 +150,7 @@ def test_limits_and_identity(tmp_path: Path) -> None:
     assert selection(path, limit=3).count() == 3
     same = [selection(path), selection(path, seed=1), selection(Source(path, times=3))]
     assert len({json.dumps(other.identity()) for other in same}) == 1, "nothing is drawn, so the seed does not matter"
-    part = held_out(0.1)["train"]
+    part = held_out({"validation": 0.1})["train"]
     different = [
         *same[:1], selection(path, limit=3), selection(path, part=part), selection(path, part=part, seed=1),
         selection(Source(path, sample=3)), selection(Source(path, format="dolly")), selection(path, path),

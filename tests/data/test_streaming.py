@@ -22,9 +22,10 @@ from test_resume import Recorder, SaveAfter, by_step
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.rejects import Reject, Rejects
+from ts2_lightning.data.row_stream import Stream, interleaved
 from ts2_lightning.data.selection import Selection, held_out
 from ts2_lightning.data.sources import Row, Source, about_rows, count_rows, read_rows, stream_source
-from ts2_lightning.data.streaming import REPORT, Ledger, Stream, interleaved
+from ts2_lightning.data.streaming import REPORT, Ledger
 from ts2_lightning.modules import ScheduleConfig
 from ts2_lightning.modules.optimization import make_schedule
 from ts2_lightning.types import UserError
@@ -205,7 +206,7 @@ def test_few_files_are_open_and_few_rows_are_held(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Selection, "groups", property(lambda self: [(self.sources[0], range(99))]))
     monkeypatch.setattr(Selection, "read_file", endless)
     data = data_of("endless.jsonl", batch_size=8, micro_batch_size=2, shuffle_buffer=50)
-    monkeypatch.setattr("ts2_lightning.data.streaming.about_rows", lambda file: 10)
+    monkeypatch.setattr("ts2_lightning.data.row_stream.about_rows", lambda file: 10)
     data.setup("fit")
     for batch in itertools.islice(data.train_dataloader(), 2000):
         most = max(most, alive["rows"])
@@ -633,7 +634,7 @@ def test_held_out_rows_are_not_streamed(files: list[str]) -> None:
 
 def test_the_parts_of_a_selection_file_by_file(files: list[str]) -> None:
     """Read file by file or as a whole: the same rows."""
-    for part in held_out(0.2, 0.1).values():
+    for part in held_out({"validation": 0.2, "test": 0.1}).values():
         selection = Selection(tuple(Source(file) for file in files), part=part)
         by_file = [(place, row) for place in range(4) for row in selection.read_file(place)]
         assert by_file == list(selection.read())

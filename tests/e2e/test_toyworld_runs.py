@@ -84,6 +84,13 @@ def test_fit_validate_test_and_predict(ts2: CommandLine) -> None:
         assert results[f"{name}/cross_entropy"] == pytest.approx(
             plain_cross_entropy(model, tokenizer, source), rel=1e-5
         )
+    sets = ("--data.validation.seen=toyworld:validation", "--data.validation.unseen=toyworld:test")
+    answer = ts2.toy("validate", *limits, *sets, *checkpoint)
+    assert answer.status == 0, answer.err
+    both = json.loads((RUN / "validate" / "2" / "metrics.json").read_text())
+    parts = [both[f"val/{name}/cross_entropy"] for name in ("seen", "unseen")]
+    assert parts == pytest.approx([results["val/cross_entropy"], results["test/cross_entropy"]], rel=1e-6)
+    assert min(parts) < both["val/cross_entropy"] < max(parts)
     assert results["test/perplexity"] == pytest.approx(math.exp(results["test/cross_entropy"]), rel=1e-6)
     answer = ts2.toy("predict", *limits, *checkpoint)
     assert answer.status == 0, answer.err

@@ -27,6 +27,7 @@ from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConf
 
 BATCH_SIZE = 16
 MAX_LENGTH = 100  # somewhat above the longest row
+VALIDATION = ("many", "few")  # sets of rows, in an order of their own
 LOSSES: dict[str, type[TokenLoss]] = {"ce": CrossEntropyLoss, "ts2": TS2Loss}
 
 
@@ -111,8 +112,9 @@ def run(
         ScheduleConfig("constant", warmup_ratio=0.0),
     )
     data = SFTData(
-        train=f"{rows}/train.jsonl", validation=f"{rows}/validation.jsonl", tokenizer=model, batch_size=BATCH_SIZE,
-        micro_batch_size=micro_batch_size, eval_batch_size=3, packing=packing, max_length=MAX_LENGTH,
+        train=f"{rows}/train.jsonl", validation={name: f"{rows}/{name}.jsonl" for name in VALIDATION}, tokenizer=model,
+        batch_size=BATCH_SIZE, micro_batch_size=micro_batch_size, eval_batch_size=3, packing=packing,
+        max_length=MAX_LENGTH,
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=ranks, strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",

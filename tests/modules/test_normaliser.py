@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +16,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from tests.modules import normaliser
-from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH, conversation
+from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH, VALIDATION, conversation
 from tests.reference import cross_entropy, sparsemax, ts2
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
 
-TRAINED, VALIDATED = BATCH_SIZE + 3, 7
+TRAINED = BATCH_SIZE + 3
 FORMULAS = {"ce": cross_entropy, "ts2": ts2(0.25)}
 TIMING = {"train/supervised_tokens_per_second", "train/peak_memory_gb"}
 OF_THE_SPLIT = {"train/padding", *TIMING}
@@ -38,7 +39,7 @@ class World(NamedTuple):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     rows, model, out = (tmp_path_factory.mktemp(name) for name in ("rows", "model", "out"))
-    splits = {"train": range(TRAINED), "validation": range(TRAINED, TRAINED + VALIDATED)}
+    splits = {"train": range(TRAINED), "many": range(TRAINED, TRAINED + 5), "few": range(TRAINED + 5, TRAINED + 7)}
     for split, numbers in splits.items():
         (rows / f"{split}.jsonl").write_text("".join(json.dumps(conversation(n)) + "\n" for n in numbers))
     write_random_model(model)
@@ -232,25 +233,38 @@ def test_the_step_is_clipped_to_the_norm_that_was_asked_for(world: World) -> Non
 
 
 def plain_validation(world: World, weights: dict[str, Tensor]) -> dict[str, float]:
+    """Of all rows, and of those of each set."""
     model = model_with(world, weights)
     with torch.no_grad():
-        pairs = [plain_logits(model, *row) for row in plain_rows(world, "validation")]
+        pairs = {name: [plain_logits(model, *row) for row in plain_rows(world, name)] for name in VALIDATION}
+    found = {f"val/{key}": value for key, value in plain_means([*chain(*pairs.values())]).items()}
+    for name in VALIDATION:
+        found |= {f"val/{name}/{key}": value for key, value in plain_means(pairs[name]).items()}
+    assert len({value for key, value in found.items() if key.endswith("cross_entropy")}) == 3
+    return found
+
+
+def plain_means(pairs: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
     logits, labels = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
     probabilities = logits.softmax(-1)
     plain = cross_entropy(logits, labels).mean().item()
     return {
-        "val/cross_entropy": plain,
-        "val/perplexity": torch.tensor(plain).exp().item(),
-        "val/objective": FORMULAS["ts2"](logits, labels).mean().item(),
-        "val/token_accuracy": (logits.argmax(-1) == labels).double().mean().item(),
-        "val/entropy": -(probabilities * probabilities.log()).sum(-1).mean().item(),
-        "val/support_size": (sparsemax(logits) > 0).sum(-1).double().mean().item(),
-        "val/top1": probabilities.amax(-1).mean().item(),
+        "cross_entropy": plain,
+        "perplexity": torch.tensor(plain).exp().item(),
+        "objective": FORMULAS["ts2"](logits, labels).mean().item(),
+        "token_accuracy": (logits.argmax(-1) == labels).double().mean().item(),
+        "entropy": -(probabilities * probabilities.log()).sum(-1).mean().item(),
+        "support_size": (sparsemax(logits) > 0).sum(-1).double().mean().item(),
+        "top1": probabilities.amax(-1).mean().item(),
     }
 
 
 def check_validation(run: dict[str, Any], world: World) -> None:
-    for name, wanted in plain_validation(world, run["weights"][-1]).items():
+    wanted_values = plain_validation(world, run["weights"][-1])
+    assert {name for name in run["validation"] if name.endswith("/objective")} == {
+        name for name in wanted_values if name.endswith("/objective")
+    }
+    for name, wanted in wanted_values.items():
         assert run["validation"][name] == pytest.approx(wanted, rel=1e-5), name
         assert run["logged"][2][name] == pytest.approx(wanted, rel=1e-5), name
 
@@ -261,7 +275,7 @@ def test_validation_is_a_plain_loop_over_rows(world: World) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_count_every_row_once(world: World) -> None:
-    """Seven rows in batches of three: one rank has an empty batch at the end."""
+    """Five rows and two in batches of three: one rank has an empty batch of the second set."""
     for packing in ("none", "packed"):
         check_ranks(world.two_ranks()["ts2", 4, packing], world)
 

@@ -1,6 +1,6 @@
 """What the token distributions are like: statistics of every supervised token, exact over the optimizer step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ts2_lightning.callbacks.step_lines import StepLines
 from ts2_lightning.callbacks.token_groups import class_table_of, groups_of, means_of_groups, split
-from ts2_lightning.metrics import TokenMeans
+from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import count_sizes, quantiles_of_counts
 from ts2_lightning.metrics.functional.tspd import check_tspd
 from ts2_lightning.ops import HeadAndTail, tspd_names
@@ -82,7 +82,7 @@ class DistributionMonitor(Callback):
     Keys are those of `types.TOKEN_STATISTICS` (but for `LOGGED_BY_MODULE`), `objective/PART` for each part of a
     composite loss, `zero_gradient`, the share of tokens at which sparsemax has stopped (its support is the gold token
     alone), and `tspd/...` as asked for. A step without any supervised token logs nothing. In a validation, where the
-    module logs the means, the callback adds what the module does not know, over all rows.
+    module logs the means, the callback adds what the module does not know, over all rows and those of each named set.
 
     The statistics are measured because this callback asks for them; without it, or in steps that it does not log, the
     loss engine leaves them out.
@@ -128,7 +128,7 @@ class DistributionMonitor(Callback):
         """The means of the last logged step, the objective included, under their logging names."""
         self._last_step = 0
         self._table: Tensor | None = None
-        self._training, self._evaluation = self._window(), self._window()
+        self._training, self._evaluation = self._window(), BySet("val", None, self._window)
 
     @property
     def statistics(self) -> list[str]:
@@ -155,7 +155,7 @@ class DistributionMonitor(Callback):
         """Add a micro-batch's sums; at the end of the optimizer step reduce, divide and log."""
         due = self._is_due(trainer, self._last_step + 1)
         if due:
-            self._add(trainer, self._training, outputs, batch)
+            self._add(trainer, [self._training], outputs, batch)
         # The counter moves on the window's last micro-batch only, also when the epoch's last window is a
         # short one.
         if trainer.global_step == self._last_step:
@@ -187,63 +187,77 @@ class DistributionMonitor(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with empty sums."""
-        self._evaluation = self._window()
+        self._evaluation = BySet("val", trainer.val_dataloaders, self._window)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Ask for what the module does not measure by itself."""
         pl_module.request_statistics(self.statistics)  # type: ignore[operator]
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Add a batch's sums."""
-        self._add(trainer, self._evaluation, outputs, batch)
+        self._add(trainer, self._evaluation.of(dataloader_idx), outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log what the module does not log."""
-        self._publish_evaluation(trainer, "val")
+        self._publish_evaluation(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_validation_start`."""
-        self._evaluation = self._window()
+        self._evaluation = BySet("test", trainer.test_dataloaders, self._window)
 
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """See `on_validation_batch_start`."""
         pl_module.request_statistics(self.statistics)  # type: ignore[operator]
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """See `on_validation_batch_end`."""
-        self._add(trainer, self._evaluation, outputs, batch)
+        self._add(trainer, self._evaluation.of(dataloader_idx), outputs, batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_validation_epoch_end`."""
-        self._publish_evaluation(trainer, "test")
+        self._publish_evaluation(trainer)
 
-    def _publish_evaluation(self, trainer: Trainer, prefix: str) -> None:
-        found = self._evaluation.finish(trainer)
+    def _publish_evaluation(self, trainer: Trainer) -> None:
         if trainer.sanity_checking:
             return
         published = (*TOKEN_STATISTICS, "objective")
-        of_module = {f"{prefix}/{name}" for name in found.means if name.partition("/")[0] in published}
-        logged = {name: value for name, value in found.scalars(prefix).items() if name not in of_module}
-        self._log(trainer, logged)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
-        if self.histogram_every_n_steps is not None:
-            self._write_histograms(trainer, prefix, found.counts)
+        for prefix, window in self._evaluation.items():
+            found = window.finish(trainer)
+            of_module = {f"{prefix}/{name}" for name in found.means if name.partition("/")[0] in published}
+            logged = {name: value for name, value in found.scalars(prefix).items() if name not in of_module}
+            self._log(trainer, logged)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+            if self.histogram_every_n_steps is not None:
+                self._write_histograms(trainer, prefix, found.counts)
 
     # -- both
 
     def _window(self) -> "_Window":
         return _Window(self.tspd, self.split_by)
 
-    def _add(self, trainer: Trainer, window: "_Window", outputs: Any, batch: Batch) -> None:
+    def _add(self, trainer: Trainer, windows: Iterable["_Window"], outputs: Any, batch: Batch) -> None:
         tokens = (outputs.get("tokens") or {}) if isinstance(outputs, Mapping) else {}
         if "token_class" in self.split_by and self._table is None:
             self._table = class_table_of(trainer.datamodule)  # type: ignore[attr-defined]
         groups = groups_of(batch, self.split_by, self.positions, self._table) if tokens else {}
-        window.add(tokens, groups)
+        for window in windows:
+            window.add(tokens, groups)
 
     @staticmethod
     def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
@@ -282,13 +296,14 @@ class _Found:
     counts: dict[str, list[int]]
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        """All numbers, under their logging names."""
+        """All numbers, under their logging names; `prefix` is a stage, and maybe a set: `val/chat`."""
+        stage, slash, of_set = prefix.partition("/")
         found = {f"{prefix}/{name}": mean for name, mean in self.means.items()}
         for name, counts in self.counts.items():
             values = quantiles_of_counts(torch.tensor(counts), list(QUANTILES.values())).tolist()
             found |= {f"{prefix}/{name}_{ending}": value for ending, value in zip(QUANTILES, values, strict=True)}
         for kind, means in self.groups.items():
-            found |= {f"{prefix}_by_{kind}/{name}": mean for name, mean in means.items()}
+            found |= {f"{stage}_by_{kind}{slash}{of_set}/{name}": mean for name, mean in means.items()}
         return found
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -118,11 +119,14 @@ class StepProgress(TQDMProgressBar):
         self.train_progress_bar.close()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the validation's CE on a line of its own."""
+        """Write the validation's CE on a line of its own, and that of each of its sets."""
         super().on_validation_end(trainer, pl_module)
-        value = trainer.callback_metrics.get("val/cross_entropy")
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and value is not None:
-            self.print(f"Step {trainer.global_step}: validation cross-entropy {float(value):.4f}")
+        metrics, sets = trainer.callback_metrics, trainer.val_dataloaders
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and "val/cross_entropy" in metrics:
+            keys = {name: f"val/{name}/cross_entropy" for name in (sets if isinstance(sets, Mapping) else ())}
+            each = ", ".join(f"{name} {float(metrics[key]):.4f}" for name, key in keys.items() if key in metrics)
+            line = f"Step {trainer.global_step}: validation cross-entropy {float(metrics['val/cross_entropy']):.4f}"
+            self.print(f"{line} ({each})" if each else line)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The few that fit on a line (see `SHORT_NAMES`), and what else has been logged for the bar."""

@@ -34,7 +34,8 @@ class ReferenceDrift(Callback):
 
     Args:
         every_n_steps: measure when a multiple of so many optimizer steps is done, and at the end.
-        tokens: supervised tokens of the validation rows that are enough; 0 leaves the distributions out.
+        tokens: supervised tokens of the validation rows that are enough, of each set an equal share; 0 leaves the
+            distributions out.
         weights: measure the distance of the weights.
 
     Raises:
@@ -201,7 +202,7 @@ class Reference:
 
 def _fixed_batches(trainer: Trainer, tokens: int) -> list[Batch]:
     data: Any = getattr(trainer, "datamodule", None)
-    if not getattr(data, "sources", {}).get("validation"):
+    if not (hasattr(data, "sets") and data.sets.of("validation")):
         raise UserError("ReferenceDrift compares distributions on validation rows; set data.validation, or tokens to 0")
     batches: list[Batch] = data.fixed_batches("validation", tokens)
     return batches

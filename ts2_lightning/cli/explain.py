@@ -223,12 +223,16 @@ def _needs_value(complaint: Complaint, match: re.Match[str]) -> str:
 
 
 def _readable(types: str) -> str:
-    """The parser's description of a type in a user's words: `<class 'int'>, <class 'NoneType'>` -> `int or null`."""
+    """The parser's description of a type in a user's words.
+
+    >>> _readable("<class 'str'>, list[str | data.sources.Source], <class 'NoneType'>")
+    'text or list[str | Source] or null'
+    """
     literals = re.findall(r"Literal\[([^\]]*)\]", types)
     rest = re.sub(r"(typing\.)?Literal\[[^\]]*\]", "", types)
     choices = [choice.strip().strip("'") for literal in literals for choice in literal.split(",")]
-    names = re.findall(r"<class '([\w.]+)'>|([\w.]+\[.*?\]+)", rest)
-    words = [(plain or subscripted).rpartition(".")[2] or subscripted for plain, subscripted in names]
+    names = re.findall(r"<class '(\w+)'>|(\w+\[(?:[^\[\]]|\[[^\[\]]*\])*\])", re.sub(r"\w+\.", "", rest))
+    words = [plain or subscripted for plain, subscripted in names]
     words = [{"NoneType": "null", "str": "text", "bool": "true or false"}.get(word, word) for word in words]
     if choices:
         words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))

@@ -19,19 +19,20 @@ from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
 from ts2_lightning.data.rejects import Rejects
+from ts2_lightning.data.sets import SPLITS, split_of
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
-_STAGES = {"train": "fit", "validation": "validate", "test": "test", "predict": "predict"}
 _QUANTILES = {"least": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "most": 1.0}
 _BINS = 12  # of the histogram, at most
 _NAMED = 3  # bad rows that are named
 _PREVIEW = 1000  # streamed rows that are read
 _LABEL = 15  # columns of what stands before a value
+_SPLIT_HELP = f"One of {', '.join(SPLITS)}; all sets of it, or one, such as validation.NAME."
 
 
 def run(argv: Sequence[str]) -> int:
-    """Prints statistics of a split, and some of its rows.
+    """Prints statistics of a split or one of its sets, and some of its rows.
 
     Args:
         argv: the options after the command: those of `fit`, and those of `DataCLI`.
@@ -57,7 +58,7 @@ class DataCLI(TS2CLI):
         super().add_arguments_to_parser(parser)
         for action in parser._actions:
             action.required = False
-        parser.add_argument("--split", type=str, default="train", help=f"One of {', '.join(_STAGES)}.")
+        parser.add_argument("--split", type=str, default="train", help=_SPLIT_HELP)
         parser.add_argument("--show", type=int, default=3, help="How many rows to print, drawn with data.seed.")
         parser.add_argument("--row", type=int | None, default=None, help="Print this row instead, from 0.")
         parser.add_argument("--world_size", type=int, default=1, help="Ranks that an epoch is divided between.")
@@ -83,9 +84,12 @@ class DataCLI(TS2CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         settings = self.settings
-        tolerated = set_up(self.datamodule, settings.split)
-        put(report(self.datamodule, settings.split, settings.world_size, settings.show, settings.row))
-        judge(self.datamodule.rows(settings.split), tolerated)
+        names = self.datamodule.sets.named(settings.split)
+        tolerated = [set_up(self.datamodule, name) for name in names]
+        options = settings.world_size, settings.show, settings.row
+        put("\n\n".join(report(self.datamodule, name, *options) for name in names))
+        for name, share in zip(names, tolerated, strict=True):
+            judge(self.datamodule.rows(name), share)
 
 
 class Cost(NamedTuple):
@@ -114,21 +118,21 @@ class Cost(NamedTuple):
 
 
 def _check_options(settings: Any) -> None:
-    if settings.split not in _STAGES:
-        hint = did_you_mean(settings.split, _STAGES)
-        raise UserError(f"--split: expected one of {', '.join(_STAGES)}, got {settings.split!r}{hint}")
+    if split_of(settings.split) not in SPLITS:
+        hint = did_you_mean(settings.split, SPLITS)
+        raise UserError(f"--split: expected one of {', '.join(SPLITS)}, got {settings.split!r}{hint}")
     for name, least in (("show", 0), ("world_size", 1), ("row", 0)):
         value = settings[name]
         if value is not None and value < least:
             raise UserError(f"--{name} must be at least {least}, got {value}")
 
 
-def set_up(data: SFTData, split: str) -> float:
-    """Reads and encodes the rows of one split, however many are bad; of streamed ones only the first.
+def set_up(data: SFTData, name: str) -> float:
+    """Reads and encodes the rows of one set, however many are bad; of streamed ones only the first.
 
     Args:
-        data: the datamodule, whose other splits are set to None where the split does not need them.
-        split: `train`, `validation`, `test` or `predict`.
+        data: the datamodule.
+        name: of the set, see `RowSets`.
 
     Returns:
         The share of bad rows that a training would tolerate.
@@ -136,27 +140,23 @@ def set_up(data: SFTData, split: str) -> float:
     Raises:
         UserError: for anything else that is wrong.
     """
-    needed = {split, "train"} if isinstance(data.sources[split], int | float) else {split}
-    for other, given in data.sources.items():
-        if other not in needed and not isinstance(given, int | float):  # fractions are taken out of the training rows
-            data.sources[other] = None
     tolerated, data.max_rejects = data.max_rejects, 1.0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Data, .*: left out")  # the report says it
         try:
-            data.prepare_data()
-            _read(data, split)
+            data.sets.prepare(name)
+            _read(data, name)
         except UserError:
             data.max_rejects = tolerated
-            _read(data, split)  # if it was for bad rows alone, this names them
+            _read(data, name)  # if it was for bad rows alone, this names them
             raise
     data.max_rejects = tolerated
     return tolerated
 
 
-def _read(data: SFTData, split: str) -> None:
-    data.setup(_STAGES[split])
-    if data.streaming and split == "train":
+def _read(data: SFTData, name: str) -> None:
+    data.load(name)
+    if data.streaming and name == "train":
         data.preview(_PREVIEW)
 
 

@@ -26,7 +26,7 @@ from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
 from ts2_lightning.cli.guard import CommandLineError, Interrupted, one_line
 from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
-from ts2_lightning.cli.loggers import default_loggers
+from ts2_lightning.cli.loggers import built, join_defaults
 from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.quiet import quieten
@@ -66,13 +66,18 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
         The exit status, 0.
     """
     quieten(command)
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     options = with_config_of_run(options)
-    check_config_files(options)
-    check_order(options, _DEFAULT_CLASSES)
+    check_options(options)
     module, data = classes()
     (cli or TS2CLI)(command, list(options), module, data).run()
     return 0
+
+
+def check_options(options: Sequence[str]) -> None:
+    """What is looked at before the parser sees a command line."""
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    check_config_files(options)
+    check_order(options, _DEFAULT_CLASSES)
 
 
 def classes() -> tuple[type[LightningModule], type[LightningDataModule]]:
@@ -230,8 +235,8 @@ class TS2CLI(LightningCLI):
     def _runs(self) -> Path:
         return Path(self.settings.runs_dir)
 
-    def before_instantiate_classes(self) -> None:
-        """Settles what the user left open; the record of the run keeps what the user wrote."""
+    def settle(self) -> None:
+        """Settles what the user left open, as far as it is the same on every machine."""
         settings = self.settings
         settings.name = run_directory.run_name(settings.name, config_files(self.options))
         trainer = settings.trainer
@@ -242,12 +247,17 @@ class TS2CLI(LightningCLI):
             and trainer.max_time is None
         ):
             trainer.max_epochs = _EPOCHS
+        self._refuse_trainer_settings(trainer)
+
+    def before_instantiate_classes(self) -> None:
+        """Settles the rest; the record of the run keeps what the user wrote."""
+        self.settle()
+        settings, trainer = self.settings, self.settings.trainer
         if trainer.precision is None and computes_in_bfloat16(trainer.accelerator):
             trainer.precision = "bf16-mixed"
         recorded = settings.clone()
         recorded.ckpt_path = None
         self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
-        self._refuse_trainer_settings(settings.trainer)
         self._settle_checkpoint()
         path = settings.get("model.lm.path")
         if path is not None:
@@ -277,6 +287,11 @@ class TS2CLI(LightningCLI):
 
     # --- building ----------------------------------------------------------------------------------------------
 
+    def instantiate_classes(self) -> None:
+        """Builds the user's loggers before everything else."""
+        self.settings.trainer.logger = built(self.settings.trainer.logger)
+        super().instantiate_classes()
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Takes the run's directory and builds the trainer in it."""
         self.destination = agree(self._runs, self.argv, self._choose)
@@ -285,8 +300,10 @@ class TS2CLI(LightningCLI):
             self.config_init[self.command]["ckpt_path"] = self.destination.checkpoint
         trainer = {**self.config_init[self.command].trainer.as_dict(), **kwargs}
         trainer["default_root_dir"] = str(self.run_dir)
-        if trainer["logger"] in (None, True):
-            trainer["logger"] = default_loggers(self.run_dir) if self.command != "predict" else False
+        if self.command != "predict":
+            trainer["logger"] = join_defaults(trainer["logger"], self.run_dir)
+        elif trainer["logger"] in (None, True):
+            trainer["logger"] = False
         trainer["callbacks"] = self._callbacks(trainer)
         if self.command != "fit" and not any(isinstance(c, Checkpoint) for c in trainer["callbacks"]):
             trainer["enable_checkpointing"] = False  # else Lightning adds a callback that writes them

@@ -1,14 +1,20 @@
-"""The loggers that every run has: TensorBoard and CSV, in the run's own directory."""
+"""The loggers that every run has: TensorBoard and CSV, in the run's own directory; the user's join them."""
 
 import csv
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ts2_lightning.cli.guard import one_line
+from ts2_lightning.cli.parser import Parser
+from ts2_lightning.types import UserError
 
 
 class _KeepingWriter(ExperimentWriter):
@@ -124,9 +130,46 @@ class RunTensorBoardLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-def default_loggers(run: Path) -> list[Logger]:
-    """TensorBoard in `run/tensorboard`, CSV in `run/csv/metrics.csv`."""
-    return [
+def built(given: Any) -> Any:
+    """The user's loggers, made of their settings.
+
+    Made with all other objects, one that cannot be would only be said to be none of what `trainer.logger` may be.
+
+    Raises:
+        UserError: a logger needs a package that is not installed.
+    """
+    if isinstance(given, list):
+        return [built(one) for one in given]
+    if not isinstance(given, Namespace):
+        return given
+    parser = Parser()
+    parser.add_subclass_arguments(Logger, "logger")
+    try:
+        return parser.instantiate(Namespace(logger=given)).logger
+    except ValueError as error:
+        reason: BaseException = error
+        while reason.__cause__ is not None:
+            reason = reason.__cause__
+        if isinstance(reason, ImportError):
+            raise UserError(f"trainer.logger: {given.class_path}: {one_line(str(reason))}") from error
+        raise
+
+
+def join_defaults(given: Logger | Iterable[Logger] | bool | None, run: Path) -> list[Logger] | bool:
+    """TensorBoard in `run/tensorboard`, CSV in `run/csv/metrics.csv`, and the user's loggers.
+
+    Args:
+        given: the user's. One of them that writes for TensorBoard, or CSV, takes the place of ours that does; False
+            stands for no logger at all.
+        run: the run's directory.
+    """
+    if given is False:
+        return False
+    users = [given] if isinstance(given, Logger) else [] if given is None or given is True else list(given)
+    ours: list[Logger] = [
         RunTensorBoardLogger(save_dir=str(run), name="tensorboard", version=""),
         RunCSVLogger(save_dir=str(run), name="csv", version=""),
     ]
+    kinds = (TensorBoardLogger, CSVLogger)
+    taken = tuple(kind for kind in kinds if any(isinstance(user, kind) for user in users))
+    return [*(own for own in ours if not isinstance(own, taken)), *users]

@@ -51,7 +51,7 @@ def quieten(command: str) -> None:
     """
     for pattern in _WARNINGS if command == "fit" else (*_WARNINGS, _CALLBACKS_WARNING):
         warnings.filterwarnings("ignore", message=pattern)
-    # Said outright, since tokenizers would warn in every worker process otherwise; those never tokenise.
+    # Said outright, since tokenizers would warn in every worker process otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]
     named = (

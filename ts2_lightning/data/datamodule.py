@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.collate import Packing, capacity_of
 from ts2_lightning.data.encoding import EncodedRows, Overlong
@@ -17,22 +17,19 @@ from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.data.reading import Encoder, Split, read_split
 from ts2_lightning.data.resume import StreamPosition, align_progress, check_plan_state, digest, plan_state
-from ts2_lightning.data.selection import WHOLE, Selection, held_out
-from ts2_lightning.data.sources import HUB, TOYWORLD, Source, as_sources, resolve_sources
-from ts2_lightning.data.streaming import REPORT, Ledger, Steps, Stream, StreamLoader
+from ts2_lightning.data.row_stream import Stream
+from ts2_lightning.data.sets import SPLITS, Files, RowSets, SetsOfFiles
+from ts2_lightning.data.streaming import REPORT, Ledger, Steps, StreamLoader
 from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
-from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.types import Batch, UserError
 
-SPLITS = ("train", "validation", "test", "predict")
 _STAGES = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
     "test": ("test",),
     "predict": ("predict",),
 }
-
-Files = str | list[str | Source] | None
 
 
 class SFTData(LightningDataModule):
@@ -47,8 +44,9 @@ class SFTData(LightningDataModule):
             name and revision of a data set, how many times its rows come in an epoch, their format, the size of a
             sample.
         validation: validation rows; or a fraction of the training rows, which is held out of them. Which rows are held
-            out follows from their content and `seed` alone.
-        test: test rows, or a fraction of the training rows.
+            out follows from their content and `seed` alone. Or several sets, as a mapping of names to either: each is
+            logged under its name (`val/NAME/cross_entropy`), and all their rows together as one set would be.
+        test: test rows, in the same ways.
         predict: rows for `predict`.
         tokenizer: directory or hub name, or `toyworld`.
         template: `auto` (the tokenizer's own chat template, else `plain`), `tokenizer`, a name from the table in
@@ -71,7 +69,8 @@ class SFTData(LightningDataModule):
             loss and the gradients are those of `none`. Micro-batches then hold equally many tokens rather than rows,
             `micro_batch_size` rows in the mean of a step.
         max_rejects: share of the rows of a split that may be bad (malformed, without an answer, ...) and are left out;
-            0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` in the run's directory.
+            0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` in the run's directory
+            (`rejects-SPLIT-NAME.jsonl` of one of several sets).
         num_workers: processes that collate batches; the rows are in memory, so 0 is rarely too few. Streamed rows they
             read and tokenise, a whole step each.
         seed: of the order of the training rows, which differs in every epoch.
@@ -81,11 +80,12 @@ class SFTData(LightningDataModule):
             `batch_size` rows before those that are left out. A validation that is a fraction needs its limit.
         shuffle_buffer: streamed rows out of which the next one is drawn, in the memory of each process that reads.
         limit_train: use only the first so many rows.
-        limit_validation: use only the first so many rows.
-        limit_test: use only the first so many rows.
+        limit_validation: use only the first so many rows, of each set.
+        limit_test: use only the first so many rows, of each set.
         limit_predict: use only the first so many rows.
 
     Attributes:
+        sets: the sets of rows, see `RowSets`.
         tokenizer_path: the argument `tokenizer`.
         tokenizer: the tokenizer, after `setup`.
         template: the chat template, after `setup`; None if the format is `tokens`.
@@ -97,8 +97,8 @@ class SFTData(LightningDataModule):
     def __init__(
         self,
         train: Files = None,
-        validation: float | Files = None,
-        test: float | Files = None,
+        validation: SetsOfFiles = None,
+        test: SetsOfFiles = None,
         predict: Files = None,
         tokenizer: str | None = None,
         template: str = "auto",
@@ -123,9 +123,9 @@ class SFTData(LightningDataModule):
         limit_predict: int | None = None,
     ) -> None:
         super().__init__()
-        self.sources: dict[str, float | Files] = dict(zip(SPLITS, (train, validation, test, predict), strict=True))
-        limits = (limit_train, limit_validation, limit_test, limit_predict)
-        self.limits = dict(zip(SPLITS, limits, strict=True))
+        given = dict(zip(SPLITS, (train, validation, test, predict), strict=True))
+        limits = dict(zip(SPLITS, (limit_train, limit_validation, limit_test, limit_predict), strict=True))
+        self.sets = RowSets(given, limits, format, seed, streaming)
         self.tokenizer_path = tokenizer
         self.template_name = template
         self.train_on: TrainOn = train_on
@@ -153,7 +153,7 @@ class SFTData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        limits = {f"limit_{split}": limit for split, limit in self.limits.items() if limit is not None}
+        limits = {f"limit_{split}": limit for split, limit in self.sets.limits.items() if limit is not None}
         at_least_one = ("max_length", "batch_size", "micro_batch_size", "eval_batch_size", "shuffle_buffer")
         for name, value in [*((name, getattr(self, name)) for name in at_least_one), *limits.items()]:
             if value < 1:
@@ -168,53 +168,14 @@ class SFTData(LightningDataModule):
 
         if not 0 <= self.max_rejects <= 1:
             raise UserError(f"data.max_rejects is a share of the rows, between 0 and 1, got {self.max_rejects}")
-        self._check_fractions()
-        if self.streaming:
-            self._check_streaming()
-
-    def _check_streaming(self) -> None:
-        """Refuse what would need all rows before the first."""
-        if self.limits["train"] is not None:
-            raise UserError(
-                "data.limit_train: streamed rows have no fixed beginning; set trainer.max_steps, or data.streaming to "
-                "false"
-            )
-        for source in self._sources("train"):
-            if source.sample is not None:
-                raise UserError(f"{source.path}: a sample is drawn from all rows; leave it out of streamed ones")
-        for split in self._fractions:
-            if self.limits[split] is None:
-                raise UserError(
-                    f"data.{split} is a fraction of streamed rows, of which all would have to be read first; set "
-                    f"data.limit_{split} to the number of rows that are enough"
-                )
-
-    def _check_fractions(self) -> None:
-        fractions = self._fractions
-        for split, fraction in fractions.items():
-            if not 0 < fraction < 1:
-                raise UserError(f"data.{split} is a fraction of the training rows, between 0 and 1, got {fraction}")
-            if not self.sources["train"]:
-                raise UserError(f"data.{split} is {fraction} of the training rows, but data.train is not set")
-        if sum(fractions.values()) >= 1:
-            raise UserError(f"{' and '.join(f'data.{split}' for split in fractions)} leave nothing of data.train")
-        for split in SPLITS[1:]:
-            if split not in fractions and any(source.times != 1 for source in self._sources(split)):
-                raise UserError(f"data.{split}: times is for data.train; elsewhere every row comes once")
-
-    @property
-    def _fractions(self) -> dict[str, float]:
-        """The splits that are held out of the training rows."""
-        given = {split: self.sources[split] for split in ("validation", "test")}
-        return {split: float(value) for split, value in given.items() if isinstance(value, int | float)}
+        self.sets.check()
 
     # Preparing -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
         """Let the toy world write its files and `datasets` download those of the hub, in one process per node."""
-        for split in SPLITS:
-            made = (TOYWORLD,) if self._is_streamed(split) else (TOYWORLD, HUB)
-            resolve_sources([source for source in self._sources(split) if source.path.startswith(made)])
+        for name in (name for split in SPLITS for name in self.sets.of(split)):
+            self.sets.prepare(name)
 
     def setup(self, stage: str | None = None) -> None:
         """Read and tokenise the rows of a stage, each split once; those of a stream later, while they are trained on.
@@ -226,35 +187,39 @@ class SFTData(LightningDataModule):
             UserError: naming file and line if a row is wrong.
         """
         splits = SPLITS if stage is None else _STAGES[stage]
-        required = () if stage is None else splits[:1]
-        for split in splits:
-            if split in required and not self.sources[split]:
-                raise UserError(f"data.{split} is not set: name the files with the rows")
-            if split not in self._splits and self.sources[split]:
-                self._load(split)
+        if stage is not None:
+            self.sets.named(splits[0])  # has to be there
+        for name in (name for split in splits for name in self.sets.of(split)):
+            if name not in self._splits:
+                self.load(name)
         if stage == "fit" and self._stream is not None:
             self._begin_stream(self._stream)
         if stage == "fit" and self.trainer is not None:
             self._set_accumulation(self.trainer)
-            if not self.sources["validation"]:
+            if not self.sets.of("validation"):
                 self.trainer.limit_val_batches = 0  # or Lightning would warn about a loader of length 0
 
-    def _load(self, split: str) -> None:
+    def load(self, name: str) -> None:
+        """Read and tokenise the rows of one set.
+
+        Raises:
+            UserError: naming file and line if a row is wrong.
+        """
         if self.tokenizer is None and self.tokenizer_path is not None:
             self.tokenizer = load_tokenizer(self.tokenizer_path)
-        selection = self._selection(split)
+        selection = self.sets.selection(name)
         is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
         if self.template is None and self.tokenizer is not None and is_text:
             self.template = make_template(self.template_name, self.tokenizer, self.train_on, self.train_on_end)
-        if self.streaming and split == "train":
+        if self.streaming and name == "train":
             self._stream = Stream.of(selection, self.seed, self.shuffle_buffer)
             return
         # With a cache only one process of all tokenises, whichever it is.
         quiet = self._replica()[1] != 0 and not self.cache
-        rows = read_split(split, selection, self._encoder, self.max_rejects, self.cache, quiet)
-        rows.judge(self.max_rejects, rows.beside if self.trainer is None else self._reject_file(split))
+        rows = read_split(name, selection, self._encoder, self.max_rejects, self.cache, quiet)
+        rows.judge(self.max_rejects, rows.beside if self.trainer is None else self._reject_file(name))
         rows.check(self._encoder)
-        self._splits[split] = rows
+        self._splits[name] = rows
 
     def _begin_stream(self, stream: Stream) -> None:
         """Start at the beginning, or where the trainer has come to in an earlier call of `fit`.
@@ -273,30 +238,16 @@ class SFTData(LightningDataModule):
             self._position = StreamPosition()
         self._ledger = Ledger(self.max_rejects, self._reject_file("train"), stream.selection.named())
 
-    def _sources(self, split: str) -> list[Source]:
-        """Where the rows of a split come from; those of a fraction from where the training rows do."""
-        given = self.sources["train" if split in self._fractions else split]
-        return [] if not given or isinstance(given, int | float) else as_sources(given)
-
-    def _is_streamed(self, split: str) -> bool:
-        """Whether a split consists of streamed rows: all of them, or of a fraction the first few that it has."""
-        return self.streaming and (split == "train" or split in self._fractions)
-
-    def _selection(self, split: str) -> Selection:
-        parts = held_out(**self._fractions) if split == "train" or split in self._fractions else {}
-        part, limit, streamed = parts.get(split, WHOLE), self.limits[split], self._is_streamed(split)
-        return Selection(tuple(self._sources(split)), self.format, self.seed, part, limit, streamed)
-
     @property
     def _encoder(self) -> Encoder:
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
         return Encoder(self.template, self.format, self.max_length, self.overlong, vocabulary)
 
-    def _reject_file(self, split: str) -> Path | None:
+    def _reject_file(self, name: str) -> Path | None:
         """In the run's directory, which one rank writes to."""
         if self.trainer is None or not self.trainer.is_global_zero:
             return None
-        return Path(self.trainer.default_root_dir) / f"rejects-{split}.jsonl"
+        return Path(self.trainer.default_root_dir) / f"rejects-{name.replace('.', '-')}.jsonl"
 
     def _set_accumulation(self, trainer: Trainer) -> None:
         """Tell the trainer how many micro-batches make a step."""
@@ -348,14 +299,14 @@ class SFTData(LightningDataModule):
         """[R] how often each training row comes in an epoch, after `setup`; None if each comes once."""
         return self._splits["train"].times if "train" in self._splits else None
 
-    def rows(self, split: str) -> EncodedRows:
-        """The encoded rows of a split, after `setup`; `Batch.row_index` refers to them."""
-        if split not in self._splits:
-            streamed = self.streaming and split == "train"
+    def rows(self, name: str) -> EncodedRows:
+        """The encoded rows of a set, after `setup`; `Batch.row_index` refers to them."""
+        if name not in self._splits:
+            streamed = self.streaming and name == "train"
             raise UserError(
-                f"data.{split} is {'streamed: its rows are not held' if streamed else 'not set or not set up'}"
+                f"data.{name} is {'streamed: its rows are not held' if streamed else 'not set or not set up'}"
             )
-        return self._splits[split].rows
+        return self._splits[name].rows
 
     @property
     def pad_id(self) -> int:
@@ -415,13 +366,13 @@ class SFTData(LightningDataModule):
     def _stream_state(self, stream: Stream) -> dict[str, Any]:
         return {**stream.identity(), "batch_size": self.batch_size, "encoding": digest(self._encoder.identity())}
 
-    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Every validation row once; no loader if there is no validation split."""
-        return self._evaluation_loader("validation") if "validation" in self._splits else []
+    def val_dataloader(self) -> BatchLoader | dict[str, BatchLoader]:
+        """Every validation row once; of several sets name -> loader, of none no loader."""
+        return self._evaluation_loaders("validation")
 
-    def test_dataloader(self) -> BatchLoader:
-        """Every test row once."""
-        return self._evaluation_loader("test")
+    def test_dataloader(self) -> BatchLoader | dict[str, BatchLoader]:
+        """Every test row once; of several sets name -> loader."""
+        return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> BatchLoader:
         """Every row once, in the order of the files."""
@@ -431,16 +382,26 @@ class SFTData(LightningDataModule):
         """The first rows of a split, the same on every rank, for what is measured again and again; after `setup`.
 
         Args:
-            split: one that is not streamed.
+            split: one that is not streamed; each of its sets has the same share.
             tokens: how many supervised tokens are enough; the split may have fewer.
         """
-        rows = self.rows(split)
+        names = self.sets.named(split)
+        share = -(-tokens // len(names))
+        return [batch for name in names for batch in self._first_batches(self.rows(name), share)]
+
+    def _first_batches(self, rows: EncodedRows, tokens: int) -> BatchLoader:
         count = int(np.searchsorted(np.cumsum(rows.supervised), tokens)) + 1
         plan = evaluation_plan(rows.supervised[:count], self.eval_batch_size)
-        return list(BatchLoader(rows, lambda: plan, len(plan), self.pad_id, capacity=self._capacity))
+        return BatchLoader(rows, lambda: plan, len(plan), self.pad_id, capacity=self._capacity)
 
-    def _evaluation_loader(self, split: str) -> BatchLoader:
-        rows = self.rows(split)
+    def _evaluation_loaders(self, split: str) -> BatchLoader | dict[str, BatchLoader]:
+        loaders = {name: self._evaluation_loader(name) for name in self.sets.of(split)}
+        if split in loaders:
+            return loaders[split]
+        return {name.removeprefix(f"{split}."): loader for name, loader in loaders.items()}
+
+    def _evaluation_loader(self, name: str) -> BatchLoader:
+        rows = self.rows(name)
         plan = evaluation_plan(rows.supervised, self.eval_batch_size, *self._replica())
         return BatchLoader(rows, lambda: plan, len(plan), self.pad_id, self.num_workers, self._capacity)
 
@@ -470,24 +431,3 @@ class SFTData(LightningDataModule):
             "train_on_end": self.train_on_end,
             "splits": streamed | {split: rows.describe() for split, rows in self._splits.items()},
         }
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory, the hub, or the toy world.
-
-    Raises:
-        UserError: if there is none; for a directory with the nearest name.
-    """
-    if path == TOYWORLD.rstrip(":"):
-        from ts2_lightning.data.toyworld import build_tokenizer
-
-        return build_tokenizer()
-    place = Path(path).expanduser()
-    if not place.exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-        raise UserError(f"data.tokenizer: no directory {path}{did_you_mean(place.name, siblings)}")
-    try:
-        return AutoTokenizer.from_pretrained(place if place.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"data.tokenizer: cannot load {path!r} ({reason})") from error

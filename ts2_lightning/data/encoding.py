@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -198,7 +199,7 @@ def encode_chunks(
     overlong: Overlong = "truncate",
 ) -> Iterator[EncodedRows]:
     """As `encode_rows`, some rows at a time: at least one chunk, which may be empty."""
-    # Once the tokenizer has used threads, a forked data worker would warn; it never tokenises.
+    # Once the tokenizer has used threads, a forked data worker would warn. One that tokenises does without threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     prepared = (_prepare(row, template, format) for row in rows)
     batches = iter(lambda: list(itertools.islice(prepared, _BATCH)), [])
@@ -213,7 +214,8 @@ def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     The tokenizer runs without Python's lock, on all cores; reading and rendering need it. Together they take the time
     of the longer of the two.
     """
-    thread = ThreadPoolExecutor(1)
+    own: list[int] = []
+    thread = ThreadPoolExecutor(1, initializer=lambda: own.append(threading.get_ident()))
     running: Future[U] | None = None
     try:
         for item in items:
@@ -224,7 +226,8 @@ def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         if running is not None:
             yield running.result()
     finally:
-        thread.shutdown(cancel_futures=True)
+        # Garbage is collected in whichever thread: given-up results maybe in their own, which cannot wait for itself.
+        thread.shutdown(wait=threading.get_ident() not in own, cancel_futures=True)
 
 
 class _Prepared(NamedTuple):

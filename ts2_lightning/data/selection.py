@@ -45,22 +45,26 @@ WHOLE = Part()
 """All rows."""
 
 
-def held_out(validation: float = 0.0, test: float = 0.0) -> dict[str, Part]:
+def held_out(fractions: Mapping[str, float]) -> dict[str, Part]:
     """The parts that rows are divided into; each row is in exactly one.
 
+    Those for validation lie at the lower end and those for test at the upper one, so neither moves the other.
+
     Args:
-        validation: fraction held out for validation.
-        test: fraction held out for test.
+        fractions: how much is held out for `validation`, `test`, or several sets of them such as `test.hard`.
 
     Example:
-        >>> held_out(0.1, 0.2)["train"]
+        >>> held_out({"validation": 0.1, "test": 0.2})["train"]
         Part(low=0.1, high=0.8, unreadable=True)
     """
-    return {
-        "train": Part(validation, 1 - test),
-        "validation": Part(0.0, validation, unreadable=False),
-        "test": Part(1 - test, 1.0, unreadable=False),
-    }
+    low, high = 0.0, 1.0
+    parts = {}
+    for name, fraction in fractions.items():
+        if name.startswith("test"):
+            parts[name], high = Part(high - fraction, high, unreadable=False), high - fraction
+        else:
+            parts[name], low = Part(low, low + fraction, unreadable=False), low + fraction
+    return {"train": Part(low, high), **parts}
 
 
 def draw(fields: Mapping[str, Any], seed: int, purpose: str) -> float:

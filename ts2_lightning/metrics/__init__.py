@@ -3,6 +3,7 @@
 """
 
 from ts2_lightning.metrics import functional
+from ts2_lightning.metrics.by_set import BySet
 from ts2_lightning.metrics.support_sizes import SupportSizes
 from ts2_lightning.metrics.texts import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.token_means import TokenMeans
@@ -22,6 +23,7 @@ from ts2_lightning.metrics.tokens import (
 
 __all__ = [
     "TSPD",
+    "BySet",
     "Distinct",
     "GoldInSupport",
     "GoldProbability",

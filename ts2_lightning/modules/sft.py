@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.engines import ChunkedEngine, LossEngine
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
-from ts2_lightning.metrics import TokenMeans
+from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.modules.adapters import check_trained_state, trained_state
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
 from ts2_lightning.modules.cost import time_losses
@@ -72,7 +72,7 @@ class SFTModule(L.LightningModule):
         self._step_means = TokenMeans()
         self._padding = TokenMeans()
         self._isolation_checked = False
-        self._evaluation_means = TokenMeans()
+        self._evaluation_means: BySet[TokenMeans] = BySet("val", None, TokenMeans)
         self._step_started = 0.0
         self._requested: set[str] = set()
         self._start_weights: dict[str, Tensor] | None = None
@@ -232,42 +232,45 @@ class SFTModule(L.LightningModule):
 
     # -- evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Adds the micro-batch's tokens to the sums, and publishes what was measured, for callbacks to read."""
         others = [name for name in self._take_requested() if name not in TOKEN_STATISTICS]
         tokens = self._forward(batch, (*TOKEN_STATISTICS, *others)).tokens
         correct = (tokens["gold_probability"] >= tokens["top1"]).float()
         known = {name: values for name, values in tokens.items() if name not in others}
-        self._evaluation_means.update(known | {"token_accuracy": correct})
+        for means in self._evaluation_means.of(dataloader_idx):
+            means.update(known | {"token_accuracy": correct})
         return {"tokens": tokens}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """As `validation_step`."""
-        return self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_validation_epoch_start(self) -> None:
         """Starts from nothing."""
-        self._evaluation_means.reset()
+        self._evaluation_means = BySet("val", self.trainer.val_dataloaders, TokenMeans)
 
     def on_test_epoch_start(self) -> None:
         """Starts from nothing."""
-        self._evaluation_means.reset()
+        self._evaluation_means = BySet("test", self.trainer.test_dataloaders, TokenMeans)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs means over all tokens of all rows, each counted once."""
-        self._log_evaluation("val")
+        """Logs means over all tokens of all rows, and of each named set, each token counted once."""
+        self._log_evaluation()
 
     def on_test_epoch_end(self) -> None:
-        """Logs means over all tokens of all rows, each counted once."""
-        self._log_evaluation("test")
+        """As `on_validation_epoch_end`."""
+        self._log_evaluation()
 
-    def _log_evaluation(self, prefix: str) -> None:
-        means = self._evaluation_means.compute(self.trainer.strategy)
-        if not means:
-            raise UserError(f"no supervised token in the {prefix} rows")
-        # Infinite where a diverged model's exceeds the largest float; math.exp would raise.
-        means["perplexity"] = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()
-        metrics = {f"{prefix}/{name}": value for name, value in means.items()}
+    def _log_evaluation(self) -> None:
+        metrics: dict[str, float] = {}
+        for prefix, sums in self._evaluation_means.items():
+            means = sums.compute(self.trainer.strategy)
+            if not means:
+                raise UserError(f"no supervised token in the {prefix} rows")
+            # Infinite where a diverged model's exceeds the largest float; math.exp would raise.
+            means["perplexity"] = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()
+            metrics |= {f"{prefix}/{name}": value for name, value in means.items()}
         self.log_dict(metrics, logger=False, sync_dist=True)  # for checkpoints and the caller; equal on all ranks
         self._log(metrics)
 

@@ -1,0 +1,161 @@
+"""The sets of rows of a run: which there are, and which rows each has."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ts2_lightning.data.selection import WHOLE, Selection, held_out
+from ts2_lightning.data.sources import HUB, TOYWORLD, Source, as_sources, resolve_sources
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+SPLITS = ("train", "validation", "test", "predict")
+
+Files = str | list[str | Source] | None
+SetsOfFiles = float | Files | dict[str, float | Files]
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_TAKEN = {"objective": "what is logged", "tspd": "what is logged", "path": "a part of a source"}
+
+
+@dataclass(frozen=True)
+class RowSets:
+    """The sets of rows that the settings of the data name.
+
+    A set is called as its setting is: `train`, `validation`, or `validation.chat` where a split has several sets.
+
+    Attributes:
+        given: split -> its rows: sources; or a fraction of the training rows; or name -> either, for several sets. A
+            set without rows is left out.
+        limits: split -> use only the first so many rows of each of its sets; None uses all.
+        format: of the rows whose source does not say.
+        seed: of what is drawn.
+        streaming: whether the training rows are read while they are trained on.
+
+    Example:
+        >>> sets = RowSets({"train": "a.jsonl", "validation": {"held": 0.1, "chat": "b.jsonl"}}, {})
+        >>> sets.of("validation"), sets.of("test")
+        (['validation.held', 'validation.chat'], [])
+    """
+
+    given: Mapping[str, SetsOfFiles]
+    limits: Mapping[str, int | None]
+    format: str = "auto"
+    seed: int = 0
+    streaming: bool = False
+
+    @cached_property
+    def _rows(self) -> dict[str, float | Files]:
+        """Name -> sources or fraction, of every set that has rows."""
+        found: dict[str, float | Files] = {}
+        for split, given in self.given.items():
+            found |= {f"{split}.{n}": rows for n, rows in given.items()} if isinstance(given, dict) else {split: given}
+        return {name: rows for name, rows in found.items() if rows or isinstance(rows, int | float)}
+
+    def of(self, split: str) -> list[str]:
+        """The sets of a split, in the given order."""
+        return [name for name in self._rows if split_of(name) == split]
+
+    def named(self, name: str) -> list[str]:
+        """What a name stands for: a set, or all sets of a split.
+
+        Raises:
+            UserError: if there is none.
+        """
+        found = [name] if name in self._rows else self.of(name)
+        if not found:
+            hint = did_you_mean(name, self.of(split_of(name)))
+            raise UserError(f"data.{name} is not set: name the files with the rows{hint}")
+        return found
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The sets that are held out of the training rows."""
+        return {name: float(rows) for name, rows in self._rows.items() if isinstance(rows, int | float)}
+
+    def sources(self, name: str) -> list[Source]:
+        """Where the rows of a set come from; those of a fraction from where the training rows do."""
+        rows = self._rows.get("train" if name in self.fractions else name)
+        return [] if not rows or isinstance(rows, int | float) else as_sources(rows)
+
+    def is_streamed(self, name: str) -> bool:
+        """Whether a set consists of streamed rows: all of them, or of a fraction the first few that it has."""
+        return self.streaming and (name == "train" or name in self.fractions)
+
+    def selection(self, name: str) -> Selection:
+        """The rows of a set."""
+        part = held_out(self.fractions).get(name, WHOLE)
+        limit = self.limits.get(split_of(name))
+        return Selection(tuple(self.sources(name)), self.format, self.seed, part, limit, self.is_streamed(name))
+
+    def prepare(self, name: str) -> None:
+        """Let the toy world write the files of a set, and `datasets` download those of the hub."""
+        made = (TOYWORLD,) if self.is_streamed(name) else (TOYWORLD, HUB)
+        resolve_sources([source for source in self.sources(name) if source.path.startswith(made)])
+
+    # What can be known without the files ---------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Look at names, fractions and sources.
+
+        Raises:
+            UserError: for what cannot be.
+        """
+        for split, given in self.given.items():
+            _check_names(split, list(given) if isinstance(given, dict) else [])
+        self._check_fractions()
+        for name in self._rows:
+            times = {source.times for source in self.sources(name)} if name not in self.fractions else set()
+            if name != "train" and times - {1}:
+                raise UserError(f"data.{name}: times is for data.train; elsewhere every row comes once")
+        if self.streaming:
+            self._check_streaming()
+
+    def _check_fractions(self) -> None:
+        for name, fraction in self.fractions.items():
+            if not 0 < fraction < 1:
+                raise UserError(f"data.{name} is a fraction of the training rows, between 0 and 1, got {fraction}")
+            if "train" not in self._rows:
+                raise UserError(f"data.{name} is {fraction} of the training rows, but data.train is not set")
+        if sum(self.fractions.values()) >= 1:
+            raise UserError(f"{' and '.join(f'data.{name}' for name in self.fractions)} leave nothing of data.train")
+
+    def _check_streaming(self) -> None:
+        """Refuse what would need all rows before the first."""
+        if self.limits.get("train") is not None:
+            raise UserError(
+                "data.limit_train: streamed rows have no fixed beginning; set trainer.max_steps, or data.streaming to "
+                "false"
+            )
+        for source in self.sources("train"):
+            if source.sample is not None:
+                raise UserError(f"{source.path}: a sample is drawn from all rows; leave it out of streamed ones")
+        for name in self.fractions:
+            if self.limits.get(split_of(name)) is None:
+                raise UserError(
+                    f"data.{name} is a fraction of streamed rows, of which all would have to be read first; set "
+                    f"data.limit_{split_of(name)} to the number of rows that are enough"
+                )
+
+
+def split_of(name: str) -> str:
+    """The split that a set belongs to.
+
+    >>> split_of("validation.chat"), split_of("train")
+    ('validation', 'train')
+    """
+    return name.partition(".")[0]
+
+
+def _check_names(split: str, names: list[str]) -> None:
+    """Names become parts of logged names and of files' names."""
+    seen: dict[str, str] = {}
+    for name in map(str, names):
+        if not _NAME.fullmatch(name):
+            raise UserError(f"data.{split}: a set's name consists of letters, digits, _ and -, got {name!r}")
+        if name.lower() in _TAKEN:
+            raise UserError(f"data.{split}: {name!r} is {_TAKEN[name.lower()]}; call the set otherwise")
+        if name.lower() in seen:
+            raise UserError(f"data.{split}: {seen[name.lower()]!r} and {name!r} are the same but for their case")
+        seen[name.lower()] = name
