@@ -14,10 +14,10 @@ from tests.cli.conftest import Run
 from tests.cli.test_export import write_run
 from tests.export.stand_ins import load, shake
 from ts2_lightning.cli import probe as command
-from ts2_lightning.cli.probe_inputs import batches, encode_prompt, encode_rows, selection_of, toy_world_text
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.templates import make_template
 from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
+from ts2_lightning.evaluation.inputs import batches, encode_prompt, encode_rows, selection_of, toy_world_text
 from ts2_lightning.evaluation.probes import macro
 from ts2_lightning.evaluation.toyworld import encode_exchange
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.evaluation import toyworld as measures
-from ts2_lightning.evaluation.distributions import PAPERS, PLAIN, Decoder
+from ts2_lightning.evaluation.distributions import DECODINGS, PAPERS, PLAIN
 from ts2_lightning.evaluation.toyworld import (
     encode_exchange,
     end_probability,
@@ -30,11 +30,17 @@ from ts2_lightning.evaluation.toyworld import (
     score,
     shape_measures,
 )
+from ts2_lightning.generation import Decoder, SparsemaxLogitsProcessor
 from ts2_lightning.types import UserError
 
 SETTINGS = {
     PLAIN: {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
     PAPERS: {"do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 0.9},
+}
+PROJECTIONS = {
+    "softmax": lambda z: z.softmax(-1),
+    "sparsemax": lambda z: entmax.sparsemax(z, dim=-1),
+    "entmax": lambda z: entmax.entmax15(z, dim=-1),
 }
 
 
@@ -78,33 +84,36 @@ def scored(model, tokenizer, world):
 
 
 @torch.no_grad()
-def response_probability(model, prompt, response, decoder):
-    """Token by token, each from its own forward and transformers' own warpers."""
+def response_probability(model, prompt, response, decoder, projection):
+    """Token by token, each from its own forward, entmax's projection in float64 and transformers' own warpers."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(decoder.temperature)])
     if decoder.top_k:
         warpers += [TopKLogitsWarper(decoder.top_k), TopPLogitsWarper(decoder.top_p)]
     prefix, probabilities = list(prompt), []
     for token in response:
         ids = torch.tensor([prefix])
-        probabilities.append(warpers(ids, model(ids).logits[:, -1]).softmax(-1)[0, token].item())
+        p = PROJECTIONS[projection](model(ids).logits[:, -1].double())
+        probabilities.append(warpers(ids, p.log()).softmax(-1)[0, token].item())
         prefix.append(token)
     return probabilities
 
 
-@pytest.mark.parametrize("decoder", [PLAIN, PAPERS])
-def test_measures_against_an_explicit_loop(model, tokenizer, world, scored, decoder):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+@pytest.mark.parametrize("decoder", [PLAIN, PAPERS, Decoder(temperature=1.7)])
+def test_measures_against_an_explicit_loop(model, tokenizer, world, scored, decoder, projection):
     family = world.seen[1]
     assert any(" " in answer for answer in family.answers)
     prompt = tokenizer("<s><|user|> " + family.requests[5] + " <|assistant|>")["input_ids"]
     whole, answers, ended, unended = [], [], [], []
     for answer in family.answers:
         response = tokenizer(f"the answer is {answer} . <|end|>")["input_ids"]
-        p = response_probability(model, prompt, response, decoder)
+        p = response_probability(model, prompt, response, decoder, projection)
         whole.append(math.prod(p))
         answers.append(math.prod(p[3:-2]))
         ended.append(p[-1])
         unended.append(math.prod(p[:-1]))
-    result = {name: values[0].item() for name, values in response_measures(scored, decoder).items()}
+    projected = scored.projected(DECODINGS[projection])
+    result = {name: values[0].item() for name, values in response_measures(projected, decoder).items()}
     distinct = sum(1 - (1 - p) ** 32 for p in whole)
     assert 0.05 < result["validity"] < 0.999  # or the test would say little
     assert result["validity"] == pytest.approx(sum(whole), rel=1e-4)
@@ -113,11 +122,14 @@ def test_measures_against_an_explicit_loop(model, tokenizer, world, scored, deco
     assert result["format"] == pytest.approx(sum(whole) / sum(answers), rel=1e-4)
     if decoder is PLAIN:
         weighted = sum(e * u for e, u in zip(ended, unended, strict=True)) / sum(unended)
-        assert end_probability(scored)[0].item() == pytest.approx(weighted, rel=1e-4)
+        assert end_probability(projected)[0].item() == pytest.approx(weighted, rel=1e-4)
 
 
-@pytest.mark.parametrize("decoder", [PLAIN, PAPERS])
-def test_measures_against_sampling(model, tokenizer, world, scored, decoder):
+@pytest.mark.parametrize(
+    ("projection", "processors", "decoder"),
+    [("softmax", [], PLAIN), ("softmax", [], PAPERS), ("sparsemax", [SparsemaxLogitsProcessor()], PLAIN)],
+)
+def test_measures_against_sampling(model, tokenizer, world, scored, projection, processors, decoder):
     family, groups = world.seen[1], 50
     prompt = torch.tensor([tokenizer("<s><|user|> " + family.requests[5] + " <|assistant|>")["input_ids"]])
     torch.manual_seed(3)
@@ -126,12 +138,14 @@ def test_measures_against_sampling(model, tokenizer, world, scored, decoder):
         attention_mask=torch.ones_like(prompt),
         max_new_tokens=9,
         num_return_sequences=32 * groups,
+        logits_processor=LogitsProcessorList(processors),
         **SETTINGS[decoder],
     )
     plausible = {f"the answer is {answer} . <|end|>" for answer in family.answers}
     texts = [tokenizer.decode(ids).split(" <pad>")[0] for ids in out[:, prompt.shape[1] :]]
     valid = [text if text in plausible else None for text in texts]
-    result = {name: values[0].item() for name, values in response_measures(scored, decoder).items()}
+    projected = scored.projected(DECODINGS[projection])
+    result = {name: values[0].item() for name, values in response_measures(projected, decoder).items()}
     share = sum(text is not None for text in valid) / len(valid)
     sigma = (result["validity"] * (1 - result["validity"]) / len(valid)) ** 0.5
     assert share == pytest.approx(result["validity"], abs=4 * sigma + 1e-4)
@@ -149,7 +163,7 @@ def test_expected_distinct():
 
 def test_greedy_accuracy_is_that_of_generate(model, tokenizer, world):
     items = world.items[:8] + world.items[40:44]
-    right, _ = measures._item_scores(model, tokenizer, world, items, "chat")
+    right, _ = measures._item_scores(model, tokenizer, world, items, "chat", PLAIN)
     for item, ours in zip(items, right.tolist(), strict=True):
         prompt = torch.tensor([tokenizer("<s><|user|> " + item.held_out + " <|assistant|>")["input_ids"]])
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False)
@@ -158,7 +172,8 @@ def test_greedy_accuracy_is_that_of_generate(model, tokenizer, world):
     assert 0 < right.sum() < len(items)
 
 
-def test_shape_of_the_first_answer_token(model, tokenizer, world):
+@pytest.mark.parametrize("projection", PROJECTIONS)
+def test_shape_of_the_first_answer_token(model, tokenizer, world, projection):
     family = world.seen[1]
     ids = tokenizer("<s><|user|> " + family.requests[5] + " <|assistant|> the answer is")["input_ids"]
     with torch.no_grad():
@@ -168,26 +183,41 @@ def test_shape_of_the_first_answer_token(model, tokenizer, world):
     mask = plausible_first_tokens(tokenizer, family, 428)
     first = {answer.split()[0] for answer in family.answers}
     assert {world.vocabulary[i] for i in mask.nonzero()[:, 0]} == first
-    p = z.double().softmax(-1)
+    p = PROJECTIONS[projection](z.double())
     support = entmax.sparsemax(z, dim=-1) > 0
-    got = {name: values.item() for name, values in shape_measures(z[None], mask[None]).items()}
+    kept = support if projection == "softmax" else p > 0
+    shape = shape_measures(z[None], mask[None], DECODINGS[projection])
+    got = {name: values.item() for name, values in shape.items()}
     assert got == pytest.approx(
         {
             "outside_plausible": sum(p[i].item() for i in range(428) if world.vocabulary[i] not in first),
             "tail_mass": p[~support].sum().item(),
-            "support_size": support.sum().item(),
-            "entropy": -(p * p.log()).sum().item(),
+            "support_size": kept.sum().item(),
+            "entropy": -sum(q * math.log(q) for q in p.tolist() if q),
         },
         rel=1e-6,
+        abs=1e-12,
     )
 
 
 def test_matched_temperature(scored):
     found = matched_temperature(scored, 0.3)
-    at = [response_measures(scored, Decoder(found * f))["validity"].mean().item() for f in (1.0, 1.002, 1.2, 2.0)]
+    at = [
+        response_measures(scored, Decoder(temperature=found * f))["validity"].mean().item()
+        for f in (1.0, 1.002, 1.2, 2.0)
+    ]
     assert at[0] >= 0.3 > max(at[1:])
     assert at[0] == pytest.approx(0.3, abs=2e-3)
     assert math.isnan(matched_temperature(scored, 0.999))
+
+
+def test_of_a_sparse_projection_any_temperature_keeps_what_is_impossible_out(scored):
+    """p^(1 / T) spreads over the support and no further, so that V need not fall as T rises."""
+    sparse = scored.projected(DECODINGS["sparsemax"])
+    at = [response_measures(sparse, Decoder(temperature=t))["validity"][0].item() for t in (1.0, 5.0)]
+    loose = response_measures(scored, Decoder(temperature=5.0))["validity"][0].item()
+    assert at[1] > 3 * loose
+    assert matched_temperature(sparse, 0.3) > matched_temperature(scored, 0.3)
 
 
 def test_text_style_is_the_plain_sentence(tokenizer, world):
@@ -206,16 +236,19 @@ def test_unusable_tokenizers(tokenizer, world):
         encode_exchange(other, world, "name a fruit", "plum")
 
 
-@pytest.mark.parametrize("style", ["chat", "text"])
-def test_evaluate_all(model, tokenizer, world, style):
+@pytest.mark.parametrize(
+    ("style", "projection"), [("chat", "softmax"), ("text", "softmax"), ("chat", "sparsemax"), ("text", "entmax")]
+)
+def test_evaluate_all(model, tokenizer, world, style, projection):
     model.train()
-    result = evaluate_toyworld(model, tokenizer, world, style)
+    result = evaluate_toyworld(model, tokenizer, world, style, projection)
     assert model.training
     model.eval()
     assert all(isinstance(value, float) for value in result.values())
     for split in ("seen", "unseen"):
-        for name in ("validity_t1", "validity_papers", "coverage_t1", "format_t1", "tail_mass", "outside_plausible"):
+        for name in ("validity_t1", "validity_papers", "coverage_t1", "tail_mass", "outside_plausible"):
             assert 0 <= result[f"{split}/{name}"] <= 1
+        assert not result[f"{split}/format_t1"] > 1  # nan where no plausible answer is possible
     assert ("seen/end_probability" in result) == (style == "chat")
     by_k = [result[f"seen/distinct_t1_k{k}"] for k in (1, 2, 3)]
     assert sum(by_k) / 3 == pytest.approx(result["seen/distinct_t1"], abs=1e-9)  # six families of each
@@ -224,6 +257,15 @@ def test_evaluate_all(model, tokenizer, world, style):
     tasks = [result[f"accuracy/{task}"] for task in ("plus", "capital", "opposite", "copy")]
     assert result["accuracy"] == pytest.approx(sum(tasks) / 4)
     assert result["maker/pass_32_t1"] >= result["maker/pass_1_t1"]
+    if projection == "softmax":
+        assert result == pytest.approx(evaluate_toyworld(model, tokenizer, world, style), rel=0, abs=0, nan_ok=True)
+        assert result["seen/format_t1"] >= 0
+    else:  # greedy decoding is the same; what is sampled differs
+        plain = evaluate_toyworld(model, tokenizer, world, style)
+        assert result["accuracy"] == plain["accuracy"]
+        assert result["seen/entropy"] < plain["seen/entropy"]
+    if projection == "sparsemax":
+        assert result["seen/tail_mass"] == 0
 
 
 def test_table():

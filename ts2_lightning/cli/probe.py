@@ -15,31 +15,28 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ts2_lightning.checkpoint_files import is_complete
-from ts2_lightning.cli import export, run_directory
-from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli.model_places import find_model, is_embedded_base
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
-from ts2_lightning.cli.probe_inputs import (
-    batches,
-    encode_prompt,
-    encode_rows,
-    named_template,
-    read_messages,
-    selection_of,
-    toy_world_questions,
-    toy_world_text,
-)
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.data.encoding import EncodedRows
 from ts2_lightning.data.formats import Message
 from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.templates import ChatTemplate
-from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.evaluation.models import load_model
-from ts2_lightning.evaluation.probes import DECODINGS, PROBES, Prompt, Settings, Subject, is_toy_world, write_probe
-from ts2_lightning.evaluation.probes.micro import DIGIT_QUESTION
+from ts2_lightning.evaluation.distributions import DECODINGS
+from ts2_lightning.evaluation.inputs import (
+    batches,
+    encode_prompt,
+    encode_rows,
+    micro_questions,
+    named_template,
+    read_messages,
+    selection_of,
+    toy_world_text,
+)
+from ts2_lightning.evaluation.models import check_device, file_stamps, load_model
+from ts2_lightning.evaluation.probes import PROBES, Prompt, Settings, Subject, is_toy_world, write_probe
 from ts2_lightning.evaluation.probes.report import REPORT, resumed
 from ts2_lightning.generation.sampling import Decoder, end_ids
 from ts2_lightning.modules.head import check_head
@@ -120,7 +117,10 @@ def run(argv: Sequence[str]) -> int:
     models = _models(options)
     templates = _templates(options, models)
     with tempfile.TemporaryDirectory(prefix="ts2-probe-") as scratch:
-        places = [resolve(model, Path(scratch)) for model in models]
+        places = [
+            find_model(model.path, f"--model {model.name}={model.path}").loadable(Path(scratch) / _digest(model.label))
+            for model in models
+        ]
         tokenizers = [_tokenizer(model, place) for model, place in zip(models, places, strict=True)]
         probes = _comparable(options.probe, models, tokenizers)
         inputs = _inputs(options, probes, all(map(is_toy_world, tokenizers)))
@@ -193,40 +193,6 @@ def parse_model(text: str) -> ModelOption:
     return ModelOption(name, path, decoding)
 
 
-def resolve(model: ModelOption, scratch: Path) -> str:
-    """Where transformers finds a model.
-
-    Args:
-        model: its path is a transformers directory, a run, a checkpoint, `toyworld`, or a name on the hub.
-        scratch: directory in which a checkpoint is exported.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = Path(model.path).expanduser()
-    for directory in (path, path / "export"):
-        if (directory / "config.json").is_file():
-            return str(directory)
-    if path.is_dir() and (path / run_directory.CHECKPOINTS).is_dir():
-        newest = run_directory.newest_checkpoint(path)
-        if newest is None:
-            raise UserError(f"--model {model.name}={model.path}: a run without export and without complete checkpoint")
-        path = newest
-    if is_complete(path):
-        exported = scratch / _digest(model.label)
-        export.run(["--ckpt", str(path), "--out", str(exported)])
-        return str(exported)
-    if path.exists():
-        raise UserError(
-            f"--model {model.name}={model.path}: neither a transformers directory (it has no config.json), nor a run, "
-            "nor a complete checkpoint"
-        )
-    if model.path.startswith(("/", ".", "~")) or model.path.count("/") > 1:
-        near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"--model {model.name}={model.path}: no such model{did_you_mean(path.name, near)}")
-    return resolve_model(model.path)
-
-
 def _tokenizer(model: ModelOption, place: str) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(place)
@@ -269,10 +235,10 @@ def _inputs(options: argparse.Namespace, probes: list[str], toy_world: bool) -> 
             sources[kind] = given or _TOY_WORLD_ROWS
     prompts: list[list[Message]] = []
     if "prompts" in sources:
-        prompts = read_messages(selection_of(sources["prompts"], options.format, None), "--prompts")[: options.limit]
-    questions = toy_world_questions() if toy_world else [DIGIT_QUESTION]
+        selection = selection_of(sources["prompts"], options.format, None)
+        prompts = read_messages(selection, "--prompts", options.limit)
+    questions, opening = micro_questions(toy_world)
     asked = prompts if alone else [[Message(role="user", content=question)] for question in questions]
-    opening = load_world().opening if toy_world else ""
     return Inputs(
         asked if "questions" in reads else [],
         opening if options.opening is None else options.opening,
@@ -291,7 +257,7 @@ def _candidate(
     template_name: str,
     options: argparse.Namespace,
 ) -> Candidate:
-    in_text = model.path.partition("?")[0] == "toyworld" and template_name == "auto"  # it knows no chat tokens
+    in_text = is_embedded_base(model.path) and template_name == "auto"
     template = toy_world_text(tokenizer) if in_text else named_template(template_name, tokenizer, model.name)
     return Candidate(
         model,
@@ -334,10 +300,7 @@ def _measure(
 
 def _identity(candidate: Candidate) -> list[Any]:
     """What tells whether a model is still the same: its files, by size and time, and its decoding."""
-    directory = Path(candidate.directory)
-    files = [path for path in sorted(directory.glob("*")) if path.is_file()] if directory.is_dir() else []
-    stamps = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return [candidate.option, stamps]
+    return [candidate.option, file_stamps(candidate.directory)]
 
 
 def _asked(candidate: Candidate) -> str:
@@ -359,10 +322,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}")
     Decoder(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
-    try:
-        torch.zeros(1, device=options.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+    check_device(options.device)
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out {options.out}: this is a file; name a directory")
     return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})

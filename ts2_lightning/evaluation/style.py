@@ -82,7 +82,7 @@ def save(figure: Figure, place: Path) -> list[Path]:
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Lets `write` write a file beside `path`, and renames it: whoever is killed meanwhile leaves `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
         write(beside)
         os.replace(beside, path)

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.data.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items
-from ts2_lightning.evaluation.distributions import PAPERS, PLAIN, Decoder, support_mask
+from ts2_lightning.evaluation.distributions import DECODINGS, PAPERS, PLAIN, log_probabilities, support_mask
+from ts2_lightning.generation.sampling import Decoder
 from ts2_lightning.types import UserError
 
 Style = Literal["chat", "text"]
@@ -43,7 +44,9 @@ class Scored(NamedTuple):
     """R responses to P prompts, teacher-forced: N response tokens in all, vocabulary K.
 
     Attributes:
-        logits: [N, K] float32 on the CPU, the rows that predict the response tokens.
+        logits: [N, K] float32 on the CPU, the rows that predict the response tokens. After `projected` they are the
+            log-probabilities of a projection: the softmax gives it back, and what a `Decoder` does behind its
+            projection can be done to them.
         gold: [N] the response tokens.
         owner: [N] which response each belongs to.
         in_answer: [N] bool, the tokens of the answer, between opening and closing.
@@ -59,6 +62,10 @@ class Scored(NamedTuple):
     is_last: Tensor
     first: Tensor
     prompt: Tensor
+
+    def projected(self, projection: Decoder) -> "Scored":
+        """The same with the distributions that a model has under a projection, before temperature and truncation."""
+        return self._replace(logits=projection(self.logits))
 
     def per_response(self, values: Tensor) -> Tensor:
         """Sums of [N] values over each response: [R]."""
@@ -172,7 +179,7 @@ def _response_logits(model: PreTrainedModel, exchanges: Sequence[Exchange]) -> T
 
 def token_log_probabilities(scored: Scored, decoder: Decoder) -> Tensor:
     """[N] float64 log-probabilities of the response tokens under a decoder; -inf where it removes one."""
-    rows = decoder.log_probabilities(scored.logits)
+    rows = log_probabilities(scored.logits, decoder)
     return rows.gather(-1, scored.gold[:, None])[:, 0].double()
 
 
@@ -222,24 +229,25 @@ def end_probability(scored: Scored) -> Tensor:
     return scored.per_prompt(scored.per_response(tokens).exp()) / scored.per_prompt(before)
 
 
-def shape_measures(logits: Tensor, plausible: Tensor) -> dict[str, Tensor]:
+def shape_measures(logits: Tensor, plausible: Tensor, projection: Decoder = PLAIN) -> dict[str, Tensor]:
     """Measures of next-token distributions at temperature 1, each [P].
 
     Args:
-        logits: [P, K].
+        logits: [P, K] of the model.
         plausible: [P, K] bool.
+        projection: makes of logits the distribution p that is measured.
 
     Returns:
-        `outside_plausible`: mass outside the plausible tokens; `tail_mass`: mass outside the sparsemax support;
-        `support_size`; `entropy` in nats.
+        `outside_plausible`: mass of p outside the plausible tokens; `tail_mass`: mass of p outside the sparsemax
+        support of the logits, so 0 under sparsemax; `support_size`: tokens that p can draw, where p is the softmax,
+        which can draw all, those of the sparsemax support; `entropy` of p in nats.
     """
-    log_p = logits.double().log_softmax(-1)
-    p = log_p.exp()
+    p = log_probabilities(logits.double(), projection).exp()
     support = support_mask(logits)
     return {
         "outside_plausible": p.masked_fill(plausible, 0).sum(-1),
         "tail_mass": p.masked_fill(support, 0).sum(-1),
-        "support_size": support.sum(-1).double(),
+        "support_size": (support if projection.projection == "softmax" else p > 0).sum(-1).double(),
         "entropy": -torch.xlogy(p, p).sum(-1),
     }
 
@@ -248,7 +256,7 @@ def matched_temperature(scored: Scored, validity: float = MATCHED_VALIDITY) -> f
     """The highest temperature, up to 5, at which the mean validity still reaches a value; nan where none does."""
 
     def reaches(temperature: float) -> bool:
-        mean = response_measures(scored, Decoder(temperature))["validity"].mean().item()
+        mean = response_measures(scored, Decoder(temperature=temperature))["validity"].mean().item()
         return mean >= validity
 
     low = next((t for t in reversed(_TEMPERATURES) if reaches(t)), math.nan)
@@ -291,10 +299,16 @@ def _score_families(
 
 
 def _family_measures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, families: Sequence[Family], style: Style
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    families: Sequence[Family],
+    style: Style,
+    projection: Decoder,
 ) -> dict[str, float]:
     """Means over the held-out requests of the families."""
-    scored, owners = _score_families(model, tokenizer, world, families, style)
+    of_model, owners = _score_families(model, tokenizer, world, families, style)
+    scored = of_model.projected(projection)
     out: dict[str, float] = {}
     taught = torch.tensor([len(family.taught) for family in owners])
     for name, decoder in DECODERS.items():
@@ -304,15 +318,15 @@ def _family_measures(
             out[f"distinct_{name}_k{k}"] = measures["distinct"][taught == k].mean().item()
     prompts = len(owners)
     first = scored.first[[int((scored.prompt == i).nonzero()[0, 0]) for i in range(prompts)]]
-    logits = scored.logits[first]
-    plausible = [plausible_first_tokens(tokenizer, family, logits.shape[-1]) for family in owners]
-    out |= {k: v.mean().item() for k, v in shape_measures(logits, torch.stack(plausible)).items()}
+    logits = of_model.logits[first]
+    plausible = torch.stack([plausible_first_tokens(tokenizer, family, logits.shape[-1]) for family in owners])
+    out |= {k: v.mean().item() for k, v in shape_measures(logits, plausible, projection).items()}
     if style == "chat":
         out["end_probability"] = end_probability(scored).nanmean().item()
     temperature = out["temperature_matched"] = matched_temperature(scored)
     out["distinct_matched"] = math.nan
     if not math.isnan(temperature):
-        matched = response_measures(scored, Decoder(temperature))
+        matched = response_measures(scored, Decoder(temperature=temperature))
         out["distinct_matched"] = matched["distinct"].mean().item()
     base = [expected_distinct(torch.tensor(list(family.answers.values()))).sum() for family in owners]
     out["distinct_base"] = torch.stack(base).mean().item()
@@ -320,22 +334,27 @@ def _family_measures(
 
 
 def _item_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, items: Sequence[Item], style: Style
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    items: Sequence[Item],
+    style: Style,
+    projection: Decoder,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """For each item [R]: whether greedy decoding gives the right response, and its probability by decoder."""
     exchanges = [encode_exchange(tokenizer, world, item.held_out, item.answer, style) for item in items]
-    scored = score(model, exchanges, range(len(items)))
+    scored = score(model, exchanges, range(len(items))).projected(projection)
     wrong = scored.per_response((scored.logits.argmax(-1) != scored.gold).double())
     tokens = {name: token_log_probabilities(scored, decoder) for name, decoder in DECODERS.items()}
     return wrong == 0, {name: scored.per_response(values).exp() for name, values in tokens.items()}
 
 
 def _item_measures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, style: Style
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, style: Style, projection: Decoder
 ) -> dict[str, float]:
     """Accuracy on the held-out closed items, pass@1 and pass@32 on the held-out makers."""
     items = held_out_items(world)
-    right, probabilities = _item_scores(model, tokenizer, world, items, style)
+    right, probabilities = _item_scores(model, tokenizer, world, items, style, projection)
     out: dict[str, float] = {}
     for task in (*CLOSED_TASKS, "maker"):
         chosen = torch.tensor([item.task == task for item in items])
@@ -349,7 +368,11 @@ def _item_measures(
 
 
 def evaluate_toyworld(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World, style: Style = "chat"
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    style: Style = "chat",
+    projection: str = "softmax",
 ) -> dict[str, float]:
     """All exact measures of a model in the toy world, on requests and items that fine-tuning does not use.
 
@@ -358,6 +381,8 @@ def evaluate_toyworld(
         tokenizer: its tokenizer, with the chat template it was trained with.
         world: from `load_world`.
         style: "chat"; "text" for a base model that has never seen the chat tokens (see `encode_exchange`).
+        projection: the distribution that the model is decoded with, one of `DECODINGS`. Everything is measured of it:
+            temperature, top-k and top-p come behind it, so that of sparsemax the support stays at any temperature.
 
     Returns:
         With `seen/` and `unseen/` before them, means over the held-out requests of the open families:
@@ -373,11 +398,12 @@ def evaluate_toyworld(
     Raises:
         UserError: the tokenizer is not the toy world's.
     """
+    decoder = DECODINGS[projection]
     out: dict[str, float] = {}
     for split, families in (("seen", world.seen), ("unseen", world.unseen)):
-        measures = _family_measures(model, tokenizer, world, families, style)
+        measures = _family_measures(model, tokenizer, world, families, style, decoder)
         out |= {f"{split}/{name}": value for name, value in measures.items()}
-    return out | _item_measures(model, tokenizer, world, style)
+    return out | _item_measures(model, tokenizer, world, style, decoder)
 
 
 COLUMNS: dict[str, tuple[str, str]] = {

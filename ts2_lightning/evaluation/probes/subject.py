@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.models import supervised_logits
 from ts2_lightning.generation.sampling import Decoder
 from ts2_lightning.metrics.functional import head_and_tail, token_statistics, zero_gradient
@@ -18,13 +19,6 @@ from ts2_lightning.types import Batch
 
 TSPD_ORDERS = (2, 3, 5)
 """The m of TSPD(m, eps_head, eps_tail) that are looked at."""
-
-DECODINGS = {
-    "softmax": Decoder("softmax"),
-    "sparsemax": Decoder("sparsemax"),
-    "entmax": Decoder("entmax", alpha=1.5),
-}
-"""The distribution that a model is decoded with, before temperature and truncation."""
 
 
 class Batches(Protocol):

@@ -1,12 +1,12 @@
-"""What the probes ask a model, made by the data room: rows and prompts in the model's own tokens, as in training."""
+"""What a model is asked, made by the data room: rows and prompts in its own tokens, as in training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.encoding import EncodedRows
-from ts2_lightning.data.formats import Message, TokenRow, get_format, parse
+from ts2_lightning.data.formats import FormatFunction, Message, TokenRow, get_format, parse
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.data.plan import evaluation_plan
 from ts2_lightning.data.reading import Encoder
@@ -15,7 +15,8 @@ from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.sources import Row, as_sources
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.evaluation.probes import Prompt
+from ts2_lightning.evaluation.probes.micro import DIGIT_QUESTION
+from ts2_lightning.evaluation.probes.subject import Prompt
 from ts2_lightning.types import RowError, UserError
 
 _ANSWER = "?"
@@ -41,16 +42,24 @@ def toy_world_text(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     return ChatTemplate("toy world's text", _TOYWORLD_TEXT, tokenizer)
 
 
-def toy_world_questions() -> list[str]:
-    """What the micro probe asks toy-world models: held-out requests of which one, two and three answers are taught.
+def micro_questions(toy_world: bool) -> tuple[list[str], str]:
+    """What the micro probe asks, and what the answer to it already says.
+
+    Args:
+        toy_world: whether models of the toy world are asked: held-out requests of which one, two and three answers are
+            taught. Others are asked the papers' question.
 
     Example:
-        >>> toy_world_questions()[0]
-        'think of a single digit number'
+        >>> questions, opening = micro_questions(toy_world=True)
+        >>> questions[0], opening
+        ('think of a single digit number', 'the answer is')
     """
-    families = load_world().seen  # the first is that of the digits
-    counts = sorted({len(family.taught) for family in families})
-    return [next(family for family in families if len(family.taught) == count).held_out[0] for count in counts]
+    if not toy_world:
+        return [DIGIT_QUESTION], ""
+    world = load_world()  # the first family is that of the digits
+    counts = sorted({len(family.taught) for family in world.seen})
+    families = [next(family for family in world.seen if len(family.taught) == count) for count in counts]
+    return [family.held_out[0] for family in families], world.opening
 
 
 def named_template(name: str, tokenizer: PreTrainedTokenizerBase, model: str) -> ChatTemplate:
@@ -61,7 +70,9 @@ def named_template(name: str, tokenizer: PreTrainedTokenizerBase, model: str) ->
         raise UserError(f"--model {model}: {error}") from error
 
 
-def read_messages(selection: Selection, option: str) -> list[list[Message]]:
+def read_messages(
+    selection: Selection, option: str, limit: int | None = None, tolerant: bool = False
+) -> list[list[Message]]:
     """The conversations of a prompt file up to where the assistant answers (last); each once, in their order.
 
     A row may have an answer, of whatever format; it is left out. Or it has none: `prompt` alone, `instruction` with or
@@ -70,29 +81,34 @@ def read_messages(selection: Selection, option: str) -> list[list[Message]]:
     Args:
         selection: where they come from.
         option: names them in messages.
+        limit: take the first so many, and read no further.
+        tolerant: leave out rows that are no prompts, instead of an error.
 
     Raises:
         UserError: naming file and line of a row that is no prompt; or there is none.
     """
     function = get_format(selection.format)
     found: dict[str, list[Message]] = {}
-    for row in _good(selection, option):
+    for _, row in selection.read():
         try:
-            messages = _before_answer(row.fields, parse(_answered(row.fields), row.format or function))
+            messages = _prompt(row, function)
         except RowError as error:
+            if tolerant:
+                continue
             raise UserError(f"{option} {row.origin}: {error}") from error
         found.setdefault(repr(messages), messages)
+        if len(found) == limit:
+            break
     if not found:
         raise UserError(f"{option}: no prompts in {selection.named()}")
     return list(found.values())
 
 
-def _good(selection: Selection, option: str) -> Iterator[Row]:
-    """The rows; raises UserError at the first that cannot be read."""
-    for _, row in selection.read():
-        if isinstance(row, Reject):
-            raise UserError(f"{option} {row.origin}: {row.reason}")
-        yield row
+def _prompt(row: Row | Reject, function: FormatFunction | None) -> list[Message]:
+    """What comes before the answer. Raises RowError if it is none."""
+    if isinstance(row, Reject):
+        raise RowError(row.reason)
+    return _before_answer(row.fields, parse(_answered(row.fields), row.format or function))
 
 
 def _answered(fields: Mapping[str, Any]) -> Mapping[str, Any]:

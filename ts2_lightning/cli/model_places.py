@@ -1,0 +1,75 @@
+"""Where a model lies that a command was given: a directory, a run, a checkpoint, the toy world's base, the hub."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ts2_lightning.checkpoint_files import is_complete
+from ts2_lightning.cli import export, run_directory
+from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+
+class ModelPlace(NamedTuple):
+    """Where a model was found.
+
+    Attributes:
+        path: a transformers directory, a checkpoint, or a name on the hub.
+        run: the directory of the run that it is of; None if it is of none.
+        is_checkpoint: it has to be exported before transformers loads it.
+    """
+
+    path: str
+    run: Path | None = None
+    is_checkpoint: bool = False
+
+    def loadable(self, scratch: Path) -> str:
+        """The directory or name that transformers loads.
+
+        Args:
+            scratch: directory that is made for the export of a checkpoint.
+        """
+        if not self.is_checkpoint:
+            return self.path
+        export.run(["--ckpt", self.path, "--out", str(scratch)])
+        return str(scratch)
+
+
+def find_model(given: str, option: str) -> ModelPlace:
+    """Finds a model; nothing is loaded.
+
+    Args:
+        given: a transformers directory, a run (its export, else its newest checkpoint), the directory of all runs of a
+            name (the newest), a checkpoint, `toyworld`, or a name on the hub.
+        option: how it was given, for messages.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(given).expanduser()
+    attempts = run_directory.numbers(path)
+    if attempts and not any((path / file).is_file() for file in (run_directory.CONFIG, "config.json")):
+        path = path / str(attempts[-1])
+    for directory, run in ((path, path.parent), (path / "export", path)):
+        if (directory / "config.json").is_file():
+            return ModelPlace(str(directory), run if (run / run_directory.CONFIG).is_file() else None)
+    if (path / run_directory.CHECKPOINTS).is_dir():
+        newest = run_directory.newest_checkpoint(path)
+        if newest is None:
+            raise UserError(f"{option}: a run without export and without complete checkpoint")
+        return ModelPlace(str(newest), run_directory.run_of(newest), is_checkpoint=True)
+    if is_complete(path):
+        return ModelPlace(str(path), run_directory.run_of(path), is_checkpoint=True)
+    if path.exists():
+        raise UserError(
+            f"{option}: neither a transformers directory (it has no config.json), nor a run, nor a complete checkpoint"
+        )
+    if given.startswith(("/", ".", "~")) or given.count("/") > 1:
+        near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{option}: no such model{did_you_mean(path.name, near)}")
+    return ModelPlace(resolve_model(given))
+
+
+def is_embedded_base(given: str) -> bool:
+    """Whether a command was given the toy world's base model, which has never seen the chat tokens."""
+    return given.partition("?")[0] == "toyworld"
