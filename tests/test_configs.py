@@ -25,7 +25,7 @@ PLACES = {
 COMPOSED = {"experiment"}
 # Further files after an experiment.
 OVERLAYS = {"baseline", "model/adapter", "strategy", "strategy/rehearsal", "cluster", "callback", "logger"}
-NOT_OF_FIT = {"grid"}  # read by another command
+NOT_OF_FIT = {"grid/paper", "grid/toyworld"}  # read by another command
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import importlib.util
 import inspect
-import math
 import re
 import sys
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 import torch
 import yaml
 
+from tests.experiments.report_runs import config_of, make_grid, make_run
 from ts2_lightning.cli.catalogue import loss_classes
 from ts2_lightning.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCS = ROOT / "docs"
+DOCS, CONFIGS = ROOT / "docs", ROOT / "configs"
 PAGE = (DOCS / "objectives.md").read_text(encoding="utf-8")
 
 
@@ -33,6 +33,8 @@ def script(name: str) -> ModuleType:
 
 
 TABLE, PLOT = script("toyworld_objectives"), script("plot_objectives")
+GRID: dict[str, Any] = yaml.safe_load((CONFIGS / "grid/toyworld/objectives.yaml").read_text(encoding="utf-8"))
+CHOICES: dict[str, dict[str, Any]] = GRID["axes"]["objective"]
 
 
 def fragments() -> dict[str, dict[str, Any]]:
@@ -77,34 +79,47 @@ def test_its_links_lead_somewhere() -> None:
 def test_the_table_has_a_row_for_every_fit() -> None:
     block = PAGE.split(TABLE.BEGIN)[1].split(TABLE.END)[0]
     rows = re.findall(r"^\| ([^|]+?) \|", block, re.M)
-    assert rows[2:] == ["base", *TABLE.fits()]
+    assert rows[2:] == [GRID["base_model"]["label"], *CHOICES]
 
 
 def test_fits_differ_only_in_the_objective() -> None:
     """No learning rate but half of CE's, no step count, no data: nothing is tuned."""
-    for label, (_, options) in TABLE.fits().items():
-        names = [option for option in options if option.startswith("-")]
-        if label == "CE, half rate":
-            assert names == ["--model.loss", "--model.optimizer.lr"]
-        else:
-            assert names in (["--model.loss"], ["-c"]), label
+    rate = yaml.safe_load((CONFIGS / "experiment/quickstart.yaml").read_text(encoding="utf-8"))["model"]["optimizer"][
+        "lr"
+    ]
+    fits = {**CHOICES}
+    control = fits.pop("CE, half rate")
+    assert control == {"set": {**fits["CE"]["set"], "model.optimizer.lr": rate / 2}}
+    baselines = [fit["config"] for fit in fits.values() if fit.keys() == {"config"}]
+    losses = [fit["set"]["model.loss"] for fit in fits.values() if fit.keys() == {"set"} and len(fit["set"]) == 1]
+    assert len(baselines) + len(losses) == len(fits)
+    for room, named in (("loss", losses), ("baseline", baselines)):
+        assert sorted(named) == [f"../../{room}/{file.name}" for file in sorted((CONFIGS / room).glob("*.yaml"))]
 
 
-def test_only_some() -> None:
-    assert list(TABLE.fits(["ts2", "half_rate"])) == ["CE, half rate", "TS2 0.25"]
-    with pytest.raises(UserError, match="no such objective: ts3"):
-        TABLE.fits(["ts3"])
-
-
-def test_a_table_of_means() -> None:
-    measures = {name: 0.5 for name, _ in TABLE.MEASURES.values()}
-    other = dict.fromkeys(measures, 0.7)
-    text = TABLE.table({"base": [measures], "CE": [measures, other], "odd": [{**measures, "accuracy": math.nan}]}, 2)
-    header, _, base, ce, odd = text.splitlines()[:5]
-    column = [cell.strip() for cell in header.split("|")].index("V, T 1")
-    assert [row.split("|")[column].strip() for row in (base, ce)] == ["0.50", "0.60 ± 0.14"]
-    assert header.count("|") == base.count("|") == odd.count("|")
-    assert " - " in odd
+def test_the_table_is_that_of_the_runs(tmp_path: Path) -> None:
+    """In the order of the grid, the base model first, with the grid's columns; a run that misses is an error."""
+    v, end = "toyworld/seen/validity_t1", "toyworld/seen/end_probability"
+    runs = make_grid(
+        tmp_path / "grid", {"objective": ["CE", "TS2"]}, [{"objective": "CE"}, {"objective": "TS2"}], seeds=(0, 1),
+        report={"columns": [end, v]}, base=True,
+    )  # fmt: skip
+    make_run(tmp_path / "grid" / "base", values={v: 0.875})
+    values = [0.25, 0.75, 0.5, 0.5]
+    for run, value in list(zip(runs.values(), values, strict=True))[:-1]:
+        make_run(run, config_of(), {v: value, end: 1.0})
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{TABLE.BEGIN}\nold\n{TABLE.END}\nbelow\n", encoding="utf-8")
+    with pytest.raises(UserError, match="row1-s1"):
+        TABLE.main([str(tmp_path / "grid")], page)
+    assert "old" in page.read_text(encoding="utf-8")
+    make_run(list(runs.values())[-1], config_of(), {v: values[-1], end: 1.0})
+    assert TABLE.main([str(tmp_path / "grid")], page) == 0
+    lines = [line.split("|")[1:-1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip(" *°") for cell in line] for line in lines]
+    assert [row[0] for row in cells[2:]] == ["base", "CE", "TS2"]
+    assert [row[2] for row in cells[2:]] == ["0.875", "0.500 ± 0.354", "0.500 ± 0.000"]
+    assert [title.split(",")[0].split()[0] for title in cells[0][1:]] == ["end", "V"]
 
 
 def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
@@ -116,34 +131,6 @@ def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:
     page.write_text("no marks\n", encoding="utf-8")
     with pytest.raises(UserError, match="expected the lines"):
         TABLE.insert(page, "text")
-
-
-def test_a_finished_fit_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-
-    def fit(label: str, name: str, extra: list[str], runs_dir: str, seed: int) -> int:
-        ran.append(name)
-        (Path(runs_dir) / name / str(len(ran)) / "export").mkdir(parents=True)
-        return 0
-
-    monkeypatch.setattr(TABLE, "fit", fit)
-    monkeypatch.setattr(TABLE, "ensure_base", lambda: tmp_path)
-    monkeypatch.setattr(TABLE, "measure", lambda runs: {label: [{}] * len(paths) for label, paths in runs.items()})
-    options = ["--runs_dir", str(tmp_path), "--only", "ts2", "gem"]
-    assert TABLE.main(options) == 0
-    assert ran == ["objectives/seed-0/gem", "objectives/seed-0/ts2"]
-    assert TABLE.main(options) == 0
-    assert len(ran) == 2
-    assert TABLE.main([*options, "--seeds", "0", "1"]) == 0
-    assert ran[2:] == ["objectives/seed-1/gem", "objectives/seed-1/ts2"]
-    assert TABLE.main([*options, "--again"]) == 0
-    assert len(ran) == 6
-
-
-def test_a_fit_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TABLE, "fit", lambda *arguments: 130)
-    monkeypatch.setattr(TABLE, "ensure_base", lambda: tmp_path)
-    assert TABLE.main(["--runs_dir", str(tmp_path), "--only", "ts2"]) == 130
 
 
 def test_the_picture_shows_every_objective() -> None:

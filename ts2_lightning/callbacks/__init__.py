@@ -15,6 +15,7 @@ from ts2_lightning.callbacks.neftune import NEFTune
 from ts2_lightning.callbacks.preemption import Preemption, Stopped
 from ts2_lightning.callbacks.progress import StepProgress
 from ts2_lightning.callbacks.reference_drift import ReferenceDrift
+from ts2_lightning.callbacks.run_state import RunState
 from ts2_lightning.callbacks.sample_generations import SampleGenerations
 from ts2_lightning.callbacks.step_seed import StepSeed
 from ts2_lightning.callbacks.throughput import Throughput
@@ -27,6 +28,7 @@ __all__ = [
     "NEFTune",
     "Preemption",
     "ReferenceDrift",
+    "RunState",
     "SampleGenerations",
     "StepProgress",
     "StepSeed",
@@ -56,6 +58,7 @@ def default_callbacks(run_dir: str | Path) -> list[Callback]:
         StepSeed(),
         DistributionMonitor(),
         StepProgress(),
+        RunState(str(run)),
         ExportHuggingFace(str(run / "export")),
         Checkpoints(str(run / "checkpoints")),
     ]

@@ -41,5 +41,8 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone"),
     "export": Command("ts2_lightning.cli.export:run", "a checkpoint as a directory that transformers and vLLM load"),
     "probe": Command("ts2_lightning.cli.probe:run", "what trained models think, side by side, in numbers and pictures"),
+    "ablate": Command("ts2_lightning.cli.ablate:run", "a grid of runs, its measures and its report, from one file"),
+    "measure": Command("ts2_lightning.cli.measure:run", "the measures of runs and models, written beside them"),
+    "report": Command("ts2_lightning.cli.report:run", "runs side by side: tables over seeds, and pictures"),
     "losses": Command("ts2_lightning.cli.catalogue:run", "the objectives: formula, defaults and paper of each"),
 }

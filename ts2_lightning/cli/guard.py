@@ -50,7 +50,7 @@ def guarded(command: Callable[[], int], debug: bool = False) -> int:
     except KeyboardInterrupt:
         return _end("interrupted", 130, debug)
     except Exception as error:
-        users = _users_error(error)
+        users = users_error(error)
         if users is None:
             raise
         end = _end_together if _is_shared(users) else _end
@@ -62,7 +62,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _users_error(error: BaseException) -> BaseException | None:
+def users_error(error: BaseException) -> BaseException | None:
     """The `UserError` that this is, or that a library caught and raised again as its own; None if there is none."""
     from ts2_lightning.types import UserError  # here, because it imports torch
 

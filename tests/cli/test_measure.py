@@ -1,0 +1,317 @@
+"""`measure`: runs, checkpoints and directories in; values beside them, each made once, out."""
+
+import csv
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.callbacks.tiny_llama import write_base
+from tests.e2e.command_line import QUICKSTART, Answer, CommandLine, empty_working_directory, make_blank
+from ts2_lightning.cli import main
+from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.evaluation.models import load_model
+from ts2_lightning.evaluation.toyworld import evaluate_toyworld
+from ts2_lightning.experiments.measures import column, diversity, target
+from ts2_lightning.metrics import functional
+
+RUN = Path("runs/toy/1")
+FEW = {"limit": 6, "samples": 4, "max_new_tokens": 6, "batch_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+SCALE = 3.0
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory with a run of a few steps on the toy world, two validation sets, and what `validate` says of it."""
+    directory = tmp_path_factory.mktemp("trained")
+    with empty_working_directory(directory, tmp_path_factory.mktemp("cache")):
+        model = ("--model.lm.path", str(make_blank(directory / "blank")), "--model.lm.init", "random")
+        options = (
+            "-c", str(QUICKSTART), *model, "--name=toy", "--trainer.enable_progress_bar=false",
+            "--model.loss=TS2Loss", f"--model.loss.logit_scale={SCALE}", "--model.optimizer.lr=3e-3",
+            "--data.limit_train=160", "--data.limit_validation=120",
+            "--data.validation.seen=toyworld:validation", "--data.validation.unseen=toyworld:test",
+        )  # fmt: skip
+        assert main(["fit", *options, "--trainer.max_epochs=2"]) == 0
+        assert main(["validate", *options, "--ckpt_path", str(RUN / "checkpoints/last.ckpt")]) == 0
+        shutil.rmtree(RUN / "tensorboard")
+        yield directory
+
+
+@pytest.fixture
+def ts2(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[CommandLine]:
+    """The command line in a directory with a copy of the run; files keep their times."""
+    cache = os.environ["TS2_CACHE_DIR"]
+    with empty_working_directory(tmp_path, Path(cache)):
+        shutil.copytree(trained / "runs", "runs")
+        yield CommandLine(capfd, trained / "blank")
+
+
+def results(run: Path | str = RUN) -> dict[str, dict[str, Any]]:
+    """File without its ending -> what it says."""
+    found = {path.stem: json.loads(path.read_text()) for path in Path(run, "measures").glob("*.json")}
+    assert all(document["name"] in name for name, document in found.items())
+    return found
+
+
+def values(run: Path | str = RUN) -> dict[str, float]:
+    return {name: value for document in results(run).values() for name, value in document["values"].items()}
+
+
+def measure(ts2: CommandLine, spec: dict[str, Any], *more: str, model: Path | str = RUN) -> Answer:
+    answer = ts2("measure", str(model), "--spec", json.dumps(spec), *more)
+    assert answer.status == 0, answer.err
+    return answer
+
+
+def test_validation_is_what_validate_says(ts2: CommandLine) -> None:
+    measure(ts2, {"validation": {"logit_scale": SCALE}})
+    said = json.loads((RUN / "validate/1/metrics.json").read_text())
+    found = values()
+    names = [name.removeprefix("val/") for name in said if "objective" not in name.split("/")]
+    assert {"cross_entropy", "perplexity", "token_accuracy", "seen/tail_mass", "unseen/support_size"} <= set(names)
+    for name in names:
+        assert found[f"validation/{name}"] == pytest.approx(said[f"val/{name}"], rel=2e-6, abs=1e-9), name
+    assert found["validation/tokens"] == found["validation/seen/tokens"] + found["validation/unseen/tokens"]
+    assert all(column(name).title != name for name in found)
+
+
+def test_the_toy_world_by_decoding(ts2: CommandLine) -> None:
+    answer = measure(ts2, {"toyworld": {}, "decoding": "sparsemax"})
+    model, tokenizer = load_model(RUN / "export")
+    expected = evaluate_toyworld(model, tokenizer, load_world(), "chat", "sparsemax")
+    found = {name.removeprefix("toyworld/"): value for name, value in values().items()}
+    assert found == pytest.approx({name: value for name, value in expected.items() if math.isfinite(value)}, rel=1e-6)
+    assert "V, T 1 " in answer.out  # the table
+    measure(ts2, {"toyworld": {}})
+    both = {document["decoding"]: document["values"] for document in results().values()}
+    assert both["softmax"]["toyworld/seen/tail_mass"] > both["sparsemax"]["toyworld/seen/tail_mass"] == 0
+    assert all(column(name).title != name for name in found for name in [f"toyworld/{name}"])
+
+
+def test_cost_is_what_the_run_wrote(ts2: CommandLine) -> None:
+    state = json.loads((RUN / "state.json").read_text())
+    with (RUN / "csv/metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    measure(ts2, {"cost": {}})
+    found = values()
+    assert found["cost/seconds"] == state["seconds"] > 0
+    assert found["cost/steps"] == 40
+    rates = [float(row["train/supervised_tokens_per_second"]) for row in rows if row["train/gradient_norm"]]
+    assert found["cost/supervised_tokens_per_second"] == statistics.median(rates)
+    memory = [float(row["train/peak_memory_gb"]) for row in rows if row["train/gradient_norm"]]
+    assert found["cost/peak_memory_gb"] == max(memory)
+    (RUN / "state.json").unlink()
+    measure(ts2, {"cost": {}})  # its files have changed: it is made again
+    assert "cost/seconds" not in values()
+
+
+def test_nothing_is_measured_twice(ts2: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"toyworld": {}, "validation": {}, "cost": {}}
+    first = measure(ts2, spec)
+    assert first.out.count(" s -> runs/toy/1/measures/") == 3
+    before = results()
+
+    def load(*_: object) -> None:
+        raise AssertionError("the model is not needed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, "load_model", load)
+        again = measure(ts2, spec)
+        assert again.out.count(", kept in runs/toy/1/measures/") == 3
+        assert again.out[again.out.index("V, T 1") :] == first.out[first.out.index("V, T 1") :]
+    measure(ts2, {"validation": {"limit": 5}})
+    assert len(results()) == 4  # another setting is another result
+    weights = RUN / "export/model.safetensors"
+    os.utime(weights, ns=(0, weights.stat().st_mtime_ns + 1))
+    changed = measure(ts2, {"validation": {}})
+    assert " s -> " in changed.out  # a changed model is measured again, in place of the old one
+    after = results()
+    assert after.keys() == before.keys() | after.keys()
+    assert len(after) == 4
+    [name] = [name for name in before if name.startswith("validation")]
+    assert after[name]["key"] != before[name]["key"]
+    assert after[name]["values"] == before[name]["values"]
+
+
+def test_diversity_is_that_of_the_responses_on_disk(ts2: CommandLine) -> None:
+    measure(ts2, {"diversity": {"prompts": "toyworld:test", **FEW}})
+    [file] = (RUN / "measures").glob("responses-*.jsonl")
+    _, *lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len({line["prompt"] for line in lines}) == len(lines) == 6
+    texts = [[response["text"] for response in line["responses"]] for line in lines]
+    assert {len(of_prompt) for of_prompt in texts} == {4}
+    shares = {n: [] for n in (1, 2, 3)}
+    for n, found in shares.items():
+        for of_prompt in texts:
+            per_text = []
+            for text in of_prompt:
+                words = text.split()
+                grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+                per_text.append(len(set(grams)) / len(grams) if grams else 0.0)
+            found.append(statistics.fmean(per_text))
+    found = values()
+    distinct = [statistics.fmean(shares[n]) for n in (1, 2, 3)]
+    assert [found[f"diversity/distinct_{n}"] for n in (1, 2, 3)] == pytest.approx(distinct)
+    assert 0 < distinct[0] < 1
+    assert found["diversity/ngram"] == pytest.approx(100 * statistics.fmean(distinct))
+    bleu = statistics.fmean(functional.self_bleu(of_prompt) for of_prompt in texts)
+    assert found["diversity/self_bleu"] == pytest.approx(100 - bleu)
+    every = [response for line in lines for response in line["responses"]]
+    assert found["diversity/tokens"] == statistics.fmean(response["tokens"] for response in every)
+    assert found["diversity/ended"] == statistics.fmean(response["ended"] for response in every)
+    assert 0 < found["diversity/mean_probability"] < 1
+    assert found["diversity/responses"] == 24
+    assert all(column(name).title != name for name in found)
+
+
+def test_a_killed_measurement_goes_on(ts2: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"validation": {}, "diversity": FEW}  # its prompts are those of the run's validation rows
+    measure(ts2, spec, "--out", "whole")
+    asked: list[int] = []
+    sample = diversity.sample
+
+    def killed(*arguments: Any, **settings: Any) -> Any:
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(settings["seed"])
+        return sample(*arguments, **settings)
+
+    monkeypatch.setattr(diversity, "sample", killed)
+    assert ts2("measure", str(RUN), "--spec", json.dumps(spec)).status == 130
+    assert [name.partition("-")[0] for name in results()] == ["validation"]
+    asked.append(-1)  # from now on nothing is killed
+    answer = measure(ts2, spec)
+    assert "validation: " in answer.out
+    assert ", kept in " in answer.out
+    assert asked == [0, 2, -1, 4]  # two prompts at a time; those that were answered are not asked again
+    assert values() == values("whole")
+    responses = [next(Path(run, "measures").glob("*.jsonl")).read_text() for run in (RUN, "whole")]
+    assert responses[0] == responses[1]
+
+
+def test_embeddings_need_their_extra_before_anything_is_sampled(
+    ts2: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    functional.sentence_embedder.cache_clear()
+    spec = {"validation": {}, "diversity": {**FEW, "sentence_bert": "some/model"}}
+    answer = ts2("measure", str(RUN), "--spec", json.dumps(spec))
+    assert (answer.status, answer.err.count("\n")) == (2, 1)
+    assert "sentence-transformers" in answer.err
+    assert "pip install" in answer.err
+    assert not (RUN / "measures").exists()
+
+    def embedder(model: str, device: str) -> Any:
+        assert (model, device) == ("some/model", "cpu")
+        return lambda texts: torch.eye(2)[[len(text) % 2 for text in texts]]
+
+    monkeypatch.setattr(diversity, "sentence_embedder", embedder)
+    measure(ts2, spec, "--device", "cpu")
+    [file] = (RUN / "measures").glob("responses-*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    odd = [sum(len(response["text"]) % 2 for response in line["responses"]) for line in lines]
+    expected = [100 * (1 - (k * (k - 1) + (4 - k) * (3 - k)) / 12) for k in odd]  # pairs that are alike, of 12
+    assert values()["diversity/sentence_bert"] == pytest.approx(statistics.fmean(expected))
+
+
+def test_probes_leave_numbers_and_pictures(ts2: CommandLine) -> None:
+    spec = {"probes": {"kinds": ["micro", "macro", "tail", "tspd"], "limit": 5, "max_new_tokens": 4}}
+    measure(ts2, spec, "--device=cpu")
+    [(name, document)] = results().items()
+    pictures = {path.name for path in (RUN / "measures" / name).iterdir()}
+    assert {"micro-1.png", "macro.svg", "tail.png", "tspd-grid.png", "tail.json", "report.md"} <= pictures
+    tail = json.loads((RUN / "measures" / name / "tail.json").read_text())["models"]["toy/1"]
+    assert document["documents"]["tail"] == tail
+    assert tail["rows"] == 10  # five of each set
+    found = document["values"]
+    assert found["probes/tail/tail_mass"] == tail["tail_mass"]
+    cells = document["documents"]["tspd"]["grid"]
+    [cell] = [c for c in cells if (c["m"], c["eps_head"], c["eps_tail"]) == (2, 0.1, 0.2)]
+    assert found["probes/tspd/share"] == cell["share"]
+    questions = document["documents"]["micro"]["questions"]
+    assert found["probes/micro/implausible_mass"] == pytest.approx(
+        statistics.fmean(question["implausible_mass"] for question in questions)
+    )
+    assert found["probes/macro/mean"] == document["documents"]["macro"]["mean"]
+    assert all(column(name).title != name for name in found)
+
+
+def test_a_checkpoint_is_measured_as_its_export(ts2: CommandLine) -> None:
+    spec = {"toyworld": {}, "validation": {}}
+    measure(ts2, spec, model=RUN / "export")  # it is of the run that it lies in
+    exported = values()
+    shutil.rmtree(RUN / "export")
+    shutil.rmtree(RUN / "measures")
+    assert "Exported" in measure(ts2, spec, model="runs/toy").out  # the newest attempt
+    assert values() == pytest.approx(exported, rel=1e-6)
+    assert "Exported" not in measure(ts2, spec).out  # nothing is needed of it
+
+
+def test_a_model_of_no_run(ts2: CommandLine, trained: Path) -> None:
+    shutil.copytree(RUN / "export", "model")
+    config = ("--config", str(RUN / "config.yaml"))
+    measure(ts2, {"validation": {}}, *config, "--out", "elsewhere", model="model")
+    measure(ts2, {"validation": {}})
+    assert values("elsewhere") == pytest.approx(values(), rel=1e-6)
+    measure(ts2, {"validation": {"limit": 3}}, "--out", "alone", model="model")
+    assert values("alone")["validation/tokens"] < values()["validation/seen/tokens"]  # the world's, if nobody says
+    measure(ts2, {"validation": {}}, *config, "--out", "model", model="model")
+    assert values("model") == values("elsewhere")
+    assert "kept in" in measure(ts2, {"validation": {}}, *config, "--out", "model", model="model").out
+    answer = ts2("measure", "model")
+    assert (answer.status, answer.err) == (2, "error: model: it is not a run; say with --out where its measures go\n")
+
+
+def test_what_applies_is_the_default(ts2: CommandLine) -> None:
+    assert ts2("measure", str(RUN)).status == 0
+    assert sorted(name.partition("-")[0] for name in results()) == ["cost", "toyworld", "validation"]
+    write_base(Path("other"))
+    Path("rows.jsonl").write_text('{"prompt": "name a fruit", "completion": "the answer is pear ."}\n')
+    Path("spec.yaml").write_text("validation: {rows: rows.jsonl}\ntemplate: plain\n")
+    assert ts2("measure", "other", "--spec", "spec.yaml", "--out", "out").status == 0
+    assert math.isfinite(values("out")["validation/cross_entropy"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["runs/tyo/1"], "runs/tyo/1: no such model"),
+        (["other", "--out", "out", "--spec", "{toyworld: {}}"], "toyworld: other is not a model of the toy world"),
+        (["other", "--out", "out", "--spec", "{cost: {}}"], "cost: other is not a run; leave the measure out"),
+        (["other", "--out", "out", "--spec", "{validation: {}}"], "validation.rows: other has no validation rows"),
+        ([str(RUN), "--spec", "{toyword: {}}"], "measure: no measure 'toyword'; did you mean toyworld?"),
+        ([str(RUN), "--spec", "{toyworld: "], "--spec {toyworld: : not YAML"),
+        ([str(RUN), "--spec", "no.yaml"], "--spec no.yaml: no such file"),
+        ([str(RUN), "--spec", "{}"], "--spec: nothing to measure"),
+        ([str(RUN), "--spec", "{validation: {rows: no.jsonl}}"], "no.jsonl"),
+        ([str(RUN), "--spec", "{validation: {rows: broken.jsonl}}"], "broken.jsonl:1: "),
+        ([str(RUN), "--spec", "{diversity: {prompts: broken.jsonl}}"], "broken.jsonl:1: "),
+        ([str(RUN), "--spec", "{validation: {}, template: plane}"], "plane"),
+        ([str(RUN), str(RUN), "--out", "out"], "--out: "),
+        ([str(RUN), "--out", "broken.jsonl"], "--out broken.jsonl: this is a file; name a directory"),
+        ([str(RUN), "--device", "gpu"], "--device gpu: "),
+        ([str(RUN), "--config", "broken.jsonl"], "broken.jsonl: not a run's configuration"),
+        ([], "measure: the following arguments are required: MODEL"),
+    ],
+)
+def test_one_line_says_what_is_wrong(ts2: CommandLine, options: list[str], said: str) -> None:
+    write_base(Path("other"))
+    Path("broken.jsonl").write_text('{"prompt": 3}\n')
+    answer = ts2("measure", *options)
+    assert answer.status == 2
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert said in answer.err
+    assert not list(Path.cwd().rglob("*.json.partial"))
+    assert not Path("out").exists()

@@ -1,0 +1,99 @@
+"""`report` from the command line: where it goes, what it prints, and what it refuses in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Answer, Run
+from tests.experiments.report_runs import config_of, make_grid, make_run
+
+V, D = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1"
+
+
+@pytest.fixture
+def runs(here: Path) -> None:
+    """Two rows of two seeds, and a run that is not finished."""
+    for seed in (0, 1):
+        curves = {"val/cross_entropy": {1: 2.0, 2: 1.0 + seed}}
+        make_run(Path(f"runs/ce-{seed}/1"), config_of("CrossEntropyLoss", seed), {V: 0.9, D: 3.0 + seed}, curves)
+        make_run(Path(f"runs/ts2-{seed}/1"), config_of("TS2Loss", seed), {V: 0.8 + 0.01 * seed, D: 5.0}, curves)
+    make_run(Path("runs/gem/1"), config_of("GEMLoss"), {V: 0.1}, state={"state": "running", "step": 1, "steps": 9})
+
+
+def refused(answer: Answer) -> str:
+    """What was said in one line."""
+    assert (answer.status, answer.out) == (2, "")
+    (line,) = answer.err.splitlines()
+    return line
+
+
+@pytest.mark.usefixtures("runs")
+def test_runs_become_a_report(ts2: Run) -> None:
+    answer = ts2("report", "runs/ce-*", "runs/ts2-0", "runs/ts2-1", "runs/gem")
+    assert (answer.status, answer.err) == (0, "")
+    table = [line.split() for line in answer.out.splitlines() if line.startswith(("CrossEntropyLoss", "TS2Loss"))]
+    assert table == [
+        ["CrossEntropyLoss", "0.900", "±", "0.000*", "3.50", "±", "0.71°"],
+        ["TS2Loss", "0.805", "±", "0.007", "5.00", "±", "0.00*"],
+    ]
+    assert "n = 2 seeds (0, 1)" in answer.out
+    assert "runs/gem/1: still running, or killed, at step 1 of 9" in answer.out
+    assert "report/report.md" in answer.out
+    for name in ("report.md", "table.csv", "results.json", "plane-1.png", "plane-1.svg", "curves.svg"):
+        assert Path("report", name).is_file(), name
+    assert not Path("report/table.tex").exists()
+    assert max(map(len, answer.out.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("runs")
+def test_what_is_asked_for_is_shown(ts2: Run) -> None:
+    options = ["--columns", f"{D},val/cross_entropy", "--planes", f"val/cross_entropy:{D}", "--baseline", "TS2Loss"]
+    answer = ts2("report", "runs", "--out", "elsewhere", *options, "--latex")
+    assert answer.status == 0
+    report = Path("elsewhere/report.md").read_text()
+    assert "|  | D, T 1 ↑ | val: cross entropy ↓ |" in report
+    assert "## Against TS2Loss" in report
+    assert "val: cross entropy against D, T 1" in Path("elsewhere/plane-1.svg").read_text(), (
+        "the first is the quality, upwards"
+    )
+    assert Path("elsewhere/table.tex").is_file()
+    assert not Path("report").exists()
+
+
+def test_the_report_of_a_grid_lies_with_its_runs(ts2: Run) -> None:
+    for (_, seed), run in make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0, 1)).items():
+        make_run(run, config_of(seed=seed), {V: 0.5})
+    answer = ts2("report", "runs/study")
+    assert answer.status == 0
+    assert "A study" in answer.out
+    assert "runs/study/report/report.md" in answer.out
+    assert Path("runs/study/report/results.json").is_file()
+
+
+def test_a_grid_without_results_says_why(ts2: Run) -> None:
+    make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0, 1))
+    answer = ts2("report", "runs/study")
+    assert answer.status == 0
+    assert answer.out.count("has not been started") == 2
+    assert "Nothing has been measured yet." in Path("runs/study/report/report.md").read_text()
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["runs/non"], "runs/non: no such run"),
+        (["runs/gem"], "runs/gem: nothing to report: runs/gem/1: still running, or killed, at step 1 of 9"),
+        (["runs", "--baseline", "TS2loss"], "--baseline TS2loss: no such row; did you mean TS2Loss?"),
+        (["runs", "--columns", "validity"], "--columns validity: no run has such a value"),
+        (["runs", "--planes", V], f"--planes {V}: write QUALITY:DIVERSITY"),
+        (["runs", "--planes", f"{V}:nothing"], "--planes nothing: no run has such a value"),
+        (["runs", "--out", "runs/ce-0/1/config.yaml"], "this is a file; name a directory"),
+        ([], "report: the following arguments are required: RUNS"),
+    ],
+)
+def test_refusals_take_one_line(ts2: Run, options: list[str], said: str) -> None:
+    line = refused(ts2("report", *options))
+    assert line.startswith("error: ")
+    assert said in line
+    assert not Path("report").exists()

@@ -1,0 +1,136 @@
+"""What is wanted, what is known of values, and what is kept on disk; `tests/cli/test_measure.py` makes measures."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ts2_lightning.evaluation.toyworld import COLUMNS as TABLE
+from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_spec, column, place_of
+from ts2_lightning.experiments.measures.base import Measured
+from ts2_lightning.experiments.measures.responses import ResponseFile
+from ts2_lightning.experiments.measures.results import read_result, write_result
+from ts2_lightning.types import UserError
+
+
+def test_a_spec_is_read() -> None:
+    spec = check_spec(
+        {
+            "cost": None,
+            "toyworld": {},
+            "decoding": "sparsemax",
+            "validation": {"rows": [{"path": "hub:some/set", "split": "test"}, "b.jsonl"], "limit": "7"},
+            "probes": False,
+            "diversity": True,
+        }
+    )
+    assert (spec.decoding, spec.template) == ("sparsemax", "auto")
+    assert [measure.name for measure in spec.measures] == ["toyworld", "validation", "diversity", "cost"]
+    settings = asdict(spec.measures[1])
+    assert settings["limit"] == 7
+    assert settings["rows"][0]["path"] == "hub:some/set"
+    assert settings["rows"][1] == "b.jsonl"
+    assert json.loads(json.dumps(settings)) == settings
+    assert check_spec({}) == Spec()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"toyworl": {}}, "grid: no measure 'toyworl'; did you mean toyworld?"),
+        ({"speed": {}}, "grid: no measure 'speed'; there are toyworld, validation, probes, diversity, cost"),
+        ({"decoding": "sparsmax"}, "grid.decoding: no decoding 'sparsmax'; did you mean sparsemax?"),
+        ({"decoding": ["softmax"]}, "grid.decoding: no decoding ['softmax']"),
+        ({"template": 3}, "grid.template must be the name of a chat template, got 3"),
+        ({"validation": {"limt": 3}}, "grid.validation: no setting 'limt'; did you mean limit?"),
+        ({"toyworld": {"limit": 3}}, "grid.toyworld: no setting 'limit'; there are none"),
+        ({"validation": {"limit": "many"}}, "grid.validation.limit: expected int | null, got 'many'"),
+        ({"validation": {"limit": 0}}, "grid.validation: limit must be at least 1, got 0"),
+        ({"validation": {"logit_scale": 0}}, "grid.validation: logit_scale must be a finite number above 0, got 0"),
+        ({"validation": {"rows": 3}}, "grid.validation.rows: expected"),
+        ({"validation": [1]}, "grid.validation must be a mapping of settings"),
+        ({"probes": {"kinds": ["tails"]}}, "grid.probes.kinds: expected list["),
+        ({"probes": {"kinds": []}}, "grid.probes: kinds: name some of micro, macro, tail, tspd"),
+        ({"probes": {"temperature": -1}}, "grid.probes: Decoder(temperature) must be"),
+        ({"diversity": {"samples": 1}}, "grid.diversity: samples must be at least 2, got 1"),
+        ({"diversity": {"temperature": 0}}, "grid.diversity: temperature must be above 0"),
+        ({"diversity": {"top_p": 1.5}}, "grid.diversity: Decoder(top_p) must be"),
+        (["toyworld"], "grid must be a mapping such as {toyworld: {}, cost: {}}, got ['toyworld']"),
+    ],
+)
+def test_one_line_says_what_is_wrong(spec: object, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_spec(spec, "grid")  # type: ignore[arg-type]
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_columns() -> None:
+    assert all(name == known.name for name, known in COLUMNS.items())
+    titles = [known.title for known in COLUMNS.values()]
+    assert len(set(titles)) == len(titles)  # or a table has two columns that nobody can tell apart
+    assert {name.partition("/")[0] for name in COLUMNS} == set(MEASURES)
+    assert {f"toyworld/{name}" for name, _ in TABLE.values()} <= COLUMNS.keys()
+    better = {name: COLUMNS[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")}
+    assert better == {"validity_t1": "higher", "outside_plausible": "lower", "entropy": None}
+    assert all(format(0.5, known.format) for known in COLUMNS.values())
+    own = column("mine/new")
+    assert (own.title, own.better, own.format, own.default) == ("mine/new", None, ".4g", False)
+    of_set = column("validation/chat/perplexity")
+    assert (of_set.title, of_set.better, of_set.default) == ("perplexity, chat", "lower", False)
+
+
+def test_files_follow_from_what_was_asked_for(tmp_path: Path) -> None:
+    asked = [
+        {"validation": {}},
+        {"validation": {"limit": 3}},
+        {"validation": {}, "decoding": "entmax"},
+        {"validation": {}, "template": "plain"},
+        {"validation": None, "cost": {}},
+        {"validation": {"limit": None}},
+    ]
+    places = [place_of(tmp_path, spec, spec.measures[0]).name for spec in map(check_spec, asked)]
+    assert len(set(places[:4])) == 4
+    assert places[4] == places[5] == places[0]
+    assert all(place.startswith("validation-") and len(place) == len("validation-") + 8 for place in places)
+
+
+def test_results_are_kept_under_their_key(tmp_path: Path) -> None:
+    spec = check_spec({"toyworld": {}})
+    [measure] = spec.measures
+    place = place_of(tmp_path, spec, measure)
+    assert read_result(place, "key") is None
+    found = Measured({"accuracy": 0.5, "seen/distinct_matched": math.nan, "odd": math.inf}, {"tail": {"top1": [1]}})
+    assert write_result(place, spec, measure, "key", found) == {"toyworld/accuracy": 0.5}
+    assert read_result(place, "key") == {"toyworld/accuracy": 0.5}
+    assert read_result(place, "another") is None
+    document = json.loads(place.with_suffix(".json").read_text())
+    assert document["documents"] == {"tail": {"top1": [1]}}
+    assert (document["name"], document["decoding"], document["settings"]) == ("toyworld", "softmax", {})
+    assert [file.name for file in place.parent.iterdir()] == [f"{place.name}.json"]
+    place.with_suffix(".json").write_text('{"key": "key", "val')
+    assert read_result(place, "key") is None  # damaged: made again
+
+
+def answer(text: str) -> dict:
+    return {"text": text, "tokens": 2, "ended": True, "mean_probability": 0.5}
+
+
+def test_responses_survive_a_kill_up_to_the_last_whole_group(tmp_path: Path) -> None:
+    path = tmp_path / "responses.jsonl"
+    file = ResponseFile(path, "key", at_a_time=2)
+    assert file.answered == []
+    file.append(["a", "b\u2028c"], [[answer("one")], [answer("two\u2028three\n")]])
+    file.append(["d", "e"], [[answer("four")], [answer("five")]])
+    whole = path.read_text()
+    assert ResponseFile(path, "key", at_a_time=2).answered == file.answered
+    assert path.read_text() == whole
+    path.write_text(whole[:-5])  # the fourth prompt's line was cut short, and its group is sampled together
+    again = ResponseFile(path, "key", at_a_time=2)
+    assert again.answered == file.answered[:2]
+    again.append(["d", "e"], [[answer("four")], [answer("five")]])
+    assert path.read_text() == whole
+    assert ResponseFile(path, "another", at_a_time=2).answered == []
+    assert json.loads(path.read_text()) == {"key": "another"}

@@ -1,0 +1,391 @@
+"""The files of a report: what stands in its text, its tables and its data."""
+
+import csv
+import json
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.experiments.report_runs import config_of, make_grid, make_run
+from ts2_lightning.experiments.report import Missing, Results, Row, Run, asked, collect, settled, write_report
+from ts2_lightning.experiments.report.choices import known
+from ts2_lightning.experiments.report.markdown import as_markdown, notes
+from ts2_lightning.experiments.report.records import as_csv, as_json
+from ts2_lightning.experiments.report.tables import (
+    Cell,
+    Table,
+    booktabs,
+    escape_latex,
+    escape_markdown,
+    markdown,
+    plain,
+    results_table,
+)
+from ts2_lightning.types import UserError
+
+V, D, TAIL = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1", "toyworld/seen/tail_mass"
+LABELS = ["CE", "CE | half_rate", "TS2, alpha 0.25", "TS2, alpha 1"]
+AXES = {"objective": ("CE", "CE | half_rate", "TS2"), "alpha": ("0.25", "1")}
+ROWS = (
+    {"objective": "CE"},
+    {"objective": "CE | half_rate"},
+    {"objective": "TS2", "alpha": "0.25"},
+    {"objective": "TS2", "alpha": "1"},
+)
+SEEDS = (0, 1, 2)
+
+
+def values(row: int, seed: int) -> dict[str, float]:
+    """Made up, and the same in every test."""
+    noise = np.random.default_rng(10 * row + seed).normal(size=3)
+    return {V: 0.9 - 0.02 * row + 0.002 * noise[0], D: 3 + row + 0.1 * noise[1], TAIL: 0.2 + 0.01 * noise[2]}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Results, Path, list[Path]]:
+    """A grid of four rows and a base model: its results, the directory of its report, and the files."""
+    grid = tmp_path_factory.mktemp("runs") / "study"
+    for (row, seed), run in make_grid(grid, AXES, ROWS, SEEDS, report={"baseline": ROWS[0]}, base=True).items():
+        if (row, seed) != (3, 2):
+            make_run(run, config_of(seed=seed), values(row, seed))
+    make_run(grid / "base", None, {V: 0.8, D: 7.7})
+    results = collect([grid])
+    return results, grid / "report", write_report(results, grid / "report", latex=True)
+
+
+def cells(report: str, label: str, table: int = 0) -> list[str]:
+    """The cells of a row in one of the tables that have it."""
+    lines = [line for line in report.splitlines() if line.startswith(f"| {escape_markdown(label)} |")]
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", lines[table])[2:-1]]
+
+
+def test_the_files(study: tuple[Results, Path, list[Path]]) -> None:
+    _, out, paths = study
+    assert [path.name for path in paths[:4]] == ["report.md", "table.tex", "results.json", "table.csv"]
+    assert {path.name for path in paths} == {path.name for path in out.iterdir()}, "nothing else, nothing half-written"
+
+
+def test_the_head_says_what_was_run(study: tuple[Results, Path, list[Path]]) -> None:
+    report = (study[1] / "report.md").read_text()
+    head = report.split("## Results")[0]
+    assert head.startswith("# A study\n")
+    for said in (
+        "Paper: Someone, table 1",
+        "configs/grid/study.yaml",
+        "4 rows, 11 trainings",
+        "n = 3 seeds (0, 1, 2)",
+        "against: CE\n",
+        "`0123456789ab`",
+        "2026-01-02 03:04",
+        "11.0 min in all",
+        "something is missing",
+    ):
+        assert said in head, said
+
+
+def test_the_table(study: tuple[Results, Path, list[Path]]) -> None:
+    report = (study[1] / "report.md").read_text()
+    assert "|  | V, T 1 ↑ | D, T 1 ↑ | tail mass |" in report
+    of_ce = np.array([values(0, seed)[V] for seed in SEEDS])
+    assert cells(report, "CE")[0] == f"**{of_ce.mean():.3f} ± {of_ce.std(ddof=1):.3f}**"
+    assert cells(report, "base") == ["0.800", "7.70", "-"], "never the best, and no spread"
+    of_ts2 = np.array([values(3, seed)[D] for seed in (0, 1)])
+    assert cells(report, "TS2, alpha 1")[1].endswith(f"{of_ts2.mean():.2f} ± {of_ts2.std(ddof=1):.2f} (n 2)**")
+    assert len(cells(report, "CE | half_rate")) == 3, "the bar in its name is none of the table"
+    assert not any(mark in cells(report, label)[2] for label in LABELS for mark in "*°"), "tail mass has no direction"
+
+
+def test_the_differences(study: tuple[Results, Path, list[Path]]) -> None:
+    report = (study[1] / "report.md").read_text()
+    section = report.split("## Against CE")[1].split("\n## ")[0]
+    pairs = [[values(row, seed)[D] for seed in SEEDS] for row in (2, 0)]
+    interval = stats.ttest_rel(*pairs).confidence_interval(0.95)
+    mean = np.subtract(*map(np.array, pairs)).mean()
+    assert cells(section, "TS2, alpha 0.25")[1] == f"**{mean:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]**"
+    assert "| base |" not in section
+    assert "| CE |" not in section
+    assert "paired by seed, n = 3" in section
+    assert "not corrected" in section
+
+
+def test_what_is_missing_is_named(study: tuple[Results, Path, list[Path]]) -> None:
+    report = (study[1] / "report.md").read_text()
+    section = report.split("## What is missing")[1].split("\n## ")[0]
+    assert section.strip() == "- `study/row3-s2-0a1b2c3d` (TS2, alpha 1): has not been started"
+
+
+def test_every_run_can_be_repeated(study: tuple[Results, Path, list[Path]]) -> None:
+    report = (study[1] / "report.md").read_text()
+    commands = re.findall(r"^ +(python cli\.py fit .*)$", report.split("## Runs")[1], re.M)
+    assert commands == [
+        f"python cli.py fit -c base.yaml --name study/row{row}-s{seed}-0a1b2c3d"
+        for row in range(4)
+        for seed in SEEDS
+        if (row, seed) != (3, 2)
+    ]
+
+
+def test_every_picture_is_in_the_text(study: tuple[Results, Path, list[Path]]) -> None:
+    _, out, paths = study
+    report = (out / "report.md").read_text()
+    drawn = {path.name for path in paths if path.suffix in (".png", ".svg")}
+    assert drawn == {f"{stem}{end}" for stem in ("plane-1", "against-alpha") for end in (".png", ".svg")}
+    assert set(re.findall(r"\]\(([^)]+)\)", report)) == drawn
+
+
+def test_the_data(study: tuple[Results, Path, list[Path]]) -> None:
+    document = json.loads((study[1] / "results.json").read_text())
+    rows = {row["label"]: row for row in document["rows"]}
+    assert list(rows) == ["base", *LABELS]
+    assert [run["values"] for run in rows["CE"]["runs"]] == [pytest.approx(values(0, seed)) for seed in SEEDS]
+    assert rows["CE"]["means"][V]["n"] == 3
+    assert rows["CE"]["differences"] == {}
+    assert rows["base"]["differences"] == {}
+    assert rows["base"]["means"][V] == {"n": 1, "mean": 0.8, "sd": None}
+    assert rows["TS2, alpha 1"]["differences"][V]["n"] == 2
+    assert document["missing"] == [
+        {"name": "study/row3-s2-0a1b2c3d", "row": "TS2, alpha 1", "reason": "has not been started"}
+    ]
+    assert document["settings"]["baseline"] == "CE"
+    assert document["pictures"] == ["plane-1", "against-alpha"]
+
+
+def test_the_long_table(study: tuple[Results, Path, list[Path]]) -> None:
+    with (study[1] / "table.csv").open(newline="") as stream:
+        lines = {(line["row"], line["metric"]): line for line in csv.DictReader(stream)}
+    found = lines["TS2, alpha 0.25", D]
+    of_seeds = [values(2, seed)[D] for seed in SEEDS]
+    assert [float(found[f"seed {seed}"]) for seed in SEEDS] == of_seeds, "exact"
+    assert float(found["mean"]) == pytest.approx(np.mean(of_seeds))
+    assert float(found["sd"]) == pytest.approx(np.std(of_seeds, ddof=1))
+    assert (found["n"], found["objective"], found["alpha"]) == ("3", "TS2", "0.25")
+    assert lines["TS2, alpha 1", D]["seed 2"] == ""
+    assert (lines["base", D]["seed none"], lines["base", D]["sd"]) == ("7.7", "")
+
+
+def test_the_table_for_latex(study: tuple[Results, Path, list[Path]]) -> None:
+    text = (study[1] / "table.tex").read_text()
+    assert r"CE | half\_rate & " in text
+    assert r" & V, T 1 $\uparrow$ & D, T 1 $\uparrow$ & tail mass \\" in text
+    assert text.count(r"\textbf{") == 2
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+        assert text.count(rule) == 1
+
+
+@pytest.mark.skipif(which("pdflatex") is None, reason="needs pdflatex")
+def test_latex_takes_it(study: tuple[Results, Path, list[Path]], tmp_path: Path) -> None:
+    table = (study[1] / "table.tex").read_text()
+    document = rf"\documentclass{{article}}\usepackage{{booktabs,textcomp}}\begin{{document}}{table}\end{{document}}"
+    (tmp_path / "page.tex").write_text(document)
+    subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_pictures_that_are_no_longer_drawn_are_removed(study: tuple[Results, Path, list[Path]], tmp_path: Path) -> None:
+    results, _, _ = study
+    write_report(results, tmp_path)
+    (tmp_path / "mine.png").touch()
+    assert (tmp_path / "plane-1.svg").is_file()
+    fewer = replace(results, rows=results.trained[:1])
+    write_report(fewer, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "results.json", "table.csv", "mine.png"}
+
+
+# What is shown --------------------------------------------------------------------------------------------------
+
+
+def single(label: str, found: dict[str, float], is_base: bool = False, **more: Any) -> Row:
+    return Row(label, {}, (Run(label, Path(label), 0, found, **more),), is_base)
+
+
+def results_of(*rows: Row, **more: Any) -> Results:
+    return Results("title", "", (Path("runs"),), rows, {}, **more)
+
+
+def test_one_seed_is_said() -> None:
+    results = settled(results_of(single("a", {V: 0.9}), single("b", {V: 0.8})))
+    report = as_markdown(results, [])
+    assert "One seed (0): no standard deviations and no intervals" in report
+    assert "without more seeds there is no interval" in report
+    assert "±" not in report.split("## Results")[1]
+    assert cells(report, "b", table=1) == ["-0.100"]
+
+
+def test_nothing_measured_is_said(tmp_path: Path) -> None:
+    make_grid(tmp_path / "study", AXES, ROWS)
+    report = write_report(collect([tmp_path / "study"]), tmp_path / "report")[0].read_text()
+    assert "Nothing has been measured yet." in report
+    assert report.count("has not been started") == 12
+
+
+def test_a_single_row_is_compared_with_nothing() -> None:
+    report = as_markdown(settled(results_of(single("a", {V: 0.9}))), [])
+    assert "## Against" not in report
+    assert "Differences" not in report
+
+
+def test_a_wide_table_is_cut() -> None:
+    names = [name for name in _some_names() if name.startswith("toyworld")][:17]
+    results = settled(results_of(single("a", dict.fromkeys(names, 0.5)), single("b", dict.fromkeys(names, 0.6))))
+    results = replace(results, settings=replace(results.settings, columns=tuple(names)))
+    report = as_markdown(results, []).split("## Against")[0]
+    heads = [line for line in report.splitlines() if line.startswith("|  |")]
+    assert [head.count("|") - 2 for head in heads] == [6, 6, 5]
+    titles = [title.strip(" ↑↓") for head in heads for title in head.split("|")[2:-1]]
+    assert titles == [known(name).title for name in names]
+
+
+def _some_names() -> list[str]:
+    from ts2_lightning.experiments.measures.columns import COLUMNS
+
+    return list(COLUMNS)
+
+
+def test_default_columns_are_those_of_what_was_measured() -> None:
+    found = {"cost/seconds": 1.0, "toyworld/seen/entropy": 0.1, "mine/own": 3.0, V: 0.5, "val/entropy": 0.3}
+    assert settled(results_of(single("a", found))).settings.columns == (V, "cost/seconds")
+
+
+def test_without_measures_the_log_is_shown() -> None:
+    logged = {"val/entropy": 0.3, "val/gold_rank": 2.0, "train/entropy": 0.2, "val/chat/cross_entropy": 1.0}
+    assert settled(results_of(single("a", logged))).settings.columns == ("val/entropy", "val/chat/cross_entropy")
+    mixed = results_of(single("a", logged), single("b", {V: 0.5}))
+    assert settled(mixed).settings.columns == (V, "val/entropy", "val/chat/cross_entropy")
+    training_only = results_of(single("a", logged), single("b", {"train/entropy": 0.4}))
+    assert "train/entropy" in settled(training_only).settings.columns
+    assert settled(results_of(single("a", {"val/loss_of_mine": 1.0}))).settings.columns == ("val/loss_of_mine",)
+
+
+def test_what_nobody_has_is_left_out() -> None:
+    """A grid file may ask for more than could be measured, such as what needs an optional model."""
+    results = results_of(single("a", {V: 0.5}), single("b", {V: 0.6}))
+    wanted = replace(results.settings, columns=(V, "diversity/sentence_bert"), planes=((D, V),))
+    found = settled(replace(results, settings=wanted)).settings
+    assert (found.columns, found.planes) == ((V,), ())
+
+
+def test_the_first_trained_row_is_the_baseline() -> None:
+    results = results_of(single("base", {V: 0.5}, is_base=True), Row("empty", {}, ()), single("a", {V: 0.6}))
+    assert settled(results).settings.baseline == "a"
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ({"baseline": "TS3"}, r"--baseline TS3: no such row; did you mean TS2\?"),
+        ({"baseline": "something"}, r"no such row; the rows are CE, TS2"),
+        ({"baseline": "base"}, "no such row"),
+        ({"columns": [V, "toyworld/seen/validity_t2"]}, r"--columns .*t2: .*did you mean toyworld/seen/validity_t1"),
+        ({"planes": [(V, "speed")]}, r"--planes speed: no run has such a value"),
+    ],
+)
+def test_what_is_not_there_cannot_be_asked_for(wish: dict[str, Any], message: str) -> None:
+    results = results_of(single("base", {V: 0.1}, is_base=True), single("CE", {V: 0.5}), single("TS2", {V: 0.6}))
+    with pytest.raises(UserError, match=message):
+        asked(results, **wish)
+
+
+def test_notes_on_what_makes_rows_less_comparable() -> None:
+    one = {"revision": "aaa", "settings": {"validation": {"decoding": "softmax", "limit": None}}}
+    assert notes(results_of(single("a", {V: 1.0}, **one), single("b", {V: 1.0}, **one))) == []
+    other = {"revision": "bbb with changes", "settings": {"validation": {"decoding": "sparsemax", "limit": 5}}}
+    found = notes(results_of(single("a", {V: 1.0}, **one), single("b", {V: 1.0}, **other)))
+    assert len(found) == 3
+    assert "different revisions" in found[0]
+    assert "settings of validation" in found[2]
+    decoded = one | {"settings": {"validation": {"decoding": "sparsemax", "limit": None}}}
+    assert notes(results_of(single("a", {V: 1.0}, **one), single("b", {V: 1.0}, **decoded))) == []
+    assert "missing" in notes(results_of(missing=(Missing("a", "", "why"),)))[0]
+
+
+def test_names_of_runs_stay_in_the_report_when_labels_are_settings(tmp_path: Path) -> None:
+    make_run(tmp_path / "a/1", config_of(alpha=1), {V: 0.1})
+    make_run(tmp_path / "b/1", config_of(alpha=2), {V: 0.2}, revision="f" * 40)
+    report = as_markdown(settled(collect([tmp_path])), [])
+    assert f"`{tmp_path}/a/1`, alpha 1, seed 0" in report
+    assert "`ffffffffffff`" in report
+    assert "## What the rows differ in" in report
+
+
+def test_undefined_is_not_empty() -> None:
+    rows = [
+        Row("a", {}, tuple(Run(str(i), Path(str(i)), i, {V: 0.5} | ({D: 2.0} if i else {}), settings={"toyworld": {}})
+            for i in range(3))),
+        single("b", {"cost/seconds": 3.0}, settings={"cost": {}}),
+    ]  # fmt: skip
+    results = results_of(*rows)
+    found = results_table(results, [V, D, "cost/seconds"])
+    assert [cell.text for cell in found.rows[0]] == ["a", "0.500 ± 0.000", "-", ""]
+    assert [cell.text for cell in found.rows[1]] == ["b", "", "", "3.0 (n 1)"]
+
+
+# Text -----------------------------------------------------------------------------------------------------------
+
+
+def test_plain_text_is_aligned_and_no_wider_than_asked() -> None:
+    header = ("", *(f"column {i}" for i in range(9)))
+    rows = tuple((Cell(f"row {i}"), *(Cell("0.5" * (1 + j % 3), "best") for j in range(9))) for i in range(3))
+    text = plain(Table(header, rows), 50)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 50
+    blocks = [block.splitlines() for block in text.split("\n\n")]
+    assert [title for block in blocks for title in re.findall(r"column \d", block[0])] == list(header[1:])
+    for block in blocks:
+        assert [line.split("  ")[0].rstrip() for line in block[2:]] == ["row 0", "row 1", "row 2"]
+        assert len({line.rindex("*") for line in block[2:]}) == 1
+
+
+def test_a_label_that_is_too_long_for_a_screen() -> None:
+    label = "FenchelYoungPlusLoss, SparsemaxLoss, max_epochs 3, alpha 0.25"
+    text = plain(Table(("", "V"), ((Cell(label), Cell("0.5")),)), 60)
+    assert max(map(len, text.splitlines())) < 60
+    assert "alpha 0.25" in text
+
+
+def test_a_column_wider_than_the_screen_is_still_there() -> None:
+    assert "x" * 70 in plain(Table(("", "V"), ((Cell("a"), Cell("x" * 70)),)), 60)
+
+
+@pytest.mark.parametrize(
+    ("columns", "at_most", "sizes"), [(1, 8, [1]), (8, 8, [8]), (9, 8, [5, 4]), (20, 8, [7, 7, 6])]
+)
+def test_parts_are_of_like_size(columns: int, at_most: int, sizes: list[int]) -> None:
+    table = Table(("", *map(str, range(columns))), ((Cell("a"), *(Cell(str(i)) for i in range(columns))),))
+    parts = table.parts(at_most)
+    assert [len(part.header) - 1 for part in parts] == sizes
+    assert [title for part in parts for title in part.header[1:]] == list(table.header[1:])
+    assert [cell.text for part in parts for cell in part.rows[0][1:]] == list(table.header[1:])
+    assert all(part.rows[0][0].text == "a" for part in parts)
+
+
+def test_markdown_of_odd_labels() -> None:
+    assert markdown(Table(("", "a|b"), ((Cell("*x* `y`"), Cell("1", "near")),))).splitlines() == [
+        r"|  | a\|b |",
+        "| --- | ---: |",
+        r"| \*x\* \`y\` | 1° |",
+    ]
+    assert escape_markdown("max_epochs _x_ [l](u)") == r"max_epochs \_x\_ [l\](u)"
+
+
+def test_every_sign_of_latex_is_escaped() -> None:
+    assert escape_latex("\\{}&%$#_~^<>") == (
+        r"\textbackslash{}\{\}\&\%\$\#\_\textasciitilde{}\textasciicircum{}\textless{}\textgreater{}"
+    )
+    table = Table(("", "a&b"), ((Cell("50%_c"), Cell("1 ± 2", "near")),))
+    text = booktabs([table], "all of #1")
+    assert r" & a\&b \\" in text
+    assert r"50\%\_c & \underline{1 $\pm$ 2} \\" in text
+    assert r"\caption{all of \#1}" in text
+
+
+def test_what_json_cannot_say_is_null() -> None:
+    results = settled(results_of(single("a", {V: float("nan"), D: float("inf")})))
+    (run,) = json.loads(as_json(results, []))["rows"][0]["runs"]
+    assert run["values"] == {V: None, D: None}
+    assert ",,," in as_csv(results)

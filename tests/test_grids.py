@@ -1,0 +1,272 @@
+"""The grids of `configs/grid`: read by the real parser, they are the papers' studies, row by row and value by value."""
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
+from ts2_lightning.cli import main
+from ts2_lightning.experiments.grid import Grid, Point, read_grid
+from ts2_lightning.experiments.grid.form import read_form
+from ts2_lightning.experiments.measures.columns import COLUMNS
+
+GRIDS = CONFIGS / "grid"
+GUIDE = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
+WRITING = GRIDS / "paper" / "writing.jsonl"
+
+Setting = Mapping[str, Any]
+"""What a row sets: the objective's class and arguments, and what else differs from the other rows."""
+
+
+def objective(name: str, **settings: Any) -> Setting:
+    return {"loss": f"{name}Loss", **settings}
+
+
+def ts2(alpha: float = 0.25, c: float = 1.0, k: int | None = None) -> Setting:
+    return objective("TS2", alpha=alpha, logit_scale=c, top_k=k, adaptive=False, tail_mass_cap=None)
+
+
+def gem(beta: float = 0.7) -> Setting:
+    return objective("GEM", beta=beta, h="logsigmoid")
+
+
+CE = objective("CrossEntropy")
+CONTROL = {**CE, "rate": 0.5}
+SPARSEMAX = objective("Sparsemax")
+SUPPRESSION_ONLY = objective("SuppressionOnly", alpha=0.25, logit_scale=1.0, top_k=None, tail_mass_cap=None)
+
+STUDIES: dict[str, list[Setting]] = {
+    # TS2, figure 4
+    "components": [CE, SPARSEMAX, {**SPARSEMAX, "decoding": "sparsemax"}, SUPPRESSION_ONLY, ts2()],
+    # TS2, table 3
+    "alpha": [CE, ts2(0.25), ts2(0.5), ts2(0.75), ts2(1.0), ts2(5.0)],
+    # TS2, table 7
+    "top_k": [
+        CE, ts2(0.25, k=3), ts2(0.5, k=3), ts2(1.0, k=3), ts2(0.5, k=5), ts2(0.5, k=10), ts2(1.0, k=10),
+        ts2(0.25), ts2(0.5),
+    ],
+    # TS2, tables 1 and 4, appendices B and C.2; GEM, appendix B
+    "baselines": [
+        CE, {**CE, "weight_decay": 0.1}, {**CE, "noise": 5.0}, objective("LabelSmoothing", epsilon=0.2), SPARSEMAX,
+        objective("Entmax", alpha=1.5), gem(), ts2(),
+    ],
+    # GEM, table 3
+    "gem_beta": [CE, gem(0.6), gem(0.7), gem(0.8), gem(0.9), gem(1.0)],
+    # TOFU, table C.1
+    "tofu": [
+        CE,
+        *(objective("Focal", gamma=gamma) for gamma in (2.0, 3.0, 4.0, 5.0)),
+        *(objective("TOFU", gamma=gamma, beta=beta) for beta in (0.6, 0.7, 0.8, 0.9) for gamma in (2.0, 3.0, 5.0)),
+    ],
+    # TS2, appendix C.1, names c = 1 alone
+    "logit_scale": [CE, ts2(c=0.5), ts2(c=1.0), ts2(c=2.0), ts2(c=4.0)],
+}  # fmt: skip
+
+TS2_SETTINGS = {  # TS2, section 5 and appendix B
+    "model.lm.path": "meta-llama/Llama-3.1-8B",
+    "model.lm.dtype": "float32",
+    "model.lm.attn_implementation": "flash_attention_2",
+    "model.lm.gradient_checkpointing": True,
+    "model.lm.adapter": None,
+    "model.optimizer.lr": 2e-5,
+    "model.schedule.name": "cosine",
+    "model.schedule.warmup_ratio": 0.03,
+    "model.schedule.warmup_steps": None,
+    "data.train.0.path": "hub:HuggingFaceH4/ultrafeedback_binarized",
+    "data.tokenizer": "meta-llama/Llama-3.1-8B-Instruct",
+    "data.max_length": 2048,
+    "data.overlong": "truncate",
+    "data.batch_size": 128,
+    "data.micro_batch_size": 8,
+    "trainer.max_epochs": 3,
+    "trainer.precision": "bf16-mixed",
+    "trainer.devices": 4,
+    "trainer.num_nodes": 1,
+    "trainer.strategy.init_args.stage": 2,
+}
+PAPERS: dict[str, Setting] = {
+    **dict.fromkeys(["components", "alpha", "baselines", "logit_scale"], TS2_SETTINGS),
+    "top_k": {**TS2_SETTINGS, "model.lm.path": "meta-llama/Llama-3.2-1B"},  # TS2, appendix C.5
+    "gem_beta": {**TS2_SETTINGS, "data.overlong": "drop", "data.micro_batch_size": 4},  # GEM, appendix E
+    "tofu": {  # TOFU, section 4.2, appendices B.3 and C, and the public code to which B.3 refers
+        "model.lm.path": "mistralai/Mistral-Nemo-Base-2407",
+        "model.lm.quantization": "nf4",
+        "model.lm.adapter.r": 16,
+        "model.lm.adapter.alpha": 16,
+        "model.lm.adapter.dropout": 0.0,
+        "model.optimizer.lr": 2e-4,
+        "model.optimizer.betas": [0.9, 0.999],
+        "model.optimizer.weight_decay": 0.01,
+        "model.schedule.name": "linear",
+        "model.schedule.warmup_steps": 50,
+        "data.train.0.path": "hub:tatsu-lab/alpaca",
+        "data.template": "tofu",
+        "data.max_length": 2048,
+        "data.batch_size": 2 * 4,
+        "data.micro_batch_size": 2,
+        "trainer.max_epochs": 1,
+        "trainer.devices": 1,
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path) -> Iterator[Path]:
+    """An empty working directory; the hub cannot be reached."""
+    with empty_working_directory(tmp_path, tmp_path / "cache"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        yield tmp_path
+
+
+def at(config: Any, key: str) -> Any:
+    """A value of a resolved configuration: `data.train.0.path`."""
+    for part in key.split("."):
+        config = config[int(part)] if isinstance(config, list) else config[part]
+    return config
+
+
+def setting(point: Point, usual_rate: float) -> Setting:
+    """What a row sets, read from the configuration that it resolves to. The usual values are left out."""
+    config = point.training.config
+    loss = config["model"]["loss"]
+    found = {"loss": loss["class_path"].rpartition(".")[2], **loss.get("init_args", {})}
+    optimizer = config["model"]["optimizer"]
+    if optimizer["lr"] != usual_rate:
+        found["rate"] = optimizer["lr"] / usual_rate
+    if optimizer["weight_decay"] not in (0.0, 0.01):  # 0.01 is usual for TOFU; see PAPERS
+        found["weight_decay"] = optimizer["weight_decay"]
+    for callback in config["trainer"]["callbacks"] or ():
+        if callback["class_path"].endswith(".NEFTune"):
+            found["noise"] = callback["init_args"]["alpha"]
+    decoding = point.measure.get("decoding", "softmax")
+    return found if decoding == "softmax" else {**found, "decoding": decoding}
+
+
+def settings(grid: Grid, usual_rate: float) -> list[Setting]:
+    """The row's settings in order, those of the first seed."""
+    return [setting(point, usual_rate) for point in grid.points if point.seed == grid.seeds[0]]
+
+
+def check_report(grid: Grid) -> None:
+    """All rows are measured alike, and the report shows what is measured, against CE."""
+    measured = grid.points[0].measure.keys() - {"decoding"}
+    assert all(point.measure.keys() - {"decoding"} == measured for point in grid.points)
+    assert ("toyworld" in measured) == (grid.file.parent.name == "toyworld")
+    if grid.file.stem in STUDIES:
+        assert measured >= {"validation", "diversity", "probes", "cost"}
+    for column in (*grid.report["columns"], *(value for plane in grid.report["planes"] for value in plane.values())):
+        assert column in COLUMNS
+        assert column.partition("/")[0] in measured
+    assert grid.report["baseline"] == {"objective": "CE"}
+
+
+def test_every_study_has_two_versions() -> None:
+    assert {file.stem for file in (GRIDS / "paper").glob("*.yaml")} == STUDIES.keys() == PAPERS.keys()
+    assert {file.stem for file in (GRIDS / "toyworld").glob("*.yaml")} == {*STUDIES, "objectives"}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_on_the_papers_model_is_the_papers(study: str) -> None:
+    """Its rows, and of every row the settings that all have, so that the rows differ in nothing else."""
+    grid = read_grid(GRIDS / "paper" / f"{study}.yaml")
+    assert settings(grid, PAPERS[study]["model.optimizer.lr"]) == STUDIES[study]
+    assert grid.seeds == (0,)
+    for point in grid.points:
+        assert {key: at(point.training.config, key) for key in PAPERS[study]} == PAPERS[study]
+    assert ROOT / grid.points[0].measure["diversity"]["prompts"] == WRITING
+    assert WRITING.is_file()
+    check_report(grid)
+
+
+@pytest.mark.parametrize("study", [*STUDIES, "objectives"])
+def test_the_toy_version_has_the_same_rows_and_the_control(study: str) -> None:
+    """Three seeds draw rows and their order, over one base model: a seed of it would be another source of spread."""
+    grid = read_grid(GRIDS / "toyworld" / f"{study}.yaml")
+    if study in STUDIES:
+        first, *others = STUDIES[study]
+        assert settings(grid, usual_rate=5e-4) == [first, CONTROL, *others]
+    assert grid.seeds == (0, 1, 2)
+    assert len(grid.points) == 3 * len({tuple(point.labels.items()) for point in grid.points})
+    for point in grid.points:
+        config, seed = point.training.config, point.seed
+        assert (config["seed_everything"], config["data"]["seed"]) == (seed, seed)
+        assert config["data"]["train"] == f"toyworld:train?seed={seed}"
+        assert config["model"]["lm"]["path"] == "toyworld"
+        assert config["trainer"]["max_epochs"] == 3
+    shared = 3 if study == "components" else 0  # unified sparsemax is decoupling only, decoded otherwise
+    assert len(grid.trainings) == len(grid.points) - shared
+    check_report(grid)
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_both_versions_vary_the_same(study: str) -> None:
+    toy, paper = (read_form(GRIDS / version / f"{study}.yaml") for version in ("toyworld", "paper"))
+    assert {
+        axis: [choice for choice in choices if choice != "CE, half rate"] for axis, choices in toy.axes.items()
+    } == {axis: list(choices) for axis, choices in paper.axes.items()}
+
+
+def test_a_dry_run_lists_every_training_with_its_command(capfd: pytest.CaptureFixture[str]) -> None:
+    """As it can be typed: the first of them resolves to the same configuration."""
+    file = GRIDS / "paper" / "components.yaml"
+    assert main(["ablate", "-c", str(file), "--dry-run"]) == 0
+    commands = re.findall(r"^\w.* (fit -c .+)$", capfd.readouterr().out, re.M)
+    grid = read_grid(file)
+    assert len(commands) == len(grid.trainings) == 4
+    assert main([*shlex.split(commands[0]), "--print_config"]) == 0
+    printed = yaml.safe_load(capfd.readouterr().out)
+    assert {key: at(printed, key) for key in TS2_SETTINGS} == TS2_SETTINGS
+    assert printed["model"]["loss"] == grid.trainings[0].config["model"]["loss"]
+    assert printed["name"] == grid.trainings[0].name
+
+
+# The guide ----------------------------------------------------------------------------------------------------------
+
+
+def blocks(part: str, language: str) -> list[str]:
+    """The fenced blocks of a language below a heading of the guide; the first part has none."""
+    parts = re.split(r"^## (.+)$", GUIDE, flags=re.M)
+    text = dict(zip(["", *parts[1::2]], parts[::2], strict=True))[part]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+def test_the_guide_lists_the_studies() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|.*\| (\d+) \|$", GUIDE, re.M)
+    assert {study: int(rows) for study, rows in listed} == {study: len(rows) for study, rows in STUDIES.items()}
+
+
+def test_the_guides_first_grid() -> None:
+    (text,) = blocks("", "yaml")
+    assert len(text.splitlines()) <= 11
+    Path("configs").symlink_to(CONFIGS)
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    grid = read_grid("mine.yaml")
+    assert settings(grid, usual_rate=5e-4) == [CE, ts2(0.25), ts2(1.0)]
+    assert grid.name == "mine"
+
+
+def test_the_guides_example_of_every_key() -> None:
+    """Its blocks, put together, are one grid with as many rows as the comments say."""
+    for room in ("baseline", "experiment", "loss", "strategy"):
+        Path(room).symlink_to(CONFIGS / room)
+    Path("rows.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n', encoding="utf-8")
+    Path("own").mkdir()
+    Path("own/every.yaml").write_text("".join(blocks("The file", "yaml")), encoding="utf-8")
+    grid = read_grid("own/every.yaml")
+    labels = [dict(point.labels) for point in grid.points if point.seed == 0]
+    assert labels == [
+        {"objective": "CE"},
+        {"objective": "NEFT"},
+        *({"objective": "TS2", "alpha": alpha} for alpha in ("0.25", "0.5", "1")),
+        {"alpha": "0.25", "epochs": "1"},
+        {"alpha": "1", "epochs": "3"},
+        {"objective": "TS2", "alpha": "1", "epochs": "1"},
+    ]
+    epochs = [at(point.training.config, "trainer.max_epochs") for point in grid.points if point.seed == 0]
+    assert epochs == [3, 3, 3, 3, 2, 1, 3, 2]
+    assert len(grid.points) == 3 * len(labels)

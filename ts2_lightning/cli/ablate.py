@@ -1,0 +1,243 @@
+"""`ablate`: one file says what is compared; this runs what is not done yet, measures it and writes the report."""
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ts2_lightning.cli import program
+from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli.options import OptionParser
+from ts2_lightning.cli.output import put
+from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.experiments.grid import Grid, Point, read_grid
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+_ABOUT = """Runs a grid: every training that is not done yet, then its measures, then the report. What was cut short
+goes on where it was, what failed is tried again, and what is done is left alone."""
+
+_SEED = "seed"
+_WIDTH = 1000  # nothing is cut off: a row is one line, for eyes and for grep
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs a grid, or shows what there is to run.
+
+    Args:
+        argv: the options after the command.
+
+    Returns:
+        The exit status: 0, or 1 if a run failed.
+
+    Raises:
+        UserError: for whatever is wrong with the grid file or an option, before anything runs.
+    """
+    parser = _parser()
+    options = parser.parse_args(argv)
+    quieten("ablate")
+    if options.parallel is not None and options.parallel < 1:
+        raise UserError(f"--parallel must be at least 1, got {options.parallel}")
+    grid = read_grid(options.config, options.runs_dir, options.name)
+    points = only(grid, options.only)
+    if options.dry_run:
+        put(plan(grid, points))
+        return 0
+    return execute_and_report(grid, points, options)
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser("ablate", _ABOUT)
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the grid file, see configs/grid")
+    parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
+    parser.add_argument("--name", help="of the grid, whose runs are in RUNS_DIR/NAME (default: follows from the file)")
+    parser.add_argument("--dry-run", action="store_true", help="show the runs with their commands and states, run none")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="AXIS=CHOICE",
+        help="run these rows only; seed=0 is one of them. Of one axis any of the choices, of several axes all",
+    )
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        metavar="N",
+        help="runs at a time (default: 1 on GPUs, else as many as cores); they share the cores",
+    )
+    parser.add_argument("--slurm", action="store_true", help="submit them as SLURM arrays, see `slurm:` of the file")
+    parser.add_argument("--device", help="where models are measured: cpu, cuda (default: a GPU where there is one)")
+    parser.add_argument("--latex", action="store_true", help="also write the report's table for LaTeX")
+    return parser
+
+
+def only(grid: Grid, wanted: Iterable[str]) -> tuple[Point, ...]:
+    """The points that `--only` names.
+
+    Args:
+        grid: all of them.
+        wanted: `AXIS=CHOICE`; of one axis any choice counts, of several axes all must.
+
+    Raises:
+        UserError: for an axis, a choice or a seed that the grid does not have, and if no point is left.
+    """
+    axes = {**grid.axes, _SEED: tuple(map(str, grid.seeds))}
+    chosen: dict[str, set[str]] = {}
+    for word in wanted:
+        axis, equals, choice = word.partition("=")
+        if not equals:
+            raise UserError(f"--only {word}: expected AXIS=CHOICE, with an axis of {', '.join(axes)}")
+        for name, known, what in ((axis, axes, "axis"), (choice, axes.get(axis, ()), f"choice of {axis}")):
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+                raise UserError(f"--only {word}: {grid.file} has no {what} {name!r}{hint}")
+        chosen.setdefault(axis, set()).add(choice)
+
+    def is_meant(point: Point) -> bool:
+        labels = {**point.labels, _SEED: str(point.seed)}
+        return all(labels.get(axis) in choices for axis, choices in chosen.items())
+
+    points = tuple(filter(is_meant, grid.points))
+    if not points:
+        raise UserError(f"--only {' '.join(wanted)}: no row of {grid.file} has all of these")
+    return points
+
+
+# Showing ------------------------------------------------------------------------------------------------------------
+
+
+def plan(grid: Grid, points: Sequence[Point]) -> str:
+    """What `--dry-run` prints: the rows with the state of each, then the command of each training."""
+    trainings: dict[str, int] = {}
+    axes = [axis for axis in grid.axes if any(axis in point.labels for point in points)]
+    table = Table(box=None, pad_edge=False, header_style="")
+    for title in (*axes, _SEED, "training", "state"):
+        table.add_column(title, no_wrap=True)
+    for point in points:
+        number = trainings.setdefault(point.training.digest, len(trainings) + 1)
+        labels = [point.labels.get(axis, "-") for axis in axes]
+        table.add_row(*labels, str(point.seed), f"{number}", state_of(grid, point))
+    shared = len(points) - len(trainings)
+    about = f"{grid.name}: {_counted(len(points), 'point')}, {_counted(len(trainings), 'training')}"
+    if shared:
+        about += f" ({_counted(shared, 'point')} measured on the training of another)"
+    return "\n\n".join([f"{about}, in {grid.directory}", _rendered(table), _commands(points)])
+
+
+def state_of(grid: Grid, point: Point) -> str:
+    """How far a point is: `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried again."""
+    from ts2_lightning.experiments.execution.task import is_trained, measured, newest_attempt, read_failure, tasks_of
+    from ts2_lightning.experiments.measures.results import place_of
+    from ts2_lightning.experiments.measures.spec import check_spec
+
+    task = tasks_of(grid, [point])[-1]
+    if (failure := read_failure(task)) is not None:
+        return f"failed to {failure.stage}"
+    if not is_trained(task):
+        return "to do" if newest_attempt(task) is None else "to go on"
+    spec = check_spec(point.measure)
+    places = [place_of(measured(task), spec, measure).with_suffix(".json") for measure in spec.measures]
+    return "done" if all(place.is_file() for place in places) else "to measure"
+
+
+def _commands(points: Sequence[Point]) -> str:
+    """Every training once, with its points as a comment, to be pasted into a shell."""
+    lines: dict[str, list[str]] = {}
+    for point in points:
+        titles = lines.setdefault(point.training.command, [])
+        titles.append(f"{point.title}, seed {point.seed}".lstrip(", "))
+    return "\n".join(
+        f"# {number}: {' / '.join(titles)}\n{command}" for number, (command, titles) in enumerate(lines.items(), 1)
+    )
+
+
+def _rendered(table: Table) -> str:
+    console = Console(width=_WIDTH, color_system=None, markup=False, emoji=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+# Running ------------------------------------------------------------------------------------------------------------
+
+
+def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int:
+    """Everything that is to be done of a grid.
+
+    Args:
+        grid: all of it, which `grid.json` tells the report.
+        points: those that are run now.
+        options: of the command line.
+
+    Returns:
+        The exit status: 1 if a run failed.
+    """
+    from ts2_lightning.cli.report import run as run_report
+    from ts2_lightning.experiments.execution import execute
+
+    write_record(grid)
+    prepare(points)
+    parallel = options.parallel or default_parallel(points)
+    failures = execute(grid, points, parallel, options.slurm, options.device)
+    try:
+        run_report([str(grid.directory), *(["--latex"] if options.latex else [])])
+    except UserError as error:
+        again = f"{program()} report {shlex.quote(str(grid.directory))}"
+        message = f"the runs are in {grid.directory}, but not their report: {error}; mend it, then {again}"
+        if not failures:
+            raise UserError(message) from error
+        put(message)  # of failed runs there may be nothing to report: that they failed is what counts
+    return 1 if failures else 0
+
+
+def write_record(grid: Grid) -> Path:
+    """Writes `grid.json`, whole or not at all.
+
+    Raises:
+        UserError: if it cannot be written there.
+    """
+    from ts2_lightning.evaluation.style import write_whole
+
+    text = json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"
+    try:
+        return write_whole(grid.directory / "grid.json", lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--runs_dir {grid.runs_dir}: {grid.directory} cannot be written ({error.strerror})") from error
+
+
+def prepare(points: Sequence[Point]) -> None:
+    """Makes what all runs share, once: the toy world's base model.
+
+    The tokenised rows need no preparation: of runs that need the same the first tokenises, and the others wait for it
+    (`ts2_lightning.data.cache`).
+    """
+    for path in dict.fromkeys(point.training.config["model"]["lm"]["path"] for point in points):
+        directory = resolve_model(path)
+        if directory != path:
+            put(f"Base model: {path} is {directory}")
+
+
+def default_parallel(points: Sequence[Point]) -> int:
+    """How many runs at a time: one where a run has GPUs or several processes, else a run for every core."""
+    import torch
+
+    trainers = [point.training.config["trainer"] for point in points]
+    alone = any(trainer["accelerator"] != "cpu" and torch.cuda.is_available() for trainer in trainers)
+    if alone or any(trainer["devices"] not in ("auto", 1, "1") for trainer in trainers):
+        return 1
+    return min(cores(), len({point.training.digest for point in points}))
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

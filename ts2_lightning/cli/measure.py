@@ -1,0 +1,181 @@
+"""`measure`: what is measured of trained models, each thing once, into their runs' directories."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers.utils import logging as transformers_logging
+
+from ts2_lightning.cli import run_directory
+from ts2_lightning.cli.guard import one_line
+from ts2_lightning.cli.model_places import ModelPlace, find_model, is_embedded_base
+from ts2_lightning.cli.options import OptionParser
+from ts2_lightning.cli.output import put
+from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.evaluation.distributions import DECODINGS
+from ts2_lightning.evaluation.models import check_device, file_stamps
+from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, column, make_measures
+from ts2_lightning.types import UserError
+
+_ABOUT = """Measures trained models, each thing once: what has been measured of the same model, with the same settings
+and files, is not measured again. Values go to DIR/measures. The measures, and their settings: """
+
+_USUAL = ("toyworld", "validation", "cost")
+
+
+def run(argv: Sequence[str]) -> int:
+    """Measures models.
+
+    Args:
+        argv: the options after the command.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        UserError: no such model or file, a spec that cannot be read, a measure that does not apply.
+    """
+    options = _parser().parse_args(argv)
+    quieten("measure")
+    transformers_logging.disable_progress_bar()
+    check_device(options.device)
+    _check_out(options.out, len(options.model))
+    spec = None if options.spec is None else check_spec(read_spec(options.spec))
+    if spec is not None and not spec.measures:
+        raise UserError(f"--spec: nothing to measure; name some of {', '.join(MEASURES)}")
+    data = {} if options.config is None else _data_of(Path(options.config))
+    places = [find_model(given, given) for given in options.model]
+    found: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
+        targets = [
+            _target(given, place, data, options, Path(scratch) / str(number))
+            for number, (given, place) in enumerate(zip(options.model, places, strict=True))
+        ]
+        for target in targets:
+            put(f"== {target.name}")
+            found[target.name] = make_measures(target, spec or _usual(target), put)
+    put(f"\n{table(found)}")
+    return 0
+
+
+def read_spec(given: str) -> dict[str, Any]:
+    """What is to be measured: a YAML or JSON file, or the text itself.
+
+    Raises:
+        UserError: no such file, or it cannot be read.
+
+    Example:
+        >>> read_spec("{toyworld: {}, validation: {limit: 10}}")
+        {'toyworld': {}, 'validation': {'limit': 10}}
+    """
+    text = given
+    if not given.lstrip().startswith("{"):
+        if not Path(given).is_file():
+            raise UserError(f"--spec {given}: no such file; name one, or write the spec, such as '{{toyworld: {{}}}}'")
+        text = Path(given).read_text(encoding="utf-8")
+    try:
+        spec = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--spec {given}: not YAML ({one_line(str(error))})") from error
+    return spec if spec is not None else {}
+
+
+def _check_out(out: str | None, models: int) -> None:
+    if out is None:
+        return
+    if models > 1:
+        raise UserError("--out: it takes the measures of one model; leave it out, so that each run has its own")
+    if Path(out).exists() and not Path(out).is_dir():
+        raise UserError(f"--out {out}: this is a file; name a directory")
+
+
+def _usual(target: Target) -> Spec:
+    """What is measured where nobody has said what: of the usual measures those that apply."""
+    wanted: dict[str, Any] = {}
+    for name in _USUAL:
+        try:
+            MEASURES[name]().check_target(target)
+            MEASURES[name]().inputs(target)
+        except UserError:
+            continue
+        wanted[name] = {}
+    return check_spec(wanted)
+
+
+def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any, scratch: Path) -> Target:
+    out = options.out or place.run
+    if out is None:
+        raise UserError(f"{given}: it is not a run; say with --out where its measures go")
+    stamps = file_stamps(place.path)
+    return Target(
+        name=given,
+        identity=stamps or place.path,
+        locate=lambda: place.loadable(scratch),
+        out=Path(out),
+        run=place.run,
+        data=data or ({} if place.run is None else _data_of(run_directory.latest_config(place.run))),
+        in_sentences=is_embedded_base(given),
+        device=options.device,
+    )
+
+
+def _data_of(file: Path) -> dict[str, Any]:
+    """The settings of `data.*` of a run's configuration."""
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(str(error))})") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: not a run's configuration, which has its settings of data")
+    return data
+
+
+def table(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Values in lines, models in columns: those that tables show by default, or all if there are none of them."""
+    names = list(dict.fromkeys(name for values in found.values() for name in values))
+    shown = [name for name in names if column(name).default] or names
+    rows = [["", *found]]
+    for name in shown:
+        known = column(name)
+        cells = [format(values[name], known.format) if name in values else "-" for values in found.values()]
+        rows.append([known.title, *cells])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _parser() -> OptionParser:
+    listed = [f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in MEASURES.items()]
+    parser = OptionParser("measure", f"{_ABOUT}{'; '.join(listed)}.")
+    parser.add_argument(
+        "model",
+        nargs="+",
+        metavar="MODEL",
+        help="a run (its export, or else its newest checkpoint), a checkpoint, a transformers directory, toyworld (its "
+        "base model), or a name on the hub",
+    )
+    parser.add_argument(
+        "--spec",
+        metavar="FILE|TEXT",
+        help="measures with their settings, as `measure:` of a grid file, in YAML or JSON, such as '{toyworld: {}, "
+        "validation: {limit: 500}, decoding: sparsemax}' (default: what applies of "
+        f"{', '.join(_USUAL)}); decodings: {', '.join(DECODINGS)}",
+    )
+    parser.add_argument("--out", metavar="DIR", help="measures go to DIR/measures (default: the run)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a run's config.yaml whose data.* says the validation rows and how they are read, for a model of no run",
+    )
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
+    )
+    return parser

@@ -1,0 +1,62 @@
+"""Reads the settings of many command lines of `fit` with one parser, and builds no model, data or trainer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from ts2_lightning.cli.guard import users_error
+from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
+
+
+class SettingsReader(TS2CLI):
+    """The settings of `fit`, as many times as wanted: the parser is made once, with the first of them."""
+
+    def __init__(self) -> None:
+        super().__init__("fit", [], *classes())
+        self._is_made = False
+
+    def read(self, options: Sequence[str]) -> dict[str, Any]:
+        """The resolved configuration of a command line, plain values, as a run would record it.
+
+        What is left to the machine, such as the precision, stays open. The module and the data module are made once,
+        which need neither weights nor rows, so that a hyper-parameter out of range is told too.
+
+        Args:
+            options: the command line after `fit`.
+
+        Raises:
+            CommandLineError, UserError: as `fit` would.
+        """
+        self.options = list(options)
+        check_options(self.options)
+        if self._is_made:
+            self.parse_arguments(self.parser, ["fit", *self.options])
+            self.before_instantiate_classes()
+        else:
+            self.run()
+            self._is_made = True
+        parser = self._subcommand_parsers["fit"]
+        try:
+            parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data))
+        except ValueError as error:  # the parser's own, which hides what the class has said
+            raise users_error(error) or error from None
+        config: dict[str, Any] = yaml.load(parser.dump(self.settings, skip_unset=False), Loader=yaml.CSafeLoader)
+        return config
+
+    def before_instantiate_classes(self) -> None:
+        """Neither a model is made nor a run directory taken."""
+        self.settle()
+
+    def _set_seed(self) -> None:
+        """Nothing is random here."""
+
+    def _add_instantiators(self) -> None:
+        """Nothing is saved."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is made to run."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing runs."""

@@ -1,0 +1,75 @@
+"""Who works on a run: a lock that lives as long as the process that trains, whatever becomes of who began it."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from ts2_lightning.types import UserError
+
+FILE = ".lock"
+
+
+class Lock:
+    """A run's lock, held. Processes that are given its descriptor hold it too, until the last of them has ended.
+
+    The file names host and process of the `ablate` that took it.
+
+    Args:
+        descriptor: of the locked file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def take(cls, directory: Path) -> "Lock | None":
+        """The lock of a run's directory, which is made if need be; None if someone has it.
+
+        Raises:
+            UserError: if the file system knows no locks.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            raise UserError(
+                f"{directory / FILE}: the file system cannot lock it ({error.strerror}), so nothing would keep two "
+                "processes from the same run; choose another --runs_dir"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+        return cls(descriptor)
+
+    def release(self) -> None:
+        """Lets go of it; a child process that is still there keeps it."""
+        os.close(self.descriptor)
+
+
+def is_taken(directory: Path) -> bool:
+    """Whether someone has the lock of a run's directory."""
+    if not (directory / FILE).is_file():
+        return False
+    lock = Lock.take(directory)
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def is_orphaned(directory: Path) -> bool:
+    """Whether a lock that is taken is held by a process of this machine whose `ablate` is gone."""
+    words = (directory / FILE).read_text(encoding="utf-8").split()
+    if len(words) != 2 or words[0] != socket.gethostname():
+        return False
+    try:
+        os.kill(int(words[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return False

@@ -1,0 +1,309 @@
+"""Tasks as jobs of SLURM, through submitit: one array for all that need the same resources.
+
+Each process of a job runs `fit`, which finds its rank in SLURM's variables; the first one then measures. All of them
+have the same command, settled when the job is submitted: a job that SLURM starts again finds its run's directory and
+newest checkpoint by itself, see `ts2_lightning.cli.launch`.
+
+Signals: submitit would have SLURM send SIGUSR2 before the time is over, and would put the job back into the queue
+itself. Our jobs ask for SIGUSR1 instead, as `configs/cluster/fit.slurm` does, and submitit's handler never runs. What
+submitit has started hands SIGUSR1 and SIGTERM on to `fit`, where `Preemption` saves and requeues the job. Should SLURM
+send them to all processes of a job, `fit` hears them twice, which is the same to it.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ts2_lightning.evaluation.style import write_whole
+from ts2_lightning.experiments.execution.board import Board
+from ts2_lightning.experiments.execution.locks import Lock, is_taken
+from ts2_lightning.experiments.execution.processes import Processes
+from ts2_lightning.experiments.execution.task import (
+    Failure,
+    Task,
+    fit_options,
+    forget_failure,
+    has_measures,
+    is_trained,
+    progress,
+    read_failure,
+    write_failure,
+)
+from ts2_lightning.experiments.execution.work import measure, train
+from ts2_lightning.experiments.grid import Grid
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+JOB = "job.json"
+SECONDS = 2.0
+"""Between two looks at the runs; submitit asks SLURM less often."""
+
+WARNING = {"signal": "USR1@300", "requeue": True}
+"""Five minutes to save before the time is over, and another turn."""
+
+_PATIENCE = 180.0
+_QUEUED = ("PENDING", "UNKNOWN", "REQUEUED", "READY", "PREEMPTED")
+
+
+def run_on_slurm(tasks: Sequence[Task], grid: Grid, board: Board) -> list[Failure]:
+    """Submits what is not done and has no job yet, and watches all until they have ended.
+
+    To stop watching stops no job: the next call finds the jobs by the `job.json` of their runs, and watches them again.
+
+    Args:
+        tasks: to be done.
+        grid: with the parameters of its jobs.
+        board: is told of each change.
+
+    Returns:
+        The tasks that failed.
+
+    Raises:
+        UserError: if the jobs cannot be submitted.
+    """
+    queue = Queue(grid)
+    left, watched, failures = list(tasks), set[Task](), []
+    while left:
+        todo = []
+        for task in left.copy():
+            if is_done(task):
+                board.tell(task, "done")
+                left.remove(task)
+            elif failure := _failure(task, queue) if task in watched else None:
+                failures.append(failure)
+                board.tell(task, "failed", f"{failure.message} ({failure.log})")
+                left.remove(task)
+            elif state := queue.state(task):
+                if read_failure(task) is None:  # else an earlier job is about to end, after which it is tried again
+                    watched.add(task)
+                board.tell(task, _shown(task, state))
+            elif is_taken(task.directory):
+                board.tell(task, "running elsewhere")
+            else:
+                todo.append(task)
+        if todo:
+            queue.submit(todo)
+        board.draw()
+        if left and not todo:
+            time.sleep(SECONDS)
+    return failures
+
+
+def is_done(task: Task) -> bool:
+    """Whether nothing is left to do."""
+    return is_trained(task) and has_measures(task)
+
+
+def _shown(task: Task, state: str) -> str:
+    submitted = (task.directory / JOB).stat().st_mtime
+    knows_better = state == "UNKNOWN" and progress(task).get("updated", 0.0) > submitted  # SLURM keeps no accounts
+    if state in _QUEUED and not knows_better:
+        return "queued"
+    return "measuring" if is_trained(task) else "running"
+
+
+def _failure(task: Task, queue: "Queue") -> Failure | None:
+    """Why a task whose job is, or was, there has failed: what the job noted, or that it ended without a word."""
+    failure = read_failure(task)
+    if failure is None and queue.state(task) is None and not is_done(task):
+        job = remembered(task)
+        message = f"SLURM's job {job} has ended before the run was done ({queue.last_state(task)})"
+        failure = Failure("measure" if is_trained(task) else "fit", 1, message, str(queue.folder), task.title)
+        write_failure(task, failure)
+    return failure
+
+
+def remembered(task: Task) -> str | None:
+    """The id of the job that was submitted for it last."""
+    try:
+        job: str = json.loads((task.directory / JOB).read_text(encoding="utf-8"))["id"]
+    except FileNotFoundError:
+        return None
+    return job
+
+
+class Queue:
+    """SLURM's queue, as far as it is about the jobs of a grid.
+
+    Args:
+        grid: whose jobs they are.
+
+    Raises:
+        UserError: if there is no SLURM here, or no submitit.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise UserError("--slurm needs submitit: pip install 'ts2-lightning[slurm]'") from error
+        self.grid = grid
+        self.folder = grid.directory / "slurm"
+        self._submitit = submitit
+        self._jobs: dict[str, Any] = {}
+
+    def state(self, task: Task) -> str | None:
+        """What SLURM says of a task's job; None if it has none that may still run."""
+        job = remembered(task)
+        if job is None or self._job(job).watcher.is_done(job):
+            return None
+        return self.last_state(task)
+
+    def last_state(self, task: Task) -> str:
+        """What SLURM has said of a task's job last."""
+        job = str(remembered(task))
+        return str(self._job(job).watcher.get_state(job, mode="cache")).split(" ")[0].upper()
+
+    def _job(self, job: str) -> Any:
+        if job not in self._jobs:
+            self._jobs[job] = self._submitit.SlurmJob(self.folder, job)
+        return self._jobs[job]
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Submits an array for each kind of resources, unless another process has just done it."""
+        with _alone(self.folder):
+            waiting = [task for task in tasks if self.state(task) is None]
+            kinds = dict.fromkeys((task.processes, task.on_gpu) for task in waiting)
+            for kind in kinds:
+                same = [task for task in waiting if (task.processes, task.on_gpu) == kind]
+                executor = self._executor(parameters(same[0], self.grid))
+                for task in same:
+                    forget_failure(task)
+                with executor.batch():
+                    jobs = [executor.submit(run_task, task, tuple(fit_options(task))) for task in same]
+                for task, job in zip(same, jobs, strict=True):
+                    _remember(task, job.job_id)
+
+    def _executor(self, settings: Mapping[str, Any]) -> Any:
+        known = sorted(self._submitit.SlurmExecutor._valid_parameters())
+        for name in settings:
+            if name not in known:
+                hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+                raise UserError(f"{self.grid.file}: slurm: submitit has no parameter {name!r}{hint}")
+        try:
+            executor = self._submitit.SlurmExecutor(self.folder)
+        except RuntimeError as error:
+            raise UserError("--slurm: there is no srun here; call it where jobs of SLURM can be submitted") from error
+        executor.update_parameters(**settings)
+        return executor
+
+
+def _remember(task: Task, job: str) -> None:
+    text = json.dumps({"id": job}) + "\n"
+    write_whole(task.directory / JOB, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process submits at a time; the others then see its jobs."""
+    while (lock := Lock.take(folder)) is None:
+        time.sleep(SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def parameters(task: Task, grid: Grid) -> dict[str, Any]:
+    """What submitit is told of a job: what follows from the configuration, and what the grid file says.
+
+    Args:
+        task: one of those that need the same.
+        grid: whose `slurm:` comes last.
+
+    Raises:
+        UserError: if the configuration leaves the number of processes open.
+    """
+    if task.processes is None:
+        raise UserError(
+            f"{grid.file}: {task.title}: for SLURM trainer.devices must be a number, the GPUs of each node; add a "
+            "configuration such as configs/cluster/1x4.yaml to its base"
+        )
+    nodes, devices = task.processes
+    given = {name: value for name, value in (grid.slurm or {}).items() if value is not None}
+    more = {**WARNING, **given.pop("additional_parameters", {})}
+    if isinstance(given.get("time"), str):
+        more["time"] = given.pop("time")  # submitit calculates with its own, which is in minutes
+    settings = {
+        "job_name": grid.name,
+        "nodes": nodes,
+        "ntasks_per_node": devices,
+        "cpus_per_task": 8,
+        "srun_args": ["--kill-on-bad-exit=1"],
+        **({"gpus_per_node": devices} if task.on_gpu else {}),
+    }
+    return {**settings, **given, "additional_parameters": more}
+
+
+# --- in a job ---------------------------------------------------------------------------------------------------------
+
+
+def run_task(task: Task, options: Sequence[str]) -> str:
+    """What each process of a job does.
+
+    Args:
+        task: to be done.
+        options: of `fit`.
+
+    Returns:
+        `done` or `stopped`.
+
+    Raises:
+        RuntimeError: if it has failed; SLURM then ends the job's other processes.
+    """
+    rank = int(os.environ.get("SLURM_PROCID", "0"))
+    processes = Processes()
+    environment = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"), **os.environ}
+    log = task.directory / (f"fit-rank-{rank}.log" if rank else "fit.log")
+    with handing_on(processes), _locked(task.directory, rank) as keep:
+        outcome = "done" if is_trained(task) else train(task, options, processes, log, environment, keep)
+        if outcome == "done" and rank == 0:
+            alone = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
+            outcome = measure(task, processes, alone, keep, print)
+    if isinstance(outcome, Failure):
+        raise RuntimeError(f"{outcome.stage} failed: {outcome.message} ({outcome.log})")
+    return outcome
+
+
+@contextmanager
+def _locked(directory: Path, rank: int) -> Iterator[list[int]]:
+    """The descriptor of the run's lock, which rank 0 takes."""
+    if rank:
+        yield []
+        return
+    lock = _patiently(directory)
+    try:
+        yield [lock.descriptor]
+    finally:
+        lock.release()
+
+
+def _patiently(directory: Path) -> Lock:
+    """The lock of a run; a file system may keep that of a node that has died a while."""
+    deadline = time.monotonic() + _PATIENCE
+    while (lock := Lock.take(directory)) is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{directory}: another process is at it")
+        time.sleep(SECONDS)
+    return lock
+
+
+@contextmanager
+def handing_on(processes: Processes) -> Iterator[None]:
+    """SLURM's signals go on to the processes."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        processes.stop(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,179 @@
+"""What there is to do of a grid, and how far each part of it is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ts2_lightning.callbacks.run_state import read_state
+from ts2_lightning.cli.run_directory import newest_checkpoint, numbers
+from ts2_lightning.experiments.grid import Grid, Point
+from ts2_lightning.experiments.measures import check_spec
+from ts2_lightning.experiments.measures.results import place_of
+from ts2_lightning.types import UserError
+
+FAILED = "failed.json"
+
+Stage = Literal["fit", "measure"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training with all that is measured of it, or the base model, which is measured only.
+
+    Attributes:
+        title: for the screen, such as `objective=TS2 alpha=0.25, seed 0`.
+        directory: of all its attempts, `RUNS_DIR/GRID/RUN`; of the base model `RUNS_DIR/GRID/base`.
+        options: of `fit`; none for the base model.
+        model: the base model; empty for a training.
+        specs: what is measured, each as JSON.
+        device: where it is measured; empty: where `measure` likes.
+        processes: nodes, and processes of each, that its training needs; None where the configuration does not say.
+        on_gpu: whether it is not meant for the CPU.
+    """
+
+    title: str
+    directory: Path
+    options: tuple[str, ...]
+    model: str
+    specs: tuple[str, ...]
+    device: str = ""
+    processes: tuple[int, int] | None = (1, 1)
+    on_gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What `failed.json` says of a run, while it stands failed.
+
+    Attributes:
+        stage: `fit` or `measure`.
+        status: exit status of the process; below zero the number of the signal that killed it.
+        message: what it said last.
+        log: path of all that it said.
+        title: of the task.
+    """
+
+    stage: Stage
+    status: int
+    message: str
+    log: str
+    title: str = ""
+
+
+def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> list[Task]:
+    """The base model, then every training once, in the order of the points.
+
+    Args:
+        grid: to which the points belong.
+        points: those to be done.
+        device: where models are measured; None: where `measure` likes.
+    """
+    tasks = []
+    if grid.base_model is not None:
+        base = grid.base_model
+        on_gpu = any(_on_gpu(point.training.config) for point in points)
+        specs = (json.dumps(dict(base.measure)),)
+        tasks.append(Task(base.label, grid.directory / "base", (), base.path, specs, device or "", (1, 1), on_gpu))
+    sharing: dict[str, list[Point]] = {}
+    for point in points:
+        sharing.setdefault(point.training.digest, []).append(point)
+    return [*tasks, *(_task(grid.runs_dir, same, device or "") for same in sharing.values())]
+
+
+def _task(runs_dir: Path, points: list[Point], device: str) -> Task:
+    training = points[0].training
+    titles = " / ".join(dict.fromkeys(point.title for point in points))
+    return Task(
+        ", ".join(filter(None, [titles, f"seed {points[0].seed}"])),
+        runs_dir / training.name,
+        training.options,
+        "",
+        tuple(dict.fromkeys(json.dumps(dict(point.measure)) for point in points)),
+        device,
+        _processes(training.config),
+        _on_gpu(training.config),
+    )
+
+
+def _processes(config: Any) -> tuple[int, int] | None:
+    trainer = config.get("trainer") or {}
+    devices = trainer.get("devices", "auto")
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else None
+    return None if count is None else (int(trainer.get("num_nodes") or 1), count)
+
+
+def _on_gpu(config: Any) -> bool:
+    return (config.get("trainer") or {}).get("accelerator") != "cpu"
+
+
+# --- on disk ----------------------------------------------------------------------------------------------------------
+
+
+def newest_attempt(task: Task) -> Path | None:
+    """The directory of the newest attempt; None before the first one."""
+    attempts = numbers(task.directory)
+    return task.directory / str(attempts[-1]) if attempts else None
+
+
+def progress(task: Task) -> dict[str, Any]:
+    """`state.json` of the newest attempt; empty where there is none."""
+    attempt = newest_attempt(task)
+    return (read_state(attempt) if attempt else None) or {}
+
+
+def is_trained(task: Task) -> bool:
+    """Whether nothing is left of the training; there is none of the base model."""
+    return not task.options or progress(task).get("state") == "finished"
+
+
+def fit_options(task: Task) -> list[str]:
+    """What `fit` is given: the run's own options, and the checkpoint from which an attempt that was cut short goes on.
+
+    An attempt that failed by an error is not gone on with: what is mended since may be code that decided its first
+    steps, and a result must not come half from one code and half from another.
+    """
+    attempt = newest_attempt(task)
+    if attempt is None or progress(task).get("state") == "failed":
+        return list(task.options)
+    checkpoint = newest_checkpoint(attempt)
+    return [*task.options, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
+
+
+def measured(task: Task) -> Path:
+    """The directory whose measures the report reads."""
+    return (newest_attempt(task) if task.options else None) or task.directory
+
+
+def read_failure(task: Task) -> Failure | None:
+    """Why it stands failed; None if it does not."""
+    try:
+        content = json.loads((task.directory / FAILED).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{task.directory / FAILED}: not whole ({error}); remove it") from None
+    return Failure(**content, title=task.title)
+
+
+def write_failure(task: Task, failure: Failure) -> None:
+    """Notes that it failed, unless another rank has noted it before: what failed first is what is to be told."""
+    content = {name: value for name, value in asdict(failure).items() if name != "title"}
+    try:
+        with (task.directory / FAILED).open("x", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=2) + "\n")
+    except FileExistsError:
+        return
+
+
+def forget_failure(task: Task) -> None:
+    """It is tried again."""
+    (task.directory / FAILED).unlink(missing_ok=True)
+
+
+def has_measures(task: Task) -> bool:
+    """Whether all of its measures are there. Whether they are of the present prompts and files, `measure` knows."""
+    asked = [check_spec(json.loads(spec)) for spec in task.specs]
+    places = [place_of(measured(task), spec, measure) for spec in asked for measure in spec.measures]
+    return all(place.with_suffix(".json").is_file() for place in places)

@@ -1,0 +1,187 @@
+"""The parts of a grid file, checked as far as that goes without the parser of `fit`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.experiments.grid.entries import Entry, choose, read_entries
+from ts2_lightning.experiments.grid.expansion import ALL, Labels, Row, Rule, read_rule, rows_of
+from ts2_lightning.experiments.grid.settings import (
+    KEYS,
+    Settings,
+    argument,
+    read_configs,
+    read_measure,
+    read_overrides,
+    read_seeded,
+)
+
+_FILE = (
+    "title", "paper", "base", "set", "axes", "runs", "exclude", "when", "seeds", "seeded", "measure", "base_model",
+    "report", "slurm",
+)  # fmt: skip
+_REPORT = ("baseline", "columns", "planes", "against", "curves")
+_VALUES = ("setting", "values")
+_TAKEN = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
+
+Axes = dict[str, dict[str, Settings]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A grid file as it is written.
+
+    Attributes:
+        title: of the report.
+        paper: what is repeated.
+        common: what all runs have.
+        axes: axis -> choice -> what it sets.
+        rows: of the report.
+        when: what rows that match set besides, in order.
+        seeds: of every row.
+        seeded: what a seed sets, see `settings.read_seeded`.
+        base_model: place, label and measure of the model that the runs start from, None if it is not measured.
+        report: settings of the report.
+        slurm: submitit's parameters.
+    """
+
+    title: str
+    paper: str | None
+    common: Settings
+    axes: Axes
+    rows: list[Row]
+    when: list[tuple[Rule, Settings]]
+    seeds: tuple[int, ...]
+    seeded: Mapping[str, str]
+    base_model: tuple[Entry, str, Mapping[str, Any]] | None
+    report: Mapping[str, Any]
+    slurm: Mapping[str, Any] | None
+
+    def layers(self, labels: Labels) -> list[Settings]:
+        """What a row sets, but for the seed: what is common, its choices, and the conditions that it meets."""
+        choices = [self.axes[axis][choice] for axis, choice in labels.items()]
+        return [self.common, *choices, *(settings for rule, settings in self.when if rule.matches(labels))]
+
+
+def read_form(file: Path) -> Form:
+    """A grid file.
+
+    Raises:
+        UserError: for whatever is wrong with it, with file and line.
+    """
+    whole = read_entries(file)
+    parts = whole.known(_FILE, required=("base", "axes"))
+    axes = {name: _axis(name, entry) for name, entry in parts["axes"].mapping("axes with their choices").items()}
+    exclude = [read_rule(entry, axes, "{beta: 1.0}") for entry in _list(parts, "exclude")]
+    rows = rows_of(parts.get("runs"), exclude, axes, parts["axes"])
+    when = [_condition(entry, axes, rows) for entry in _list(parts, "when")]
+    measure = read_measure(parts["measure"]) if "measure" in parts else {}
+    return Form(
+        parts["title"].text if "title" in parts else file.stem,
+        parts["paper"].text if "paper" in parts else None,
+        Settings(read_configs(parts["base"]), read_overrides(parts["set"]) if "set" in parts else {}, measure),
+        axes,
+        rows,
+        when,
+        _seeds(parts.get("seeds")),
+        read_seeded(parts.get("seeded")),
+        _base_model(parts.get("base_model"), measure),
+        _report(parts["report"], axes, rows) if "report" in parts else {},
+        _plain_mapping(parts["slurm"], "submitit's parameters") if "slurm" in parts else None,
+    )
+
+
+def _list(parts: Mapping[str, Entry], key: str) -> list[Entry]:
+    return parts[key].items(f"a list, one `- ` for each {key}") if key in parts else []
+
+
+def _axis(name: str, entry: Entry) -> dict[str, Settings]:
+    """The choices of an axis: values of one setting, or named sets of settings."""
+    if name in _TAKEN:
+        raise entry.error(f"the name is taken, {_TAKEN[name]}; call the axis otherwise")
+    choices = entry.mapping("choices with their settings, or `setting:` and `values:`")
+    if _VALUES[0] in choices or _VALUES[1] in choices:
+        found = _values(entry)
+    else:
+        found = {choice: Settings.read(_choice(inner)) for choice, inner in choices.items()}
+    if ALL in found:
+        raise entry.error(f"no choice can be called {ALL!r}, which stands for all of them")
+    return found
+
+
+def _choice(entry: Entry) -> dict[str, Entry]:
+    """The parts of a choice; one that sets nothing, `{}`, is the grid's base as it is."""
+    return {} if entry.is_empty_mapping else entry.known(KEYS)
+
+
+def _values(entry: Entry) -> dict[str, Settings]:
+    parts = entry.known(_VALUES, required=_VALUES)
+    setting, found = parts["setting"].text, {}
+    for value in parts["values"].items("a list of values"):
+        text = value.text
+        if text in found:
+            raise value.error(f"{text} comes twice")
+        found[text] = Settings(overrides={setting: argument(value)})
+    return found
+
+
+def _condition(entry: Entry, axes: Axes, rows: list[Row]) -> tuple[Rule, Settings]:
+    parts = entry.known(("if", *KEYS), required=("if",))
+    rule = read_rule(parts.pop("if"), axes, "{objective: TS2, alpha: [1, 5]}")
+    if not parts:
+        raise entry.error(f"sets nothing; give it one of {', '.join(KEYS)}")
+    if not any(rule.matches(row.labels) for row in rows):
+        raise rule.origin.error("no row of the grid is meant; mend it, or remove it")
+    return rule, Settings.read(parts)
+
+
+def _seeds(entry: Entry | None) -> tuple[int, ...]:
+    found: list[int] = []
+    for item in [] if entry is None else entry.items("a list of whole numbers, such as [0, 1, 2]"):
+        seed = item.value
+        if type(seed) is not int or seed < 0:
+            raise item.error(f"a seed is a whole number, not below 0, got {item.kind}")
+        if seed in found:
+            raise item.error(f"seed {seed} comes twice")
+        found.append(seed)
+    return tuple(found) or (0,)
+
+
+def _base_model(entry: Entry | None, measure: Mapping[str, Any]) -> tuple[Entry, str, Mapping[str, Any]] | None:
+    if entry is None or entry.value is None:
+        return None
+    parts = {} if entry.is_empty_mapping else entry.known(("label", "measure"))
+    label = parts["label"].text if "label" in parts else "base"
+    own = {name: settings for name, settings in measure.items() if name != "cost"}  # it is not trained
+    return entry, label, read_measure(parts["measure"]) if "measure" in parts else own
+
+
+def _report(entry: Entry, axes: Axes, rows: list[Row]) -> dict[str, Any]:
+    """The report's settings as plain values; names of metrics are the report's to know."""
+    parts = entry.known(_REPORT)
+    if "baseline" in parts:
+        rule = read_rule(parts["baseline"], axes, "{objective: CE}")
+        meant = sum(rule.matches(row.labels) for row in rows)
+        if meant != 1:
+            raise parts["baseline"].error(f"must mean one row of the grid, means {meant}; name the choice of more axes")
+    for key, known in (("planes", ("x", "y")), ("against", ("axis", "metrics"))):
+        for item in _list(parts, key):
+            named = item.known(known, required=known)
+            if key == "against":
+                choose(named["axis"].text, axes.keys(), "axis", named["axis"])
+                named["metrics"].items("a list of metrics")
+    for key in ("columns", "curves"):
+        for item in _list(parts, key):
+            item.text  # noqa: B018 - refuses what is no name
+    report: dict[str, Any] = entry.value
+    if "baseline" in parts:
+        report["baseline"] = {axis: choice.text for axis, choice in parts["baseline"].mapping().items()}
+    return report
+
+
+def _plain_mapping(entry: Entry, what: str) -> dict[str, Any]:
+    value = entry.value
+    if not isinstance(value, dict):
+        raise entry.error(f"expected a mapping of {what}, got {entry.kind}")
+    return value

@@ -1,0 +1,148 @@
+"""What decides the result of a training, as one digest.
+
+The digest is of the resolved configuration, so that it does not matter whether a value was given in the grid, in a
+file or is a default, nor in which order. Left out are `name`, `runs_dir` and `ckpt_path`, which say where things lie,
+the rows of `test` and `predict`, which no fit reads unless they are held out of the training rows, and settings that
+are null, so that a later version's new settings make no new trainings while they are not used. Instead of the paths of
+local rows, models, tokenizers and templates it has what is in the files: moved data is the same data, and a changed row
+makes another training. What lies elsewhere (a model or a data set of the hub) is known by its name and revision.
+
+Not seen is code: that of this package, and losses, formats and callbacks in the user's own files.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.data.sources import HUB, TOYWORLD, Source, file_digest, resolve_source
+from ts2_lightning.data.toyworld import base_directory, load_world, world_hash
+from ts2_lightning.data.toyworld.cache import parse_source
+
+_PLACES = ("name", "runs_dir", "ckpt_path")
+_FITTED = ("train", "validation")
+_UNREAD = ("test", "predict")
+_BLOCK = 1 << 16
+_BLOCKS = 64
+
+
+def digest_of(config: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits that change with everything that decides the result of `fit`.
+
+    Args:
+        config: the resolved configuration, plain values.
+
+    Raises:
+        UserError: if there is no such file of rows.
+    """
+    known = {key: value for key, value in config.items() if key not in _PLACES}
+    known["data"] = _data_identity(config.get("data") or {})
+    model = config.get("model") or {}
+    if isinstance(lm := model.get("lm"), Mapping):
+        known["model"] = {**model, "lm": {**lm, "path": path_identity(lm.get("path"))}}
+    text = json.dumps(_without_null(known), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key: value for key, value in data.items() if key not in (*_FITTED, *_UNREAD)}
+    for split in _FITTED:
+        known[split] = _rows_identity(data.get(split), bool(data.get("streaming")))
+    for split in _UNREAD:
+        known[split] = _held_out(data.get(split))
+    known["tokenizer"] = path_identity(data.get("tokenizer"))
+    if str(data.get("template")).endswith(".jinja"):
+        known["template"] = path_identity(data["template"])
+    return known
+
+
+def _rows_identity(given: Any, streaming: bool) -> Any:
+    """Sources in any of the shapes in which they are given: a path, an object with one, named or listed ones."""
+    if isinstance(given, str):
+        return _source_identity(Source(given), streaming)
+    if isinstance(given, list | tuple):
+        return [_rows_identity(item, streaming) for item in given]
+    if not isinstance(given, Mapping):
+        return given
+    if "path" not in given:
+        return {name: _rows_identity(item, streaming) for name, item in given.items()}
+    source = Source(given["path"], given.get("split"), given.get("name"))
+    return {**given, "path": _source_identity(source, streaming)}
+
+
+def _held_out(given: Any) -> Any:
+    """What a split that is not read takes away from the training rows: its fractions, one or by name."""
+    if isinstance(given, Mapping):
+        return {name: share for name, share in given.items() if isinstance(share, int | float)} or None
+    return given if isinstance(given, int | float) else None
+
+
+def _source_identity(source: Source, streaming: bool) -> Any:
+    if source.path.startswith(HUB):
+        return source.path
+    if source.path.startswith(TOYWORLD):
+        return [*parse_source(source.path), world_hash()]
+    files = resolve_source(source)
+    if streaming:  # they may be too large to be read whole
+        return [[file.name, sampled_digest(file)] for file in files]
+    return [_whole_digest(str(file), *_stamp(file)) for file in files]
+
+
+def path_identity(path: Any) -> Any:
+    """What a model, a tokenizer or a template is: of a local one the content, else its name."""
+    if not isinstance(path, str):
+        return path
+    if path.partition("?")[0] == TOYWORLD.rstrip(":"):
+        return [path, world_hash(), base_directory(0, load_world().settings["pretraining"]).name]
+    place = Path(path).expanduser()
+    if place.is_file():
+        return sampled_digest(place)
+    return directory_identity(place) if place.is_dir() else path
+
+
+def directory_identity(directory: Path) -> list[list[str]]:
+    """Names and digests of all files below a directory, but for hidden ones."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    names = [file.relative_to(directory) for file in files]
+    return [
+        [str(name), sampled_digest(file)]
+        for name, file in zip(names, files, strict=True)
+        if not any(part.startswith(".") for part in name.parts)
+    ]
+
+
+def sampled_digest(file: Path) -> str:
+    """SHA-256 of a file's size and of 64 blocks of 64 KiB spread evenly over it: all of a file of up to 4 MiB.
+
+    Weights are tens of gigabytes, and those of two trainings differ nearly everywhere.
+    """
+    return _sampled_digest(str(file), *_stamp(file))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+@lru_cache(maxsize=4096)
+def _sampled_digest(path: str, size: int, modified: int) -> str:
+    digest = hashlib.sha256(str(size).encode())
+    step = max(_BLOCK, (size - _BLOCK) / (_BLOCKS - 1))
+    with open(path, "rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(round(number * step))
+            digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _whole_digest(path: str, size: int, modified: int) -> str:
+    return file_digest(Path(path))

@@ -1,0 +1,176 @@
+"""What the grid, a choice, a condition and a seed set, and how it becomes the command line of `fit`."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.experiments.grid.entries import Entry
+
+KEYS = ("config", "set", "measure")
+SEED = "{seed}"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Configuration files, overrides as `--setting value` of fit, and what is measured differently."""
+
+    configs: tuple[str, ...] = ()
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    measure: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, parts: Mapping[str, Entry]) -> "Settings":
+        """From the entries `config`, `set` and `measure`, as far as they are there.
+
+        Raises:
+            UserError: for a file that is not there, and anything but `setting: value` in a set.
+        """
+        return cls(
+            read_configs(parts["config"]) if "config" in parts else (),
+            read_overrides(parts["set"]) if "set" in parts else {},
+            read_measure(parts["measure"]) if "measure" in parts else {},
+        )
+
+
+def read_configs(entry: Entry) -> tuple[str, ...]:
+    """The configuration files of an entry, relative to the grid file, as paths from the working directory.
+
+    Raises:
+        UserError: for a file that is not there.
+    """
+    from ts2_lightning.cli.sources import no_such_file
+
+    found = []
+    for item in entry.one_or_more("a configuration file or a list of them"):
+        path = _beside(item.file, item.text)
+        if not os.path.isfile(path):
+            raise item.error(no_such_file(path).strip())
+        found.append(path)
+    return tuple(found)
+
+
+def read_overrides(entry: Entry) -> dict[str, str]:
+    """Setting -> value as it stands on a command line. The name of a .yaml file beside the grid becomes its path.
+
+    Raises:
+        UserError: if it is no mapping, or speaks of the seed.
+    """
+    overrides = {}
+    for setting, value in entry.mapping("`setting: value` lines").items():
+        text = argument(value)
+        if SEED in text:
+            raise value.error(f"{SEED} stands only in values of seeded")
+        overrides[setting] = text
+    return overrides
+
+
+def read_measure(entry: Entry) -> dict[str, Any]:
+    """The specification of measures; an empty mapping measures nothing.
+
+    Raises:
+        UserError: if it is no mapping.
+    """
+    value = entry.value
+    if not isinstance(value, dict):
+        raise entry.error(f"expected measures with their settings, such as {{toyworld: {{}}}}, got {entry.kind}")
+    return value
+
+
+def read_seeded(entry: Entry | None) -> dict[str, str]:
+    """What a seed sets, with `{seed}` in place of its number.
+
+    Raises:
+        UserError: for another placeholder, and for values none of which has the seed.
+    """
+    if entry is None:
+        return {"seed_everything": SEED, "data.seed": SEED}
+    values = entry.mapping('what a seed sets, such as {data.seed: "{seed}"}')
+    seeded = {setting: argument(value) for setting, value in values.items()}
+    for setting, text in seeded.items():
+        for name in _PLACEHOLDER.findall(text):
+            if name != "seed":
+                raise values[setting].error(f"{{{name}}} is not known in {text!r}; the seed is written {SEED}")
+    if not any(SEED in text for text in seeded.values()):
+        raise entry.error(f"no value has {SEED}, so that all seeds would be the same training")
+    return seeded
+
+
+def with_seed(seeded: Mapping[str, str], seed: int) -> Settings:
+    """What one seed sets.
+
+    >>> with_seed({"data.train": "toyworld:train?seed={seed}"}, 3).overrides
+    {'data.train': 'toyworld:train?seed=3'}
+    """
+    return Settings(overrides={setting: text.replace(SEED, str(seed)) for setting, text in seeded.items()})
+
+
+def argument(entry: Entry) -> str:
+    """A value as it stands on a command line: a scalar as it is written, all else as JSON."""
+    value = entry.value
+    if isinstance(value, dict | list):
+        try:
+            return json.dumps(value, ensure_ascii=False)
+        except TypeError as error:
+            raise entry.error(f"not a value that a setting can have ({error})") from None
+    if value is None:
+        return "null"
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and os.path.isfile(_beside(entry.file, value)):
+        return _beside(entry.file, value)
+    return entry.text
+
+
+def options_of(layers: Iterable[Settings]) -> tuple[str, ...]:
+    """The command line of several layers, of which a later one beats the earlier ones.
+
+    All files come before all overrides. A class is named before its settings, in whatever order the axes have them. Of
+    settings that end in `+`, which append to a list, every one counts.
+
+    >>> options_of([Settings(("a.yaml",), {"model.loss.alpha": "1"}), Settings(("b.yaml",), {"model.loss": "TS2Loss"})])
+    ('-c', 'a.yaml', '-c', 'b.yaml', '--model.loss', 'TS2Loss', '--model.loss.alpha', '1')
+    """
+    layers = list(layers)
+    words = [word for layer in layers for file in layer.configs for word in ("-c", file)]
+    overrides: list[tuple[str, str]] = []
+    for layer in layers:
+        for setting, value in layer.overrides.items():
+            _put(overrides, setting, value)
+    return (*words, *(word for setting, value in overrides for word in (f"--{setting}", value)))
+
+
+def _put(overrides: list[tuple[str, str]], setting: str, value: str) -> None:
+    """Adds a setting behind the others, or in its old place, or before the first that is part of it."""
+    names = [name for name, _ in overrides]
+    if setting in names and not setting.endswith("+"):
+        overrides[names.index(setting)] = (setting, value)
+        return
+    parts = (place for place, name in enumerate(names) if name.startswith(f"{setting}."))
+    overrides.insert(next(parts, len(overrides)), (setting, value))
+
+
+def merged(specification: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A specification with some of its settings changed.
+
+    >>> merged({"cost": {}, "diversity": {"samples": 16, "limit": 9}}, {"cost": False, "diversity": {"samples": 4}})
+    {'cost': False, 'diversity': {'samples': 4, 'limit': 9}}
+    """
+    result = dict(specification)
+    for key, value in change.items():
+        before = result.get(key)
+        result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return result
+
+
+def nearer(path: str | Path) -> str:
+    """A path from the working directory where it lies below it, else the whole."""
+    whole, here = os.path.abspath(path), os.getcwd()
+    return os.path.relpath(whole, here) if os.path.commonpath([whole, here]) == here else whole
+
+
+def _beside(file: str, name: str) -> str:
+    """A path that is relative to a file, from the working directory."""
+    return nearer(Path(file).parent / Path(name).expanduser())

@@ -1,0 +1,82 @@
+"""What a run cost, from what it has written."""
+
+import csv
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ts2_lightning.evaluation.models import file_stamps
+from ts2_lightning.experiments.measures.base import Measure, Measured
+from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.types import UserError
+
+STATE = "state.json"
+METRICS = "csv/metrics.csv"
+
+_Sum = Callable[[Sequence[float]], float]
+_LOGGED: dict[str, tuple[str, _Sum]] = {
+    "tokens_per_second": ("throughput/tokens_per_second", statistics.median),
+    "supervised_tokens_per_second": ("train/supervised_tokens_per_second", statistics.median),
+    "peak_memory_gb": ("train/peak_memory_gb", max),
+}
+"""Value -> (column of the log, what is taken of the logged steps)."""
+
+
+@dataclass(frozen=True)
+class Cost(Measure):
+    """Time, throughput and memory of a training."""
+
+    name: ClassVar[str] = "cost"
+
+    def inputs(self, target: Target) -> Any:
+        """The run's own files."""
+        return None if target.run is None else [file_stamps(target.run / name) for name in (STATE, METRICS)]
+
+    def check_target(self, target: Target) -> None:
+        """Raises UserError unless it comes from a run that has written what it did."""
+        if target.run is None:
+            raise UserError(f"cost: {target.name} is not a run; leave the measure out")
+        if not any((target.run / name).is_file() for name in (STATE, METRICS)):
+            raise UserError(f"cost: {target.run} has neither {STATE} nor {METRICS}")
+
+    def measure(self, target: Target, beside: Path) -> Measured:
+        """What there is of `seconds` of training over all starts of the run, `steps`, and over the logged steps the
+        median `tokens_per_second` and `supervised_tokens_per_second` and the largest `peak_memory_gb`.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        assert target.run is not None
+        found = _of_state(target.run / STATE) | _of_log(target.run / METRICS)
+        if not found:
+            raise UserError(f"cost: {target.run} has logged nothing")
+        return Measured(found)
+
+
+def _of_state(file: Path) -> dict[str, float]:
+    if not file.is_file():
+        return {}
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        return {"seconds": float(state["seconds"]), "steps": float(state["step"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cost: {file} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _of_log(file: Path) -> dict[str, float]:
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    found: dict[str, float] = {}
+    for name, (column, summed) in _LOGGED.items():
+        try:
+            values = [float(row[column]) for row in rows if row.get(column)]
+        except ValueError as error:
+            raise UserError(f"cost: {file}: not a number in {column} ({error})") from error
+        if values:
+            found[name] = summed(values)
+    return found

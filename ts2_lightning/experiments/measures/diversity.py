@@ -1,0 +1,161 @@
+"""How much the responses to a prompt differ: n-grams, self-BLEU, and embeddings where there is a model for them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tqdm.auto import tqdm
+
+from ts2_lightning.data import SFTData
+from ts2_lightning.evaluation.distributions import DECODINGS
+from ts2_lightning.evaluation.models import file_stamps
+from ts2_lightning.evaluation.probes import Prompt
+from ts2_lightning.experiments.measures.base import Measure, Measured
+from ts2_lightning.experiments.measures.digests import digest
+from ts2_lightning.experiments.measures.responses import Response, ResponseFile
+from ts2_lightning.experiments.measures.target import Rows, Target
+from ts2_lightning.generation.sampling import Decoder, sample
+from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
+from ts2_lightning.metrics.functional import sentence_embedder
+from ts2_lightning.types import UserError
+
+ORDERS = (1, 2, 3)
+"""The papers' n."""
+
+
+@dataclass(frozen=True)
+class Diversity(Measure):
+    """Diversity of sampled responses. They are kept beside the values, a line for each prompt; a sampling that was
+    killed goes on behind the last.
+
+    Attributes:
+        prompts: sources of prompts, in any format of the data room; an answer in a row is left out. Null takes the
+            run's `data.validation`.
+        format: of the prompts; null takes the run's, for prompts that are named here `auto`.
+        limit: use the first so many prompts.
+        samples: responses to each, at least 2.
+        temperature: as in the papers' chat experiments, with top_k and top_p; behind the projection of the decoding.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the fewest tokens that reach this mass; 1 keeps all.
+        max_new_tokens: of a response, at most.
+        seed: of the responses.
+        batch_size: responses at a time.
+        sentence_bert: directory or hub name of the embedding model of Sent-BERT diversity; null leaves that out.
+    """
+
+    name: ClassVar[str] = "diversity"
+
+    prompts: Rows = None
+    format: str | None = None
+    limit: int | None = None
+    samples: int = 16
+    temperature: float = 0.6
+    top_k: int = 50
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    seed: int = 0
+    batch_size: int = 64
+    sentence_bert: str | None = None
+
+    def check(self) -> None:
+        """Raises UserError for a number out of its range."""
+        self.at_least_one("limit", "max_new_tokens", "batch_size")
+        if self.samples < 2:
+            raise UserError(f"samples must be at least 2, got {self.samples}")
+        if self.temperature == 0:
+            raise UserError("temperature must be above 0: at 0 all responses to a prompt are the same")
+        self._decoder("softmax")
+
+    def inputs(self, target: Target) -> Any:
+        """The files of the prompts, by their content, and the embedding model."""
+        embedder = None if self.sentence_bert is None else file_stamps(self.sentence_bert)
+        return [target.row_identity(self._data(target)), embedder]
+
+    def check_target(self, target: Target) -> None:
+        """Raises UserError if the embedding model cannot be had: before hours of sampling, not after."""
+        if self.sentence_bert is not None:
+            sentence_embedder(self.sentence_bert, target.device)
+
+    def measure(self, target: Target, beside: Path) -> Measured:
+        """The mean over prompts of each.
+
+        `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
+        `self_bleu`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
+        `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
+        end; `responses`, how many.
+        """
+        prompts = target.prompts("diversity.prompts", self._data(target), self.limit)
+        answered = self._responses(target, prompts, beside)
+        texts = [[response["text"] for response in of_prompt] for of_prompt in answered]
+        every = [response for of_prompt in answered for response in of_prompt]
+        of_responses = {
+            "tokens": statistics.fmean(response["tokens"] for response in every),
+            "mean_probability": statistics.fmean(response["mean_probability"] for response in every),
+            "ended": statistics.fmean(response["ended"] for response in every),
+            "responses": len(every),
+        }
+        return Measured({**self._of_texts(texts, target.device), **of_responses})
+
+    def _of_texts(self, texts: list[list[str]], device: str) -> dict[str, float]:
+        distinct = {f"distinct_{n}": Distinct(n=[n])(texts).item() for n in ORDERS}
+        found = {
+            **distinct,
+            "ngram": 100 * statistics.fmean(distinct.values()),
+            "self_bleu": 100 - SelfBLEU()(texts).item(),
+        }
+        if self.sentence_bert is not None:
+            found["sentence_bert"] = (
+                100 * SentBERTDiversity(sentence_embedder(self.sentence_bert, device))(texts).item()
+            )
+        return found
+
+    def _data(self, target: Target) -> SFTData:
+        return target.validation_data("diversity.prompts", self.prompts, format=self.format)
+
+    def _decoder(self, decoding: str) -> Decoder:
+        projection = DECODINGS[decoding]
+        return replace(projection, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+
+    def _responses(self, target: Target, prompts: Sequence[Prompt], beside: Path) -> list[list[Response]]:
+        """For each prompt its responses; those that an earlier call has kept are not sampled again."""
+        sampling = {name: value for name, value in asdict(self).items() if name not in ("limit", "sentence_bert")}
+        asked = [sampling, target.decoding, target.template]
+        key = digest([asked, target.identity, target.row_identity(self._data(target))])
+        at_a_time = max(1, self.batch_size // self.samples)
+        file = ResponseFile(beside.with_name(f"responses-{digest(asked)[:8]}.jsonl"), key, at_a_time)
+        done = len(file.answered)
+        total = len(prompts) * self.samples
+        with tqdm(total=total, initial=done * self.samples, desc="Sampling", disable=None, leave=False) as bar:
+            for start in range(done, len(prompts), at_a_time):
+                some = prompts[start : start + at_a_time]
+                file.append([prompt.text for prompt in some], self._sample(target, some, start))
+                bar.update(len(some) * self.samples)
+        return file.answered[: len(prompts)]
+
+    def _sample(self, target: Target, prompts: Sequence[Prompt], start: int) -> list[list[Response]]:
+        ends = target.end_ids
+        answers = sample(
+            target.model,
+            target.tokenizer,
+            [prompt.ids for prompt in prompts],
+            n=self.samples,
+            decoder=self._decoder(target.decoding),
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed + start,  # prompts count from 0 in every call
+            eos_ids=ends,
+            batch_size=self.batch_size,
+        )
+        return [
+            [
+                Response(
+                    text=one.text,
+                    tokens=len(one.ids),
+                    ended=one.ids[-1] in ends,
+                    mean_probability=round(one.mean_probability, 6),
+                )
+                for one in samples
+            ]
+            for samples in answers
+        ]

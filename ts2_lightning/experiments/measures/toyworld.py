@@ -1,0 +1,29 @@
+"""The exact measures of the toy world."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.evaluation.toyworld import Style, evaluate_toyworld
+from ts2_lightning.experiments.measures.base import Measure, Measured
+from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.types import UserError
+
+
+@dataclass(frozen=True)
+class ToyWorld(Measure):
+    """Validity, diversity and shape where all plausible answers are known, under the decoding of the spec."""
+
+    name: ClassVar[str] = "toyworld"
+
+    def check_target(self, target: Target) -> None:
+        """Raises UserError unless it is a model of the toy world."""
+        if not target.is_toy_world:
+            raise UserError(f"toyworld: {target.name} is not a model of the toy world; leave the measure out")
+
+    def measure(self, target: Target, beside: Path) -> Measured:
+        """All of `evaluate_toyworld`."""
+        style: Style = "text" if target.asked_in_sentences else "chat"
+        world = load_world()
+        return Measured(evaluate_toyworld(target.model, target.tokenizer, world, style, target.decoding))

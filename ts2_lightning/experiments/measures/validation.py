@@ -1,0 +1,88 @@
+"""Cross-entropy, perplexity and the token statistics of rows, as `validate` gives them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from tqdm.auto import tqdm
+
+from ts2_lightning.data import SFTData
+from ts2_lightning.evaluation.models import supervised_logits
+from ts2_lightning.experiments.measures.base import Measure, Measured
+from ts2_lightning.experiments.measures.target import Rows, Target
+from ts2_lightning.metrics import BySet, TokenMeans
+from ts2_lightning.metrics.functional import token_statistics
+from ts2_lightning.types import UserError
+
+
+@dataclass(frozen=True)
+class Validation(Measure):
+    """Means over the supervised tokens of rows, by teacher forcing.
+
+    They are of the softmax of the logits, whatever the decoding, as `val/...` is while a model is trained: sparsemax
+    gives the gold token probability 0 here and there, and cross-entropy would be infinite.
+
+    Attributes:
+        rows: sources of rows; null takes the run's `data.validation`, of which several sets are measured each, too.
+        format: of the rows; null takes the run's, for rows that are named here `auto`.
+        limit: use the first so many rows of a set; null takes the run's.
+        max_length: tokens of a row, at most; null takes the run's.
+        batch_size: rows in one forward pass; null takes the run's.
+        logit_scale: c of the support and of the tail outside it, that of sparsemax(c z). The same for all models, so
+            that they can be compared; `validate` takes the objective's.
+    """
+
+    name: ClassVar[str] = "validation"
+
+    rows: Rows = None
+    format: str | None = None
+    limit: int | None = None
+    max_length: int | None = None
+    batch_size: int | None = None
+    logit_scale: float = 1.0
+
+    def check(self) -> None:
+        """Raises UserError for a number out of its range."""
+        self.at_least_one("limit", "max_length", "batch_size")
+        if not 0 < self.logit_scale < math.inf:
+            raise UserError(f"logit_scale must be a finite number above 0, got {self.logit_scale}")
+
+    def inputs(self, target: Target) -> Any:
+        """The files of the rows, by their content."""
+        return target.row_identity(self._data(target))
+
+    def measure(self, target: Target, beside: Path) -> Measured:
+        """`cross_entropy`, `perplexity`, `token_accuracy` and all of `types.TOKEN_STATISTICS`; of a set `SET/NAME`."""
+        loaders = target.read_rows(self._data(target)).val_dataloader()
+        sums: BySet[TokenMeans] = BySet("", loaders, TokenMeans)
+        for place, loader in enumerate(loaders.values() if isinstance(loaders, Mapping) else [loaders]):
+            for batch in tqdm(loader, desc="Reading rows", unit=" batches", disable=None, leave=False):
+                for here, logits in supervised_logits(target.model, batch):
+                    found = self._of_tokens(logits, batch["labels"][here].to(logits.device))
+                    for means in sums.of(place):
+                        means.update(found)
+        values = {
+            f"{of}/{name}".strip("/"): value for of, means in sums.items() for name, value in _finish(means).items()
+        }
+        return Measured(values)
+
+    def _of_tokens(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = token_statistics(logits, labels, self.logit_scale)
+        return found | {"token_accuracy": (found["gold_probability"] >= found["top1"]).float()}
+
+    def _data(self, target: Target) -> SFTData:
+        return target.validation_data(
+            f"{self.name}.rows", self.rows, format=self.format, limit_validation=self.limit,
+            max_length=self.max_length, eval_batch_size=self.batch_size,
+        )  # fmt: skip
+
+
+def _finish(sums: TokenMeans) -> dict[str, float]:
+    means = sums.compute()
+    if not means:
+        raise UserError(f"{Validation.name}.rows: no supervised token in them")
+    perplexity = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()  # math.exp would overflow
+    return {**means, "perplexity": perplexity, "tokens": sums.count}

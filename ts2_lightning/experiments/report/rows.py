@@ -1,0 +1,182 @@
+"""Rows of runs that belong to no grid: those whose configurations differ in nothing but their seeds are one row."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.cli.run_directory import CONFIG
+from ts2_lightning.experiments.report.grouping import ClassName, flat, label_of, labels_of, seed_of, without_seeds
+from ts2_lightning.experiments.report.results import Missing, Row, Run
+from ts2_lightning.experiments.report.runs import make_run, read_config, read_measures, why_unfinished
+from ts2_lightning.types import UserError
+
+_LONG = 48  # characters of a label; a longer one tells less than the run's name
+_DECODING = "decoding"  # a setting of the measurement, in which rows may differ as in those of the training
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A run's directory.
+
+    Attributes:
+        directory: `RUNS_DIR/NAME/N`.
+        settings: its configuration, by dotted names.
+        runs: one for each decoding that it was measured with; none if there is nothing to show.
+        problem: why there is nothing.
+    """
+
+    directory: Path
+    settings: dict[str, Any]
+    runs: dict[str, Run]
+    problem: str = ""
+
+    @property
+    def same(self) -> str:
+        """Equal for the attempts at one training."""
+        return repr((name_of(self.directory), [item for item in self.settings.items() if item[0] != "name"]))
+
+    @property
+    def number(self) -> int:
+        """Of the attempt; 0 for a directory that somebody has called otherwise."""
+        return int(self.directory.name) if self.directory.name.isdigit() else 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A run, and all settings in which it may differ from the others."""
+
+    run: Run
+    settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the run, without its number."""
+        return name_of(self.run.directory)
+
+
+def name_of(run: Path) -> str:
+    """The name of a run, `RUNS_DIR/NAME`; its own where it was moved and is no number.
+
+    Example:
+        >>> name_of(Path("runs/ts2/3")), name_of(Path("kept/best"))
+        ('runs/ts2', 'kept/best')
+    """
+    return str(run.parent if run.name.isdigit() else run)
+
+
+def base_row(directory: Path) -> Row:
+    """A model that was measured without having been trained here.
+
+    Raises:
+        UserError: its measures cannot be read.
+    """
+    return Row(directory.name, {}, (make_run(str(directory), directory, None, read_measures(directory)),), is_base=True)
+
+
+def rows_of(directories: Iterable[Path]) -> tuple[list[Row], dict[str, tuple[str, ...]], list[Missing]]:
+    """Puts runs into rows.
+
+    Args:
+        directories: of runs. Of several attempts at one training, the newest that has come to its end counts.
+
+    Returns:
+        The rows, the axes (setting -> its values in the order of the rows), and the runs that have nothing to show.
+    """
+    attempts, missing = [], []
+    for directory in directories:
+        try:
+            attempts.append(_attempt(directory))
+        except UserError as error:
+            missing.append(Missing(str(directory), "", str(error)))
+    newest: dict[str, _Attempt] = {}
+    for attempt in sorted(attempts, key=lambda a: (bool(a.runs), a.number)):
+        newest[attempt.same] = attempt
+    counted = [attempt for attempt in attempts if newest[attempt.same] is attempt]
+    missing += [Missing(str(a.directory), "", a.problem) for a in counted if not a.runs]
+    groups = _groups(
+        [_Found(run, {**a.settings, _DECODING: decoding}) for a in counted for decoding, run in a.runs.items()]
+    )
+    rows, axes = _labelled(groups)
+    return rows, axes, missing
+
+
+def _attempt(directory: Path) -> _Attempt:
+    settings = flat(read_config(directory))
+    try:
+        if unfinished := why_unfinished(directory):
+            return _Attempt(directory, settings, {}, unfinished)
+        measures = read_measures(directory)
+        runs = {}
+        for decoding in dict.fromkeys(measure.decoding for measure in measures) or ["softmax"]:
+            of_decoding = [measure for measure in measures if measure.decoding == decoding]
+            command = f"python cli.py fit -c {directory / CONFIG}"
+            runs[decoding] = make_run(str(directory), directory, seed_of(settings), of_decoding, command)
+    except UserError as error:
+        return _Attempt(directory, settings, {}, str(error))
+    if not any(run.values for run in runs.values()):
+        return _Attempt(directory, settings, {}, "nothing was logged and nothing measured")
+    return _Attempt(directory, settings, runs)
+
+
+def _groups(found: Sequence[_Found]) -> list[list[_Found]]:
+    """Runs that differ in their seeds alone. Two of one seed have different names, and these tell rows apart then."""
+    groups: dict[str, list[_Found]] = {}
+    for one in found:
+        groups.setdefault(repr(without_seeds(one.settings)), []).append(one)
+    apart: list[list[_Found]] = []
+    for group in groups.values():
+        if max(Counter(one.run.seed for one in group).values()) == 1:
+            apart.append(group)
+            continue
+        by_name: dict[str, list[_Found]] = {}
+        for one in group:
+            by_name.setdefault(one.name, []).append(one)
+        apart += by_name.values()
+    return apart
+
+
+def _labelled(groups: Sequence[Sequence[_Found]]) -> tuple[list[Row], dict[str, tuple[str, ...]]]:
+    """The rows, called by the settings that tell them apart, or else by the names of their runs; and their axes."""
+    labels = labels_of([without_seeds(group[0].settings) for group in groups])
+    axes: dict[str, dict[str, None]] = {}
+    for of_row in labels:
+        for axis, choice in of_row.items():
+            axes.setdefault(axis, {})[choice] = None
+    named = [axis for axis, choices in axes.items() if not all(isinstance(choice, ClassName) for choice in choices)]
+    order = sorted(axes, key=lambda axis: axis in named)  # what was trained with, then its settings
+    called = [label_of({axis: of_row[axis] for axis in order if axis in of_row}, named) for of_row in labels]
+    called = _told_apart(called, _endings([group[0].name for group in groups]))
+    rows = [
+        Row(label, of_row, tuple(one.run for one in group))
+        for group, of_row, label in zip(groups, labels, called, strict=True)
+    ]
+    return rows, {axis: tuple(choices) for axis, choices in axes.items()}
+
+
+def _told_apart(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels, with the names of the runs where they are equal; the names alone where they tell more in less."""
+    if max(map(len, labels), default=0) > _LONG and len(set(names)) == len(names):
+        return list(names)
+    several = Counter(labels)
+    return [
+        f"{label} ({name})" if label and several[label] > 1 else label or name
+        for label, name in zip(labels, names, strict=True)
+    ]
+
+
+def _endings(names: Sequence[str]) -> list[str]:
+    """Paths by their last parts, as few as tell the different ones apart.
+
+    Example:
+        >>> _endings(["runs/a/ts2", "runs/b/ts2"]), _endings(["runs/ce", "runs/ts2"])
+        (['a/ts2', 'b/ts2'], ['ce', 'ts2'])
+    """
+    parts = [Path(name).parts for name in names]
+    ending: list[str] = []
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        ending = ["/".join(part[-length:]) for part in parts]
+        if len(set(ending)) == len(set(names)):
+            break
+    return ending

@@ -1,0 +1,188 @@
+"""What a run's directory says: its settings, its curves, its measures, and why it has none."""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ts2_lightning.callbacks.run_state import FILE as STATE
+from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config
+from ts2_lightning.experiments.measures.results import DIRECTORY
+from ts2_lightning.experiments.report.results import Curve, Run
+from ts2_lightning.types import UserError
+
+CURVES = Path("csv", "metrics.csv")
+LOGGED = ("val/", "train/")
+"""Logged names whose last values are values of the run."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One file of `measures/`.
+
+    Attributes:
+        name: of the measure.
+        decoding: that the model was measured with.
+        settings: that it was made with.
+        values: name -> number.
+        probes: probe -> what its `measure` returned, where the file keeps that.
+        changed: time at which the file was written, in ns.
+    """
+
+    name: str
+    decoding: str
+    settings: Mapping[str, Any]
+    values: Mapping[str, float]
+    probes: Mapping[str, Any]
+    changed: int
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file of JSON.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of the latest start of a run.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = latest_config(run)
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected settings, got {type(found).__name__}")
+    return found
+
+
+def read_measures(directory: Path) -> list[Measure]:
+    """All measures in a directory, those that were made last behind the others.
+
+    Raises:
+        UserError: a file that is none.
+    """
+    found = [read_measure(path) for path in sorted((directory / DIRECTORY).glob("*.json"))]
+    return sorted(found, key=lambda measure: measure.changed)
+
+
+def read_measure(path: Path) -> Measure:
+    """One measure.
+
+    Raises:
+        UserError: the file is none.
+    """
+    document = read_json(path)
+    try:
+        values = {str(name): float(value) for name, value in document["values"].items()}
+        name, decoding = str(document["name"]), str(document.get("decoding", "softmax"))
+        settings, probes = dict(document.get("settings") or {}), dict(document.get("documents") or {})
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not what `measure` writes ({error!r})") from error
+    return Measure(name, decoding, settings, values, probes, path.stat().st_mtime_ns)
+
+
+def read_curves(run: Path) -> dict[str, Curve]:
+    """What was logged while a run trained; nothing where there is no file. A last line that was cut short is left out.
+
+    Raises:
+        UserError: something in it is not a number.
+    """
+    path = run / CURVES
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    curves: dict[str, dict[int, float]] = {}
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    for number, row in enumerate(rows, start=2):
+        try:
+            step = int(row.pop("step"))
+            logged = {name: float(text) for name, text in row.items() if text}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}:{number}: not a row of numbers with a step ({error})") from error
+        for name, value in logged.items():
+            curves.setdefault(name, {})[step] = value
+    return dict(curves)
+
+
+def last_values(curves: Mapping[str, Curve]) -> dict[str, float]:
+    """The last value of each curve that has to do with the model.
+
+    Example:
+        >>> last_values({"train/entropy": {2: 0.5, 1: 0.9}, "throughput/mfu": {1: 0.1}})
+        {'train/entropy': 0.5}
+    """
+    return {name: curve[max(curve)] for name, curve in curves.items() if name.startswith(LOGGED)}
+
+
+def why_unfinished(run: Path) -> str:
+    """Why a run is not finished; empty if it is, or if nothing in its directory says that it is not.
+
+    Raises:
+        UserError: its `state.json` cannot be read.
+    """
+    if not (run / STATE).is_file():
+        return ""
+    found = read_json(run / STATE)
+    state, step, steps = (found.get(key) for key in ("state", "step", "steps"))
+    if state == "finished":
+        return ""
+    said = "still running, or killed," if state == "running" else str(state)
+    return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
+
+
+def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Measure], command: str = "") -> Run:
+    """A run with the measures that count, and the last values that it has logged.
+
+    Raises:
+        UserError: a file in its directory cannot be read.
+    """
+    found = list(measures)
+    curves = read_curves(directory)
+    return Run(
+        name,
+        directory,
+        seed,
+        {key: value for measure in found for key, value in measure.values.items()} | last_values(curves),
+        curves,
+        {probe: numbers for measure in found for probe, numbers in measure.probes.items()},
+        {measure.name: {"decoding": measure.decoding, **measure.settings} for measure in found},
+        command=command,
+        **_record(directory),
+    )
+
+
+def _record(run: Path) -> dict[str, Any]:
+    """`revision`, `time` and `seconds` of a `Run`, as far as its directory says."""
+    environment = read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
+    state = read_json(run / STATE) if (run / STATE).is_file() else {}
+    software = environment.get("ts2_lightning") or {}
+    return {
+        "revision": _revision(software),
+        "time": environment.get("time"),
+        "seconds": state.get("seconds"),
+    }
+
+
+def _revision(software: Mapping[str, Any]) -> str | None:
+    """The commit, with a note on changes that it lacks; the version of an installed package."""
+    revision = software.get("revision")
+    if not revision:
+        return software.get("version")
+    return f"{revision['commit'][:12]}{' with changes' if revision.get('dirty') else ''}"
