@@ -36,6 +36,8 @@ THINNED = 10
 MODES = ("off", "left_out", "means", "full")
 """Without the monitor; in a step that a thinned one leaves out; with its defaults; fully on."""
 
+LOSSES: dict[str, type[TokenLoss]] = {"TS2Loss": TS2Loss, "CrossEntropyLoss": CrossEntropyLoss}
+
 Sizes = dict[str, int]
 TARGET: Sizes = {"width": 1024, "layers": 4, "vocabulary": 128_256, "tokens": 2048}
 QUICK: Sizes = {"width": 32, "layers": 1, "vocabulary": 300, "tokens": 64}
@@ -165,17 +167,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each mode, after one that is not counted")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="toy sizes: whether it runs, not how fast")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), help="objectives")
+    parser.add_argument("--out", type=Path, help="JSON file for the results; what it has of other losses is kept")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     sizes = QUICK if options.quick else TARGET
-    losses: list[TokenLoss] = [TS2Loss(), CrossEntropyLoss()]
-    found: dict[str, Any] = {"sizes": sizes, "rounds": options.rounds, "threads": options.threads}
-    found |= {"torch": torch.__version__, "machine": platform.processor() or platform.machine()}
-    for loss in losses:
-        name = type(loss).__name__
-        found[name] = measure(loss, sizes, options.rounds, options.threads)
-        for mode, numbers in found[name].items():
+    found: dict[str, Any] = {}
+    if options.out is not None and options.out.is_file():
+        found = json.loads(options.out.read_text(encoding="utf-8"))
+    about = {"sizes": sizes, "rounds": options.rounds, "threads": options.threads, "torch": torch.__version__}
+    about |= {"machine": platform.processor() or platform.machine()}
+    for name in options.losses:
+        found[name] = {**about, "modes": measure(LOSSES[name](), sizes, options.rounds, options.threads)}
+        for mode, numbers in found[name]["modes"].items():
             print(f"{name:18} {mode:8} " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
         if options.out is not None:
             options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

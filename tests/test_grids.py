@@ -178,8 +178,8 @@ def test_a_study_on_the_papers_model_is_the_papers(study: str) -> None:
     assert grid.seeds == (0,)
     for point in grid.points:
         assert {key: at(point.training.config, key) for key in PAPERS[study]} == PAPERS[study]
-    assert ROOT / grid.points[0].measure["diversity"]["prompts"] == WRITING
-    assert WRITING.is_file()
+    for measure in ("diversity", "probes"):
+        assert Path(grid.points[0].measure[measure]["prompts"]) == WRITING, "wherever the command is called"
     check_report(grid)
 
 
@@ -256,6 +256,7 @@ def test_the_guides_example_of_every_key() -> None:
         Path(room).symlink_to(CONFIGS / room)
     Path("rows.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n', encoding="utf-8")
     Path("own").mkdir()
+    Path("own/prompts.jsonl").write_text('{"prompt": "Write a poem."}\n', encoding="utf-8")
     Path("own/every.yaml").write_text("".join(blocks("The file", "yaml")), encoding="utf-8")
     grid = read_grid("own/every.yaml")
     labels = [dict(point.labels) for point in grid.points if point.seed == 0]

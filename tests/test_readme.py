@@ -1,5 +1,6 @@
 """What README.md says is done as it says it: its commands run, its code runs, its links lead somewhere."""
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.e2e.command_line import ROOT, CommandLine, column, empty_working_directory, json_lines, make_blank
@@ -47,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (directory / "configs").symlink_to(ROOT / "configs")
     with empty_working_directory(directory, directory / "cache"):
         rows = resolve_source("toyworld:validation").read_text(encoding="utf-8").splitlines(keepends=True)
-        named = re.findall(r"--data\.\w+[ =]([\w.-]+\.jsonl)", "\n".join(blocks("sh")))
+        named = re.findall(r"[\w-]+\.jsonl", "\n".join(blocks("sh")))
         for start, file in enumerate(sorted(set(named))):
             Path(file).write_text("".join(rows[10 * start : 10 * start + 10]), encoding="utf-8")
         for model in set(HUB_MODEL.findall("\n".join(blocks("sh")))):
@@ -105,8 +107,16 @@ def test_its_commands_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 def toy_sized(words: list[str]) -> list[str]:
     """A command with what the README leaves open, and few enough rows, in this process alone."""
-    if words[0] in ("losses", "export"):
+    if words[0] in ("losses", "export", "report"):
         return words
+    if words[0] == "ablate":  # tests/e2e/test_ablate.py runs one
+        return [*words, *({"--dry-run"} - {*words})]
+    if words[0] == "measure":
+        spec = yaml.safe_load(words[-1])
+        return [
+            *words[:-1],
+            json.dumps({**spec, "diversity": {**spec["diversity"], "samples": 2, "max_new_tokens": 4}}),
+        ]
     if words[0] == "probe":
         return [*words, "--queries=2", "--max_new_tokens=4", "--limit=2"]
     if words[0] == "plan":

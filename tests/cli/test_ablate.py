@@ -12,7 +12,9 @@ import yaml
 
 from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
-from ts2_lightning.experiments.execution import Failure
+from ts2_lightning.experiments.execution import Failure, local
+from ts2_lightning.experiments.execution.locks import Lock
+from ts2_lightning.experiments.execution.task import tasks_of
 from ts2_lightning.experiments.grid import Grid, Point, read_grid
 from ts2_lightning.experiments.measures.results import place_of
 from ts2_lightning.experiments.measures.spec import check_spec
@@ -116,6 +118,21 @@ def test_the_state_of_a_run(here: Path, grid: Grid, files: dict[str, str], state
         file.write_text(content)
     assert ablate.state_of(grid, point) == state
     assert ablate.state_of(grid, other) == "to do"
+
+
+def test_a_run_that_another_is_at(here: Path, grid: Grid, capsys: pytest.CaptureFixture[str]) -> None:
+    point = grid.points[0]
+    directory = grid.runs_dir / point.training.name
+    lock = Lock.take(directory)
+    assert lock is not None
+    (directory / "failed.json").write_text('{"stage": "fit", "status": 1, "message": "no", "log": "x"}')
+    before = (directory / ".lock").read_text()
+    assert ablate.state_of(grid, point) == "running"
+    assert main(["ablate", "-c", "toy.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count(" running\n") == 1
+    lock.release()
+    assert ablate.state_of(grid, point) == "failed to fit"
+    assert (directory / ".lock").read_text() == before, "whose it was stays known"
 
 
 # Choosing -----------------------------------------------------------------------------------------------------------
@@ -251,7 +268,21 @@ def test_a_grid_is_recorded_run_and_reported(asked: Asked, capsys: pytest.Captur
     assert len(asked.record["points"]) == 10, "the record has the whole grid, also what is not run now"
     assert asked.record["axes"]["objective"] == ["CE, plain", "TS2", "TS2 sparse"]
     assert asked.report == ["runs/toy", "--latex"]
+    assert not Path("runs/toy/base.yaml").exists(), "no base model is measured"
     assert "Base model: toyworld is /cache/base" in capsys.readouterr().out
+
+
+def test_the_base_model_is_measured_as_the_first_training(asked: Asked) -> None:
+    """The file is what `measure --config` takes, and does not make a run of the base model's directory."""
+    rows = {"data.validation": "toyworld:test", "data.limit_validation": 7}
+    more = {"base_model": {"label": "start"}, "set": rows}
+    Path("more.yaml").write_text(yaml.safe_dump({**GRID, **more}, sort_keys=False))
+    assert main(["ablate", "-c", "more.yaml", "--only", "seed=3"]) == 0
+    config = yaml.safe_load(Path("runs/more/base.yaml").read_text())
+    assert config == read_grid("more.yaml").points[0].training.config
+    assert (config["data"]["validation"], config["data"]["limit_validation"]) == ("toyworld:test", 7)
+    task = tasks_of(read_grid("more.yaml"), asked.points)[0]
+    assert (task.directory, task.config) == (Path("runs/more/base"), "runs/more/base.yaml")
 
 
 @pytest.mark.parametrize("complaint", [None, UserError("nothing to report")])
@@ -280,7 +311,7 @@ def with_trainer(grid: Grid, **trainer: Any) -> list[Point]:
 
 
 def test_as_many_runs_at_a_time_as_there_are_cores(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate, "cores", lambda: 4)
+    monkeypatch.setattr(local, "cores", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert ablate.default_parallel(grid.points) == 4
     assert ablate.default_parallel(grid.points[:3]) == 3

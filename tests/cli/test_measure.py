@@ -130,6 +130,8 @@ def test_nothing_is_measured_twice(ts2: CommandLine, monkeypatch: pytest.MonkeyP
         again = measure(ts2, spec)
         assert again.out.count(", kept in runs/toy/1/measures/") == 3
         assert again.out[again.out.index("V, T 1") :] == first.out[first.out.index("V, T 1") :]
+    sparse = measure(ts2, {"validation": {}, "cost": {}, "decoding": "sparsemax"})
+    assert sparse.out.count(", kept in ") == 2  # they do not depend on the decoding
     measure(ts2, {"validation": {"limit": 5}})
     assert len(results()) == 4  # another setting is another result
     weights = RUN / "export/model.safetensors"

@@ -70,6 +70,16 @@ def test_the_report_of_a_grid_lies_with_its_runs(ts2: Run) -> None:
     assert Path("runs/study/report/results.json").is_file()
 
 
+def test_what_a_grid_asks_for_and_nobody_has_is_said(ts2: Run) -> None:
+    report = {"columns": [V, f"{V}0"]}
+    for (_, seed), run in make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0,), report=report).items():
+        make_run(run, config_of(seed=seed), {V: 0.5}, {"val/cross_entropy": {1: 0.5}})
+    answer = ts2("report", "runs/study")
+    assert answer.status == 0
+    assert f"missing: {V}0: not measured; did you mean {V}?" in answer.out
+    assert "(1 picture)" in answer.out
+
+
 def test_a_grid_without_results_says_why(ts2: Run) -> None:
     make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0, 1))
     answer = ts2("report", "runs/study")

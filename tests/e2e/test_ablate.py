@@ -1,7 +1,9 @@
-"""A grid that is stopped, killed and run twice at once comes to what it would have come to undisturbed."""
+"""A grid that is stopped, killed and run twice at once comes to what its runs come to alone."""
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.e2e.command_line import QUICKSTART, ROOT, empty_working_directory
 from ts2_lightning.callbacks.run_state import read_state
+from ts2_lightning.cli import main
 
-STEPS = 60
+STEPS = 120
 LOSS = """
 from ts2_lightning.losses import CrossEntropyLoss
 
@@ -27,11 +31,18 @@ class BrokenLoss(CrossEntropyLoss):
 """
 
 
-def write_grid(blank: Path) -> None:
-    """Two objectives and a broken one, small and quick, with a checkpoint of every step."""
+def write_model(blank: Path) -> str:
+    """A model that has learnt nothing."""
+    shutil.copytree(blank, "start")
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(blank)).save_pretrained("start")
+    return "start"
+
+
+def write_grid(model: str, **more: Any) -> None:
+    """An objective and a broken one, small and quick, with a checkpoint of every step."""
     Path("my_losses.py").write_text(LOSS)
     settings = {
-        "model.lm.path": str(blank), "model.lm.init": "random", "trainer.max_epochs": 3,
+        "model.lm.path": model, "trainer.max_epochs": 6,
         "trainer.enable_progress_bar": False, "data.limit_train": 80, "data.limit_validation": 6,
         "data.batch_size": 4, "data.micro_batch_size": 4,
     }  # fmt: skip
@@ -43,30 +54,26 @@ def write_grid(blank: Path) -> None:
         "set": settings,
         "axes": {
             "objective": {
-                "CE": {"set": {"model.loss": "CrossEntropyLoss"}},
                 "broken": {"set": {"model.loss": "my_losses.BrokenLoss"}},
                 "TS2": {"set": {"model.loss": "TS2Loss"}},
             }
         },
         "seeds": [0],
         "measure": {"validation": {}},
+        **more,
     }
     Path("small.yaml").write_text(yaml.safe_dump(grid, sort_keys=False))
 
 
 class Ablate:
-    """`ablate` on the small grid, with what it says in a file.
+    """`ablate` on the small grid, with what it says in a file."""
 
-    Args:
-        runs: directory of all runs.
-    """
-
-    def __init__(self, runs: str) -> None:
-        self.log = Path(f"{runs}-{len(list(Path().glob(f'{runs}-*.log')))}.log")
-        command = [sys.executable, str(ROOT / "cli.py"), "ablate", "-c", "small.yaml", "--runs_dir", runs]
+    def __init__(self) -> None:
+        self.log = Path(f"ablate-{len(list(Path().glob('ablate-*.log')))}.log")
+        command = [sys.executable, str(ROOT / "cli.py"), "ablate", "-c", "small.yaml", "--parallel", "2"]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                [*command, "--parallel", "2"],
+                command,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -86,77 +93,99 @@ class Ablate:
     def said(self) -> str:
         return self.log.read_text()
 
-    @property
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
-def run_of(runs: str, objective: str) -> Path:
-    (directory,) = Path(runs, "small").glob(f"{objective.lower()}-s0-*")
+def trains(process: psutil.Process, run: str) -> bool:
+    try:
+        return "fit" in process.cmdline() and any(f"/{run}" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
+
+
+def run_of(objective: str) -> Path:
+    (directory,) = Path("runs/small").glob(f"{objective.lower()}-s0-*")
     return directory
 
 
-def step(runs: str, objective: str) -> int:
-    """How far a run's first attempt is, while it runs."""
-    found = [read_state(place / "1") for place in Path(runs, "small").glob(f"{objective.lower()}-s0-*")]
+def step() -> int:
+    """How far TS2 is, while it runs."""
+    found = [read_state(place / "1") for place in Path("runs/small").glob("ts2-s0-*")]
     state = next(filter(None, found), {})
     return state["step"] if state.get("state") == "running" else 0
 
 
-def values(runs: str, objective: str) -> dict[str, Any]:
-    (file,) = (run_of(runs, objective) / "1" / "measures").glob("validation-*.json")
+def values(run: Path) -> dict[str, Any]:
+    (file,) = (run / "measures").glob("validation-*.json")
     found: dict[str, Any] = json.loads(file.read_text())["values"]
     return found
-
-
-def trainings(runs: str, objective: str) -> int:
-    """How often `fit` was started."""
-    return (run_of(runs, objective) / "fit.log").read_text().count("ts2_lightning.cli fit ")
 
 
 @pytest.mark.slow
 def test_a_grid_that_is_disturbed_comes_to_the_same(tmp_path: Path, cache: Path, blank: Path) -> None:
     with empty_working_directory(tmp_path, cache):
-        write_grid(blank)
-        undisturbed = Ablate("whole")
-        assert undisturbed.wait() == 1, "a run has failed"
-        assert_failure_is_told(undisturbed)
-
-        stopped = Ablate("broken")
-        stopped.until(lambda: step("broken", "TS2") > 2)  # the broken one has failed before, the first is under way
-        left = stopped.children
+        model = write_model(blank)
+        write_grid(model)
+        stopped = Ablate()
+        stopped.until(lambda: step() > 2)
+        left = psutil.Process(stopped.process.pid).children(recursive=True)
         stopped.process.send_signal(signal.SIGINT)
         assert stopped.wait() == 130, stopped.said
-        assert not any(child.is_running() and child.status() != "zombie" for child in left), "no process is left"
-        state = read_state(run_of("broken", "TS2") / "1")
+        assert left
+        assert not any(map(is_alive, left)), "no process is left"
+        state = read_state(run_of("TS2") / "1")
         assert state is not None
         assert (state["state"], 2 < state["step"] < STEPS) == ("stopped", True)
-        assert (run_of("broken", "TS2") / "failed.json").exists() is False
+        assert not (run_of("TS2") / "failed.json").exists()
 
-        killed = Ablate("broken")
-        killed.until(lambda: step("broken", "TS2") > state["step"])
-        left = [child for child in killed.children if "fit" in child.cmdline()]
+        killed = Ablate()
+        killed.until(lambda: step() > state["step"])
+        orphan = next(child for child in psutil.Process(killed.process.pid).children() if trains(child, "ts2-s0"))
         killed.process.kill()
         killed.wait()
-        victim = next(child for child in left if any("/ts2-s0" in word for word in child.cmdline()))
-        os.killpg(victim.pid, signal.SIGKILL)
+        os.killpg(orphan.pid, signal.SIGKILL)
 
-        both = [Ablate("broken"), Ablate("broken")]
+        write_grid(model, base_model={})  # which trains nothing anew
+        both = [Ablate(), Ablate()]
         assert [one.wait() for one in both] == [1, 1], "\n".join(one.said for one in both)
-        for objective in ("CE", "TS2"):
-            assert values("broken", objective) == values("whole", objective), objective
-            assert [place.name for place in run_of("broken", objective).glob("[0-9]*")] == ["1"], "it went on"
-        assert trainings("broken", "TS2") == 3, "begun, resumed after Ctrl-C, resumed after the kill"
+        assert [place.name for place in run_of("TS2").glob("[0-9]*")] == ["1"], "it went on"
+        starts = (run_of("TS2") / "fit.log").read_text().count("ts2_lightning.cli fit ")
+        assert starts == 3, "begun, resumed after Ctrl-C, resumed after the kill"
+        assert_failure_is_told(both)
+        assert_is_what_its_command_comes_to()
 
 
-def assert_failure_is_told(ablate: Ablate) -> None:
+def assert_failure_is_told(both: list[Ablate]) -> None:
     """The others are done, the report is there, and the run that failed has its log."""
     message = "FloatingPointError: the loss of a user is broken"
-    directory = run_of("whole", "broken")
+    directory = run_of("broken")
     failed = json.loads((directory / "failed.json").read_text())
     assert (failed["stage"], failed["status"], failed["message"]) == ("fit", 1, message)
     assert message in Path(failed["log"]).read_text()
-    assert f"objective=broken, seed 0: failed: {message} ({directory}/fit.log)" in ablate.said
-    assert "[2/3] objective=TS2, seed 0: done" in ablate.said or "[2/3] objective=CE, seed 0: done" in ablate.said
-    assert values("whole", "CE").keys() == values("whole", "TS2").keys()
-    assert Path("whole/small/report/report.md").is_file()
+    for ablate in both:
+        assert f"objective=broken, seed 0: failed: {message} ({directory}/fit.log)" in ablate.said
+        assert "/3] objective=TS2, seed 0: done" in ablate.said
+        assert "/3] base: done" in ablate.said
+    report = Path("runs/small/report/report.md").read_text()
+    assert message in report
+    assert "TS2" in report
+
+
+def assert_is_what_its_command_comes_to() -> None:
+    """The command that the grid prints, undisturbed and in this process, and the base model measured on the rows of the
+    runs.
+    """
+    (point,) = (
+        p for p in json.loads(Path("runs/small/grid.json").read_text())["points"] if "TS2" in p["labels"].values()
+    )
+    words = shlex.split(point["command"])
+    assert main([*words[words.index("fit") :], "--runs_dir", "alone"]) == 0
+    alone = Path("alone/small", point["run"], "1")
+    assert main(["measure", str(alone), "--spec", json.dumps(point["measure"])]) == 0
+    assert values(run_of("TS2") / "1") == values(alone)
+    assert values(Path("runs/small/base"))["validation/tokens"] == values(alone)["validation/tokens"]

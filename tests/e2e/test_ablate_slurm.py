@@ -65,13 +65,11 @@ def test_what_a_job_asks_for(tmp_path: Path) -> None:
         slurm.parameters(task, grid)
 
 
-def test_errors_before_anything_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_slurm_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no srun here"):
         run(grid_of(training("one", tmp_path)))
-    with pytest.raises(UserError, match=r"g\.yaml: slurm: .* 'partitoin'; did you mean partition"):
-        run(grid_of(training("one", tmp_path), partitoin="gpu"))
 
 
 @pytest.mark.slow

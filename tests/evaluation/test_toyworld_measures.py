@@ -22,7 +22,6 @@ from ts2_lightning.evaluation.toyworld import (
     end_probability,
     evaluate_toyworld,
     expected_distinct,
-    format_table,
     matched_temperature,
     next_token_log_probabilities,
     plausible_first_tokens,
@@ -266,16 +265,3 @@ def test_evaluate_all(model, tokenizer, world, style, projection):
         assert result["seen/entropy"] < plain["seen/entropy"]
     if projection == "sparsemax":
         assert result["seen/tail_mass"] == 0
-
-
-def test_table():
-    row = {name: 0.5 for name, _ in measures.COLUMNS.values()}
-    text = format_table({"base": {**row, "seen/distinct_t1": 12.345}, "CE, half rate": {}})
-    lines = text.splitlines()
-    assert lines[0].split("  ")[-1] == "entropy"
-    assert "12.35" in lines[2] or "12.34" in lines[2]
-    assert lines[3].split() == ["CE,", "half", "rate", *["-"] * len(measures.COLUMNS)]
-    assert len({len(line) for line in lines[:4]}) == 1
-    assert max(len(line) for line in lines) <= 120
-    assert "papers" in lines[5]
-    assert text.isascii()

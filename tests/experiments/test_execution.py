@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -79,6 +80,7 @@ def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> Non
     again = Lock.take(tmp_path / "run")
     assert again is not None
     again.release()
+    (tmp_path / "run" / FILE).chmod(0o444)
     assert not is_taken(tmp_path / "run")
     assert not is_taken(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists(), "to look leaves nothing behind"
@@ -215,7 +217,7 @@ def test_a_shared_training_is_one_task() -> None:
     other = point("CE", {"validation": {}}, seed=1, devices="auto", accelerator="cpu")
     first, shared, alone = tasks_of(grid(soft, other, sparse, soft, base=base), (soft, other, sparse, soft), "cpu")
     assert (first.title, first.options, first.model, first.on_gpu) == ("base", (), "toyworld", True)
-    assert first.directory == Path("runs/g/base")
+    assert (first.directory, first.config) == (Path("runs/g/base"), "runs/g/base.yaml")
     assert shared.title == "objective=TS2 / objective=sparse, seed 0"
     assert shared.specs == ('{"validation": {}}', '{"decoding": "sparsemax"}'), "each once"
     assert (shared.directory, shared.processes, shared.on_gpu) == (Path("runs/g/shared"), (2, 4), True)
@@ -230,7 +232,7 @@ def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
         task("one", specs=('{"validation": {}}', '{"decoding": "sparsemax"}')),
         task("broken", "--raises", "1"),
         task("unmeasured", specs=('{"validation": {"limit": 1}}',)),
-        Task("base", Path("runs/g/base"), (), "toyworld", ("{}",)),
+        Task("base", Path("runs/g/base"), (), "toyworld", ("{}",), config="runs/g/base.yaml"),
         task("two"),
     ]
     failures, log = run(tasks)
@@ -243,6 +245,8 @@ def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
     assert sum(line.startswith("[3/5] ") and line.endswith(": done") for line in log) == 1
     assert Path("runs/g/one/1/measured.txt").read_text().splitlines() == list(tasks[0].specs)
     assert Path("runs/g/base/measured.txt").exists()
+    said = Path("runs/g/base/measure.log").read_text()
+    assert "measure toyworld --out runs/g/base --config runs/g/base.yaml --spec" in said, "it is no run: whose rows?"
     assert "fit --name g/broken" in Path("runs/g/broken/fit.log").read_text(), "with its command"
 
     Path("starts.txt").unlink()
@@ -333,6 +337,27 @@ def test_a_second_ctrl_c_kills(here: Path) -> None:
         run([deaf], log=log)
     assert not is_taken(deaf.directory), "no process is left"
     assert read_failure(deaf) is None
+    Path("gate").touch()
+    assert run([deaf])[0] == []
+    assert starts() == ["fit g/one", "fit g/one again", "measure runs/g/one/1"], "from its newest checkpoint"
+
+
+def test_a_run_that_is_killed_goes_on_the_next_time(here: Path) -> None:
+    """`kill -9`, as a machine that is out of memory does: the run has failed, and continues from its checkpoint."""
+    one, two = task("one", "--gate", "gate"), task("two")
+
+    def kill() -> None:
+        (process,) = (child for child in psutil.Process().children() if "g/one" in child.cmdline())
+        process.kill()
+
+    with meanwhile(lambda: waiting("one"), kill):
+        failures, _ = run([one, two], 1)
+    assert [(failure.title, failure.status) for failure in failures] == [("one", -signal.SIGKILL)]
+    assert "killed by SIGKILL, as a machine that is out of memory does" in failures[0].message
+    assert is_trained(two)
+    Path("gate").touch()
+    assert run([one, two])[0] == []
+    assert [line for line in starts() if "g/one" in line] == ["fit g/one", "fit g/one again", "measure runs/g/one/1"]
 
 
 def test_what_another_does_is_waited_for(here: Path) -> None:

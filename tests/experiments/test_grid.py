@@ -1,7 +1,10 @@
 """Grid files: their rows, and what is said of a wrong one. Nothing is resolved here, so it needs no parser."""
 
 import itertools
+import sys
+import types
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,52 @@ def test_files_are_relative_to_the_grid(here: Path, monkeypatch: pytest.MonkeyPa
     assert options(read_form(here / "grids/grid.yaml"))[:4] == [*expected[1], str(here / "loss.yaml")]
 
 
+def test_files_of_measures_are_relative_to_the_grid_or_else_to_the_working_directory(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", types.ModuleType("sentence_transformers"))
+    sys.modules["sentence_transformers"].__spec__ = ModuleSpec("sentence_transformers", None)
+    Path("grids/embedder").mkdir(parents=True)
+    for name in ("grids/beside.jsonl", "grids/both.jsonl", "both.jsonl", "here.jsonl"):
+        Path(name).touch()
+    measure = {
+        "decoding": "softmax",
+        "toyworld": None,
+        "cost": False,
+        "validation": {
+            "rows": {"a": "beside.jsonl", "b": ["hub:some/set", {"path": "here.jsonl", "times": 2}]},
+            "limit": 3,
+        },
+        "probes": {"rows": None, "prompts": "b*.jsonl", "kinds": ["macro"]},
+        "diversity": {"prompts": ["toyworld:test", "both.jsonl"], "sentence_bert": "embedder"},
+    }
+    grid = {
+        "base": "../base.yaml",
+        "axes": {"one": {"only": {"measure": {"diversity": {"sentence_bert": "org/model"}}}}},
+    }
+    Path("grids/grid.yaml").write_text(yaml.safe_dump({**grid, "measure": measure}))
+    found = read_form(Path("grids/grid.yaml"))
+    assert found.common.measure == measure | {
+        "validation": {
+            "rows": {"a": "grids/beside.jsonl", "b": ["hub:some/set", {"path": "here.jsonl", "times": 2}]},
+            "limit": 3,
+        },
+        "probes": {"rows": None, "prompts": "grids/b*.jsonl", "kinds": ["macro"]},
+        "diversity": {"prompts": ["toyworld:test", "grids/both.jsonl"], "sentence_bert": "grids/embedder"},
+    }
+    assert found.axes["one"]["only"].measure == {"diversity": {"sentence_bert": "org/model"}}
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(UserError, match=r"yaml:\d+: .*diversity\.sentence_bert: needs .* pip install .*sentence-bert"):
+        read_form(Path("grids/grid.yaml"))
+
+
+def test_parameters_of_slurm_are_not_judged_without_submitit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert form(AXES + 'slurm: {partitoin: gpu, time: "24:00:00"}').slurm == {"partitoin": "gpu", "time": "24:00:00"}
+    monkeypatch.delitem(sys.modules, "submitit")
+    assert form(AXES + "slurm: {partition: null, time: 90}").slurm == {"partition": None, "time": 90}
+
+
 def test_a_seed_sets_what_the_file_says(here: Path) -> None:
     grid = form(
         '\naxes: {one: {only: {}}}\nseeds: [3, 0]\nseeded: {data.train: "toyworld:train?seed={seed}", x: [1, "{seed}"]}'
@@ -397,6 +446,32 @@ WRONG = {
     "plane": (AXES + "report: {planes: [{x: a}]}", "report.planes #1: y is missing"),
     "against": (AXES + "report: {against: [{axis: alpha, metrics: [a]}]}", "report.against #1.axis: no axis 'alpha'"),
     "metrics": (AXES + "report: {against: [{axis: beta, metrics: a}]}", "report.against #1.metrics: expected a list"),
+    "value of no measure": (
+        AXES + "measure: {toyworld: {}}\nreport: {columns: [val/entropy, validation/entropy]}",
+        "grid.yaml:10: report.columns #2: validation/entropy: the grid does not measure 'validation'; did you mean",
+    ),
+    "value of a wrong measure": (
+        AXES + "measure: {toyworld: {}}\nreport: {planes: [{x: toywrld/seen/distinct_t1, y: toyworld/mine}]}",
+        "report.planes #1.x: toywrld/seen/distinct_t1: the grid does not measure 'toywrld'; did you mean toyworld/seen",
+    ),
+    "value left out": (
+        AXES + "measure: {cost: false}\nreport: {columns: [cost/seconds]}",
+        "report.columns #1: cost/seconds: the grid does not measure 'cost'; it measures nothing",
+    ),
+    "wrong value": (
+        AXES + "measure: {toyworld: {}}\nreport: {against: [{axis: beta, metrics: [toyworld/seen/validty_t1]}]}",
+        "metrics #1: toyworld has no value 'toyworld/seen/validty_t1'; did you mean toyworld/seen/validity_t1?",
+    ),
+    "wrong value of a set": (
+        AXES + "measure: {validation: {}}\nreport: {columns: [validation/chat/entropy, validation/chat/entrpy]}",
+        "report.columns #2: validation has no value 'validation/chat/entrpy'",
+    ),
+    "curve of a measure": (
+        AXES + "report: {curves: [train/any, mine/entropy, validation/entropy]}",
+        "report.curves #3: nothing is logged as 'validation/entropy'; did you mean val/entropy?",
+    ),
+    "wrong curve": (AXES + "report: {curves: [trian/entropy]}", "as 'trian/entropy'; did you mean train/entropy?"),
+    "curve of no stage": (AXES + "report: {curves: [tail_mass]}", "as 'tail_mass'; did you mean"),
     "baseline": (
         AXES + "report: {baseline: {objective: EC}}",
         "report.baseline.objective: no choice of objective 'EC'",
@@ -410,6 +485,31 @@ WRONG = {
         "must mean one row of the grid, means 0",
     ),
     "slurm": (AXES + "slurm: [gpu]", "slurm: expected a mapping of submitit's parameters, got a list"),
+    "slurm key": (
+        AXES + "slurm: {partitoin: gpu}",
+        "grid.yaml:9: slurm.partitoin: submitit has no such parameter; did",
+    ),
+    "slurm time": (
+        AXES + "slurm:\n  partition: gpu\n  time: 24:00:00",
+        'grid.yaml:11: slurm.time: YAML reads 24:00:00 as the number 86400; write it in quotes: "24:00:00"',
+    ),
+    "rows": (
+        AXES + "measure:\n  validation: {rows: bse.yaml}",
+        "grid.yaml:10: measure.validation.rows: no file bse.yaml; did you mean base.yaml?",
+    ),
+    "rows of a kind": (
+        AXES + "measure: {validation: {rows: base.yaml}}",
+        "rows: base.yaml: rows are read from files that",
+    ),
+    "rows of the toy world": (AXES + "measure: {validation: {rows: 'toyworld:trian'}}", "did you mean toyworld:train?"),
+    "prompts of a choice": (
+        "axes: {a: {b: {measure: {diversity: {prompts: [{path: 'no*.jsonl'}]}}}}}",
+        "grid.yaml:2: axes.a.b.measure.diversity.prompts #1.path: no file no*.jsonl",
+    ),
+    "rows of a set": (
+        AXES + "base_model: {measure: {probes: {rows: {chat: no.jsonl}}}}",
+        "base_model.measure.probes.rows.chat: no file no.jsonl",
+    ),
     "key twice": (AXES + "seeds: [0]\nseeds: [1]", "grid.yaml:10: seeds was given before, on line 9; keep one"),
     "no YAML": (AXES + "runs: [{a: b]", "grid.yaml:9: not valid YAML:"),
     "title": (AXES + "title: [a]", "title: expected a single value, got a list"),
@@ -443,10 +543,10 @@ WHOLE = {
     "base_model": {"label": "b", "measure": {}},
     "report": {
         "baseline": {"x": "one", "y": 1},
-        "columns": ["m"],
-        "planes": [{"x": "m", "y": "n"}],
-        "against": [{"axis": "y", "metrics": ["m"]}],
-        "curves": ["l"],
+        "columns": ["toyworld/accuracy"],
+        "planes": [{"x": "val/entropy", "y": "toyworld/seen/validity_t1"}],
+        "against": [{"axis": "y", "metrics": ["toyworld/mine"]}],
+        "curves": ["val/chat/entropy"],
     },
     "slurm": {"partition": "p"},
 }

@@ -1,6 +1,10 @@
 """Grids that the parser of `fit` has resolved: what makes two trainings the same, and what is said of a wrong one."""
 
+import builtins
+import errno
+import io
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -228,6 +232,28 @@ def test_a_changed_file_changes_the_training(here: Path, file: str) -> None:
     assert digest() == first
 
 
+@pytest.mark.parametrize("place", ["rows.jsonl", "model/sub/tokenizer.json", "model/sub", "model/.hidden"])
+def test_what_may_not_be_read_is_told_in_one_line(here: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Root may read everything, so that the system's answer is a stand-in."""
+    Path("model/.hidden").mkdir()
+
+    def refuse(known: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(path: Any, *arguments: Any, **settings: Any) -> Any:
+            if str(path) == place:
+                raise PermissionError(errno.EACCES, "Permission denied", place)
+            return known(path, *arguments, **settings)
+
+        return ask
+
+    for module, name in ((builtins, "open"), (io, "open"), (os, "scandir")):
+        monkeypatch.setattr(module, name, refuse(getattr(module, name)))
+    if place == "model/.hidden":
+        assert digest(), "hidden files are not looked at"
+        return
+    with pytest.raises(UserError, match=rf"^grid.yaml:\d+: .*: {place}: cannot be read \(Permission denied\)$"):
+        grid()
+
+
 def test_a_file_that_no_fit_reads_changes_nothing(here: Path) -> None:
     first = digest({"data.test": "test.jsonl"})
     write_rows("test.jsonl", "changed")
@@ -274,15 +300,22 @@ def test_a_large_file_is_known_by_blocks_all_over_it(here: Path) -> None:
     [
         (
             {"set": {"trainer.max_epoch": 1}},
-            "grid.yaml:2: axes: one=only, seed 0: --trainer.max_epoch: no such option; did you mean --trainer",
+            "grid.yaml:6: set.trainer.max_epoch: one=only, seed 0: --trainer.max_epoch: no such option; did you mean",
         ),
         ({"set": {"model.loss.alpa": 1}}, "one=only, seed 0: --model.loss.alpa: "),
         ({"set": {"model.loss": "TS3Loss"}}, "did you mean TS2Loss?"),
         ({"set": {"model.loss.alpha": "many"}}, "--model.loss.alpha: expected"),
         ({"set": {"model.loss.alpha": -1}}, "alpha"),
-        ({"set": {"data.batch_size": 0}}, "data.batch_size must be at least 1, got 0"),
+        (
+            {"set": {"data.batch_size": 0}},
+            "grid.yaml:6: set.data.batch_size: one=only, seed 0: data.batch_size must be at least 1, got 0",
+        ),
         ({"set": {"data.train": "row.jsonl"}}, "no file row.jsonl; did you mean rows.jsonl?"),
         ({"set": {"data.train": "toyworld:trian"}}, "did you mean toyworld:train?"),
+        (
+            {"axes": {"alpha": {"setting": "model.loss.alpha", "values": [0.5, "many"]}}},
+            "grid.yaml:7: axes.alpha.values #2: alpha=many, seed 0: --model",
+        ),
         ({"set": {"trainer.default_root_dir": "x"}}, "set --runs_dir and --name"),
         ({"set": {"model.loss": "other.yaml"}}, "other.yaml"),
         ({"measure": {"toywrld": {}}}, "one=only, seed 0: measure: no measure 'toywrld'; did you mean toyworld?"),
@@ -297,7 +330,7 @@ def test_a_large_file_is_known_by_blocks_all_over_it(here: Path) -> None:
                 "runs": [{"loss": "a"}, {"loss": "b"}],
                 "seeds": [3],
             },
-            "runs #2: loss=b, seed 3: --model.loss.alpa",
+            "axes.loss.b.set.model.loss.alpa: loss=b, seed 3: --model.loss.alpa",
         ),
     ],
     ids=str,

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ts2_lightning.evaluation.toyworld import COLUMNS as TABLE
-from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_spec, column, place_of
+from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_spec, column, files_of, place_of
 from ts2_lightning.experiments.measures.base import Measured
 from ts2_lightning.experiments.measures.responses import ResponseFile
-from ts2_lightning.experiments.measures.results import read_result, write_result
+from ts2_lightning.experiments.measures.results import kept_values, read_result, write_result
 from ts2_lightning.types import UserError
 
 
@@ -72,7 +71,6 @@ def test_columns() -> None:
     titles = [known.title for known in COLUMNS.values()]
     assert len(set(titles)) == len(titles)  # or a table has two columns that nobody can tell apart
     assert {name.partition("/")[0] for name in COLUMNS} == set(MEASURES)
-    assert {f"toyworld/{name}" for name, _ in TABLE.values()} <= COLUMNS.keys()
     better = {name: COLUMNS[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")}
     assert better == {"validity_t1": "higher", "outside_plausible": "lower", "entropy": None}
     assert all(format(0.5, known.format) for known in COLUMNS.values())
@@ -84,34 +82,54 @@ def test_columns() -> None:
 
 def test_files_follow_from_what_was_asked_for(tmp_path: Path) -> None:
     asked = [
-        {"validation": {}},
-        {"validation": {"limit": 3}},
-        {"validation": {}, "decoding": "entmax"},
-        {"validation": {}, "template": "plain"},
-        {"validation": None, "cost": {}},
-        {"validation": {"limit": None}},
+        {"diversity": {}},
+        {"diversity": {"limit": 3}},
+        {"diversity": {}, "decoding": "entmax"},
+        {"diversity": {}, "template": "plain"},
+        {"diversity": None, "cost": {}},
+        {"diversity": {"limit": None}},
     ]
     places = [place_of(tmp_path, spec, spec.measures[0]).name for spec in map(check_spec, asked)]
     assert len(set(places[:4])) == 4
     assert places[4] == places[5] == places[0]
-    assert all(place.startswith("validation-") and len(place) == len("validation-") + 8 for place in places)
+    assert all(place.startswith("diversity-") and len(place) == len("diversity-") + 8 for place in places)
+
+
+def test_what_does_not_depend_on_the_decoding_is_made_once(tmp_path: Path) -> None:
+    every = dict.fromkeys(MEASURES)
+    soft, sparse = (files_of(tmp_path, check_spec({**every, "decoding": name})) for name in ("softmax", "sparsemax"))
+    assert soft.keys() == sparse.keys() == MEASURES.keys()
+    assert {name for name in MEASURES if soft[name] == sparse[name]} == {"validation", "cost"}
+    spec = check_spec({"validation": {}, "decoding": "sparsemax"})
+    place = place_of(tmp_path, spec, spec.measures[0])
+    write_result(place, spec, spec.measures[0], "key", Measured({"entropy": 1.0}))
+    assert place.with_suffix(".json") == soft["validation"]
+    assert read_result(soft["validation"]).decoding is None
 
 
 def test_results_are_kept_under_their_key(tmp_path: Path) -> None:
     spec = check_spec({"toyworld": {}})
     [measure] = spec.measures
     place = place_of(tmp_path, spec, measure)
-    assert read_result(place, "key") is None
+    file = place.with_suffix(".json")
+    assert kept_values(file, "key") is None
     found = Measured({"accuracy": 0.5, "seen/distinct_matched": math.nan, "odd": math.inf}, {"tail": {"top1": [1]}})
     assert write_result(place, spec, measure, "key", found) == {"toyworld/accuracy": 0.5}
-    assert read_result(place, "key") == {"toyworld/accuracy": 0.5}
-    assert read_result(place, "another") is None
-    document = json.loads(place.with_suffix(".json").read_text())
+    assert kept_values(file, "key") == {"toyworld/accuracy": 0.5}
+    assert kept_values(file, "another") is None
+    document = json.loads(file.read_text())
     assert document["documents"] == {"tail": {"top1": [1]}}
     assert (document["name"], document["decoding"], document["settings"]) == ("toyworld", "softmax", {})
     assert [file.name for file in place.parent.iterdir()] == [f"{place.name}.json"]
-    place.with_suffix(".json").write_text('{"key": "key", "val')
-    assert read_result(place, "key") is None  # damaged: made again
+    read = read_result(file)
+    assert (read.name, read.decoding, read.settings) == ("toyworld", "softmax", {})
+    assert (read.values, read.documents) == ({"toyworld/accuracy": 0.5}, {"tail": {"top1": [1]}})
+    assert read.changed == file.stat().st_mtime_ns
+    for damaged in ('{"key": "key", "val', "[]", json.dumps({**document, "values": {"a": None}})):
+        file.write_text(damaged)
+        assert kept_values(file, "key") is None, "made again"
+        with pytest.raises(UserError, match=f"^{file}: not what `measure` writes"):
+            read_result(file)
 
 
 def answer(text: str) -> dict:

@@ -1,11 +1,18 @@
 """What the quickstart asks of the command line; that it runs as a whole is held in tests/test_readme.py."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from ts2_lightning.experiments.quickstart import CONFIG, fit, fits, latest_export, slug, style_of
+from ts2_lightning.cli import main
+from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.experiments.names import slug
+from ts2_lightning.experiments.quickstart import CONFIG, compare, fit, fits, latest_export
 
 
 @pytest.fixture
@@ -65,6 +72,35 @@ def test_the_newest_run_counts(tmp_path: Path) -> None:
     assert latest_export("a/b", tmp_path) == tmp_path / "a/b/10/export"
 
 
+def test_what_is_measured_is_kept_where_measure_looks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Models of random weights do for that; the base is asked in plain text, in which nothing ends with a token."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    base, runs = tmp_path / "base", {label: tmp_path / "runs" / slug(label) / "1" for label in fits()}
+    for place in (base, *(run / "export" for run in runs.values())):
+        write_blank_model(place)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place)).save_pretrained(place)
+    compare(base, runs, Path("runs/quickstart"), seed=3)
+    table = Path("runs/quickstart/table.txt").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out
+    assert max(map(len, table.splitlines())) <= 80
+    assert "±" not in table
+    assert "(n" not in table
+    blocks = table.split("\n\n")[:2]
+    assert [line[:13].strip() for line in blocks[0].splitlines()[2:]] == ["base", "CE", "CE, half rate", "TS2"]
+    assert sum(len(line.split()) for block in blocks for line in block.splitlines()[2:3]) == 1 + 9 + 1
+    (of_base,) = Path("runs/quickstart/base/measures").glob("toyworld-*.json")
+    assert "toyworld/seen/end_probability" not in json.loads(of_base.read_text())["values"]
+    for label, run in runs.items():
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {}}), encoding="utf-8")
+        (file,) = (run / "measures").glob("toyworld-*.json")
+        value = json.loads(file.read_text())["values"]["toyworld/seen/entropy"]
+        assert re.search(rf"^{label} .* {value:.2f}\b", blocks[1], re.M), label
+    assert main(["measure", str(runs["TS2"]), "--spec", "{toyworld: {}}"]) == 0
+    assert "values, kept in" in capsys.readouterr().out
+
+
 def test_labels() -> None:
     assert [slug(label) for label in fits()] == ["ce", "ce-half-rate", "ts2"]
-    assert [style_of(label) for label in ("base", "CE", "TS2")] == ["text", "chat", "chat"]

@@ -159,7 +159,7 @@ def test_damaged_files_are_named_and_cost_no_other_run() -> None:
     assert "config.yaml: cannot be read" in found["runs/config/1"]
     assert "not what `measure` writes" in found["runs/measure/1"]
     assert "metrics.csv:3: not a row of numbers" in found["runs/curve/1"]
-    assert "expected a JSON object, got list" in found["runs/list/1"]
+    assert "not what `measure` writes" in found["runs/list/1"]
     assert "state.json: cannot be read" in found["runs/state/1"]
     assert not any("\n" in reason for reason in found.values())
 
@@ -183,6 +183,17 @@ def test_decodings_are_rows() -> None:
         "decoding softmax": {0: 0.1},
         "decoding sparsemax": {0: 0.7},
     }
+
+
+def test_what_does_not_depend_on_the_decoding_is_of_every_row() -> None:
+    run = make_run(Path("runs/a/1"), config_of(), {V: 0.1, "validation/entropy": 0.3})
+    write_measures(run, {V: 0.7}, {"decoding": "sparsemax", "toyworld": {}})
+    results = collect(["runs/a"])
+    assert [row.values("validation/entropy") for row in results.rows] == [{0: 0.3}] * 2
+    assert [row.runs[0].settings["toyworld"]["decoding"] for row in results.rows] == ["softmax", "sparsemax"]
+    assert "decoding" not in results.rows[0].runs[0].settings["validation"]
+    alone = make_run(Path("runs/b/1"), config_of(lr=1.0), {"validation/entropy": 0.5})
+    assert [row.values("validation/entropy") for row in collect([alone]).rows] == [{0: 0.5}]
 
 
 def test_a_model_that_was_only_measured_is_a_base() -> None:
@@ -336,16 +347,16 @@ def test_the_newest_attempt_of_a_grid_decides() -> None:
 
 
 def test_measures_with_other_settings_are_not_mixed_in() -> None:
-    wanted = {"decoding": "sparsemax", "validation": {"limit": 10}}
+    wanted = {"decoding": "sparsemax", "diversity": {"limit": 10}}
     ((_, run),) = make_grid(Path("runs/study"), {"row": "a"}, [{"row": "a"}], (0,), wanted).items()
-    make_run(run, config_of(), {"validation/entropy": 0.1}, spec={"validation": {"limit": 10}})
-    write_measures(run, {"validation/entropy": 0.2}, {"decoding": "sparsemax", "validation": {"limit": 20}})
+    make_run(run, config_of(), {"diversity/ngram": 0.1}, spec={"diversity": {"limit": 10}})
+    write_measures(run, {"diversity/ngram": 0.2}, {"decoding": "sparsemax", "diversity": {"limit": 20}})
     results = collect(["runs/study"])
-    assert [entry.reason for entry in results.missing] == ["not measured: validation"]
-    write_measures(run, {"validation/entropy": 0.3}, wanted)
+    assert [entry.reason for entry in results.missing] == ["not measured: diversity"]
+    write_measures(run, {"diversity/ngram": 0.3}, wanted)
     results = collect(["runs/study"])
     assert results.missing == ()
-    assert results.rows[0].values("validation/entropy") == {0: 0.3}
+    assert results.rows[0].values("diversity/ngram") == {0: 0.3}
 
 
 def test_a_run_that_the_grid_no_longer_names_is_left_out() -> None:

@@ -14,14 +14,17 @@ import pytest
 from scipy import stats
 
 from tests.experiments.report_runs import config_of, make_grid, make_run
-from ts2_lightning.experiments.report import Missing, Results, Row, Run, asked, collect, settled, write_report
+from ts2_lightning.experiments.measures import COLUMNS
+from ts2_lightning.experiments.report import Missing, Results, Row, Run, Settings, asked, collect, settled, write_report
 from ts2_lightning.experiments.report.choices import known
 from ts2_lightning.experiments.report.markdown import as_markdown, notes
+from ts2_lightning.experiments.report.meanings import meaning
 from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.tables import (
     Cell,
     Table,
     booktabs,
+    differences_table,
     escape_latex,
     escape_markdown,
     markdown,
@@ -266,8 +269,27 @@ def test_what_nobody_has_is_left_out() -> None:
     """A grid file may ask for more than could be measured, such as what needs an optional model."""
     results = results_of(single("a", {V: 0.5}), single("b", {V: 0.6}))
     wanted = replace(results.settings, columns=(V, "diversity/sentence_bert"), planes=((D, V),))
-    found = settled(replace(results, settings=wanted)).settings
-    assert (found.columns, found.planes) == ((V,), ())
+    found = settled(replace(results, settings=wanted))
+    assert (found.settings.columns, found.settings.planes) == ((V,), ())
+    assert found.missing == (Missing("diversity/sentence_bert", "", "not measured"), Missing(D, "", "not measured"))
+    assert settled(found).missing == found.missing, "said once"
+    assert "- `diversity/sentence_bert`: not measured\n" in as_markdown(found, [])
+    assert json.loads(as_json(found, []))["missing"][1]["name"] == D
+
+
+def test_what_nobody_has_is_said_with_what_was_meant() -> None:
+    results = results_of(single("a", {V: 0.5}, settings={"toyworld": {}}, curves={"val/entropy": {1: 0.5}}))
+    wanted = Settings(columns=("toyworld/seen/validity_t2", D), against={"k": (TAIL, V)}, curves=("val/entrpy",))
+    missing = {entry.name: entry.reason for entry in settled(replace(results, settings=wanted)).missing}
+    assert missing == {
+        "toyworld/seen/validity_t2": f"not measured; did you mean {V}?",
+        D: "not measured, or not defined",
+        TAIL: "not measured, or not defined",
+        "val/entrpy": "not measured; did you mean val/entropy?",
+    }
+    assert settled(Results("title", "", (), (), {}, settings=wanted)).missing == (), (
+        "that nothing ran is said elsewhere"
+    )
 
 
 def test_the_first_trained_row_is_the_baseline() -> None:
@@ -323,6 +345,59 @@ def test_undefined_is_not_empty() -> None:
     found = results_table(results, [V, D, "cost/seconds"])
     assert [cell.text for cell in found.rows[0]] == ["a", "0.500 ± 0.000", "-", ""]
     assert [cell.text for cell in found.rows[1]] == ["b", "", "", "3.0 (n 1)"]
+
+
+def test_a_difference_below_what_is_printed_is_not_marked() -> None:
+    """Its interval excludes zero, and yet both numbers are printed alike."""
+    values = {
+        "CE": (0.5, 0.6, 0.7),
+        "b": (0.5001, 0.6001, 0.70011),
+        "c": (0.501, 0.601, 0.7011),
+        "d": (0.4999, 0.5999, 0.7),
+    }
+    rows = [
+        Row(
+            label,
+            {},
+            tuple(Run(label, Path(label, str(seed)), seed, {V: of_seed}) for seed, of_seed in enumerate(of_row)),
+        )
+        for label, of_row in values.items()
+    ]
+    found = {row[0].text: row[1] for row in differences_table(results_of(*rows), [V], "CE").rows}
+    assert (found["b"].text, found["b"].mark) == ("+0.000 [+0.000, +0.000]", "")
+    assert (found["c"].text, found["c"].mark) == ("+0.001 [+0.001, +0.001]", "apart")
+    assert found["d"].text == "+0.000 [+0.000, +0.000]", "no zero below zero"
+
+
+def test_rows_that_share_their_trainings_are_told() -> None:
+    runs = tuple(
+        Run(
+            f"ts2-s{seed}/1",
+            Path(f"ts2-s{seed}/1"),
+            seed,
+            {V: 0.5},
+            command=f"python cli.py fit -c a.yaml --runs_dir {at}",
+        )
+        for seed, at in enumerate(("/some/where", "'/with a/blank'"))
+    )
+    rows = (Row("TS2", {}, runs), Row("decoded otherwise", {}, runs), single("CE", {V: 0.1}))
+    report = as_markdown(settled(results_of(*rows)), [])
+    assert "- 3 rows, 3 trainings. n = 2 seeds" in report
+    assert "- The same trainings, measured in several ways: TS2, decoded otherwise\n" in report
+    assert report.count("`ts2-s0/1`, TS2, decoded otherwise, seed 0") == 1
+    assert report.count("      python cli.py fit -c a.yaml\n") == 2, "wherever the runs lie"
+    assert "/some/where" not in report
+    assert "blank" not in report
+
+
+def test_the_columns_are_explained() -> None:
+    """All that tables show by default, and nothing else than what it is."""
+    assert [name for name, found in COLUMNS.items() if found.default and not meaning(name)] == []
+    unexplained = [name for name in COLUMNS if name.startswith("toyworld/") and not meaning(name)]
+    assert unexplained == [f"toyworld/accuracy/{task}" for task in ("plus", "capital", "opposite", "copy", "maker")]
+    report = as_markdown(settled(results_of(single("a", {V: 0.5, "mine/own": 1.0}))), [])
+    assert f"| V, T 1 | share of valid answers; T 1 | `{V}` |" in report
+    assert report.index("what it is") < report.index("## Runs")
 
 
 # Text -----------------------------------------------------------------------------------------------------------

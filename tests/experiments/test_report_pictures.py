@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 
 from ts2_lightning.evaluation.style import save
 from ts2_lightning.experiments.report import Results, Row, Run, Settings
@@ -54,10 +54,6 @@ def bars(axes: Axes) -> list[ErrorbarContainer]:
     return [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
 
 
-def names(axes: Axes) -> list[Annotation]:
-    return [text for text in axes.texts if isinstance(text, Annotation)]
-
-
 # Planes ---------------------------------------------------------------------------------------------------------
 
 
@@ -79,35 +75,23 @@ def test_a_plane_has_means_and_deviations(tmp_path: Path) -> None:
     assert deviations == [[], pytest.approx([0.2 / math.sqrt(2), 0.02 / math.sqrt(2)]), pytest.approx([0.5, 0.1])]
     written = texts(figure, tmp_path)
     assert {"base", "CE", "TS2", "A study: V, T 1 against D, T 1"} <= set(written)
-    assert "V, T 1  (higher is better)" in written
+    assert any(text.startswith("V, T 1: share of valid answers") for text in written)
+    assert any("(higher is better)" in text for text in written)
+    dots = [line for line in axes.lines if line.get_marker() == "."]
+    assert [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in dots] == [  # type: ignore[arg-type]
+        [],
+        [(3.0, 0.90), (3.2, 0.92)],
+        [(4.0, 0.9), (4.5, 0.8), (5, 0.7)],
+    ], "each seed, where there are several"
     assert bars(axes)[0][0].get_marker() == "*", "the base model is marked"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("count", [2, 5, 9])
-def test_names_do_not_lie_on_each_other(count: int) -> None:
-    figure = plane(results_of(spread_rows(count)), X, Y)
-    assert figure is not None
-    (axes,) = figure.axes
-    boxes = [name.get_window_extent() for name in names(axes)]
-    assert len(boxes) == count
-    inside = axes.get_window_extent()
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    for box in boxes:
-        assert inside.x0 <= box.x0
-        assert inside.x1 >= box.x1
-        for r in spread_rows(count):
-            at = axes.transData.transform((r.summary(X).mean, r.summary(Y).mean))
-            assert not box.contains(*at), "a name on a point"
-    assert not figure.legends
 
 
 @pytest.mark.parametrize(
     "rows", [spread_rows(20), spread_rows(9, long=True), [row(f"row {i}", [(1, 1)]) for i in range(12)]]
 )
-def test_where_names_have_no_room_there_is_a_legend(rows: list[Row], tmp_path: Path) -> None:
+def test_the_legend_names_every_row(rows: list[Row], tmp_path: Path) -> None:
     figure = plane(results_of(rows), X, Y)
     assert figure is not None
-    assert names(figure.axes[0]) == []
     (legend,) = figure.legends
     assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == [r.label for r in rows]
     figure.draw_without_rendering()
@@ -148,8 +132,8 @@ def test_a_plane_needs_two_rows() -> None:
 
 
 def test_looks_tell_rows_apart() -> None:
-    looks = looks_of([row(str(i), []) for i in range(56)])
-    assert len({tuple(look.values()) for look in looks.values()}) == 56
+    looks = looks_of([row(str(i), []) for i in range(72)])
+    assert len({tuple(look.values()) for look in looks.values()}) == 72
     assert looks_of([row("base", [], base=True), row("CE", [])])["CE"] == looks["0"], "whether there is a base or not"
 
 
@@ -250,7 +234,7 @@ def test_long_curves_are_thinned_and_say_so(tmp_path: Path) -> None:
     assert len(x) == POINTS
     assert x[0] == 2.5
     assert np.array_equal(x, y)
-    assert "val/entropy, means over 4 logged steps" in texts(figure, tmp_path)
+    assert "val/entropy, means over up to 4 logged steps" in texts(figure, tmp_path)
 
 
 def test_rows_that_share_a_training_have_one_curve(tmp_path: Path) -> None:
@@ -332,6 +316,20 @@ def test_long_names_of_many_rows_lie_on_no_bar() -> None:
     assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
     assert legend.get_window_extent().x1 <= figure.bbox.x1
     assert "sparsemax support" in caption
+
+
+def test_rows_have_the_colours_of_the_other_pictures() -> None:
+    """Also where the base model, which has the first colour, was not probed; and one training is drawn once."""
+    tail = {n: 0.5 for name in ("top1", "top2", "top3", "tail_mass") for n in (name, f"{name}/standard_error")}
+    numbers = [{"rows": 9, **tail}, {"rows": 9, **tail, "top1": 0.25}]
+    rows = [Row("base", {}, (), is_base=True)]
+    rows += [Row(label, {}, (Run("", Path(at), 0, probes={"tail": numbers[at == "b"]}),))
+             for label, at in (("CE", "a"), ("decoded otherwise", "a"), ("TS2", "b"))]  # fmt: skip
+    (picture,) = distributions(results_of(rows))
+    looks = looks_of(rows)
+    bars = picture.figure.axes[0].containers
+    drawn = {str(c.get_label()): to_hex(c[0].get_facecolor()).upper() for c in bars if isinstance(c, BarContainer)}
+    assert drawn == {"CE = decoded otherwise": looks["CE"]["color"], "TS2": looks["TS2"]["color"]}
 
 
 def test_only_what_was_asked_the_same_is_compared() -> None:

@@ -1,12 +1,13 @@
 """`ablate`: one file says what is compared; this runs what is not done yet, measures it and writes the report."""
 
 import json
-import os
 import shlex
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from ts2_lightning.cli.lightning_cli import resolve_model
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
-from ts2_lightning.experiments.grid import Grid, Point, read_grid
+from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -131,19 +132,26 @@ def plan(grid: Grid, points: Sequence[Point]) -> str:
 
 
 def state_of(grid: Grid, point: Point) -> str:
-    """How far a point is: `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried again."""
-    from ts2_lightning.experiments.execution.task import is_trained, measured, newest_attempt, read_failure, tasks_of
-    from ts2_lightning.experiments.measures.results import place_of
-    from ts2_lightning.experiments.measures.spec import check_spec
+    """How far a point is: `running`, `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried
+    again.
+    """
+    from ts2_lightning.experiments.execution.locks import is_taken
+    from ts2_lightning.experiments.execution.task import (
+        has_measures,
+        is_trained,
+        newest_attempt,
+        read_failure,
+        tasks_of,
+    )
 
     task = tasks_of(grid, [point])[-1]
+    if is_taken(task.directory):
+        return "running"
     if (failure := read_failure(task)) is not None:
         return f"failed to {failure.stage}"
     if not is_trained(task):
         return "to do" if newest_attempt(task) is None else "to go on"
-    spec = check_spec(point.measure)
-    places = [place_of(measured(task), spec, measure).with_suffix(".json") for measure in spec.measures]
-    return "done" if all(place.is_file() for place in places) else "to measure"
+    return "done" if has_measures(task) else "to measure"
 
 
 def _commands(points: Sequence[Point]) -> str:
@@ -200,17 +208,20 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     return 1 if failures else 0
 
 
-def write_record(grid: Grid) -> Path:
-    """Writes `grid.json`, whole or not at all.
+def write_record(grid: Grid) -> None:
+    """Writes `grid.json`, and how the base model is measured: as the first training. Each is there whole or not at all.
 
     Raises:
         UserError: if it cannot be written there.
     """
     from ts2_lightning.evaluation.style import write_whole
 
-    text = json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"
+    texts = {grid.directory / GRID: json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"}
+    if grid.base_model is not None:
+        texts[grid.base_config] = yaml.safe_dump(dict(grid.points[0].training.config), sort_keys=False)
     try:
-        return write_whole(grid.directory / "grid.json", lambda path: path.write_text(text, encoding="utf-8"))
+        for file, text in texts.items():
+            write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--runs_dir {grid.runs_dir}: {grid.directory} cannot be written ({error.strerror})") from error
 
@@ -231,13 +242,10 @@ def default_parallel(points: Sequence[Point]) -> int:
     """How many runs at a time: one where a run has GPUs or several processes, else a run for every core."""
     import torch
 
+    from ts2_lightning.experiments.execution.local import cores
+
     trainers = [point.training.config["trainer"] for point in points]
     alone = any(trainer["accelerator"] != "cpu" and torch.cuda.is_available() for trainer in trainers)
     if alone or any(trainer["devices"] not in ("auto", 1, "1") for trainer in trainers):
         return 1
     return min(cores(), len({point.training.digest for point in points}))
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

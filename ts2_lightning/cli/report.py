@@ -39,8 +39,9 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--out {out}: this is a file; name a directory")
     paths = write_report(results, out, options.latex)
     put(_summary(results))
-    pictures = sum(path.suffix == ".png" for path in paths)
-    put(f"\nReport:      {paths[0]} ({pictures} pictures)\nData:        {out / TABLE}, {out / RESULTS}")
+    count = sum(path.suffix == ".png" for path in paths)
+    pictures = f"{count} picture{'' if count == 1 else 's'}"
+    put(f"\nReport:      {paths[0]} ({pictures})\nData:        {out / TABLE}, {out / RESULTS}")
     if options.latex:
         put(f"LaTeX:       {out / LATEX}")
     return 0

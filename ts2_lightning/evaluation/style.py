@@ -2,11 +2,12 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -17,8 +18,9 @@ BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
 )  # fmt: skip
 REST = "#999999"
-MODELS = (REST, BLUE, SKY, GREEN, ORANGE, RED, PURPLE, BLACK)
-HATCHES = ("", "////", "....", "xxxx")  # for the ninth model and later ones, and in print
+WINE, OLIVE = "#882255", "#999933"  # two more, of Paul Tol's "muted"
+MODELS = (REST, BLUE, SKY, GREEN, ORANGE, RED, PURPLE, BLACK, WINE, OLIVE)
+HATCHES = ("", "////", "....", "xxxx")  # for the eleventh model and later ones
 
 DPI = 150
 PICTURE_ENDINGS = (".png", ".svg")
@@ -54,6 +56,13 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 def look(index: int) -> dict[str, Any]:
     """Colour and hatch of the model at a place, told apart for at least 32."""
     return {"color": MODELS[index % len(MODELS)], "hatch": HATCHES[index // len(MODELS) % len(HATCHES)]}
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend below all axes, as many names in a line as there is room for."""
+    longest = max(len(line) for handle in handles for line in str(handle.get_label()).splitlines())
+    abreast = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 7))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=abreast, fontsize=8, frameon=False)
 
 
 def literal(text: str) -> str:

@@ -5,7 +5,7 @@ to rounding, and with it the share of valid responses and the expected number of
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -406,41 +406,9 @@ def evaluate_toyworld(
     return out | _item_measures(model, tokenizer, world, style, decoder)
 
 
-COLUMNS: dict[str, tuple[str, str]] = {
-    "format": ("seen/format_t1", ".2f"),
-    "accuracy": ("accuracy", ".2f"),
-    "validity": ("seen/validity_t1", ".2f"),
-    "D, T 1": ("seen/distinct_t1", ".2f"),
-    "D, papers": ("seen/distinct_papers", ".2f"),
-    "outside": ("seen/outside_plausible", ".3f"),
-    "support": ("seen/support_size", ".2f"),
-    "tail mass": ("seen/tail_mass", ".3f"),
-    "entropy": ("seen/entropy", ".2f"),
-}
-"""The columns of `format_table`: title -> (measure, format)."""
-
 LEGEND = (
-    "D: distinct plausible answers expected in 32 samples; papers: their decoder, T 0.6, top-p 0.9, top-k 50;\n"
-    "outside: mass outside the plausible answers; tail mass: mass outside the sparsemax support; entropy in nats."
+    "V: share of valid answers; D: distinct plausible answers expected in 32 samples; papers: their decoder, T 0.6, "
+    "top-p 0.9, top-k 50; outside: mass outside the plausible answers; tail mass: mass outside the sparsemax support; "
+    "entropy in nats."
 )
-
-
-def format_table(rows: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]] | None = None) -> str:
-    """A monospaced table of measures, with a short legend below.
-
-    Args:
-        rows: label (such as "base", "CE", "TS2") -> measures of `evaluate_toyworld`. "-" stands for what is missing.
-        columns: title -> (measure, format), by default `COLUMNS`.
-    """
-    columns = columns or COLUMNS
-    cells = [["", *columns]]
-    for label, measures in rows.items():
-        values = [(measures.get(name, math.nan), spec) for name, spec in columns.values()]
-        cells.append([label, *("-" if math.isnan(value) else format(value, spec) for value, spec in values)])
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = []
-    for label, *numbers in cells:
-        aligned = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([label.ljust(widths[0]), *aligned]))
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join([*lines, "", LEGEND])
+"""What tables call the measures."""

@@ -1,10 +1,10 @@
 """`quickstart`: what cross-entropy and TS2 do to the same model, on a world whose plausible answers are known."""
 
 import argparse
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from textwrap import wrap
 
 import yaml
 from torch import Tensor
@@ -15,20 +15,30 @@ from transformers.utils import logging as transformers_logging
 from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
-from ts2_lightning.evaluation.models import load_model
+from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.evaluation.picture import draw_next_token
-from ts2_lightning.evaluation.toyworld import (
-    Style,
-    evaluate_toyworld,
-    format_table,
-    next_token_log_probabilities,
-    plausible_first_tokens,
-)
+from ts2_lightning.evaluation.toyworld import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
 from ts2_lightning.experiments.configs import shipped_config
+from ts2_lightning.experiments.measures import Target, check_spec, make_measures
+from ts2_lightning.experiments.names import slug
+from ts2_lightning.experiments.report import Results, Row, Run
+from ts2_lightning.experiments.report.tables import plain, results_table
 from ts2_lightning.experiments.toyworld_base import ensure_base
 
 CONFIG = shipped_config("experiment/quickstart.yaml")
-PICTURED = ("base", "CE", "TS2")
+BASE = "base"
+PICTURED = (BASE, "CE", "TS2")
+COLUMNS = tuple(
+    f"toyworld/{name}"
+    for name in (
+        "seen/format_t1", "accuracy", "seen/validity_t1", "seen/distinct_t1", "seen/distinct_papers",
+        "seen/outside_plausible", "seen/support_size", "seen/tail_mass", "seen/entropy",
+    )
+)  # fmt: skip
+WIDTH = 80
+"""Characters of a line of the table: it is also a file, the same whatever the terminal."""
+
+_MARKS = "↑ more is better, ↓ less is; *: the best of a column, of one seed: any difference may be chance."
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,14 +55,14 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     quieten("quickstart")
     base = ensure_base()
-    models: dict[str, Path] = {"base": base}
+    runs: dict[str, Path] = {}
     for label, extra in fits().items():
         name = f"quickstart-{slug(label)}"
         status = fit(label, name, extra, options.runs_dir, options.seed)
         if status:
             return status
-        models[label] = latest_export(name, options.runs_dir)
-    compare(models, Path(options.runs_dir) / "quickstart")
+        runs[label] = latest_export(name, options.runs_dir).parent
+    compare(base, runs, Path(options.runs_dir) / "quickstart", options.seed)
     return 0
 
 
@@ -68,32 +78,49 @@ def fits() -> dict[str, list[str]]:
     }
 
 
-def compare(models: dict[str, Path], out: Path) -> None:
-    """Measures every model and writes `table.txt`, `measures.json` and `next_token.png` into `out`.
+def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
+    """Measures every model, each measure once, and writes `table.txt` and `next_token.png` into `out`.
 
     Args:
-        models: label -> directory of a transformers model; `base` is asked in plain text, the others in chat.
+        base: directory of the toy world's base model; what is measured of it is kept in `out/base`.
+        runs: label -> a run that has exported its model; what is measured of it is kept in the run.
         out: directory, made if need be.
+        seed: of the runs.
     """
+    from ts2_lightning.cli.output import put
+
     world = load_world()
     family = next(family for family in world.seen if len(family.taught) == 2)
     request = family.held_out[0]
-    measures: dict[str, dict[str, float]] = {}
+    spec = check_spec({"toyworld": {}})
+    rows: list[Row] = []
     distributions: dict[str, Tensor] = {}
     print()
     transformers_logging.disable_progress_bar()  # one bar over the models is enough
-    for label, directory in tqdm(models.items(), desc="Measuring", unit=" models"):
-        model, tokenizer = load_model(directory)
-        style = style_of(label)
-        measures[label] = evaluate_toyworld(model, tokenizer, world, style)
+    targets = _targets(base, runs, out)
+    for label, target in tqdm(targets.items(), desc="Measuring", unit=" models"):
+        values = make_measures(target, spec, say=lambda _: None)
+        measured = Run(label, target.out, seed, values, settings={"toyworld": {}})
+        rows.append(Row(label, {}, (measured,), is_base=label == BASE))
         if label in PICTURED:
-            distributions[label] = next_token_log_probabilities(model, tokenizer, world, request, style).exp()
-    table = format_table(measures)
+            style: Style = "text" if target.asked_in_sentences else "chat"
+            found = next_token_log_probabilities(target.model, target.tokenizer, world, request, style)
+            distributions[label] = found.exp()
+    shown = plain(results_table(Results("Quickstart", "", (), tuple(rows), {}), COLUMNS), WIDTH)
+    table = "\n".join([shown, "", *wrap(LEGEND, WIDTH), *wrap(_MARKS, WIDTH)])
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.txt").write_text(table + "\n", encoding="utf-8")
-    (out / "measures.json").write_text(json.dumps(measures, indent=2) + "\n", encoding="utf-8")
-    picture = _draw(out / "next_token.png", distributions, tokenizer, world, family, request)
-    print(f"\n{table}\n\nPicture:     {picture}\nMeasures:    {out / 'measures.json'}")
+    picture = _draw(out / "next_token.png", distributions, targets[BASE].tokenizer, world, family, request)
+    put(f"\n{table}\n\nPicture:     {picture}\nReport:      python cli.py report '{out}*'")
+
+
+def _targets(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Target]:
+    """What is measured, by label: the base is asked in plain text, the others in chat. They keep what is found."""
+    targets = {BASE: Target(BASE, file_stamps(base), partial(str, base), out / BASE, in_sentences=True)}
+    for label, run in runs.items():
+        export = run / "export"
+        targets[label] = Target(label, file_stamps(export), partial(str, export), run, run)
+    return targets
 
 
 def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "runs", seed: int = 0) -> int:
@@ -123,20 +150,6 @@ def latest_export(name: str, runs_dir: str | Path = "runs") -> Path:
     """Where the newest run of a name exports its model; `RUNS_DIR/NAME/0/export`, which never exists, without a run."""
     runs = Path(runs_dir) / name
     return runs / str(max(numbers(runs), default=0)) / "export"
-
-
-def style_of(label: str) -> Style:
-    """How a model is asked: the base, which has never seen the chat tokens, in plain text."""
-    return "text" if label == "base" else "chat"
-
-
-def slug(label: str) -> str:
-    """A label as part of a directory's name.
-
-    >>> slug("CE, half rate")
-    'ce-half-rate'
-    """
-    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
 
 
 def nearer(path: Path) -> Path:

@@ -9,10 +9,11 @@ from matplotlib.ticker import MaxNLocator
 
 from ts2_lightning.evaluation.picture import Panel, next_token_figure
 from ts2_lightning.evaluation.probes.tspd import EPS_HEAD, EPS_TAIL
-from ts2_lightning.evaluation.style import layout, literal, look, new_figure, tidy
+from ts2_lightning.evaluation.style import layout, legend_below, literal, look, new_figure, tidy
 
 Document = Mapping[str, Any]
-"""What a probe has written: `probe`, `settings`, and under `models` the numbers of each."""
+"""What a probe has written: `probe`, `settings`, and under `models` the numbers of each; also, where the order does not
+say it, under `places` the place of each among all models that are compared, which decides its colour."""
 
 TOKENS_SHOWN = 15
 QUESTIONS_SHOWN = 4
@@ -64,7 +65,7 @@ def _panel(name: str, numbers: Mapping[str, Any], shown: Sequence[int]) -> Panel
     if numbers["implausible_mass"] is not None:
         title += f"implausible mass {numbers['implausible_mass']:.3f}\n"
     records = "" if numbers["first_token"] else f", n {numbers['records']}"
-    title += f"support {numbers['support_size']:.3g}, mass outside it {numbers['tail_mass']:.3f}{records}"
+    title += f"support {numbers['support_size']:.3g}, softmax mass outside it {numbers['tail_mass']:.3f}{records}"
     rest = max(0.0, 1.0 - sum(p.get(token, 0.0) for token in shown))
     return Panel(title, [p.get(token) for token in shown], rest, [kept.get(token, 0.0) >= 0.5 for token in shown])
 
@@ -117,11 +118,13 @@ def tail(document: Document) -> dict[str, Figure]:
     figure = new_figure(max(6.5, 2.0 + 1.3 * len(models)), 4.2)
     axes = figure.subplots()
     width = 0.84 / len(models)
+    places = document.get("places") or {name: i for i, name in enumerate(models)}
     for i, (name, numbers) in enumerate(models.items()):
         at = np.arange(len(names)) + (i - (len(models) - 1) / 2) * width
         heights = [numbers[key] for key in names]
         errors = [numbers[f"{key}/standard_error"] for key in names]
-        axes.bar(at, heights, width * 0.92, label=literal(name), edgecolor="white", linewidth=0.3, **look(i))
+        drawn = look(places[name])
+        axes.bar(at, heights, width * 0.92, label=literal(name), edgecolor="white", linewidth=0.3, **drawn)
         axes.errorbar(at, heights, errors, fmt="none", ecolor="0.25", elinewidth=0.8)
         for x, height, error in zip(at, heights, errors, strict=True):
             axes.text(x, height + error + 0.012, f"{height:.3f}".lstrip("0"), ha="center", fontsize=7.5, color="0.2")
@@ -132,10 +135,9 @@ def tail(document: Document) -> dict[str, Figure]:
     axes.set_yticks(np.arange(0, 1.01, 0.2))
     axes.set_ylabel("softmax probability, mean over the rows", fontsize=9)
     rows = next(iter(models.values()))["rows"]
-    figure.suptitle(
-        f"Tail probe: head and tail of the supervised tokens ({rows} rows, bars: standard error)", fontsize=11
-    )
-    axes.legend(fontsize=9, frameon=False, loc="upper right", ncols=min(len(models), 3))
+    over = f"means over {rows} rows of data, error bars: standard error"
+    figure.suptitle(f"Tail probe: head and tail of the supervised tokens\n({over})", fontsize=11)
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     return {"tail": figure}
 
 
@@ -222,6 +224,6 @@ def _support_sizes(models: Mapping[str, Any]) -> Figure:
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel("tokens that sparsemax keeps", fontsize=9)
     axes.set_ylabel("share of the supervised tokens (%)", fontsize=9)
-    axes.legend(fontsize=9, frameon=False, loc="upper right")
+    legend_below(figure, axes.get_legend_handles_labels()[0])
     figure.suptitle("TSPD probe: size of the sparsemax support", fontsize=11)
     return figure

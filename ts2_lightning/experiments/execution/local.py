@@ -158,14 +158,18 @@ def environments(parallel: int) -> list[Mapping[str, str]]:
     """The environment of each of so many processes, among which cores and GPUs are dealt."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // parallel))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // parallel))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
     return [
         {**os.environ, "OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
         for share in shares(gpus, parallel)
     ]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shares(gpus: Sequence[str], parallel: int) -> list[Sequence[str]]:

@@ -30,18 +30,9 @@ class Lock:
             UserError: if the file system knows no locks.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+        descriptor = _locked(directory, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        if descriptor is None:
             return None
-        except OSError as error:
-            os.close(descriptor)
-            raise UserError(
-                f"{directory / FILE}: the file system cannot lock it ({error.strerror}), so nothing would keep two "
-                "processes from the same run; choose another --runs_dir"
-            ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
         return cls(descriptor)
@@ -52,13 +43,14 @@ class Lock:
 
 
 def is_taken(directory: Path) -> bool:
-    """Whether someone has the lock of a run's directory."""
-    if not (directory / FILE).is_file():
+    """Whether someone has the lock of a run's directory. To look needs no right to write there."""
+    try:
+        descriptor = _locked(directory, os.O_RDONLY, fcntl.LOCK_SH)
+    except FileNotFoundError:
         return False
-    lock = Lock.take(directory)
-    if lock is not None:
-        lock.release()
-    return lock is None
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
 
 
 def is_orphaned(directory: Path) -> bool:
@@ -73,3 +65,19 @@ def is_orphaned(directory: Path) -> bool:
     except PermissionError:  # another user's
         return False
     return False
+
+
+def _locked(directory: Path, flags: int, how: int) -> int | None:
+    """The descriptor of a lock's file, opened and locked; None if someone else has locked it."""
+    descriptor = os.open(directory / FILE, flags, 0o644)
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise UserError(
+            f"{directory / FILE}: the file system cannot lock it ({error.strerror}), so nothing would keep two "
+            "processes from the same run; choose another --runs_dir"
+        ) from error
+    return descriptor

@@ -37,7 +37,6 @@ from ts2_lightning.experiments.execution.task import (
 )
 from ts2_lightning.experiments.execution.work import measure, train
 from ts2_lightning.experiments.grid import Grid
-from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 JOB = "job.json"
@@ -181,11 +180,6 @@ class Queue:
                     _remember(task, job.job_id)
 
     def _executor(self, settings: Mapping[str, Any]) -> Any:
-        known = sorted(self._submitit.SlurmExecutor._valid_parameters())
-        for name in settings:
-            if name not in known:
-                hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
-                raise UserError(f"{self.grid.file}: slurm: submitit has no parameter {name!r}{hint}")
         try:
             executor = self._submitit.SlurmExecutor(self.folder)
         except RuntimeError as error:

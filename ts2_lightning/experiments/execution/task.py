@@ -9,8 +9,7 @@ from typing import Any, Literal
 from ts2_lightning.callbacks.run_state import read_state
 from ts2_lightning.cli.run_directory import newest_checkpoint, numbers
 from ts2_lightning.experiments.grid import Grid, Point
-from ts2_lightning.experiments.measures import check_spec
-from ts2_lightning.experiments.measures.results import place_of
+from ts2_lightning.experiments.measures import check_spec, files_of
 from ts2_lightning.types import UserError
 
 FAILED = "failed.json"
@@ -31,6 +30,7 @@ class Task:
         device: where it is measured; empty: where `measure` likes.
         processes: nodes, and processes of each, that its training needs; None where the configuration does not say.
         on_gpu: whether it is not meant for the CPU.
+        config: of the base model, the configuration whose `data.*` says how it is measured.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Task:
     device: str = ""
     processes: tuple[int, int] | None = (1, 1)
     on_gpu: bool = False
+    config: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
         base = grid.base_model
         on_gpu = any(_on_gpu(point.training.config) for point in points)
         specs = (json.dumps(dict(base.measure)),)
-        tasks.append(Task(base.label, grid.directory / "base", (), base.path, specs, device or "", (1, 1), on_gpu))
+        config = str(grid.base_config)
+        tasks.append(Task(base.label, grid.base_directory, (), base.path, specs, device or "", (1, 1), on_gpu, config))
     sharing: dict[str, list[Point]] = {}
     for point in points:
         sharing.setdefault(point.training.digest, []).append(point)
@@ -174,6 +176,5 @@ def forget_failure(task: Task) -> None:
 
 def has_measures(task: Task) -> bool:
     """Whether all of its measures are there. Whether they are of the present prompts and files, `measure` knows."""
-    asked = [check_spec(json.loads(spec)) for spec in task.specs]
-    places = [place_of(measured(task), spec, measure) for spec in asked for measure in spec.measures]
-    return all(place.with_suffix(".json").is_file() for place in places)
+    asked = [files_of(measured(task), check_spec(json.loads(spec))) for spec in task.specs]
+    return all(file.is_file() for files in asked for file in files.values())

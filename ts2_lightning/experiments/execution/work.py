@@ -99,12 +99,17 @@ def measure(
     """Runs `measure` for each specification of which a measure is missing."""
     for spec in task.specs:
         tell("measuring")
-        what = [str(measured(task))] if task.options else [task.model, "--out", str(task.directory)]
+        what = [str(measured(task))] if task.options else _base_model(task)
         log = task.directory / "measure.log"
         outcome = _run(task, "measure", _measure_words(task, what, spec), processes, log, environment, keep)
         if outcome != "done":
             return outcome
     return "done"
+
+
+def _base_model(task: Task) -> list[str]:
+    """The base model, which is no run, and what is known of one."""
+    return [task.model, "--out", str(task.directory), *(["--config", task.config] if task.config else [])]
 
 
 def _measure_words(task: Task, what: Sequence[str], spec: str) -> list[str]:

@@ -1,27 +1,22 @@
 """The parts of a grid file, checked as far as that goes without the parser of `fit`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.experiments.grid.entries import Entry, choose, read_entries
+from ts2_lightning.experiments.grid.entries import Entry, read_entries
 from ts2_lightning.experiments.grid.expansion import ALL, Labels, Row, Rule, read_rule, rows_of
-from ts2_lightning.experiments.grid.settings import (
-    KEYS,
-    Settings,
-    argument,
-    read_configs,
-    read_measure,
-    read_overrides,
-    read_seeded,
-)
+from ts2_lightning.experiments.grid.measuring import read_measure
+from ts2_lightning.experiments.grid.reported import listed, read_report
+from ts2_lightning.experiments.grid.settings import KEYS, Settings, argument, read_seeded
+from ts2_lightning.suggestions import did_you_mean
 
 _FILE = (
     "title", "paper", "base", "set", "axes", "runs", "exclude", "when", "seeds", "seeded", "measure", "base_model",
     "report", "slurm",
 )  # fmt: skip
-_REPORT = ("baseline", "columns", "planes", "against", "curves")
 _VALUES = ("setting", "values")
 _TAKEN = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
 
@@ -73,27 +68,26 @@ def read_form(file: Path) -> Form:
     whole = read_entries(file)
     parts = whole.known(_FILE, required=("base", "axes"))
     axes = {name: _axis(name, entry) for name, entry in parts["axes"].mapping("axes with their choices").items()}
-    exclude = [read_rule(entry, axes, "{beta: 1.0}") for entry in _list(parts, "exclude")]
+    exclude = [read_rule(entry, axes, "{beta: 1.0}") for entry in listed(parts, "exclude")]
     rows = rows_of(parts.get("runs"), exclude, axes, parts["axes"])
-    when = [_condition(entry, axes, rows) for entry in _list(parts, "when")]
-    measure = read_measure(parts["measure"]) if "measure" in parts else {}
+    when = [_condition(entry, axes, rows) for entry in listed(parts, "when")]
+    common = Settings.read({"config": parts["base"], **{key: parts[key] for key in KEYS if key in parts}})
+    base_model = _base_model(parts.get("base_model"), common.measure)
+    choices = [settings for choices in axes.values() for settings in choices.values()]
+    measured = _measured([common, *choices, *(settings for _, settings in when)], base_model)
     return Form(
         parts["title"].text if "title" in parts else file.stem,
         parts["paper"].text if "paper" in parts else None,
-        Settings(read_configs(parts["base"]), read_overrides(parts["set"]) if "set" in parts else {}, measure),
+        common,
         axes,
         rows,
         when,
         _seeds(parts.get("seeds")),
         read_seeded(parts.get("seeded")),
-        _base_model(parts.get("base_model"), measure),
-        _report(parts["report"], axes, rows) if "report" in parts else {},
-        _plain_mapping(parts["slurm"], "submitit's parameters") if "slurm" in parts else None,
+        base_model,
+        read_report(parts["report"], axes, rows, measured) if "report" in parts else {},
+        _slurm(parts["slurm"]) if "slurm" in parts else None,
     )
-
-
-def _list(parts: Mapping[str, Entry], key: str) -> list[Entry]:
-    return parts[key].items(f"a list, one `- ` for each {key}") if key in parts else []
 
 
 def _axis(name: str, entry: Entry) -> dict[str, Settings]:
@@ -122,7 +116,7 @@ def _values(entry: Entry) -> dict[str, Settings]:
         text = value.text
         if text in found:
             raise value.error(f"{text} comes twice")
-        found[text] = Settings(overrides={setting: argument(value)})
+        found[text] = Settings(overrides={setting: argument(value)}, origins={setting: value})
     return found
 
 
@@ -157,31 +151,34 @@ def _base_model(entry: Entry | None, measure: Mapping[str, Any]) -> tuple[Entry,
     return entry, label, read_measure(parts["measure"]) if "measure" in parts else own
 
 
-def _report(entry: Entry, axes: Axes, rows: list[Row]) -> dict[str, Any]:
-    """The report's settings as plain values; names of metrics are the report's to know."""
-    parts = entry.known(_REPORT)
-    if "baseline" in parts:
-        rule = read_rule(parts["baseline"], axes, "{objective: CE}")
-        meant = sum(rule.matches(row.labels) for row in rows)
-        if meant != 1:
-            raise parts["baseline"].error(f"must mean one row of the grid, means {meant}; name the choice of more axes")
-    for key, known in (("planes", ("x", "y")), ("against", ("axis", "metrics"))):
-        for item in _list(parts, key):
-            named = item.known(known, required=known)
-            if key == "against":
-                choose(named["axis"].text, axes.keys(), "axis", named["axis"])
-                named["metrics"].items("a list of metrics")
-    for key in ("columns", "curves"):
-        for item in _list(parts, key):
-            item.text  # noqa: B018 - refuses what is no name
-    report: dict[str, Any] = entry.value
-    if "baseline" in parts:
-        report["baseline"] = {axis: choice.text for axis, choice in parts["baseline"].mapping().items()}
-    return report
+def _measured(layers: Iterable[Settings], base_model: tuple[Entry, str, Mapping[str, Any]] | None) -> list[str]:
+    """The measures that are made of any row, or of the base model."""
+    specifications = [*(layer.measure for layer in layers), *([base_model[2]] if base_model else [])]
+    made = (name for one in specifications for name, settings in one.items() if settings is not False)
+    return [name for name in dict.fromkeys(made) if name not in ("decoding", "template")]
 
 
-def _plain_mapping(entry: Entry, what: str) -> dict[str, Any]:
+def _slurm(entry: Entry) -> dict[str, Any]:
+    """Submitit's parameters, whose names are known where it is installed."""
     value = entry.value
     if not isinstance(value, dict):
-        raise entry.error(f"expected a mapping of {what}, got {entry.kind}")
+        raise entry.error(f"expected a mapping of submitit's parameters, got {entry.kind}")
+    parts = {} if entry.is_empty_mapping else entry.mapping()
+    known = _parameters() if parts else []
+    for name, part in parts.items():
+        if known and name not in known:
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise part.error(f"submitit has no such parameter{hint}")
+    time = parts.get("time")
+    if time and not isinstance(time.value, str) and ":" in time.text:
+        raise time.error(f'YAML reads {time.text} as the number {time.value}; write it in quotes: "{time.text}"')
     return value
+
+
+def _parameters() -> list[str]:
+    """Of jobs of SLURM; none where submitit is not installed."""
+    if find_spec("submitit") is None:
+        return []
+    from submitit import SlurmExecutor
+
+    return sorted(SlurmExecutor._valid_parameters())

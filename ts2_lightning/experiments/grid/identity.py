@@ -12,6 +12,7 @@ Not seen is code: that of this package, and losses, formats and callbacks in the
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from ts2_lightning.data.sources import HUB, TOYWORLD, Source, file_digest, resolve_source
 from ts2_lightning.data.toyworld import base_directory, load_world, world_hash
 from ts2_lightning.data.toyworld.cache import parse_source
+from ts2_lightning.types import UserError
 
 _PLACES = ("name", "runs_dir", "ckpt_path")
 _FITTED = ("train", "validation")
@@ -35,8 +37,15 @@ def digest_of(config: Mapping[str, Any]) -> str:
         config: the resolved configuration, plain values.
 
     Raises:
-        UserError: if there is no such file of rows.
+        UserError: if there is no such file of rows, or one that is needed cannot be read.
     """
+    try:
+        return _digest_of(config)
+    except OSError as error:
+        raise UserError(f"{error.filename or 'data or model'}: cannot be read ({error.strerror})") from error
+
+
+def _digest_of(config: Mapping[str, Any]) -> str:
     known = {key: value for key, value in config.items() if key not in _PLACES}
     known["data"] = _data_identity(config.get("data") or {})
     model = config.get("model") or {}
@@ -110,13 +119,20 @@ def path_identity(path: Any) -> Any:
 
 def directory_identity(directory: Path) -> list[list[str]]:
     """Names and digests of all files below a directory, but for hidden ones."""
-    files = sorted(file for file in directory.rglob("*") if file.is_file())
-    names = [file.relative_to(directory) for file in files]
-    return [
-        [str(name), sampled_digest(file)]
-        for name, file in zip(names, files, strict=True)
-        if not any(part.startswith(".") for part in name.parts)
-    ]
+    return [[str(name), sampled_digest(directory / name)] for name in _files_below(directory)]
+
+
+def _files_below(directory: Path) -> list[Path]:
+    """Where the files are, from the directory; those of a directory that may not be read are not passed over."""
+    found = []
+    for place, directories, names in os.walk(directory, onerror=_raise):
+        directories[:] = [name for name in directories if not name.startswith(".")]
+        found += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(file.relative_to(directory) for file in found if file.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def sampled_digest(file: Path) -> str:

@@ -8,6 +8,11 @@ from typing import Any
 
 from ts2_lightning.experiments.grid.expansion import title_of
 
+GRID = "grid.json"
+"""What `Grid.record` says, in the grid's directory."""
+
+_BASE = "base"
+
 
 @dataclass(frozen=True)
 class Training:
@@ -111,6 +116,19 @@ class Grid:
         return self.runs_dir / self.name
 
     @property
+    def base_directory(self) -> Path:
+        """Where the measures of the base model are."""
+        return self.directory / _BASE
+
+    @property
+    def base_config(self) -> Path:
+        """The configuration whose `data.*` says on which rows, and how, the base model is measured.
+
+        It is not in the directory of its measures, which would then look like a run.
+        """
+        return self.directory / f"{_BASE}.yaml"
+
+    @property
     def trainings(self) -> tuple[Training, ...]:
         """Every training once, in the order of the points."""
         return tuple({point.training.digest: point.training for point in self.points}.values())
@@ -126,7 +144,7 @@ class Grid:
             "axes": {axis: list(choices) for axis, choices in self.axes.items()},
             "seeds": list(self.seeds),
             "report": dict(self.report),
-            "base_model": base and {"label": base.label, "directory": "base", "measure": dict(base.measure)},
+            "base_model": base and {"label": base.label, "directory": _BASE, "measure": dict(base.measure)},
             "points": [
                 {
                     "labels": dict(point.labels),

@@ -10,8 +10,9 @@ from ts2_lightning.experiments.grid.expansion import Labels, Row, title_of
 from ts2_lightning.experiments.grid.form import Form, read_form
 from ts2_lightning.experiments.grid.identity import digest_of
 from ts2_lightning.experiments.grid.objects import BaseModel, Grid, Point, Training
-from ts2_lightning.experiments.grid.settings import merged, nearer, options_of, with_seed
-from ts2_lightning.experiments.quickstart import slug
+from ts2_lightning.experiments.grid.paths import nearer
+from ts2_lightning.experiments.grid.settings import merged, options_of, origin_of, with_seed
+from ts2_lightning.experiments.names import slug
 from ts2_lightning.types import UserError
 
 _DIGITS = 8
@@ -87,7 +88,8 @@ class _Resolver:
         """One row with one seed.
 
         Raises:
-            UserError: in the words of `fit` or of a measure, with the row in front.
+            UserError: in the words of `fit` or of a measure, with the row in front; the line is that of the setting, if
+                the file gives it.
         """
         from ts2_lightning.cli.guard import CommandLineError
 
@@ -100,7 +102,8 @@ class _Resolver:
             options = options_of([*layers, with_seed(self._form.seeded, seed)])
             return Point(row.labels, seed, self._training(row.labels, seed, options), measure)
         except (UserError, CommandLineError) as error:
-            raise row.origin.error(f"{title_of(row.labels)}, seed {seed}: {error}") from None
+            origin = origin_of(str(error), layers) or row.origin
+            raise origin.error(f"{title_of(row.labels)}, seed {seed}: {error}") from None
 
     def _training(self, labels: Labels, seed: int, options: tuple[str, ...]) -> Training:
         config = self._read(list(options))

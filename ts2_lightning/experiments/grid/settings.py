@@ -3,25 +3,30 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ts2_lightning.experiments.grid.entries import Entry
+from ts2_lightning.experiments.grid.measuring import read_measure
+from ts2_lightning.experiments.grid.paths import beside
 
 KEYS = ("config", "set", "measure")
 SEED = "{seed}"
+_SETTING = re.compile(r"(?:--)?([\w.]+)")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Configuration files, overrides as `--setting value` of fit, and what is measured differently."""
+    """Configuration files, overrides as `--setting value` of fit, what is measured differently, and where in the file
+    each of the overrides is.
+    """
 
     configs: tuple[str, ...] = ()
     overrides: Mapping[str, str] = field(default_factory=dict)
     measure: Mapping[str, Any] = field(default_factory=dict)
+    origins: Mapping[str, Entry] = field(default_factory=dict)
 
     @classmethod
     def read(cls, parts: Mapping[str, Entry]) -> "Settings":
@@ -34,6 +39,7 @@ class Settings:
             read_configs(parts["config"]) if "config" in parts else (),
             read_overrides(parts["set"]) if "set" in parts else {},
             read_measure(parts["measure"]) if "measure" in parts else {},
+            parts["set"].mapping() if "set" in parts else {},
         )
 
 
@@ -47,7 +53,7 @@ def read_configs(entry: Entry) -> tuple[str, ...]:
 
     found = []
     for item in entry.one_or_more("a configuration file or a list of them"):
-        path = _beside(item.file, item.text)
+        path = beside(item.file, item.text)
         if not os.path.isfile(path):
             raise item.error(no_such_file(path).strip())
         found.append(path)
@@ -67,18 +73,6 @@ def read_overrides(entry: Entry) -> dict[str, str]:
             raise value.error(f"{SEED} stands only in values of seeded")
         overrides[setting] = text
     return overrides
-
-
-def read_measure(entry: Entry) -> dict[str, Any]:
-    """The specification of measures; an empty mapping measures nothing.
-
-    Raises:
-        UserError: if it is no mapping.
-    """
-    value = entry.value
-    if not isinstance(value, dict):
-        raise entry.error(f"expected measures with their settings, such as {{toyworld: {{}}}}, got {entry.kind}")
-    return value
 
 
 def read_seeded(entry: Entry | None) -> dict[str, str]:
@@ -119,8 +113,8 @@ def argument(entry: Entry) -> str:
             raise entry.error(f"not a value that a setting can have ({error})") from None
     if value is None:
         return "null"
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and os.path.isfile(_beside(entry.file, value)):
-        return _beside(entry.file, value)
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and os.path.isfile(beside(entry.file, value)):
+        return beside(entry.file, value)
     return entry.text
 
 
@@ -140,6 +134,13 @@ def options_of(layers: Iterable[Settings]) -> tuple[str, ...]:
         for setting, value in layer.overrides.items():
             _put(overrides, setting, value)
     return (*words, *(word for setting, value in overrides for word in (f"--{setting}", value)))
+
+
+def origin_of(complaint: str, layers: Sequence[Settings]) -> Entry | None:
+    """Where the setting is given that a complaint begins with; None if none of the layers gives it."""
+    named = _SETTING.match(complaint)
+    given = [(setting.rstrip("+"), entry) for layer in layers for setting, entry in layer.origins.items()]
+    return next((entry for setting, entry in reversed(given) if named and setting == named[1]), None)
 
 
 def _put(overrides: list[tuple[str, str]], setting: str, value: str) -> None:
@@ -163,14 +164,3 @@ def merged(specification: Mapping[str, Any], change: Mapping[str, Any]) -> dict[
         before = result.get(key)
         result[key] = merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
     return result
-
-
-def nearer(path: str | Path) -> str:
-    """A path from the working directory where it lies below it, else the whole."""
-    whole, here = os.path.abspath(path), os.getcwd()
-    return os.path.relpath(whole, here) if os.path.commonpath([whole, here]) == here else whole
-
-
-def _beside(file: str, name: str) -> str:
-    """A path that is relative to a file, from the working directory."""
-    return nearer(Path(file).parent / Path(name).expanduser())

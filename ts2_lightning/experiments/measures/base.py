@@ -30,6 +30,9 @@ class Measure(ABC):
     name: ClassVar[str]
     """In a spec, of files, and before the names of values."""
 
+    decoded: ClassVar[bool] = True
+    """Whether the values depend on how the model is decoded. If not, they are made once for all decodings."""
+
     def check(self) -> None:  # noqa: B027 - most have nothing to look at
         """Looks at the settings, as far as they can be judged without a model.
 

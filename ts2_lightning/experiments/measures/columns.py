@@ -123,11 +123,11 @@ _PROBES: tuple[_Row, ...] = (
     ("micro/support_size", "support, micro probe", None, ".2f", False),
     ("micro/entropy", "entropy, micro probe", None, ".3f", False),
 )
-_COST: tuple[_Row, ...] = (
-    ("seconds", "seconds", "lower", ".1f", True),
+_COST: tuple[_Row, ...] = (  # times follow the load of the machine, so that none is the best
+    ("seconds", "seconds", None, ".1f", True),
     ("steps", "steps", None, ".0f", False),
-    ("tokens_per_second", "tokens/s", "higher", ".0f", False),
-    ("supervised_tokens_per_second", "supervised tokens/s", "higher", ".0f", True),
+    ("tokens_per_second", "tokens/s", None, ".0f", False),
+    ("supervised_tokens_per_second", "supervised tokens/s", None, ".0f", True),
     ("peak_memory_gb", "memory, GB", "lower", ".2f", True),
 )
 

@@ -30,6 +30,7 @@ class Cost(Measure):
     """Time, throughput and memory of a training."""
 
     name: ClassVar[str] = "cost"
+    decoded: ClassVar[bool] = False
 
     def inputs(self, target: Target) -> Any:
         """The run's own files."""

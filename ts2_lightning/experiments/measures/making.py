@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ts2_lightning.experiments.measures.base import Measure
 from ts2_lightning.experiments.measures.digests import digest
-from ts2_lightning.experiments.measures.results import place_of, read_result, write_result
+from ts2_lightning.experiments.measures.results import files_of, kept_values, place_of, write_result
 from ts2_lightning.experiments.measures.spec import Spec
 from ts2_lightning.experiments.measures.target import Target
 
@@ -29,7 +29,7 @@ def make_measures(target: Target, spec: Spec, say: Callable[[str], None] = print
     target = replace(target, decoding=spec.decoding, template=spec.template)
     keys = [digest([target.identity, measure.inputs(target)]) for measure in spec.measures]
     places = [place_of(target.out, spec, measure) for measure in spec.measures]
-    kept = [read_result(place, key) for place, key in zip(places, keys, strict=True)]
+    kept = [kept_values(file, key) for file, key in zip(files_of(target.out, spec).values(), keys, strict=True)]
     for measure, values in zip(spec.measures, kept, strict=True):
         if values is None:
             measure.check_target(target)

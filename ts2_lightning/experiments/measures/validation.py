@@ -36,6 +36,7 @@ class Validation(Measure):
     """
 
     name: ClassVar[str] = "validation"
+    decoded: ClassVar[bool] = False
 
     rows: Rows = None
     format: str | None = None

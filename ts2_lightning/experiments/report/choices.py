@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from ts2_lightning.experiments.measures.columns import COLUMNS, Column, column
 from ts2_lightning.experiments.report.results import Results, Settings, numeric_axes
+from ts2_lightning.experiments.report.unmet import unmet
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -85,7 +86,7 @@ def _hint(word: str, names: Sequence[str], else_: str) -> str:
 
 
 def settled(results: Results) -> Results:
-    """The same results, with settings in which nothing is left open, and nothing is that no run has."""
+    """The same results, with settings in which nothing is left open, and nothing is that no run has: it is missing."""
     there, wanted = set(results.names), results.settings
     baseline = wanted.baseline or next((row.label for row in results.trained if row.runs), "")
     columns = tuple(name for name in wanted.columns if name in there) or tuple(_columns(results))
@@ -99,7 +100,7 @@ def settled(results: Results) -> Results:
         against = dict.fromkeys(numeric_axes(results.axes), ())
     filled = {axis: names or default[:_AGAINST_SHOWN] for axis, names in against.items()}
     shown = Settings(baseline, columns, tuple(planes), filled, _curves(results))
-    return replace(results, settings=shown)
+    return replace(results, settings=shown, missing=tuple(dict.fromkeys((*results.missing, *unmet(results)))))
 
 
 def _columns(results: Results) -> list[str]:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ts2_lightning.cli.run_directory import CONFIG
+from ts2_lightning.experiments.grid import GRID
 from ts2_lightning.experiments.measures.results import DIRECTORY
-from ts2_lightning.experiments.report.grids import GRID, read_grid_results
+from ts2_lightning.experiments.report.grids import read_grid_results
 from ts2_lightning.experiments.report.results import Missing, Results
 from ts2_lightning.experiments.report.rows import base_row, rows_of
 from ts2_lightning.suggestions import did_you_mean

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ts2_lightning.evaluation.style import layout, literal, new_figure, tidy
+from ts2_lightning.evaluation.style import MODELS, layout, literal, new_figure, tidy
 from ts2_lightning.experiments.report.looks import add_legend, looks_of, wrapped
 from ts2_lightning.experiments.report.results import Curve, Results, Row
 
@@ -26,7 +26,7 @@ _NAMES = {
     "gold_rank": "rank of the gold token",
     "gold_in_support": "share of gold tokens in the support",
     "support_size": "sparsemax support (tokens)",
-    "tail_mass": "mass outside the sparsemax support",
+    "tail_mass": "mass outside the support",
     "zero_gradient": "share of tokens without gradient",
     "gradient_norm": "gradient norm",
     "learning_rate": "learning rate",
@@ -87,14 +87,14 @@ def _lines(rows: Sequence[Row], name: str) -> dict[str, tuple[Row, list[Curve]]]
 
 
 def _dash(results: Results, row: Row) -> Any:
-    """Colours come again from the eighth row on, with other dashes."""
-    place = results.trained.index(row) // 7
+    """Where colours come again, they have other dashes."""
+    place = results.trained.index(row) // (len(MODELS) - 1)
     return ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))[place % 4]
 
 
 def _title(name: str, lines: Mapping[str, tuple[Row, list[Curve]]]) -> str:
     width = max(_width(len(shared_steps(of_seeds))) for _, of_seeds in lines.values())
-    return name if width == 1 else f"{name}, means over {width} logged steps"
+    return name if width == 1 else f"{name}, means over up to {width} logged steps"
 
 
 def _width(steps: int) -> int:
@@ -113,13 +113,15 @@ def shared_steps(of_seeds: Sequence[Curve]) -> list[int]:
 
 
 def thinned(values: Sequence[float], width: int) -> list[float]:
-    """Means over neighbours, `width` at a time; the last ones may be fewer.
+    """Means over neighbours, at most `width` at a time and about as many each: a lone last one would stand out.
 
     Example:
         >>> thinned([1, 2, 3, 4, 9], 2)
         [1.5, 3.5, 9.0]
+        >>> thinned(range(9), 4)
+        [1.0, 4.0, 7.0]
     """
-    return [float(np.mean(values[i : i + width])) for i in range(0, len(values), width)]
+    return [float(part.mean()) for part in np.array_split(values, -(-len(values) // width))]
 
 
 def _draw(axes: Axes, of_seeds: Sequence[Curve], colour: str, dash: Any) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
-from matplotlib.transforms import Bbox
 
 from ts2_lightning.evaluation.style import layout, literal, new_figure, tidy
 from ts2_lightning.experiments.report.choices import known
@@ -18,14 +18,13 @@ from ts2_lightning.experiments.report.looks import (
     add_legend,
     axis_label,
     dashes,
+    explained,
     looks_of,
     span_what_is_printed,
     wrapped,
-    write_names,
 )
 from ts2_lightning.experiments.report.results import Results, Row, number
 
-_NAMED = 12  # rows whose names are written beside their points, at most; more have a legend
 _LOG_FROM = 10.0  # largest over smallest choice from which on an axis is logarithmic
 
 
@@ -65,7 +64,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     if len(points) < 2:
         return None
     looks = looks_of(results.rows)
-    figure = new_figure(6.8, 4.9)
+    figure = new_figure(8.2, 4.9)
     axes = figure.subplots()
     for rows in _dials(results):
         dialled = {point.row.label: point for point in points}
@@ -73,22 +72,21 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
         axes.plot([p.x for p in there], [p.y for p in there], color="0.75", linewidth=1.0, zorder=1)
     for point in points:
         look = looks[point.row.label]
-        size = 12 if point.row.is_base else 7
+        size = 12 if point.row.is_base else 8
         axes.errorbar(
-            point.x, point.y, _bar(point.y_sd), _bar(point.x_sd), fmt=look["marker"], color=look["color"],
-            markersize=size, markeredgecolor="white", markeredgewidth=0.6, elinewidth=1.0, capsize=2, zorder=3,
+            point.x, point.y, _bar(point.y_sd), _bar(point.x_sd), linestyle="", markersize=size, elinewidth=1.0,
+            capsize=2, zorder=3, **look, **_translucent(look),
         )  # fmt: skip
+        of_seeds = _seeds(point.row, x, y)
+        axes.plot(*of_seeds, ".", color=look["color"], markersize=3.5, alpha=0.8, zorder=2)
     tidy(axes, grid="both")
     axes.margins(0.12)
     span_what_is_printed(axes.xaxis, x)
     span_what_is_printed(axes.yaxis, y)
-    axes.set_xlabel(axis_label(x), fontsize=9)
-    axes.set_ylabel(axis_label(y), fontsize=9)
+    axes.set_xlabel(explained(x, 90), fontsize=9)
+    axes.set_ylabel(explained(y, 56), fontsize=9)
     figure.suptitle(wrapped(f"{results.title}: {known(y).title} against {known(x).title}", 70), fontsize=10)
-    if not _named(figure, axes, points):
-        handles = [_key(point.row, looks) for point in points]
-        figure.set_figwidth(figure.get_figwidth() + 1.6)
-        add_legend(figure, handles)
+    add_legend(figure, [_key(point.row, looks) for point in points])
     return figure
 
 
@@ -97,23 +95,15 @@ def _point(row: Row, x: str, y: str) -> _Point:
     return _Point(row, across.mean, up.mean, across.sd, up.sd)
 
 
+def _seeds(row: Row, x: str, y: str) -> tuple[list[float], list[float]]:
+    """The values of each seed that has both, where there are several."""
+    across, up = row.values(x), row.values(y)
+    both = [seed for seed in across if seed in up] if len(across) > 1 else []
+    return [across[seed] for seed in both], [up[seed] for seed in both]
+
+
 def _bar(sd: float) -> float | None:
     return sd if math.isfinite(sd) and sd > 0 else None
-
-
-def _named(figure: Figure, axes: Axes, points: Sequence[_Point]) -> bool:
-    """Writes the rows' names beside their points, if there is room for all."""
-    if len(points) > _NAMED:
-        return False
-    figure.draw_without_rendering()  # gives everything its place
-    taken = []
-    for point in points:
-        at = axes.transData.transform((point.x, point.y))
-        taken.append(Bbox.from_extents(*(at - 8), *(at + 8)))
-        for dx, dy in ((_bar(point.x_sd) or 0.0, 0.0), (0.0, _bar(point.y_sd) or 0.0)):
-            low, high = axes.transData.transform([(point.x - dx, point.y - dy), (point.x + dx, point.y + dy)])
-            taken.append(Bbox.from_extents(*(low - 2), *(high + 2)))
-    return write_names(axes, [(p.x, p.y) for p in points], [p.row.label for p in points], taken)
 
 
 def _dials(results: Results) -> list[list[Row]]:
@@ -138,7 +128,13 @@ def _lines(results: Results, axis: str) -> dict[str, list[tuple[float, Row]]]:
 
 def _key(row: Row, looks: Mapping[str, Mapping[str, Any]]) -> Line2D:
     """A row's entry of a legend."""
-    return Line2D([], [], linestyle="", markersize=7, label=wrapped(row.label), **looks[row.label])
+    look = looks[row.label]
+    return Line2D([], [], linestyle="", markersize=7, label=wrapped(row.label), **look, **_translucent(look))
+
+
+def _translucent(look: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a marker: so that one that lies on another does not hide it."""
+    return {"markerfacecolor": to_rgba(look["color"], 0.3), "markeredgecolor": look["color"], "markeredgewidth": 1.2}
 
 
 # Metric against hyper-parameter ---------------------------------------------------------------------------------

@@ -7,20 +7,13 @@ from typing import Any
 from ts2_lightning.callbacks.run_state import FILE as STATE
 from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.experiments.execution.task import FAILED
-from ts2_lightning.experiments.measures.results import place_of
+from ts2_lightning.experiments.grid import GRID
+from ts2_lightning.experiments.measures.results import Result, files_of, read_result
 from ts2_lightning.experiments.measures.spec import check_spec
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings
-from ts2_lightning.experiments.report.runs import (
-    Measure,
-    make_run,
-    read_json,
-    read_measure,
-    why_unfinished,
-)
+from ts2_lightning.experiments.report.runs import make_run, read_json, why_unfinished
 from ts2_lightning.types import UserError
-
-GRID = "grid.json"
 
 
 def read_grid_results(directory: Path) -> Results:
@@ -114,12 +107,11 @@ def _failure(parent: Path) -> str:
     return f"{what} failed (status {failed.get('status')}): {failed.get('message')}; see {failed.get('log')}"
 
 
-def of_spec(directory: Path, spec: Mapping[str, Any]) -> tuple[list[Measure], str]:
+def of_spec(directory: Path, spec: Mapping[str, Any]) -> tuple[list[Result], str]:
     """The measures of a run that a spec asks for, and what is lacking."""
-    asked = check_spec(spec)
-    files = {measure.name: place_of(directory, asked, measure).with_suffix(".json") for measure in asked.measures}
+    files = files_of(directory, check_spec(spec))
     lacking = [name for name, file in files.items() if not file.is_file()]
-    found = [read_measure(file) for name, file in files.items() if name not in lacking]
+    found = [read_result(file) for name, file in files.items() if name not in lacking]
     return found, f"not measured: {', '.join(lacking)}" if lacking else ""
 
 

@@ -1,11 +1,12 @@
 """`report.md`: what was run, the tables, the pictures, what is missing, and how to repeat a run."""
 
+import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.evaluation.toyworld import LEGEND
 from ts2_lightning.experiments.report.choices import known
 from ts2_lightning.experiments.report.figures import Picture
-from ts2_lightning.experiments.report.results import Results, Run
+from ts2_lightning.experiments.report.meanings import meaning
+from ts2_lightning.experiments.report.results import Results, Row, Run
 from ts2_lightning.experiments.report.statistics import CONFIDENCE
 from ts2_lightning.experiments.report.tables import (
     Cell,
@@ -20,6 +21,11 @@ COLUMNS = 8
 """Of values, in one table; a page has no room for more."""
 
 _DIFFERENCES = 5  # columns of a table of differences, which are wide
+_RUNS_DIR = re.compile(r" --runs_dir ('[^']*'|\S+)")
+_TOYWORLD = (
+    "On the toy world an answer is valid if it is plausible and in the taught form. All answers are known there, so "
+    "that its values are exact; nothing is sampled. T is the temperature."
+)
 _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 
 
@@ -29,6 +35,7 @@ def as_markdown(results: Results, pictures: Sequence[Picture]) -> str:
         f"# {escape_markdown(results.title)}",
         _about(results),
         _results(results),
+        _columns(results),
         _differences(results),
         *(f"## {heading}\n\n{text}" for heading, text in _rest(results, pictures) if text),
     ]
@@ -40,7 +47,6 @@ def _rest(results: Results, pictures: Sequence[Picture]) -> list[tuple[str, str]
         ("Pictures", _pictures(pictures)),
         ("What is missing", _missing(results)),
         ("What the rows differ in", _settings(results)),
-        ("What the columns are", _columns(results)),
         ("Runs", _runs(results)),
     ]
 
@@ -50,14 +56,19 @@ def _rest(results: Results, pictures: Sequence[Picture]) -> list[tuple[str, str]
 
 def _about(results: Results) -> str:
     runs = results.runs
-    times = sorted(run.time[:16].replace("T", " ") for run in runs if run.time)
+    times = sorted(_minute(run.time) for run in runs if run.time)
     seconds = [run.seconds for run in runs if run.seconds is not None]
     lines = [
         f"Paper: {escape_markdown(results.paper)}" if results.paper else "",
         f"Grid: `{results.file}`"
         if results.file
         else f"From: {', '.join(f'`{source}`' for source in results.sources)}",
-        f"{len(results.trained)} rows, {len(runs)} trainings. {seeds_said(results)}",
+        f"{_counted(len(results.trained), 'row')}, {_counted(len(runs), 'training')}. {seeds_said(results)}",
+        *_shared(results),
+        *(
+            f"{escape_markdown(row.label)}: a model as it was before these trainings, measured once"
+            for row in _bases(results)
+        ),
         f"Differences are taken against: {escape_markdown(results.settings.baseline)}" if _compares(results) else "",
         f"Software: {revisions_said(runs)}",
         f"Trainings began: {' to '.join(dict.fromkeys((times[0], times[-1])))}" if times else "",
@@ -65,6 +76,39 @@ def _about(results: Results) -> str:
         *(f"**Note:** {note}" for note in notes(results)),
     ]
     return "\n".join(f"- {line}" for line in lines if line)
+
+
+def _minute(time: str) -> str:
+    """A time, ISO 8601, for people.
+
+    Example:
+        >>> _minute("2026-01-02T03:04:05+00:00")
+        '2026-01-02 03:04 UTC'
+    """
+    return time[:16].replace("T", " ") + (" UTC" if time.endswith("+00:00") else "")
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _bases(results: Results) -> list[Row]:
+    return [row for row in results.rows if row.is_base]
+
+
+def _by_runs(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that share their trainings, together."""
+    found: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.runs:
+            found.setdefault(tuple(str(run.directory) for run in row.runs), []).append(row)
+    return list(found.values())
+
+
+def _shared(results: Results) -> list[str]:
+    """Which rows are other measurements of the same trainings."""
+    labels = [[escape_markdown(row.label) for row in same] for same in _by_runs(results.trained) if len(same) > 1]
+    return [f"The same trainings, measured in several ways: {', '.join(same)}" for same in labels]
 
 
 def seeds_said(results: Results) -> str:
@@ -159,8 +203,9 @@ def _differences(results: Results) -> str:
     if max(pairs, default=0) > 1:
         said = (
             f"Mean differences over the seeds that both rows have, with Student's {_PERCENT} interval "
-            f"(paired by seed, n = {max(pairs)} where nothing is missing). Bold: the interval excludes zero. The "
-            "intervals are not corrected for their number: of twenty, one is expected to exclude zero by chance."
+            f"(paired by seed, n = {max(pairs)} where nothing is missing). Bold: the interval excludes zero, and the "
+            "mean is not printed as zero. The intervals are not corrected for their number: of twenty, one is expected "
+            "to exclude zero by chance."
         )
     else:
         said = "Differences of single runs: without more seeds there is no interval, and any of them may be chance."
@@ -176,13 +221,15 @@ def _settings(results: Results) -> str:
 
 
 def _columns(results: Results) -> str:
-    if not results.settings.columns:
+    names = results.settings.columns
+    if not names:
         return ""
-    lines = ["| column | value in `results.json` |", "| --- | --- |"]
-    lines += [f"| {escape_markdown(known(name).title)} | `{name}` |" for name in results.settings.columns]
-    of_toyworld = any(name.startswith("toyworld/") for name in results.settings.columns)
-    legend = f"On the toy world, V: share of valid answers; {' '.join(LEGEND.split())}" if of_toyworld else ""
-    return "\n".join(lines) + (f"\n\n{legend}" if legend else "")
+    lines = ["| column | what it is | value in `results.json` |", "| --- | --- | --- |"]
+    lines += [
+        f"| {escape_markdown(known(name).title)} | {escape_markdown(meaning(name))} | `{name}` |" for name in names
+    ]
+    of_toyworld = any(name.startswith("toyworld/") for name in names)
+    return "\n".join(lines) + (f"\n\n{_TOYWORLD}" if of_toyworld else "")
 
 
 # The rest -------------------------------------------------------------------------------------------------------
@@ -204,12 +251,13 @@ def _missing(results: Results) -> str:
 
 
 def _runs(results: Results) -> str:
-    """Every run with what repeats it."""
+    """Every run with what repeats it. Where the runs are to lie is not said: that is a matter of the machine."""
+    revisions = len({run.revision for run in results.runs}) > 1
     lines = ["Each run can be repeated alone, by the command below its name."]
-    for row in results.trained:
-        for run in row.runs:
-            about = [f"`{run.name}`", escape_markdown(row.label)]
+    for same in _by_runs(results.trained):
+        for run in same[0].runs:
+            about = [f"`{run.name}`", *(escape_markdown(row.label) for row in same)]
             about += [f"seed {run.seed}"] if run.seed is not None else []
-            about += [f"`{run.revision}`"] if run.revision else []
-            lines.append(f"- {', '.join(about)}\n\n      {run.command}")
+            about += [f"`{run.revision}`"] if run.revision and revisions else []
+            lines.append(f"- {', '.join(about)}\n\n      {_RUNS_DIR.sub('', run.command)}")
     return "\n".join(lines) if len(lines) > 1 else ""

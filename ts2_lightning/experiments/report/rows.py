@@ -109,8 +109,8 @@ def _attempt(directory: Path) -> _Attempt:
             return _Attempt(directory, settings, {}, unfinished)
         measures = read_measures(directory)
         runs = {}
-        for decoding in dict.fromkeys(measure.decoding for measure in measures) or ["softmax"]:
-            of_decoding = [measure for measure in measures if measure.decoding == decoding]
+        for decoding in dict.fromkeys(filter(None, (measure.decoding for measure in measures))) or ["softmax"]:
+            of_decoding = [measure for measure in measures if measure.decoding in (decoding, None)]
             command = f"python cli.py fit -c {directory / CONFIG}"
             runs[decoding] = make_run(str(directory), directory, seed_of(settings), of_decoding, command)
     except UserError as error:

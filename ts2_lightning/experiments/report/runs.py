@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +10,13 @@ import yaml
 
 from ts2_lightning.callbacks.run_state import FILE as STATE
 from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config
-from ts2_lightning.experiments.measures.results import DIRECTORY
+from ts2_lightning.experiments.measures.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
 from ts2_lightning.types import UserError
 
 CURVES = Path("csv", "metrics.csv")
 LOGGED = ("val/", "train/")
 """Logged names whose last values are values of the run."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One file of `measures/`.
-
-    Attributes:
-        name: of the measure.
-        decoding: that the model was measured with.
-        settings: that it was made with.
-        values: name -> number.
-        probes: probe -> what its `measure` returned, where the file keeps that.
-        changed: time at which the file was written, in ns.
-    """
-
-    name: str
-    decoding: str
-    settings: Mapping[str, Any]
-    values: Mapping[str, float]
-    probes: Mapping[str, Any]
-    changed: int
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,30 +50,14 @@ def read_config(run: Path) -> dict[str, Any]:
     return found
 
 
-def read_measures(directory: Path) -> list[Measure]:
+def read_measures(directory: Path) -> list[Result]:
     """All measures in a directory, those that were made last behind the others.
 
     Raises:
         UserError: a file that is none.
     """
-    found = [read_measure(path) for path in sorted((directory / DIRECTORY).glob("*.json"))]
-    return sorted(found, key=lambda measure: measure.changed)
-
-
-def read_measure(path: Path) -> Measure:
-    """One measure.
-
-    Raises:
-        UserError: the file is none.
-    """
-    document = read_json(path)
-    try:
-        values = {str(name): float(value) for name, value in document["values"].items()}
-        name, decoding = str(document["name"]), str(document.get("decoding", "softmax"))
-        settings, probes = dict(document.get("settings") or {}), dict(document.get("documents") or {})
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not what `measure` writes ({error!r})") from error
-    return Measure(name, decoding, settings, values, probes, path.stat().st_mtime_ns)
+    found = [read_result(path) for path in sorted((directory / DIRECTORY).glob("*.json"))]
+    return sorted(found, key=lambda result: result.changed)
 
 
 def read_curves(run: Path) -> dict[str, Curve]:
@@ -147,7 +109,7 @@ def why_unfinished(run: Path) -> str:
     return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
 
 
-def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Measure], command: str = "") -> Run:
+def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Result], command: str = "") -> Run:
     """A run with the measures that count, and the last values that it has logged.
 
     Raises:
@@ -159,13 +121,18 @@ def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Me
         name,
         directory,
         seed,
-        {key: value for measure in found for key, value in measure.values.items()} | last_values(curves),
+        {key: value for result in found for key, value in result.values.items()} | last_values(curves),
         curves,
-        {probe: numbers for measure in found for probe, numbers in measure.probes.items()},
-        {measure.name: {"decoding": measure.decoding, **measure.settings} for measure in found},
+        {name: document for result in found for name, document in result.documents.items()},
+        {result.name: _asked(result) for result in found},
         command=command,
         **_record(directory),
     )
+
+
+def _asked(result: Result) -> dict[str, Any]:
+    """The settings of a measure, with the decoding if it depends on that."""
+    return {**({} if result.decoding is None else {"decoding": result.decoding}), **result.settings}
 
 
 def _record(run: Path) -> dict[str, Any]:

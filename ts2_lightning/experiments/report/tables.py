@@ -80,9 +80,14 @@ def differences_table(results: Results, names: Sequence[str], baseline: str) -> 
     for name in names:
         differences = [row.difference(base, name) for row in others]
         columns.append(
-            [Cell(difference_text(d, known(name).format), "apart" if d.excludes_zero else "") for d in differences]
+            [Cell(difference_text(d, known(name).format), _told_apart(d, known(name).format)) for d in differences]
         )
-    return _table([f"less {baseline}", *(titled(name) for name in names)], others, columns)
+    return _table([f"minus {baseline}", *(titled(name) for name in names)], others, columns)
+
+
+def _told_apart(difference: Difference, spec: str) -> Mark:
+    """Less than what is printed is no difference, however sure."""
+    return "apart" if difference.excludes_zero and float(format(difference.mean, spec)) != 0 else ""
 
 
 def _table(header: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequence[Cell]]) -> Table:
@@ -153,8 +158,8 @@ def difference_text(difference: Difference, spec: str) -> str:
         return ""
     if math.isnan(difference.mean):
         return UNDEFINED
-    interval = f" [{difference.low:+{spec}}, {difference.high:+{spec}}]" if difference.has_interval else ""
-    return f"{difference.mean:+{spec}}{interval}"
+    interval = f" [{difference.low:+z{spec}}, {difference.high:+z{spec}}]" if difference.has_interval else ""
+    return f"{difference.mean:+z{spec}}{interval}"
 
 
 # Text -----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ts2_lightning.evaluation.probes.report import remove_stale
 from ts2_lightning.evaluation.style import save, write_whole
-from ts2_lightning.experiments.quickstart import slug
+from ts2_lightning.experiments.names import slug
 from ts2_lightning.experiments.report.choices import known, settled
 from ts2_lightning.experiments.report.curves import curves
 from ts2_lightning.experiments.report.distributions import distributions
@@ -47,13 +47,15 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
 
 def pictures(results: Results) -> list[Picture]:
     """All pictures for which there is something to show, of results whose settings are settled."""
-    spread = " Bars: standard deviation over the seeds." if len(results.seeds) > 1 else " One seed."
+    several = len(results.seeds) > 1
+    spread = " Bars: standard deviation over the seeds." if several else " One seed."
+    dots = " Small dots: the seeds. A bar may reach beyond what is possible." if several else ""
     shown = results.settings
     found: list[Picture] = []
     for i, (x, y) in enumerate(shown.planes):
         figure = plane(results, x, y)
         if figure:
-            said = f"Quality against diversity: {known(y).title} and {known(x).title}, mean of each row.{spread}"
+            said = f"Quality ({known(y).title}) against diversity ({known(x).title}), mean of each row.{spread}{dots}"
             found.append(Picture(f"plane-{i + 1}", figure, said))
     for axis, names in (shown.against or {}).items():
         figure = against(results, axis, names)
@@ -63,7 +65,7 @@ def pictures(results: Results) -> list[Picture]:
     figure = curves(results, shown.curves)
     if figure:
         many = "mean over the seeds, in a band of a standard deviation to both sides"
-        found.append(Picture("curves", figure, f"Learning curves: {many if len(results.seeds) > 1 else 'one seed'}."))
+        found.append(Picture("curves", figure, f"Learning curves: {many if several else 'one seed'}."))
     return [*found, *distributions(results)]
 
 

@@ -1,0 +1,12 @@
+"""Labels as parts of the names of files and directories."""
+
+import re
+
+
+def slug(label: str) -> str:
+    """A label as part of a name.
+
+    >>> slug("CE, half rate")
+    'ce-half-rate'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
