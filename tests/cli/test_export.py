@@ -122,7 +122,8 @@ def test_records_of_the_run(run: Path, ts2: Run) -> None:
     assert "runs/chat/1: no data.json" in answer.err
 
 
-def test_missing_base(run: Path, ts2: Run) -> None:
+def test_missing_base(run: Path, ts2: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.rmtree("base")
     answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out")
     assert (answer.status, answer.err.count("\n")) == (2, 1)
