@@ -1,6 +1,8 @@
 """What `state.json` says while a run goes on, when it ends in each way, and when it is resumed."""
 
+import errno
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,63 @@ def test_a_number_that_is_none_is_null(tmp_path: Path, clock: Clock) -> None:
     state = Observed()
     fit(tmp_path, module, state)
     assert [seen["val_cross_entropy"] for seen in state.seen] == [None] * len(state.seen)
+
+
+class Broken:
+    """A value on a device that has failed: whoever asks for it gets the device's error."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+def test_an_error_of_the_device_is_the_one_that_is_told(tmp_path: Path, clock: Clock) -> None:
+    """After it nothing can be read from there, and what was known before is written."""
+
+    class Fails(Trains):
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            if self.global_step == self.step:
+                for name in ("train/objective", "val/cross_entropy"):
+                    self.trainer.callback_metrics[name] = Broken()
+                raise ValueError("the first error")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="the first error"):
+        fit(tmp_path, Fails(clock), RunState())
+    told = read_state(tmp_path)
+    assert told is not None
+    assert (told["state"], told["step"], told["val_cross_entropy"]) == ("failed", 6, 2.5)
+    assert told["objective"] is not None
+
+
+def test_a_state_that_cannot_be_written_ends_no_training(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that is full for a while: one warning. At the end it counts: the run would not be known as done."""
+    known, full = os.replace, [True]
+
+    def replace(source: Any, target: Any) -> None:
+        if full[0] and Path(target).name == FILE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        known(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(ValueError, match="the first error"):
+        fit(tmp_path, Trains(clock, ValueError("the first error")), RunState())
+    assert [record.message for record in caplog.records if FILE in record.message] == [
+        "state.json: cannot be written ([Errno 28] No space left on device); how far the run is, is not seen"
+    ]
+    with pytest.raises(OSError, match="No space left on device"):
+        fit(tmp_path / "full", Trains(clock), RunState())
+
+    class Emptied(Trains):
+        def on_train_end(self) -> None:
+            full[0] = False
+
+    full[0] = True
+    fit(tmp_path / "emptied", Emptied(clock), RunState())
+    told = read_state(tmp_path / "emptied")
+    assert told is not None
+    assert (told["state"], told["step"]) == ("finished", 8)
 
 
 def test_what_is_not_whole_is_nothing(tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def test_only(grid: Grid, wanted: list[str], rows: int) -> None:
             "--only objective=CE, plain alpha=1: no row of toy.yaml has all of these",
         ),
         (["-c", "toy.yaml", "--parallel", "0"], "--parallel must be at least 1, got 0"),
+        (["-c", "toy.yaml", "--parallel", "2", "--slurm"], "--parallel is of runs on this machine; with --slurm"),
         (["-c", "toy.yaml", "--parallel", "two"], "ablate: argument --parallel: invalid int value: 'two'"),
         (["-c", "{base: x, axes: y}"], "{base: x, axes: y}: no such file"),
         (["-c", "tyo.yaml"], "tyo.yaml: no such file; did you mean toy.yaml?"),
@@ -268,7 +269,7 @@ def test_a_grid_is_recorded_run_and_reported(asked: Asked, capsys: pytest.Captur
     assert len(asked.record["points"]) == 10, "the record has the whole grid, also what is not run now"
     assert asked.record["axes"]["objective"] == ["CE, plain", "TS2", "TS2 sparse"]
     assert asked.report == ["runs/toy", "--latex"]
-    assert not Path("runs/toy/base.yaml").exists(), "no base model is measured"
+    assert list(Path("runs/toy").glob("base*")) == [], "no base model is measured"
     assert "Base model: toyworld is /cache/base" in capsys.readouterr().out
 
 
@@ -278,11 +279,12 @@ def test_the_base_model_is_measured_as_the_first_training(asked: Asked) -> None:
     more = {"base_model": {"label": "start"}, "set": rows}
     Path("more.yaml").write_text(yaml.safe_dump({**GRID, **more}, sort_keys=False))
     assert main(["ablate", "-c", "more.yaml", "--only", "seed=3"]) == 0
-    config = yaml.safe_load(Path("runs/more/base.yaml").read_text())
+    (file,) = Path("runs/more").glob("base-*.yaml")
+    config = yaml.safe_load(file.read_text())
     assert config == read_grid("more.yaml").points[0].training.config
     assert (config["data"]["validation"], config["data"]["limit_validation"]) == ("toyworld:test", 7)
     task = tasks_of(read_grid("more.yaml"), asked.points)[0]
-    assert (task.directory, task.config) == (Path("runs/more/base"), "runs/more/base.yaml")
+    assert (task.directory, task.config) == (file.with_suffix(""), str(file))
 
 
 @pytest.mark.parametrize("complaint", [None, UserError("nothing to report")])

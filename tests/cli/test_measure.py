@@ -258,6 +258,8 @@ def test_a_checkpoint_is_measured_as_its_export(ts2: CommandLine) -> None:
     assert "Exported" in measure(ts2, spec, model="runs/toy").out  # the newest attempt
     assert values() == pytest.approx(exported, rel=1e-6)
     assert "Exported" not in measure(ts2, spec).out  # nothing is needed of it
+    shutil.rmtree(RUN / "measures")
+    assert ts2("measure", str(RUN)).out.count("Exported") == 1  # also where it has to be found out what applies
 
 
 def test_a_model_of_no_run(ts2: CommandLine, trained: Path) -> None:
@@ -283,6 +285,13 @@ def test_what_applies_is_the_default(ts2: CommandLine) -> None:
     Path("spec.yaml").write_text("validation: {rows: rows.jsonl}\ntemplate: plain\n")
     assert ts2("measure", "other", "--spec", "spec.yaml", "--out", "out").status == 0
     assert math.isfinite(values("out")["validation/cross_entropy"])
+    said = ts2("measure", "other", "--out", "out").out
+    for reason in (
+        "toyworld: left out (other is not a model of the toy world",
+        "validation: left out (validation.rows: other has no validation rows of its own",
+        "cost: left out (other is not a run",
+    ):
+        assert reason in said
 
 
 @pytest.mark.parametrize(
@@ -293,8 +302,11 @@ def test_what_applies_is_the_default(ts2: CommandLine) -> None:
         (["other", "--out", "out", "--spec", "{cost: {}}"], "cost: other is not a run; leave the measure out"),
         (["other", "--out", "out", "--spec", "{validation: {}}"], "validation.rows: other has no validation rows"),
         ([str(RUN), "--spec", "{toyword: {}}"], "measure: no measure 'toyword'; did you mean toyworld?"),
-        ([str(RUN), "--spec", "{toyworld: "], "--spec {toyworld: : not YAML"),
+        ([str(RUN), "--spec", "{toyworld: "], "--spec {toyworld:: not YAML"),
         ([str(RUN), "--spec", "no.yaml"], "--spec no.yaml: no such file"),
+        ([str(RUN), "--spec", "validation:\n  rows: " + "long " * 1000], "no such file (File name too long)"),
+        ([str(RUN), "--spec", "latin.yaml"], "--spec latin.yaml: not YAML ('utf-8' codec"),
+        ([str(RUN), "--spec", "runs"], "--spec runs: no such file (Is a directory)"),
         ([str(RUN), "--spec", "{}"], "--spec: nothing to measure"),
         ([str(RUN), "--spec", "{validation: {rows: no.jsonl}}"], "no.jsonl"),
         ([str(RUN), "--spec", "{validation: {rows: broken.jsonl}}"], "broken.jsonl:1: "),
@@ -310,6 +322,7 @@ def test_what_applies_is_the_default(ts2: CommandLine) -> None:
 def test_one_line_says_what_is_wrong(ts2: CommandLine, options: list[str], said: str) -> None:
     write_base(Path("other"))
     Path("broken.jsonl").write_text('{"prompt": 3}\n')
+    Path("latin.yaml").write_bytes("# \u00e9".encode("latin-1"))
     answer = ts2("measure", *options)
     assert answer.status == 2
     assert answer.err.startswith("error: ")

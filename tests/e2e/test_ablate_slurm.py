@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,9 @@ from rich.console import Console
 from tests.e2e.command_line import QUICKSTART, empty_working_directory
 from tests.e2e.stand_in_slurm import install
 from ts2_lightning.callbacks.run_state import read_state
-from ts2_lightning.experiments.execution import slurm
+from ts2_lightning.experiments.execution import job, slurm, work
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.task import Failure, tasks_of
+from ts2_lightning.experiments.execution.task import Failure, Task, read_failure, tasks_of, write_failure
 from ts2_lightning.experiments.grid import Grid, Point, Training
 from ts2_lightning.types import UserError
 
@@ -52,7 +54,7 @@ def test_what_a_job_asks_for(tmp_path: Path) -> None:
     found = slurm.parameters(task, grid)
     assert found == {
         "job_name": "g", "nodes": 1, "ntasks_per_node": 2, "cpus_per_task": 4, "partition": "gpu",
-        "srun_args": ["--kill-on-bad-exit=1"],
+        "srun_args": ["--kill-on-bad-exit=1", "--cpus-per-task=4"], "time": None,
         "additional_parameters": {"signal": "USR1@300", "requeue": True, "time": "1-00:00:00"},
     }  # fmt: skip
     config = {"trainer": {"accelerator": "gpu", "devices": 4, "num_nodes": 2}}
@@ -63,6 +65,107 @@ def test_what_a_job_asks_for(tmp_path: Path) -> None:
     (task,) = tasks_of(grid, [Point({}, 0, Training("g/x", "x", (), {"trainer": {"devices": "auto"}}), {})])
     with pytest.raises(UserError, match=r"g\.yaml: seed 0: for SLURM trainer\.devices must be a number"):
         slurm.parameters(task, grid)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory where there is SLURM."""
+    install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({}, []),
+        ({"time": 90}, ["#SBATCH --time=90"]),
+        ({"time": "1-00:00:00", "cpus_per_task": 4, "srun_args": ["-v"]}, ["#SBATCH --time=1-00:00:00"]),
+    ],
+)
+def test_the_script(here: Path, given: dict[str, Any], found: list[str]) -> None:
+    """Without a wall time it is the cluster's; srun is told of the cores, and of what the grid file adds."""
+    grid = grid_of(training("one", here), **given)
+    (task,) = tasks_of(grid, grid.points)
+    executor = slurm.Queue(grid)._executor(slurm.parameters(task, grid))
+    script = executor._make_submission_file_text("command", "id").splitlines()
+    assert [line for line in script if "--time" in line] == found
+    (srun,) = (line.split() for line in script if line.startswith("srun "))
+    own = ["--kill-on-bad-exit=1", f"--cpus-per-task={given.get('cpus_per_task', 8)}", *given.get("srun_args", [])]
+    assert srun[-len(own) - 1 :] == [*own, "command"]
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"setup": "module load cuda"}, r"slurm\.setup: expected a list, such as .*got 'module load cuda'"),
+        ({"setup": [1]}, r"slurm: submitit cannot use these parameters: .*int"),
+        ({"additional_parameters": "x"}, r"slurm\.additional_parameters: expected a mapping, got 'x'"),
+        ({"array_parallelism": "4"}, r"slurm\.array_parallelism: expected a whole number, got '4'"),
+        ({"partition": "gup"}, r"slurm: sbatch has not taken the jobs: .*invalid partition.*; sbatch: error: Batch"),
+    ],
+)
+def test_jobs_that_are_refused(here: Path, given: dict[str, Any], complaint: str) -> None:
+    """One line says why, and what failed before still stands failed."""
+    refusal = "sbatch: error: invalid partition specified: gup\\nsbatch: error: Batch job submission failed\\n"
+    (here / "bin" / "sbatch").write_text(f"#!/bin/sh\nprintf '{refusal}' >&2\nexit 1\n")
+    grid = grid_of(training("one", here), training("two", here), **given)
+    first, second = tasks_of(grid, grid.points)
+    failure = Failure("fit", 1, "an earlier one", "fit.log", first.title)
+    first.directory.mkdir(parents=True)
+    write_failure(first, failure)
+    with pytest.raises(UserError, match=r"^g\.yaml: " + complaint) as error:
+        run(grid)
+    assert "\n" not in str(error.value)
+    assert [read_failure(first), read_failure(second)] == [failure, None]
+    assert [slurm.remembered(first), slurm.remembered(second)] == [None, None]
+
+
+# --- in a job ---------------------------------------------------------------------------------------------------------
+
+
+def task_in_a_job(monkeypatch: pytest.MonkeyPatch, rank: int, state: str, command: str) -> Task:
+    """A run of which an attempt is there, in the process of a job where a piece of Python is `fit` and `measure`."""
+    task = Task("one", Path("runs/g/one"), ("--name", "g/one"), "", ("{}",))
+    (task.directory / "1").mkdir(parents=True)
+    (task.directory / "1" / "config.yaml").touch()
+    (task.directory / "1" / "state.json").write_text(json.dumps({"state": state}))
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_PROCID", str(rank))
+    monkeypatch.setattr(work, "_COMMAND", (sys.executable, "-c", command))
+    return task
+
+
+def test_the_first_rank_says_whether_a_run_is_finished(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exports when the others have ended."""
+    task = task_in_a_job(monkeypatch, 1, "running", "pass")
+    assert job.run_task(task, []) == "done"
+    assert read_failure(task) is None
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(RuntimeError, match=r"fit has ended .* runs/g/one/1/state\.json does not call the run finished"):
+        job.run_task(task, [])
+    assert read_failure(task) is not None
+
+
+def test_a_job_that_is_done_has_not_failed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was started again after a failure."""
+    task = task_in_a_job(monkeypatch, 0, "finished", "pass")
+    write_failure(task, Failure("fit", 1, "the node has died", "fit.log", task.title))
+    assert job.run_task(task, []) == "done"
+    assert read_failure(task) is None
+
+
+@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+def test_a_job_that_is_stopped_while_it_measures(
+    here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, requeued: bool
+) -> None:
+    """When its time is over it gets another turn; when it is cancelled it gets none."""
+    heard = f"import os, signal; os.kill(os.getppid(), {int(number)}); signal.pause()"
+    task = task_in_a_job(monkeypatch, 0, "finished", heard)
+    assert job.run_task(task, []) == "stopped"
+    assert read_failure(task) is None
+    assert Path("requeued.txt").exists() is requeued
 
 
 def test_without_slurm_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +209,8 @@ def test_an_array_that_is_warned(tmp_path: Path, cache: Path, blank: Path, monke
         script = Path("submitted-0.sh").read_text()
         for line in ("--array=0-1%2", "--signal=USR1@300", "--requeue", "--partition=gpu", "--ntasks-per-node=2"):
             assert f"#SBATCH {line}\n" in script, line
-        assert re.search(r"^srun .*--kill-on-bad-exit=1 .*submitit", script, flags=re.MULTILINE)
+        assert "--time" not in script, "the cluster's own"
+        assert re.search(r"^srun .*--kill-on-bad-exit=1 --cpus-per-task=8 .*submitit", script, flags=re.MULTILINE)
         assert json.loads(Path("runs/g/whole/job.json").read_text()) == {"id": "4711_0"}
 
         failures, _ = run(grid)

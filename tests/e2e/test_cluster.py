@@ -71,7 +71,9 @@ SRUN = """#!{python}
 import os, subprocess, sys
 
 nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
-command = [word for word in sys.argv[1:] if word != "--kill-on-bad-exit=1"]
+options = ["--kill-on-bad-exit=1", "--cpus-per-task=" + os.environ["SLURM_CPUS_PER_TASK"]]
+assert sys.argv[1:3] == options
+command = sys.argv[3:]
 running = []
 for rank in range(nodes * tasks):
     place = {{"SLURM_PROCID": rank, "SLURM_NODEID": rank // tasks, "SLURM_LOCALID": rank % tasks, "SLURM_STEP_ID": 0}}

@@ -265,3 +265,14 @@ def test_evaluate_all(model, tokenizer, world, style, projection):
         assert result["seen/entropy"] < plain["seen/entropy"]
     if projection == "sparsemax":
         assert result["seen/tail_mass"] == 0
+
+
+def test_a_mean_is_not_over_the_prompts_that_a_model_gets_right(model, tokenizer, world):
+    """Under sparsemax some prompts have no plausible answer at all: what is behind the answer is not defined there."""
+    dense, sparse = (evaluate_toyworld(model, tokenizer, world, projection=p) for p in ("softmax", "sparsemax"))
+    scored, _ = measures._score_families(model, tokenizer, world, world.seen, "chat")
+    ends = end_probability(scored.projected(DECODINGS["sparsemax"]))
+    assert 0 < ends.isnan().sum() < len(ends)
+    for name in ("seen/format_t1", "seen/end_probability"):
+        assert math.isnan(sparse[name])
+        assert 0 < dense[name] <= 1

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ def write_measures(run: Path, values: Mapping[str, float], spec: Mapping[str, An
         file = place_of(run, asked, measure).with_suffix(".json")
         file.parent.mkdir(exist_ok=True)
         own = {name: value for name, value in values.items() if name.startswith(f"{measure.name}/")}
-        document = {"name": measure.name, "decoding": asked.decoding, "settings": {}, "key": "k", "values": own}
+        how = {"decoding": asked.decoding, "template": asked.template, "settings": asdict(measure)}
+        document = {"name": measure.name, **how, "key": "k", "values": own}
         file.write_text(json.dumps(document), encoding="utf-8")
 
 

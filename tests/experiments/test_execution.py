@@ -10,6 +10,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,12 @@ def test_the_first_failure_is_kept_until_it_is_tried_again(here: Path) -> None:
     }  # fmt: skip
     forget_failure(one)
     assert read_failure(one) is None
-    (one.directory / FAILED).write_text("{")
-    with pytest.raises(UserError, match=r"failed\.json: not whole"):
-        read_failure(one)
+    assert list(one.directory.iterdir()) == [], "nothing is left beside it"
+    for damaged in ("{", "[]", '{"stage": "fit"}'):
+        (one.directory / FAILED).write_text(damaged)
+        found = read_failure(one)
+        assert found is not None, damaged
+        assert (found.message, found.log) == ("failed.json is damaged", "runs/g/one/failed.json")
 
 
 def grid(*points: Point, base: BaseModel | None = None) -> Grid:
@@ -211,13 +215,13 @@ def point(name: str, measure: dict[str, Any], seed: int = 0, training: str = "",
 
 
 def test_a_shared_training_is_one_task() -> None:
-    base = BaseModel("base", "toyworld", {"toyworld": {}})
+    base = BaseModel("base", "toyworld", {"toyworld": {}}, "base-12345678")
     soft = point("TS2", {"validation": {}}, training="shared", devices=4, num_nodes=2, accelerator="gpu")
     sparse = point("sparse", {"decoding": "sparsemax"}, training="shared", devices=4, num_nodes=2)
     other = point("CE", {"validation": {}}, seed=1, devices="auto", accelerator="cpu")
     first, shared, alone = tasks_of(grid(soft, other, sparse, soft, base=base), (soft, other, sparse, soft), "cpu")
     assert (first.title, first.options, first.model, first.on_gpu) == ("base", (), "toyworld", True)
-    assert (first.directory, first.config) == (Path("runs/g/base"), "runs/g/base.yaml")
+    assert (first.directory, first.config) == (Path("runs/g/base-12345678"), "runs/g/base-12345678.yaml")
     assert shared.title == "objective=TS2 / objective=sparse, seed 0"
     assert shared.specs == ('{"validation": {}}', '{"decoding": "sparsemax"}'), "each once"
     assert (shared.directory, shared.processes, shared.on_gpu) == (Path("runs/g/shared"), (2, 4), True)
@@ -240,7 +244,7 @@ def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
         ("broken", "fit", 1, "ValueError: a broken setting"),
         ("unmeasured", "measure", 2, "no such rows"),
     ]
-    assert "[3/5]" not in log[0]
+    assert log[0].startswith("[0/5] ")
     assert any(line.endswith("broken: failed: ValueError: a broken setting (runs/g/broken/fit.log)") for line in log)
     assert sum(line.startswith("[3/5] ") and line.endswith(": done") for line in log) == 1
     assert Path("runs/g/one/1/measured.txt").read_text().splitlines() == list(tasks[0].specs)
@@ -256,6 +260,20 @@ def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
     again = [line for line in starts() if line.startswith("fit")]
     assert again == ["fit g/broken"], "what has failed is tried again, from its beginning, and nothing else"
     assert Path("runs/g/broken/2/state.json").exists()
+
+
+def test_a_file_that_cannot_be_written_is_the_failure_of_its_run(here: Path) -> None:
+    """As on a disk that is full: the others go on."""
+    one, two = task("one"), task("two", "--gate", "gate")
+    (one.directory / "fit.log").mkdir(parents=True)
+    with meanwhile(lambda: waiting("two"), Path("gate").touch):
+        failures, log = run([one, two])
+    (failure,) = failures
+    assert (failure.title, failure.stage, failure.log) == ("one", "fit", "runs/g/one/fit.log")
+    assert failure.message.startswith("IsADirectoryError: ")
+    assert any("one: failed: IsADirectoryError" in line for line in log)
+    assert is_trained(two)
+    assert not is_taken(one.directory)
 
 
 @contextmanager
@@ -420,12 +438,46 @@ def test_cores_and_gpus_are_dealt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    dealt = [(one["OMP_NUM_THREADS"], one["CUDA_VISIBLE_DEVICES"]) for one in environments(2)]
-    assert dealt == [("4", "4"), ("4", "5,7")]
-    assert [one["OMP_NUM_THREADS"] for one in environments(16)] == ["1"] * 16
+    monkeypatch.setenv("MASTER_ADDR", "elsewhere")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    one = [task("one")]
+    dealt = environments(one, 2)
+    assert [(share["OMP_NUM_THREADS"], share["CUDA_VISIBLE_DEVICES"]) for share in dealt] == [("4", "4"), ("4", "5")]
+    assert [share.keys() & {"MASTER_ADDR", "MASTER_PORT"} for share in dealt] == [set(), set()], "two fits would meet"
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in environments(one, 1)] == ["4,5,7"]
+    assert [share["OMP_NUM_THREADS"] for share in environments(one, 16)] == ["1"] * 16
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert {one["OMP_NUM_THREADS"] for one in environments(2)} == {"3"}
+    assert {share["OMP_NUM_THREADS"] for share in environments(one, 2)} == {"3"}
     assert shares([], 2) == [[], []]
+
+
+def test_cores_are_dealt_among_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def threads(*processes: tuple[int, int] | None, on_gpu: bool = False) -> set[str]:
+        tasks = [replace(task("one"), processes=count, on_gpu=on_gpu) for count in processes]
+        return {share["OMP_NUM_THREADS"] for share in environments(tasks, 2)}
+
+    assert threads((1, 1), (1, 4)) == {"2"}, "the same for all"
+    assert threads(None) == {"8"}, "on the CPU it is one"
+    assert threads(None, on_gpu=True) == {"4"}, "one for each of its two GPUs"
+
+
+def test_runs_that_need_more_gpus_than_their_share_are_not_begun(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    two = replace(task("two"), processes=(1, 2), on_gpu=True)
+    with pytest.raises(UserError, match=r"^--parallel 3: these runs need 2 GPUs each and there are 4; --parallel 2$"):
+        run([task("one"), two], 3)
+    assert not Path("runs").exists()
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in environments([two], 2)] == ["0,1", "2,3"]
+    eight = replace(two, processes=(1, 8))
+    with pytest.raises(UserError, match=r"need 8 GPUs each and there are 4; set trainer.devices, or use --slurm$"):
+        environments([eight], 1)
+    assert len(environments([replace(eight, on_gpu=False)], 4)) == 4, "the CPU is not dealt"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in environments([two], 2)] == ["-1", "-1"], "hidden: on the CPU"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -313,6 +313,12 @@ def test_a_seed_sets_what_the_file_says(here: Path) -> None:
     assert options(grid, seed=3)[2:] == ["--data.train", "toyworld:train?seed=3", "--x", '[1, "3"]']
 
 
+def test_what_a_seed_sets_may_be_said_twice(here: Path) -> None:
+    """As long as it is the same, and what a seed adds to a list takes nothing away."""
+    grid = form("\nset: {a: 5, b: 1}\naxes: {one: {only: {}}}\nseeded: {a: 5, b+: 2, c: '{seed}'}")
+    assert options(grid)[2:] == ["--a", "5", "--b", "1", "--b+", "2", "--c", "0"]
+
+
 def base_model(text: str) -> tuple[str, Mapping[str, Any]]:
     found = form(text).base_model
     assert found is not None
@@ -432,6 +438,18 @@ WRONG = {
     "no placeholder": (
         AXES + "seeded: {a: 1}",
         "seeded: no value has {seed}, so that all seeds would be the same training",
+    ),
+    "seeded choices": (
+        "\naxes: {rows: {setting: data.train, values: [a.jsonl, b.jsonl]}}\nseeded: {data.train: 'rows?seed={seed}'}",
+        "grid.yaml:2: axes.rows.values #1: data.train is what a seed sets, which comes after this; take it out here",
+    ),
+    "seeded by default": (
+        AXES + "seeds: [0, 1]\nset: {data.seed: 0}",
+        "grid.yaml:10: set.data.seed: data.seed is what a seed sets",
+    ),
+    "seeded condition": (
+        AXES + "runs: [{beta: all}]\nwhen: [{if: {beta: 0.7}, set: {a+: 1}}]\nseeded: {a: '{seed}'}",
+        "when #1.set.a+: a is what a seed sets",
     ),
     "seed elsewhere": (AXES + "set: {a: '{seed}'}", "set.a: {seed} stands only in values of seeded"),
     "measure": (

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,8 @@ def test_a_grid_on_the_toy_world(here: Path) -> None:
     assert (found.base_model.path, found.base_model.measure) == ("toyworld", {"toyworld": {}})
     record = json.loads(json.dumps(found.record()))
     assert record["axes"] == {"alpha": ["0.25", "1"], "objective": ["CE, plain", "TS2"]}
-    assert record["base_model"] == {"label": "start", "directory": "base", "measure": {"toyworld": {}}}
+    directory = found.base_model.directory
+    assert record["base_model"] == {"label": "start", "directory": directory, "measure": {"toyworld": {}}}
     assert [point["run"] for point in record["points"]] == [point.training.run for point in found.points]
     assert not Path("cache").exists(), "a grid is read without making anything"
     assert not Path("runs").exists()
@@ -292,6 +294,22 @@ def test_a_large_file_is_known_by_blocks_all_over_it(here: Path) -> None:
     assert len(set(small.values())) == 5
 
 
+def test_the_measures_of_a_base_model_are_those_of_its_content(here: Path) -> None:
+    def directory(path: str) -> str:
+        model = grid(base_model={}, set={"model.lm.path": path}).base_model
+        assert model is not None
+        return model.directory
+
+    first = directory("model")
+    assert re.fullmatch("base-[0-9a-f]{8}", first)
+    assert len({first, directory("org/x"), directory("toyworld")}) == 3
+    Path("model").rename("moved")
+    Path("model").symlink_to("moved")  # of which the tokenizer is
+    assert directory("moved") == first
+    Path("moved/model.safetensors").write_text("other weights")
+    assert directory("moved") != first
+
+
 # What is wrong ------------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +341,14 @@ def test_a_large_file_is_known_by_blocks_all_over_it(here: Path) -> None:
         (
             {"base_model": {}, "axes": {"model.lm.path": {"setting": "model.lm.path", "values": ["model", "org/x"]}}},
             ": base_model: the runs start from model and org/x; leave base_model out",
+        ),
+        (
+            {"base_model": {}, "set": {"model.lm.revision": "v1"}},
+            ": base_model: it is measured as its path alone; leave",
+        ),
+        (
+            {"base_model": {}, "axes": {"start": {"a": {}, "b": {"set": {"model.lm.init": "random"}}}}},
+            ": base_model: it is measured as its path alone; leave base_model out where model.lm.revision is set or",
         ),
         (
             {

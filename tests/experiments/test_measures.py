@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_sp
 from ts2_lightning.experiments.measures.base import Measured
 from ts2_lightning.experiments.measures.responses import ResponseFile
 from ts2_lightning.experiments.measures.results import kept_values, read_result, write_result
+from ts2_lightning.experiments.measures.target import Target
 from ts2_lightning.types import UserError
 
 
@@ -122,7 +124,7 @@ def test_results_are_kept_under_their_key(tmp_path: Path) -> None:
     assert (document["name"], document["decoding"], document["settings"]) == ("toyworld", "softmax", {})
     assert [file.name for file in place.parent.iterdir()] == [f"{place.name}.json"]
     read = read_result(file)
-    assert (read.name, read.decoding, read.settings) == ("toyworld", "softmax", {})
+    assert (read.name, read.decoding, read.template, read.settings) == ("toyworld", "softmax", "auto", {})
     assert (read.values, read.documents) == ({"toyworld/accuracy": 0.5}, {"tail": {"top1": [1]}})
     assert read.changed == file.stat().st_mtime_ns
     for damaged in ('{"key": "key", "val', "[]", json.dumps({**document, "values": {"a": None}})):
@@ -130,6 +132,32 @@ def test_results_are_kept_under_their_key(tmp_path: Path) -> None:
         assert kept_values(file, "key") is None, "made again"
         with pytest.raises(UserError, match=f"^{file}: not what `measure` writes"):
             read_result(file)
+
+
+def test_the_key_knows_a_tokenizer_and_a_template_that_are_not_the_models_own(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    files = [tmp_path / "tokenizer/tokenizer.json", tmp_path / "mine.jinja"]
+    for file in files:
+        file.write_text("before")
+    data = {"tokenizer": str(tmp_path / "tokenizer"), "template": str(files[1]), "validation": "toyworld:validation"}
+    named = Target("named", [], str, tmp_path, data=data)
+    asked = Target("asked", [], str, tmp_path, run=tmp_path, data=data, template=str(files[1]))
+    of_run = Target("of run", [], str, tmp_path, run=tmp_path, data=data)
+    hub = Target("hub", [], str, tmp_path, data={"tokenizer": "some/tokenizer"})
+
+    def identities() -> list[dict[str, Any]]:
+        return [t.row_identity(t.validation_data("rows", None)) for t in (named, asked, of_run)]
+
+    before = identities()
+    assert identities() == before
+    files[0].write_text("another one")
+    tokenizer = identities()
+    assert [a == b for a, b in zip(before, tokenizer, strict=True)] == [False, True, True]
+    files[1].write_text("another one")
+    assert [a == b for a, b in zip(tokenizer, identities(), strict=True)] == [False, False, True]
+    assert hub.asked_with == ["some/tokenizer"]
+    [toyworld] = check_spec({"toyworld": {}}).measures
+    assert (toyworld.inputs(of_run), toyworld.inputs(hub)) == (None, ["some/tokenizer"])
 
 
 def answer(text: str) -> dict:
@@ -152,3 +180,16 @@ def test_responses_survive_a_kill_up_to_the_last_whole_group(tmp_path: Path) -> 
     assert path.read_text() == whole
     assert ResponseFile(path, "another", at_a_time=2).answered == []
     assert json.loads(path.read_text()) == {"key": "another"}
+
+
+def test_responses_survive_a_kill_at_every_byte(tmp_path: Path) -> None:
+    """Also in the middle of a character, and of the key."""
+    path = tmp_path / "responses.jsonl"
+    file = ResponseFile(path, "key", at_a_time=1)
+    file.append(["\u00fc", "b"], [[answer("\u4f60\U0001f600")], [answer("\u00e9")]])
+    whole = path.read_bytes()
+    ends = [end for end, byte in enumerate(whole, start=1) if byte == ord("\n")]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        again = ResponseFile(path, "key", at_a_time=1)
+        assert again.answered == file.answered[: max(0, sum(end <= cut for end in ends) - 1)]

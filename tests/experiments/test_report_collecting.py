@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,55 @@ def test_runs_that_differ_in_their_seeds_are_a_row() -> None:
     assert [row.values(V) for row in results.rows] == [{0: 0.5, 1: 1.5, 2: 2.5}] * 2
     assert results.seeds == [0, 1, 2]
     assert results.missing == ()
+
+
+@pytest.mark.parametrize(
+    ("varied", "of_row"),
+    [
+        ("data.seed", {1: 1.0, 2: 2.0, 3: 3.0}),
+        ("data.train", {1: 1.0, 2: 2.0, 3: 3.0}),
+        ("seed_everything", {1: 1.0, 2: 2.0, 3: 3.0}),
+    ],
+)
+def test_the_seed_is_the_one_that_varies(varied: str, of_row: dict[int, float]) -> None:
+    """Whichever of them it is, no run is lost, and rows are paired by it."""
+    for name, loss, shift in (("ce", "CrossEntropyLoss", 0.0), ("ts2", "TS2Loss", 0.5)):
+        for seed in (1, 2, 3):
+            config = config_of(loss)
+            if varied == "seed_everything":
+                config[varied] = seed
+            else:
+                key = varied.removeprefix("data.")
+                config["data"][key] = seed if key == "seed" else f"toyworld:train?seed={seed}"
+            make_run(Path(f"runs/{name}/{seed}"), config, {V: seed + shift})
+    ce, ts2 = collect(["runs"]).rows
+    assert ce.values(V) == of_row
+    assert (ts2.difference(ce, V).n, ts2.difference(ce, V).mean) == (3, 0.5)
+
+
+def test_rows_whose_seeds_lie_in_different_settings_lose_no_run() -> None:
+    """No setting tells all runs apart: those that share a seed are rows of their own."""
+    for seed in (1, 2, 3):
+        config = config_of("CrossEntropyLoss")
+        config["data"]["seed"] = seed
+        make_run(Path(f"runs/ce/{seed}"), config, {V: seed})
+        make_run(Path(f"runs/ts2/{seed}"), config_of("TS2Loss") | {"seed_everything": seed}, {V: seed})
+    rows = collect(["runs"]).rows
+    assert sorted(value for row in rows for value in row.values(V).values()) == [1, 1, 2, 2, 3, 3]
+    assert len({row.label for row in rows}) == len(rows) == 4
+
+
+def test_attempts_that_began_elsewhere_are_rows() -> None:
+    """They are other trainings of the same settings and seed."""
+    make_run(Path("runs/a/1"), config_of(), {V: 0.1})
+    make_run(Path("runs/a/2"), config_of() | {"ckpt_path": "runs/b/1/checkpoints/last.ckpt"}, {V: 0.2})
+    make_run(Path("runs/c/1"), config_of("CrossEntropyLoss"), {V: 0.3})
+    results = collect(["runs"])
+    assert {row.label: row.values(V) for row in results.rows} == {
+        "TS2Loss (a/1)": {0: 0.1},
+        "TS2Loss (a/2)": {0: 0.2},
+        "CrossEntropyLoss": {0: 0.3},
+    }
 
 
 def test_labels_are_what_differs() -> None:
@@ -196,6 +246,40 @@ def test_what_does_not_depend_on_the_decoding_is_of_every_row() -> None:
     assert [row.values("validation/entropy") for row in collect([alone]).rows] == [{0: 0.5}]
 
 
+def test_values_of_different_settings_are_not_mixed() -> None:
+    """The last result of a measure is shown whole, of runs and of models that were only measured."""
+    cold = {"template": "plain", "diversity": {"temperature": 0.6, "sentence_bert": "some/model"}}
+    for place, config in (("runs/a/1", config_of()), ("models/b", None)):
+        run = make_run(Path(place), config, {"diversity/self_bleu": 0.6, "diversity/sentence_bert": 9.0}, spec=cold)
+        for file in run.glob("measures/*.json"):
+            os.utime(file, ns=(1, 1))
+        write_measures(run, {"diversity/self_bleu": 1.0}, {"diversity": {"temperature": 1.0}})
+        ((shown,),) = [row.runs for row in collect([run]).rows]
+        assert shown.values == {"diversity/self_bleu": 1.0}
+        assert (shown.settings["diversity"]["temperature"], shown.settings["diversity"]["template"]) == (1.0, "auto")
+
+
+@pytest.mark.parametrize("model", ["export/config.json", "checkpoints/last.ckpt"])
+def test_what_was_measured_before_the_model_changed_is_said(model: str) -> None:
+    """Training has gone on: the values are shown, as those of another model."""
+    ((_, of_grid),) = make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0,)).items()
+    for run in (of_grid, Path("own/1")):
+        make_run(run, config_of(), {V: 0.1})
+        (run / model).parent.mkdir()
+        with zipfile.ZipFile(run / model, "w") as archive:  # what a whole checkpoint is
+            archive.writestr("data", "")
+        os.utime(run / model, ns=(5, 5))
+        write_measures(run, {"validation/entropy": 1.0})
+        assert collect([run.parent]).missing == ()
+        (old,) = run.glob("measures/toyworld-*.json")
+        os.utime(old, ns=(4, 4))
+    said = "toyworld: measured before the model changed; measure again"
+    assert [entry.reason for entry in collect(["own"]).missing] == [said]
+    results = collect(["runs/study"])
+    assert [(entry.row, entry.reason) for entry in results.missing] == [("a", said)]
+    assert results.rows[0].values(V) == {0: 0.1}
+
+
 def test_a_model_that_was_only_measured_is_a_base() -> None:
     make_run(Path("models/llama"), None, {V: 0.3})
     make_run(Path("runs/a/1"), config_of(), {V: 0.1})
@@ -212,6 +296,7 @@ def test_without_a_seed_runs_are_no_pairs() -> None:
     results = collect(["runs"])
     assert labels(results) == ["a", "b"]
     assert results.seeds == []
+    assert results.rows[1].difference(results.rows[0], V).n == 0
 
 
 def test_the_record_of_a_run() -> None:
@@ -418,6 +503,38 @@ def test_grids_and_runs_together() -> None:
     results = collect(["runs"])
     assert labels(results) == ["one: a", "two: a", "own"]
     assert results.file == ""
+
+
+def test_rows_of_the_same_choice_on_several_axes_are_two() -> None:
+    axes = {"neft": ("off", "on"), "wd": ("on",)}
+    places = make_grid(Path("runs/study"), axes, [{"neft": "on"}, {"wd": "on"}, {"neft": "on", "wd": "on"}], (0,))
+    for (row, _), run in places.items():
+        make_run(run, config_of(), {V: row / 10})
+    results = collect(["runs/study"])
+    assert {row.label: row.values(V) for row in results.rows} == {
+        "neft on": {0: 0.0},
+        "wd on": {0: 0.1},
+        "neft on, wd on": {0: 0.2},
+    }
+
+
+def test_no_two_rows_have_one_label() -> None:
+    """A base model that is called as a row, and choices that have a comma in them."""
+    rows = [{"a": "base"}, {"a": "x, y"}, {"a": "x", "b": "y"}]
+    for place in ("here", "there"):
+        places = make_grid(Path(f"runs/{place}/study"), {"a": ["base", "x, y", "x"], "b": ["y"]}, rows, (0,), base=True)
+        make_run(Path(f"runs/{place}/study/base"), None, {V: 0.9})
+        for (row, _), run in places.items():
+            make_run(run, config_of(), {V: row / 10})
+    results = collect(["runs/here"])
+    assert labels(results) == ["base (2)", "base", "x, y", "x, y (2)"]
+    assert {row.label: row.values(V) for row in results.trained} == {
+        "base": {0: 0.0}, "x, y": {0: 0.1}, "x, y (2)": {0: 0.2},
+    }  # fmt: skip
+    both = labels(collect(["runs"]))
+    assert both[0] == "here/study: base (2)"
+    assert both[5] == "there/study: base"
+    assert len(set(both)) == 8
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,30 @@ def single(label: str, found: dict[str, float], is_base: bool = False, **more: A
     return Row(label, {}, (Run(label, Path(label), 0, found, **more),), is_base)
 
 
+def test_a_table_for_latex_is_never_older_than_the_report(tmp_path: Path) -> None:
+    results = results_of(single("a", {V: 0.9}))
+    (tmp_path / "table.tex").write_text("somebody's own")
+    write_report(results, tmp_path)
+    assert (tmp_path / "table.tex").exists(), "no report has written it"
+    write_report(results, tmp_path, latex=True)
+    write_report(results, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.md", "results.json", "table.csv"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"rows": [', "[]", "{}", '{"rows": [], "pictures": 3}', '{"rows": [], "pictures": ["../mine"]}', "\xff"]
+)
+def test_what_is_no_report_is_left_alone(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "mine.png").write_text("mine")
+    (out / "results.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"results\.json is not a report's; name another --out$"):
+        write_report(results_of(single("a", {V: 0.9, D: 1.0}), single("b", {V: 0.8, D: 2.0})), out)
+    assert [file.name for file in out.iterdir()] == ["results.json"]
+    assert (tmp_path / "mine.png").exists()
+
+
 def results_of(*rows: Row, **more: Any) -> Results:
     return Results("title", "", (Path("runs"),), rows, {}, **more)
 
@@ -231,6 +255,14 @@ def test_a_single_row_is_compared_with_nothing() -> None:
     report = as_markdown(settled(results_of(single("a", {V: 0.9}))), [])
     assert "## Against" not in report
     assert "Differences" not in report
+
+
+def test_runs_without_a_seed_are_shown_and_compared_with_nothing() -> None:
+    """One of each row is all that there can be."""
+    rows = [Row(label, {}, (Run(label, Path(label), None, {V: 0.5}),)) for label in ("a", "b")]
+    report = as_markdown(settled(results_of(*rows)), [])
+    assert [cells(report, label) for label in ("a", "b")] == [["0.500"], ["0.500"]]
+    assert "## Against" not in report
 
 
 def test_a_wide_table_is_cut() -> None:

@@ -1,6 +1,7 @@
 """How far a run is, in a small file that whoever watches it can read."""
 
 import json
+import logging
 import math
 import os
 import time
@@ -11,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 FILE = "state.json"
+
+_LOG = logging.getLogger("lightning.pytorch")
 
 State = Literal["running", "finished", "stopped", "failed"]
 
@@ -27,7 +30,9 @@ class RunState(Callback):
     - `stopped`: a signal has ended it, and it can be resumed;
     - `failed`: an error has ended it.
 
-    Rank 0 writes it, from values that are on the host already. A run that ends before its first step writes nothing.
+    Rank 0 writes it, from values that are on the host already: the cross-entropy is fetched once for each validation. A
+    run that ends before its first step writes nothing. That a state cannot be written ends no training, but for the
+    last: a run that is not called finished would be taken up again.
 
     Args:
         directory: of the file; null: the trainer's `default_root_dir`.
@@ -43,28 +48,32 @@ class RunState(Callback):
         self._written = 0.0
         self._step = 0
         self._steps: int | None = None
+        self._objective: float | None = None
+        self._cross_entropy: float | None = None
+        self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         steps = trainer.estimated_stepping_batches  # -1 or inf where the epochs have no length
         self._steps = int(steps) if 0 <= steps < math.inf else None
         self._began, self._step = time.monotonic(), trainer.global_step
-        self._write(trainer, "running")
+        self._tell(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Tell of the step that was done, if the last time is long enough ago."""
         if trainer.global_step != self._step and time.monotonic() - self._written >= self.SECONDS:
-            self._write(trainer, "running")
+            self._tell(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell of the validation's cross-entropy."""
         if self._began is not None:
-            self._write(trainer, "running")
+            self._cross_entropy = _latest(trainer, "val/cross_entropy")
+            self._tell(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop to count: what comes is the export."""
         self._seconds, self._began = self.seconds, None
-        self._write(trainer, "running")
+        self._tell(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """All has been done; Lightning comes here after a fit without errors only."""
@@ -75,9 +84,9 @@ class RunState(Callback):
             self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how it ended, if it has begun."""
+        """Say how it ended, if it has begun, with what is known: after an error of the GPU it can be asked nothing."""
         if self._written:
-            self._write(trainer, "stopped" if isinstance(exception, KeyboardInterrupt) else "failed")
+            self._try(trainer, "stopped" if isinstance(exception, KeyboardInterrupt) else "failed")
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds of training that led to this checkpoint."""
@@ -92,6 +101,20 @@ class RunState(Callback):
         """Training time over all starts."""
         return self._seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
+    def _tell(self, trainer: Trainer) -> None:
+        """It goes on."""
+        self._objective = _latest(trainer, "train/objective")
+        self._try(trainer, "running")
+
+    def _try(self, trainer: Trainer, state: State) -> None:
+        """Writes a state without which the run can do: a disk may be full for a while."""
+        try:
+            self._write(trainer, state)
+        except OSError as error:
+            if not self._warned:
+                _LOG.warning(f"{FILE}: cannot be written ({error}); how far the run is, is not seen")
+            self._warned = True
+
     def _write(self, trainer: Trainer, state: State) -> None:
         self._written, self._step = time.monotonic(), trainer.global_step
         if not trainer.is_global_zero:
@@ -102,8 +125,8 @@ class RunState(Callback):
             "steps": self._steps,
             "epoch": trainer.current_epoch,
             "seconds": round(self.seconds, 3),
-            "objective": _latest(trainer, "train/objective"),
-            "val_cross_entropy": _latest(trainer, "val/cross_entropy"),
+            "objective": self._objective,
+            "val_cross_entropy": self._cross_entropy,
             "updated": round(time.time(), 3),
         }
         file = Path(self.directory or trainer.default_root_dir) / FILE

@@ -44,6 +44,8 @@ def run(argv: Sequence[str]) -> int:
     quieten("ablate")
     if options.parallel is not None and options.parallel < 1:
         raise UserError(f"--parallel must be at least 1, got {options.parallel}")
+    if options.parallel is not None and options.slurm:
+        raise UserError("--parallel is of runs on this machine; with --slurm, give the grid `slurm.array_parallelism`")
     grid = read_grid(options.config, options.runs_dir, options.name)
     points = only(grid, options.only)
     if options.dry_run:
@@ -218,7 +220,9 @@ def write_record(grid: Grid) -> None:
 
     texts = {grid.directory / GRID: json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"}
     if grid.base_model is not None:
-        texts[grid.base_config] = yaml.safe_dump(dict(grid.points[0].training.config), sort_keys=False)
+        texts[grid.directory / grid.base_model.config] = yaml.safe_dump(
+            dict(grid.points[0].training.config), sort_keys=False
+        )
     try:
         for file, text in texts.items():
             write_whole(file, partial(Path.write_text, data=text, encoding="utf-8"))

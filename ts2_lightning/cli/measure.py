@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,15 @@ def read_spec(given: str) -> dict[str, Any]:
         >>> read_spec("{toyworld: {}, validation: {limit: 10}}")
         {'toyworld': {}, 'validation': {'limit': 10}}
     """
-    text = given
-    if not given.lstrip().startswith("{"):
-        if not Path(given).is_file():
-            raise UserError(f"--spec {given}: no such file; name one, or write the spec, such as '{{toyworld: {{}}}}'")
-        text = Path(given).read_text(encoding="utf-8")
+    said = f"--spec {one_line(given)}"
     try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"--spec {given}: not YAML ({one_line(str(error))})") from error
+    except OSError as error:
+        hint = "name a file, or write the spec, such as '{toyworld: {}}'"
+        raise UserError(f"{said}: no such file ({error.strerror}); {hint}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{said}: not YAML ({one_line(str(error))})") from error
     return spec if spec is not None else {}
 
 
@@ -94,15 +95,15 @@ def _check_out(out: str | None, models: int) -> None:
 
 
 def _usual(target: Target) -> Spec:
-    """What is measured where nobody has said what: of the usual measures those that apply."""
+    """What is measured where nobody has said what: of the usual measures those that apply. It says which do not."""
     wanted: dict[str, Any] = {}
     for name in _USUAL:
         try:
             MEASURES[name]().check_target(target)
             MEASURES[name]().inputs(target)
-        except UserError:
-            continue
-        wanted[name] = {}
+            wanted[name] = {}
+        except UserError as error:
+            put(f"{name}: left out ({str(error).removeprefix(f'{name}: ')})")
     return check_spec(wanted)
 
 
@@ -114,7 +115,7 @@ def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any
     return Target(
         name=given,
         identity=stamps or place.path,
-        locate=lambda: place.loadable(scratch),
+        locate=cache(partial(place.loadable, scratch)),  # once for all copies of the target
         out=Path(out),
         run=place.run,
         data=data or ({} if place.run is None else _data_of(run_directory.latest_config(place.run))),

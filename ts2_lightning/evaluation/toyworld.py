@@ -223,7 +223,10 @@ def response_measures(scored: Scored, decoder: Decoder) -> dict[str, Tensor]:
 
 
 def end_probability(scored: Scored) -> Tensor:
-    """[P] probability at temperature 1 that the response ends where it should, behind the model's own answers."""
+    """[P] probability at temperature 1 that the response ends where it should, behind the model's own answers.
+
+    nan where the model gives no plausible answer, as a sparse projection can.
+    """
     tokens = token_log_probabilities(scored, PLAIN)
     before = scored.per_response(tokens.masked_fill(scored.is_last, 0.0)).exp()
     return scored.per_prompt(scored.per_response(tokens).exp()) / scored.per_prompt(before)
@@ -306,14 +309,17 @@ def _family_measures(
     style: Style,
     projection: Decoder,
 ) -> dict[str, float]:
-    """Means over the held-out requests of the families."""
+    """Means over the held-out requests of the families; nan where a value is not defined for one of them.
+
+    The others alone would be those that a model happens to get right, not the same for all models.
+    """
     of_model, owners = _score_families(model, tokenizer, world, families, style)
     scored = of_model.projected(projection)
     out: dict[str, float] = {}
     taught = torch.tensor([len(family.taught) for family in owners])
     for name, decoder in DECODERS.items():
         measures = response_measures(scored, decoder)
-        out |= {f"{key}_{name}": values.nanmean().item() for key, values in measures.items()}
+        out |= {f"{key}_{name}": values.mean().item() for key, values in measures.items()}
         for k in sorted(set(taught.tolist()) - {0}):
             out[f"distinct_{name}_k{k}"] = measures["distinct"][taught == k].mean().item()
     prompts = len(owners)
@@ -322,7 +328,7 @@ def _family_measures(
     plausible = torch.stack([plausible_first_tokens(tokenizer, family, logits.shape[-1]) for family in owners])
     out |= {k: v.mean().item() for k, v in shape_measures(logits, plausible, projection).items()}
     if style == "chat":
-        out["end_probability"] = end_probability(scored).nanmean().item()
+        out["end_probability"] = end_probability(scored).mean().item()
     temperature = out["temperature_matched"] = matched_temperature(scored)
     out["distinct_matched"] = math.nan
     if not math.isnan(temperature):
@@ -385,7 +391,9 @@ def evaluate_toyworld(
             temperature, top-k and top-p come behind it, so that of sparsemax the support stays at any temperature.
 
     Returns:
-        With `seen/` and `unseen/` before them, means over the held-out requests of the open families:
+        With `seen/` and `unseen/` before them, means over the held-out requests of the open families, nan where the
+        value of one of them is not defined (`format_...` and `end_probability` of a model that gives it no plausible
+        answer):
         `validity_t1`, `distinct_t1`, `coverage_t1`, `format_t1`, the same with `_papers` (T 0.6, top-k 50, top-p 0.9)
         as in `response_measures`; `distinct_t1_k1` ... `distinct_papers_k3`, D of families with k taught answers
         (seen only); `outside_plausible`, `tail_mass`, `support_size`, `entropy` of the first answer token at

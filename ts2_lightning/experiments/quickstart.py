@@ -17,6 +17,7 @@ from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
 from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.evaluation.picture import draw_next_token
+from ts2_lightning.evaluation.style import write_whole
 from ts2_lightning.evaluation.toyworld import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
 from ts2_lightning.experiments.configs import shipped_config
 from ts2_lightning.experiments.measures import Target, check_spec, make_measures
@@ -108,8 +109,7 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
             distributions[label] = found.exp()
     shown = plain(results_table(Results("Quickstart", "", (), tuple(rows), {}), COLUMNS), WIDTH)
     table = "\n".join([shown, "", *wrap(LEGEND, WIDTH), *wrap(_MARKS, WIDTH)])
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
+    write_whole(out / "table.txt", lambda beside: beside.write_text(table + "\n", encoding="utf-8"))
     picture = _draw(out / "next_token.png", distributions, targets[BASE].tokenizer, world, family, request)
     put(f"\n{table}\n\nPicture:     {picture}\nReport:      python cli.py report '{out}*'")
 

@@ -14,12 +14,16 @@ from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.locks import Lock, is_orphaned
 from ts2_lightning.experiments.execution.processes import Processes
-from ts2_lightning.experiments.execution.task import Failure, Task, read_failure
+from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
 from ts2_lightning.experiments.execution.work import Outcome, settled, work
+from ts2_lightning.types import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECONDS = 0.5
 """Between two looks at the runs."""
+
+_RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
+"""Where the processes of a run find one another: each run finds a place of its own."""
 
 
 def run_locally(tasks: Sequence[Task], parallel: int, board: Board) -> list[Failure]:
@@ -35,11 +39,12 @@ def run_locally(tasks: Sequence[Task], parallel: int, board: Board) -> list[Fail
 
     Raises:
         Stopped: after Ctrl-C or SIGTERM, once all processes have saved and ended. A second Ctrl-C kills them.
+        UserError: before anything starts, if the runs need more GPUs than so many at a time can have.
     """
-    processes = Processes()
+    dealt, processes = environments(tasks, parallel), Processes()
     with hearing(processes), ThreadPoolExecutor(parallel) as pool:
         try:
-            failures = _Locally(parallel, board, processes, pool).do(tasks)
+            failures = _Locally(dealt, board, processes, pool).do(tasks)
         except BaseException:
             processes.kill()
             raise
@@ -51,12 +56,14 @@ def run_locally(tasks: Sequence[Task], parallel: int, board: Board) -> list[Fail
 class _Locally:
     """The loop of `run_locally`."""
 
-    def __init__(self, parallel: int, board: Board, processes: Processes, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, dealt: list[Mapping[str, str]], board: Board, processes: Processes, pool: ThreadPoolExecutor
+    ) -> None:
         self.board = board
         self.processes = processes
         self.pool = pool
-        self.environments = environments(parallel)
-        self.free = deque(range(parallel))
+        self.environments = dealt
+        self.free = deque(range(len(dealt)))
         self.running: dict[Future[Outcome], tuple[Task, Lock, int]] = {}
         self.elsewhere: set[Task] = set()
         self.failures: list[Failure] = []
@@ -122,7 +129,7 @@ class _Locally:
         task, lock, place = self.running.pop(future)
         lock.release()
         self.free.append(place)
-        outcome = future.result()
+        outcome = _outcome(task, future)
         if isinstance(outcome, Failure):
             self._failed(task, outcome)
         else:
@@ -131,6 +138,15 @@ class _Locally:
     def _failed(self, task: Task, failure: Failure) -> None:
         self.failures.append(failure)
         self.board.tell(task, "failed", f"{failure.message} ({failure.log})")
+
+
+def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:
+    """How a task has ended. That a file of it cannot be read or written, as on a full disk, is its own failure."""
+    try:
+        return future.result()
+    except OSError as error:
+        stage: Stage = "fit" if task.options else "measure"  # to ask the disk how far it is might fail as well
+        return Failure(stage, 1, f"{type(error).__name__}: {error}", str(task.directory / f"{stage}.log"), task.title)
 
 
 @contextmanager
@@ -154,17 +170,41 @@ def hearing(processes: Processes) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def environments(parallel: int) -> list[Mapping[str, str]]:
-    """The environment of each of so many processes, among which cores and GPUs are dealt."""
+def environments(tasks: Sequence[Task], parallel: int) -> list[Mapping[str, str]]:
+    """The environment of each of so many runs at a time, among which cores and GPUs are dealt equally.
+
+    All have the same number of threads, as a sum's last digits depend on it.
+
+    Raises:
+        UserError: if a run's share has fewer GPUs than it needs.
+    """
     import torch
 
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // parallel))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
+    gpus = [gpu for gpu in gpus if gpu != "-1"]  # which hides all
+    dealt = shares(gpus, parallel)
+    _check_share(tasks, parallel, len(gpus), len(dealt[0]))
+    alone = max((_count(task, len(dealt[0])) for task in tasks), default=1)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // (parallel * alone)))
+    known = {name: value for name, value in os.environ.items() if name not in _RENDEZVOUS}
     return [
-        {**os.environ, "OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
-        for share in shares(gpus, parallel)
+        {**known, "OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
+        for share in dealt
     ]
+
+
+def _check_share(tasks: Sequence[Task], parallel: int, gpus: int, share: int) -> None:
+    """Makes sure that every run has as many GPUs as processes, where there are GPUs at all."""
+    needed = max((task.processes[1] for task in tasks if task.on_gpu and task.processes), default=0)
+    if share and needed > share:
+        fit = f"--parallel {gpus // needed}" if needed <= gpus else "set trainer.devices, or use --slurm"
+        raise UserError(f"--parallel {parallel}: these runs need {needed} GPUs each and there are {gpus}; {fit}")
+
+
+def _count(task: Task, share: int) -> int:
+    """The processes of a run; as many as it has GPUs where the configuration leaves it to the machine."""
+    return task.processes[1] if task.processes else max(1, share * task.on_gpu)
 
 
 def cores() -> int:
@@ -173,13 +213,13 @@ def cores() -> int:
 
 
 def shares(gpus: Sequence[str], parallel: int) -> list[Sequence[str]]:
-    """Each process's own GPUs; where there are fewer of them than processes, they share.
+    """Each run's own GPUs, as many for all; where there are fewer of them than runs, they share.
 
     Example:
-        >>> shares(["0", "1", "2", "3"], 2), shares(["0", "1"], 4)
+        >>> shares(["0", "1", "2", "3", "4"], 2), shares(["0", "1"], 4)
         ([['0', '1'], ['2', '3']], [['0'], ['1'], ['0'], ['1']])
     """
-    count = len(gpus)
-    if count < parallel:
-        return [gpus[place % count : place % count + 1] if count else [] for place in range(parallel)]
-    return [gpus[count * place // parallel : count * (place + 1) // parallel] for place in range(parallel)]
+    size = len(gpus) // parallel
+    if size == 0:
+        return [[gpus[place % len(gpus)]] if gpus else [] for place in range(parallel)]
+    return [gpus[size * place : size * (place + 1)] for place in range(parallel)]

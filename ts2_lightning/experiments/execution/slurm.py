@@ -3,27 +3,19 @@
 Each process of a job runs `fit`, which finds its rank in SLURM's variables; the first one then measures. All of them
 have the same command, settled when the job is submitted: a job that SLURM starts again finds its run's directory and
 newest checkpoint by itself, see `ts2_lightning.cli.launch`.
-
-Signals: submitit would have SLURM send SIGUSR2 before the time is over, and would put the job back into the queue
-itself. Our jobs ask for SIGUSR1 instead, as `configs/cluster/fit.slurm` does, and submitit's handler never runs. What
-submitit has started hands SIGUSR1 and SIGTERM on to `fit`, where `Preemption` saves and requeues the job. Should SLURM
-send them to all processes of a job, `fit` hears them twice, which is the same to it.
 """
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ts2_lightning.evaluation.style import write_whole
 from ts2_lightning.experiments.execution.board import Board
+from ts2_lightning.experiments.execution.job import run_task
 from ts2_lightning.experiments.execution.locks import Lock, is_taken
-from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import (
     Failure,
     Task,
@@ -35,7 +27,6 @@ from ts2_lightning.experiments.execution.task import (
     read_failure,
     write_failure,
 )
-from ts2_lightning.experiments.execution.work import measure, train
 from ts2_lightning.experiments.grid import Grid
 from ts2_lightning.types import UserError
 
@@ -46,7 +37,12 @@ SECONDS = 2.0
 WARNING = {"signal": "USR1@300", "requeue": True}
 """Five minutes to save before the time is over, and another turn."""
 
-_PATIENCE = 180.0
+KINDS: Mapping[str, type] = {
+    "setup": list, "teardown": list, "srun_args": list, "additional_parameters": dict, "array_parallelism": int,
+    "nodes": int, "ntasks_per_node": int,
+}  # fmt: skip
+"""Of what kind the parameters are that submitit would take to pieces; the others it writes down as they are."""
+
 _QUEUED = ("PENDING", "UNKNOWN", "REQUEUED", "READY", "PREEMPTED")
 
 
@@ -172,11 +168,7 @@ class Queue:
             for kind in kinds:
                 same = [task for task in waiting if (task.processes, task.on_gpu) == kind]
                 executor = self._executor(parameters(same[0], self.grid))
-                for task in same:
-                    forget_failure(task)
-                with executor.batch():
-                    jobs = [executor.submit(run_task, task, tuple(fit_options(task))) for task in same]
-                for task, job in zip(same, jobs, strict=True):
+                for task, job in zip(same, self._array(executor, same), strict=True):
                     _remember(task, job.job_id)
 
     def _executor(self, settings: Mapping[str, Any]) -> Any:
@@ -184,8 +176,44 @@ class Queue:
             executor = self._submitit.SlurmExecutor(self.folder)
         except RuntimeError as error:
             raise UserError("--slurm: there is no srun here; call it where jobs of SLURM can be submitted") from error
-        executor.update_parameters(**settings)
+        with _explained(self.grid):
+            executor.update_parameters(**settings)
         return executor
+
+    def _array(self, executor: Any, tasks: Sequence[Task]) -> list[Any]:
+        """Submits some tasks; their jobs."""
+        calls = [(run_task, task, tuple(fit_options(task))) for task in tasks]
+        with _tried_again(tasks), _explained(self.grid), executor.batch():
+            return [executor.submit(*call) for call in calls]
+
+
+@contextmanager
+def _explained(grid: Grid) -> Iterator[None]:
+    """In one line, what submitit and sbatch object to."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{grid.file}: slurm: submitit cannot use these parameters: {error}") from error
+    except (RuntimeError, OSError) as error:
+        said = "; ".join(str(error).splitlines()) or type(error).__name__
+        raise UserError(f"{grid.file}: slurm: sbatch has not taken the jobs: {said}") from error
+
+
+@contextmanager
+def _tried_again(tasks: Sequence[Task]) -> Iterator[None]:
+    """They stand failed no more, unless they could not be submitted.
+
+    What a job notes as soon as it has begun must not be forgotten, so that this comes before its submission.
+    """
+    failures = {task: failure for task in tasks if (failure := read_failure(task)) is not None}
+    for task in failures:
+        forget_failure(task)
+    try:
+        yield
+    except BaseException:
+        for task, failure in failures.items():
+            write_failure(task, failure)
+        raise
 
 
 def _remember(task: Task, job: str) -> None:
@@ -212,7 +240,7 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
         grid: whose `slurm:` comes last.
 
     Raises:
-        UserError: if the configuration leaves the number of processes open.
+        UserError: if the configuration leaves the number of processes open, or a parameter is not what submitit needs.
     """
     if task.processes is None:
         raise UserError(
@@ -221,83 +249,22 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
         )
     nodes, devices = task.processes
     given = {name: value for name, value in (grid.slurm or {}).items() if value is not None}
+    for name, kind in KINDS.items():
+        if name in given and not isinstance(given[name], kind):
+            what = {list: "a list, such as [...]", dict: "a mapping", int: "a whole number"}[kind]
+            raise UserError(f"{grid.file}: slurm.{name}: expected {what}, got {given[name]!r}")
     more = {**WARNING, **given.pop("additional_parameters", {})}
     if isinstance(given.get("time"), str):
         more["time"] = given.pop("time")  # submitit calculates with its own, which is in minutes
     settings = {
         "job_name": grid.name,
+        "time": None,  # the cluster's own; submitit's would be five minutes
         "nodes": nodes,
         "ntasks_per_node": devices,
         "cpus_per_task": 8,
-        "srun_args": ["--kill-on-bad-exit=1"],
         **({"gpus_per_node": devices} if task.on_gpu else {}),
+        **given,
+        "additional_parameters": more,
     }
-    return {**settings, **given, "additional_parameters": more}
-
-
-# --- in a job ---------------------------------------------------------------------------------------------------------
-
-
-def run_task(task: Task, options: Sequence[str]) -> str:
-    """What each process of a job does.
-
-    Args:
-        task: to be done.
-        options: of `fit`.
-
-    Returns:
-        `done` or `stopped`.
-
-    Raises:
-        RuntimeError: if it has failed; SLURM then ends the job's other processes.
-    """
-    rank = int(os.environ.get("SLURM_PROCID", "0"))
-    processes = Processes()
-    environment = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"), **os.environ}
-    log = task.directory / (f"fit-rank-{rank}.log" if rank else "fit.log")
-    with handing_on(processes), _locked(task.directory, rank) as keep:
-        outcome = "done" if is_trained(task) else train(task, options, processes, log, environment, keep)
-        if outcome == "done" and rank == 0:
-            alone = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
-            outcome = measure(task, processes, alone, keep, print)
-    if isinstance(outcome, Failure):
-        raise RuntimeError(f"{outcome.stage} failed: {outcome.message} ({outcome.log})")
-    return outcome
-
-
-@contextmanager
-def _locked(directory: Path, rank: int) -> Iterator[list[int]]:
-    """The descriptor of the run's lock, which rank 0 takes."""
-    if rank:
-        yield []
-        return
-    lock = _patiently(directory)
-    try:
-        yield [lock.descriptor]
-    finally:
-        lock.release()
-
-
-def _patiently(directory: Path) -> Lock:
-    """The lock of a run; a file system may keep that of a node that has died a while."""
-    deadline = time.monotonic() + _PATIENCE
-    while (lock := Lock.take(directory)) is None:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{directory}: another process is at it")
-        time.sleep(SECONDS)
-    return lock
-
-
-@contextmanager
-def handing_on(processes: Processes) -> Iterator[None]:
-    """SLURM's signals go on to the processes."""
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        processes.stop(number)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    cores = f"--cpus-per-task={settings['cpus_per_task']}"  # of sbatch's, srun knows nothing since SLURM 22.05
+    return {**settings, "srun_args": ["--kill-on-bad-exit=1", cores, *given.get("srun_args", [])]}

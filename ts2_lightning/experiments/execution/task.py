@@ -1,6 +1,8 @@
 """What there is to do of a grid, and how far each part of it is."""
 
 import json
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +12,6 @@ from ts2_lightning.callbacks.run_state import read_state
 from ts2_lightning.cli.run_directory import newest_checkpoint, numbers
 from ts2_lightning.experiments.grid import Grid, Point
 from ts2_lightning.experiments.measures import check_spec, files_of
-from ts2_lightning.types import UserError
 
 FAILED = "failed.json"
 
@@ -23,7 +24,7 @@ class Task:
 
     Attributes:
         title: for the screen, such as `objective=TS2 alpha=0.25, seed 0`.
-        directory: of all its attempts, `RUNS_DIR/GRID/RUN`; of the base model `RUNS_DIR/GRID/base`.
+        directory: of all its attempts, `RUNS_DIR/GRID/RUN`; of the base model `RUNS_DIR/GRID/base-DIGITS`.
         options: of `fit`; none for the base model.
         model: the base model; empty for a training.
         specs: what is measured, each as JSON.
@@ -76,8 +77,8 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
         base = grid.base_model
         on_gpu = any(_on_gpu(point.training.config) for point in points)
         specs = (json.dumps(dict(base.measure)),)
-        config = str(grid.base_config)
-        tasks.append(Task(base.label, grid.base_directory, (), base.path, specs, device or "", (1, 1), on_gpu, config))
+        place, config = grid.directory / base.directory, str(grid.directory / base.config)
+        tasks.append(Task(base.label, place, (), base.path, specs, device or "", (1, 1), on_gpu, config))
     sharing: dict[str, list[Point]] = {}
     for point in points:
         sharing.setdefault(point.training.digest, []).append(point)
@@ -149,24 +150,27 @@ def measured(task: Task) -> Path:
 
 
 def read_failure(task: Task) -> Failure | None:
-    """Why it stands failed; None if it does not."""
+    """Why it stands failed; None if it does not. A file that cannot be understood is a failure too: one was noted."""
+    file = task.directory / FAILED
     try:
-        content = json.loads((task.directory / FAILED).read_text(encoding="utf-8"))
+        return Failure(**json.loads(file.read_text(encoding="utf-8")), title=task.title)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{task.directory / FAILED}: not whole ({error}); remove it") from None
-    return Failure(**content, title=task.title)
+    except (ValueError, TypeError):
+        return Failure("fit", 1, f"{FAILED} is damaged", str(file), task.title)
 
 
 def write_failure(task: Task, failure: Failure) -> None:
     """Notes that it failed, unless another rank has noted it before: what failed first is what is to be told."""
     content = {name: value for name, value in asdict(failure).items() if name != "title"}
+    beside = task.directory / f".{FAILED}.{socket.gethostname()}.{os.getpid()}"  # ranks of several nodes write
     try:
-        with (task.directory / FAILED).open("x", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2) + "\n")
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        os.link(beside, task.directory / FAILED)  # whole, and unlike a renaming only where there is none
     except FileExistsError:
         return
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def forget_failure(task: Task) -> None:

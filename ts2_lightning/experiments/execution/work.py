@@ -81,12 +81,8 @@ def train(
     environment: Mapping[str, str],
     keep: Sequence[int] = (),
 ) -> Outcome:
-    """Runs `fit`, or this process's rank of it."""
-    outcome = _run(task, "fit", ["fit", *options], processes, log, environment, keep)
-    if outcome == "done" and not is_trained(task):
-        message = f"fit has ended without an error, but {measured(task) / 'state.json'} does not call the run finished"
-        return _failed(task, Failure("fit", 0, message, str(log), task.title))
-    return outcome
+    """Runs `fit`, or this process's rank of it. Of several ranks the first is the last to end: it exports."""
+    return _run(task, "fit", ["fit", *options], processes, log, environment, keep)
 
 
 def measure(
@@ -96,7 +92,10 @@ def measure(
     keep: Sequence[int],
     tell: Callable[[str], None],
 ) -> Outcome:
-    """Runs `measure` for each specification of which a measure is missing."""
+    """Runs `measure` for each specification of which a measure is missing, once the training is finished."""
+    if not is_trained(task):
+        message = f"fit has ended without an error, but {measured(task) / 'state.json'} does not call the run finished"
+        return _failed(task, Failure("fit", 0, message, str(task.directory / "fit.log"), task.title))
     for spec in task.specs:
         tell("measuring")
         what = [str(measured(task))] if task.options else _base_model(task)

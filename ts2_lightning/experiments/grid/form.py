@@ -10,7 +10,7 @@ from ts2_lightning.experiments.grid.entries import Entry, read_entries
 from ts2_lightning.experiments.grid.expansion import ALL, Labels, Row, Rule, read_rule, rows_of
 from ts2_lightning.experiments.grid.measuring import read_measure
 from ts2_lightning.experiments.grid.reported import listed, read_report
-from ts2_lightning.experiments.grid.settings import KEYS, Settings, argument, read_seeded
+from ts2_lightning.experiments.grid.settings import KEYS, Settings, argument, read_seeded, refuse_seeded
 from ts2_lightning.suggestions import did_you_mean
 
 _FILE = (
@@ -74,7 +74,10 @@ def read_form(file: Path) -> Form:
     common = Settings.read({"config": parts["base"], **{key: parts[key] for key in KEYS if key in parts}})
     base_model = _base_model(parts.get("base_model"), common.measure)
     choices = [settings for choices in axes.values() for settings in choices.values()]
-    measured = _measured([common, *choices, *(settings for _, settings in when)], base_model)
+    layers = [common, *choices, *(settings for _, settings in when)]
+    seeds, seeded = _seeds(parts.get("seeds")), read_seeded(parts.get("seeded"))
+    refuse_seeded(layers, seeded, seeds)
+    measured = _measured(layers, base_model)
     return Form(
         parts["title"].text if "title" in parts else file.stem,
         parts["paper"].text if "paper" in parts else None,
@@ -82,8 +85,8 @@ def read_form(file: Path) -> Form:
         axes,
         rows,
         when,
-        _seeds(parts.get("seeds")),
-        read_seeded(parts.get("seeded")),
+        seeds,
+        seeded,
         base_model,
         read_report(parts["report"], axes, rows, measured) if "report" in parts else {},
         _slurm(parts["slurm"]) if "slurm" in parts else None,

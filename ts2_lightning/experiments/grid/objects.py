@@ -11,8 +11,6 @@ from ts2_lightning.experiments.grid.expansion import title_of
 GRID = "grid.json"
 """What `Grid.record` says, in the grid's directory."""
 
-_BASE = "base"
-
 
 @dataclass(frozen=True)
 class Training:
@@ -73,11 +71,21 @@ class BaseModel:
         label: what it is called there.
         path: `model.lm.path` of the runs.
         measure: as of a `Point`.
+        directory: of its measures, below that of the grid: another model's are never taken for its own.
     """
 
     label: str
     path: str
     measure: Mapping[str, Any]
+    directory: str
+
+    @property
+    def config(self) -> str:
+        """The configuration whose `data.*` says on which rows, and how, it is measured.
+
+        It is beside the directory of its measures, which would otherwise look like a run.
+        """
+        return f"{self.directory}.yaml"
 
 
 @dataclass(frozen=True)
@@ -116,19 +124,6 @@ class Grid:
         return self.runs_dir / self.name
 
     @property
-    def base_directory(self) -> Path:
-        """Where the measures of the base model are."""
-        return self.directory / _BASE
-
-    @property
-    def base_config(self) -> Path:
-        """The configuration whose `data.*` says on which rows, and how, the base model is measured.
-
-        It is not in the directory of its measures, which would then look like a run.
-        """
-        return self.directory / f"{_BASE}.yaml"
-
-    @property
     def trainings(self) -> tuple[Training, ...]:
         """Every training once, in the order of the points."""
         return tuple({point.training.digest: point.training for point in self.points}.values())
@@ -144,7 +139,7 @@ class Grid:
             "axes": {axis: list(choices) for axis, choices in self.axes.items()},
             "seeds": list(self.seeds),
             "report": dict(self.report),
-            "base_model": base and {"label": base.label, "directory": _BASE, "measure": dict(base.measure)},
+            "base_model": base and {"label": base.label, "directory": base.directory, "measure": dict(base.measure)},
             "points": [
                 {
                     "labels": dict(point.labels),

@@ -1,5 +1,6 @@
 """From a grid file to a grid: the parser of `fit` resolves every training's configuration before anything runs."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from ts2_lightning.experiments.configs import shipped_config
 from ts2_lightning.experiments.grid.expansion import Labels, Row, title_of
 from ts2_lightning.experiments.grid.form import Form, read_form
-from ts2_lightning.experiments.grid.identity import digest_of
+from ts2_lightning.experiments.grid.identity import digest_of, path_identity
 from ts2_lightning.experiments.grid.objects import BaseModel, Grid, Point, Training
 from ts2_lightning.experiments.grid.paths import nearer
 from ts2_lightning.experiments.grid.settings import merged, options_of, origin_of, with_seed
@@ -145,16 +146,25 @@ def _base_model(form: Form, points: tuple[Point, ...]) -> BaseModel | None:
     """The model that all runs start from, if it is to be measured.
 
     Raises:
-        UserError: if they do not start from the same one, or its measures are wrong.
+        UserError: if they do not start from the same one, as it is at its path, or its measures are wrong.
     """
     if form.base_model is None:
         return None
     entry, label, measure = form.base_model
-    paths = {point.training.config["model"]["lm"]["path"]: None for point in points}
+    models = [point.training.config["model"]["lm"] for point in points]
+    paths = {model["path"]: None for model in models}
     if len(paths) > 1:
         raise entry.error(f"the runs start from {' and '.join(paths)}; leave base_model out")
+    if any(model.get("revision") or model.get("init") == "random" for model in models):
+        raise entry.error(
+            "it is measured as its path alone; leave base_model out where model.lm.revision is set or model.lm.init is "
+            "random"
+        )
     try:
         check_measure(measure, set())
     except UserError as error:
         raise entry.error(str(error)) from None
-    return BaseModel(label, next(iter(paths)), measure)
+    path = next(iter(paths))
+    identity = json.dumps(path_identity(path))
+    digits = hashlib.sha256(identity.encode()).hexdigest()[:_DIGITS]
+    return BaseModel(label, path, measure, f"base-{digits}")

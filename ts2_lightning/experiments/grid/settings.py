@@ -103,6 +103,23 @@ def with_seed(seeded: Mapping[str, str], seed: int) -> Settings:
     return Settings(overrides={setting: text.replace(SEED, str(seed)) for setting, text in seeded.items()})
 
 
+def refuse_seeded(layers: Iterable[Settings], seeded: Mapping[str, str], seeds: Sequence[int]) -> None:
+    """Makes sure that what a seed sets, which comes last, undoes nothing that the grid, a choice or a condition sets.
+
+    Raises:
+        UserError: for a setting that would be lost, as all choices with it would be the same training.
+    """
+    last = [with_seed(seeded, seed).overrides for seed in seeds]
+    for layer in layers:
+        for setting, value in layer.overrides.items():
+            name = setting.rstrip("+")
+            if name in seeded and any(overrides[name] != value for overrides in last):
+                raise layer.origins[setting].error(
+                    f"{name} is what a seed sets, which comes after this; take it out here or of seeded "
+                    "(without which it is seed_everything and data.seed)"
+                )
+
+
 def argument(entry: Entry) -> str:
     """A value as it stands on a command line: a scalar as it is written, all else as JSON."""
     value = entry.value

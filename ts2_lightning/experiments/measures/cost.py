@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ts2_lightning.callbacks.run_state import FILE as STATE
 from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Target
 from ts2_lightning.types import UserError
 
-STATE = "state.json"
-METRICS = "csv/metrics.csv"
+METRICS = Path("csv", "metrics.csv")
+"""The log of a run, in its directory."""
 
 _Sum = Callable[[Sequence[float]], float]
 _LOGGED: dict[str, tuple[str, _Sum]] = {

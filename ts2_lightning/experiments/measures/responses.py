@@ -41,7 +41,10 @@ class ResponseFile:
 
     def _whole_lines(self) -> list[str]:
         """Without the last one if it was cut short."""
-        return self._path.read_text(encoding="utf-8").split("\n")[:-1] if self._path.is_file() else []
+        if not self._path.is_file():
+            return []
+        # Cut off as bytes: what was cut short may end within a character.
+        return [line.decode() for line in self._path.read_bytes().split(b"\n")[:-1]]
 
     def append(self, prompts: Sequence[str], answered: Sequence[list[Response]]) -> None:
         """Adds the responses to the next prompts."""

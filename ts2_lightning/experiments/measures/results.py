@@ -25,6 +25,7 @@ class Result:
     Attributes:
         name: of the measure.
         decoding: that the model was measured with; None if the values do not depend on it.
+        template: name of the chat template that the model was asked with.
         settings: that it was made with.
         values: whole name -> number.
         documents: from which pictures are drawn, by name, where the measure keeps any.
@@ -34,6 +35,7 @@ class Result:
 
     name: str
     decoding: str | None
+    template: str
     settings: Mapping[str, Any]
     values: Mapping[str, float]
     documents: Mapping[str, Any]
@@ -97,6 +99,7 @@ def read_result(file: Path) -> Result:
         return Result(
             name,
             decoding if name not in MEASURES or MEASURES[name].decoded else None,
+            str(document["template"]),
             dict(document["settings"]),
             {str(value): float(number) for value, number in document["values"].items()},
             dict(document.get("documents") or {}),

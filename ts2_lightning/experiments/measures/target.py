@@ -15,7 +15,7 @@ from ts2_lightning.data.formats import Message
 from ts2_lightning.data.sets import SPLITS, Files
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.evaluation.inputs import encode_prompt, read_messages, toy_world_text
-from ts2_lightning.evaluation.models import load_model
+from ts2_lightning.evaluation.models import file_stamps, load_model
 from ts2_lightning.evaluation.probes import Prompt, is_toy_world
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.modules.head import check_head
@@ -69,8 +69,7 @@ class Target:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own; of a model that comes from no run the one that `data.tokenizer` names, if it does."""
-        named = self.data.get("tokenizer") if self.run is None else None
-        return load_tokenizer(named or self.place)
+        return load_tokenizer(self._of_data("tokenizer") or self.place)
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -89,10 +88,24 @@ class Target:
         """How it is asked, and what of it is learnt. A run's export carries the template that it was trained with."""
         if self.asked_in_sentences:
             return toy_world_text(self.tokenizer)
-        given = self.data.get("template", "auto") if self.run is None else "auto"
-        name = given if self.template == "auto" else self.template
+        name = self._template_name
         learnt = {option: self.data[option] for option in ("train_on", "train_on_end") if option in self.data}
         return make_template(name, self.tokenizer, **learnt)
+
+    @property
+    def _template_name(self) -> str:
+        return (self._of_data("template") or "auto") if self.template == "auto" else self.template
+
+    def _of_data(self, setting: str) -> str | None:
+        """A setting of `data.*` that counts for a model of no run; a run's export carries what it was trained with."""
+        return self.data.get(setting) if self.run is None else None
+
+    @property
+    def asked_with(self) -> list[Any]:
+        """Plain values that change when a tokenizer or a template's file that is not the model's own does."""
+        tokenizer, template = self._of_data("tokenizer"), self._template_name
+        found: list[Any] = [] if tokenizer is None else (list(file_stamps(tokenizer)) or [tokenizer])
+        return found + (list(file_stamps(template)) if template.endswith(".jinja") else [])
 
     @cached_property
     def is_toy_world(self) -> bool:
@@ -156,7 +169,7 @@ class Target:
         for found in sets.values():
             found["files"] = [content for _, *content in found["files"]]  # wherever they lie
         how = {name: getattr(data, name) for name in ("train_on", "train_on_end", "overlong", "max_length", "format")}
-        return {"sets": sets, "template": [data.template_name, self.template], **how}
+        return {"sets": sets, "template": [data.template_name, self.template, *self.asked_with], **how}
 
 
 def _instantiate(settings: Mapping[str, Any], name: str) -> SFTData:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.toyworld import Style, evaluate_toyworld
@@ -16,6 +16,10 @@ class ToyWorld(Measure):
     """Validity, diversity and shape where all plausible answers are known, under the decoding of the spec."""
 
     name: ClassVar[str] = "toyworld"
+
+    def inputs(self, target: Target) -> Any:
+        """A tokenizer or template that is not the model's own."""
+        return target.asked_with or None
 
     def check_target(self, target: Target) -> None:
         """Raises UserError unless it is a model of the toy world."""

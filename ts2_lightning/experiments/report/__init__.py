@@ -7,7 +7,7 @@
 | `runs` | what a run's directory says |
 | `grids`, `rows`, `grouping`, `collect` | which runs are one row, and what it is called: by the grid, or by the settings that differ |
 | `statistics` | means and paired differences |
-| `choices`, `unmet` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
+| `choices` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
 | `meanings` | what values are, in words |
 | `tables`, `markdown`, `records` | the text and the data |
 | `looks`, `figures`, `curves`, `distributions` | the pictures |

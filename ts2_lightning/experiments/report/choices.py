@@ -4,8 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from ts2_lightning.experiments.measures.columns import COLUMNS, Column, column
-from ts2_lightning.experiments.report.results import Results, Settings, numeric_axes
-from ts2_lightning.experiments.report.unmet import unmet
+from ts2_lightning.experiments.report.results import Missing, Results, Settings, numeric_axes
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -100,7 +99,7 @@ def settled(results: Results) -> Results:
         against = dict.fromkeys(numeric_axes(results.axes), ())
     filled = {axis: names or default[:_AGAINST_SHOWN] for axis, names in against.items()}
     shown = Settings(baseline, columns, tuple(planes), filled, _curves(results))
-    return replace(results, settings=shown, missing=tuple(dict.fromkeys((*results.missing, *unmet(results)))))
+    return replace(results, settings=shown, missing=tuple(dict.fromkeys((*results.missing, *_unmet(results)))))
 
 
 def _columns(results: Results) -> list[str]:
@@ -122,3 +121,24 @@ def _curves(results: Results) -> tuple[str, ...]:
     logged = {name for run in results.runs for name in run.curves}
     wanted = tuple(name for name in results.settings.curves if name in logged)
     return wanted or tuple(name for name in _CURVES if name in logged)[:_CURVES_SHOWN]
+
+
+def _unmet(results: Results) -> tuple[Missing, ...]:
+    """The values of columns and pictures that are asked for and that no run has; none where no run has any value."""
+    wanted = results.settings
+    values = [*wanted.columns, *(name for plane in wanted.planes for name in plane)]
+    values += [name for names in (wanted.against or {}).values() for name in names]
+    logged = list(dict.fromkeys(name for run in results.runs for name in run.curves))
+    there = results.names
+    lacking = [(name, there) for name in values if name not in there]
+    lacking += [(name, logged) for name in wanted.curves if name not in logged]
+    if not there:
+        return ()
+    return tuple(Missing(name, "", _why(name, known, results)) for name, known in dict(lacking).items())
+
+
+def _why(name: str, known: list[str], results: Results) -> str:
+    made = {measure for row in results.rows for run in row.runs for measure in run.settings}
+    if name not in COLUMNS:
+        return f"not measured{did_you_mean(name, known)}"
+    return "not measured, or not defined" if name.partition("/")[0] in made else "not measured"

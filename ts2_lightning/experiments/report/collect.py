@@ -11,8 +11,8 @@ from ts2_lightning.cli.run_directory import CONFIG
 from ts2_lightning.experiments.grid import GRID
 from ts2_lightning.experiments.measures.results import DIRECTORY
 from ts2_lightning.experiments.report.grids import read_grid_results
-from ts2_lightning.experiments.report.results import Missing, Results
-from ts2_lightning.experiments.report.rows import base_row, rows_of
+from ts2_lightning.experiments.report.results import Missing, Results, told_apart
+from ts2_lightning.experiments.report.rows import base_row, endings, rows_of
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -81,13 +81,14 @@ def _together(given: Sequence[Path], grids: Sequence[Results], others: Sequence[
     rows, axes, missing = rows_of(place for place in others if (place / CONFIG).is_file())
     taken = Counter(row.label for grid in grids for row in grid.rows) + Counter(row.label for row in [*bases, *rows])
     together = [*bases]
-    for grid in grids:
-        name = grid.sources[0].name
+    names = endings([str(grid.sources[0]) for grid in grids])
+    for name, grid in zip(names, grids, strict=True):
         together += [row if taken[row.label] == 1 else replace(row, label=f"{name}: {row.label}") for row in grid.rows]
         missing += grid.missing
         for axis, choices in grid.axes.items():
             axes[axis] = tuple(dict.fromkeys((*axes.get(axis, ()), *choices)))
-    return Results(f"Report on {_listed(given)}", "", tuple(given), (*together, *rows), axes, tuple(missing))
+    every = told_apart([*together, *rows])
+    return Results(f"Report on {_listed(given)}", "", tuple(given), every, axes, tuple(missing))
 
 
 def _nothing(given: Sequence[Path], missing: Sequence[Missing]) -> str:

@@ -11,8 +11,8 @@ from ts2_lightning.experiments.grid import GRID
 from ts2_lightning.experiments.measures.results import Result, files_of, read_result
 from ts2_lightning.experiments.measures.spec import check_spec
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
-from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings
-from ts2_lightning.experiments.report.runs import make_run, read_json, why_unfinished
+from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings, told_apart
+from ts2_lightning.experiments.report.runs import make_run, outdated, read_json, why_unfinished
 from ts2_lightning.types import UserError
 
 
@@ -45,8 +45,7 @@ def read_grid_results(directory: Path) -> Results:
 
 
 def _rows(directory: Path, plan: Mapping[str, Any], named: list[str]) -> tuple[tuple[Row, ...], tuple[Missing, ...]]:
-    labels: dict[str, dict[str, str]] = {}
-    runs: dict[str, list[Run]] = {}
+    runs: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     missing: list[Missing] = []
     base: list[Row] = []
     if plan.get("base_model"):
@@ -55,13 +54,12 @@ def _rows(directory: Path, plan: Mapping[str, Any], named: list[str]) -> tuple[t
         missing += [Missing(run.name, base[0].label, problem)] if problem else []
     for point in plan["points"]:
         choices = {axis: str(choice) for axis, choice in point["labels"].items()}
-        label = label_of(choices, named)
-        labels[label] = choices
         found, problem = _point(directory, point)
-        runs.setdefault(label, []).extend([found] if found else [])
+        runs.setdefault(tuple(choices.items()), []).extend([found] if found else [])
+        label = label_of(choices, named)
         missing += [Missing(f"{directory.name}/{point['run']}", label, problem)] if problem else []
-    trained = [Row(label, labels[label], tuple(of_row)) for label, of_row in runs.items()]
-    return (*base, *trained), tuple(missing)
+    trained = [Row(label_of(dict(choices), named), dict(choices), tuple(found)) for choices, found in runs.items()]
+    return told_apart([*base, *trained]), tuple(missing)
 
 
 def _base(directory: Path, base: Mapping[str, Any]) -> tuple[Run, str]:
@@ -87,6 +85,7 @@ def _point(directory: Path, point: Mapping[str, Any]) -> tuple[Run | None, str]:
         if unfinished:
             return None, failed or unfinished
         found, problem = of_spec(newest, point["measure"])
+        problem = "; ".join(filter(None, (problem, outdated(newest, found))))
         name = f"{directory.name}/{point['run']}/{newest.name}"
         run = make_run(name, newest, point["seed"], found, point["command"])
     except UserError as error:

@@ -1,6 +1,7 @@
 """Which runs belong to one row, and what a row is called: by the settings in which configurations differ."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ NOT_A_RESULT = ("name", "runs_dir", "ckpt_path", "trainer.default_root_dir")
 """Settings that say where a run lies, not what it is."""
 
 SEEDS = ("seed_everything", "data.seed")
-_SEED_OF_A_SOURCE = re.compile(r"\bseed=\d+")
+_SEED_OF_A_SOURCE = re.compile(r"\bseed=(\d+)")
 
 Settings = Mapping[str, Any]
 """Dotted name -> value, as `flat` gives them."""
@@ -60,10 +61,16 @@ def without_seeds(settings: Settings) -> dict[str, Any]:
     }
 
 
-def seed_of(settings: Settings) -> int | None:
-    """The seed of a run: that of everything, else that of its data, else None."""
-    seeds = [settings[key] for key in SEEDS if type(settings.get(key)) is int]
-    return seeds[0] if seeds else None
+def seeds_of(settings: Settings) -> dict[str, int]:
+    """Setting -> seed, of everything, of the data, and of sources that are drawn.
+
+    Example:
+        >>> seeds_of({"data.train": "toyworld:train?seed=3", "data.seed": 1, "seed_everything": 0})
+        {'seed_everything': 0, 'data.seed': 1, 'data.train': 3}
+    """
+    found = {key: settings[key] for key in SEEDS if type(settings.get(key)) is int}
+    drawn = {key: _SEED_OF_A_SOURCE.search(value) for key, value in settings.items() if type(value) is str}
+    return found | {key: int(match[1]) for key, match in drawn.items() if match and key not in NOT_A_RESULT}
 
 
 def distinguishing(rows: Sequence[Settings]) -> list[str]:
@@ -125,16 +132,19 @@ def text_of(value: object) -> str:
 
 
 def named_axes(axes: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The axes whose choices say nothing without the axis's name: a number, true, false, null.
+    """The axes whose choices say nothing without the axis's name: a number, true, false, null, one of several axes.
 
     Example:
         >>> named_axes({"objective": ("CE", "TS2"), "alpha": ("0.25", "1"), "adaptive": ("true", "false")})
         ['alpha', 'adaptive']
+        >>> named_axes({"neft": ("off", "on"), "wd": ("none", "on")})
+        ['neft', 'wd']
     """
+    several = Counter(choice for choices in axes.values() for choice in set(choices))
     return [
         axis
         for axis, choices in axes.items()
-        if any(number(choice) is not None or choice in _SAYS_NOTHING_ALONE for choice in choices)
+        if any(number(c) is not None or c in _SAYS_NOTHING_ALONE or several[c] > 1 for c in choices)
     ]
 
 

@@ -191,7 +191,10 @@ def _legend(results: Results) -> str:
 
 
 def _compares(results: Results) -> bool:
-    return bool(results.settings.baseline) and len(results.trained) > 1
+    """Whether any row has a seed in common with the baseline."""
+    seeds = {row.label: {run.seed for run in row.runs if run.seed is not None} for row in results.trained}
+    baseline = seeds.pop(results.settings.baseline, set())
+    return any(baseline & others for others in seeds.values())
 
 
 def _differences(results: Results) -> str:

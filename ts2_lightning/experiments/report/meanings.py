@@ -1,17 +1,17 @@
 """What values are, in half a sentence, for readers of a report who have not measured them."""
 
 _DECODERS = {"t1": "T 1", "papers": "T 0.6, top-k 50, top-p 0.9"}
-
+_IF_ANY = ", defined if every question has a plausible answer"
 _OF_DECODER = {
     "validity": "share of valid answers",
     "distinct": "distinct valid answers expected in 32 samples",
     "coverage": "the same as a share of all valid answers",
-    "format": "probability of the taught form around the model's own answers",
+    "format": f"probability of the taught form around the model's own answers{_IF_ANY}",
 }
 _TOYWORLD = {
     "distinct_matched": "distinct valid answers expected in 32 samples; at the highest T at which V is 0.95",
     "temperature_matched": "the highest T at which V is 0.95",
-    "end_probability": "probability that an answer ends where it should; T 1",
+    "end_probability": f"probability that an answer ends where it should; T 1{_IF_ANY}",
     "outside_plausible": "mass of the first token of the answer outside of the plausible ones",
     "tail_mass": "mass of the first token of the answer outside of its sparsemax support",
     "support_size": "sparsemax support of the first token of the answer, in tokens",

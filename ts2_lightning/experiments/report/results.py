@@ -1,8 +1,9 @@
 """What a report is made of: runs, rows of runs that differ in their seeds, and what is missing."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Row:
     """Runs that differ in nothing but their seeds.
 
     Attributes:
-        label: in tables and pictures.
+        label: in tables and pictures; no two rows of a report have the same, see `told_apart`.
         labels: axis -> choice, for those axes that the row has.
         runs: one per seed.
         is_base: a model as it was before any of the trainings: never the best, and compared with nothing.
@@ -151,6 +152,27 @@ class Results:
     def runs(self) -> list[Run]:
         """Every training once, though several rows may share it."""
         return list({run.directory: run for row in self.trained for run in row.runs}.values())
+
+
+def told_apart(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows with labels of which none occurs twice: marks, looks and places in pictures are found by them.
+
+    Rows of trainings keep theirs before base models do.
+
+    Example:
+        >>> [row.label for row in told_apart([Row("CE", {}, (), is_base=True), Row("CE", {}, ()), Row("CE", {}, ())])]
+        ['CE (3)', 'CE', 'CE (2)']
+    """
+    found = list(rows)
+    taken: set[str] = set()
+    for i in sorted(range(len(found)), key=lambda i: found[i].is_base):
+        label = found[i].label
+        numbered = (f"{found[i].label} ({n})" for n in itertools.count(2))
+        while label in taken:
+            label = next(numbered)
+        taken.add(label)
+        found[i] = replace(found[i], label=label)
+    return tuple(found)
 
 
 def number(text: str) -> float | None:

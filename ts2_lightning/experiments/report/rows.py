@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ts2_lightning.cli.run_directory import CONFIG
-from ts2_lightning.experiments.report.grouping import ClassName, flat, label_of, labels_of, seed_of, without_seeds
+from ts2_lightning.experiments.report.grouping import ClassName, flat, label_of, labels_of, seeds_of, without_seeds
 from ts2_lightning.experiments.report.results import Missing, Row, Run
-from ts2_lightning.experiments.report.runs import make_run, read_config, read_measures, why_unfinished
+from ts2_lightning.experiments.report.runs import make_run, outdated, read_config, read_measures, why_unfinished
 from ts2_lightning.types import UserError
 
 _LONG = 48  # characters of a label; a longer one tells less than the run's name
@@ -23,8 +23,8 @@ class _Attempt:
     Attributes:
         directory: `RUNS_DIR/NAME/N`.
         settings: its configuration, by dotted names.
-        runs: one for each decoding that it was measured with; none if there is nothing to show.
-        problem: why there is nothing.
+        runs: one for each decoding that it was measured with, without a seed; none if there is nothing to show.
+        problem: why there is nothing, or what is wrong with it.
     """
 
     directory: Path
@@ -82,7 +82,8 @@ def rows_of(directories: Iterable[Path]) -> tuple[list[Row], dict[str, tuple[str
         directories: of runs. Of several attempts at one training, the newest that has come to its end counts.
 
     Returns:
-        The rows, the axes (setting -> its values in the order of the rows), and the runs that have nothing to show.
+        The rows, the axes (setting -> its values in the order of the rows), and the runs that have nothing to show, or
+        something that is no longer so.
     """
     attempts, missing = [], []
     for directory in directories:
@@ -94,7 +95,7 @@ def rows_of(directories: Iterable[Path]) -> tuple[list[Row], dict[str, tuple[str
     for attempt in sorted(attempts, key=lambda a: (bool(a.runs), a.number)):
         newest[attempt.same] = attempt
     counted = [attempt for attempt in attempts if newest[attempt.same] is attempt]
-    missing += [Missing(str(a.directory), "", a.problem) for a in counted if not a.runs]
+    missing += [Missing(str(a.directory), "", a.problem) for a in counted if a.problem]
     groups = _groups(
         [_Found(run, {**a.settings, _DECODING: decoding}) for a in counted for decoding, run in a.runs.items()]
     )
@@ -112,29 +113,48 @@ def _attempt(directory: Path) -> _Attempt:
         for decoding in dict.fromkeys(filter(None, (measure.decoding for measure in measures))) or ["softmax"]:
             of_decoding = [measure for measure in measures if measure.decoding in (decoding, None)]
             command = f"python cli.py fit -c {directory / CONFIG}"
-            runs[decoding] = make_run(str(directory), directory, seed_of(settings), of_decoding, command)
+            runs[decoding] = make_run(str(directory), directory, None, of_decoding, command)
     except UserError as error:
         return _Attempt(directory, settings, {}, str(error))
     if not any(run.values for run in runs.values()):
         return _Attempt(directory, settings, {}, "nothing was logged and nothing measured")
-    return _Attempt(directory, settings, runs)
+    return _Attempt(directory, settings, runs, outdated(directory, measures))
 
 
 def _groups(found: Sequence[_Found]) -> list[list[_Found]]:
-    """Runs that differ in their seeds alone. Two of one seed have different names, and these tell rows apart then."""
+    """Runs that differ in their seeds alone, one of each seed; others are told apart by their names, or stay alone."""
     groups: dict[str, list[_Found]] = {}
     for one in found:
         groups.setdefault(repr(without_seeds(one.settings)), []).append(one)
     apart: list[list[_Found]] = []
-    for group in groups.values():
-        if max(Counter(one.run.seed for one in group).values()) == 1:
-            apart.append(group)
-            continue
+    for group in _seeded(list(groups.values())):
         by_name: dict[str, list[_Found]] = {}
         for one in group:
-            by_name.setdefault(one.name, []).append(one)
-        apart += by_name.values()
+            by_name.setdefault(one.name if _repeated(group) else "", []).append(one)
+        for of_name in by_name.values():
+            apart += [[one] for one in of_name] if _repeated(of_name) else [of_name]
     return apart
+
+
+def _seeded(groups: Sequence[Sequence[_Found]]) -> list[list[_Found]]:
+    """The runs with their seeds: the values of the one setting that tells most runs of the groups apart.
+
+    It is the same setting for all groups, as their runs are paired by it; seeds are often varied in one of several.
+    """
+    names = list(dict.fromkeys(name for group in groups for one in group for name in seeds_of(one.settings)))
+
+    def seeded(name: str) -> list[list[_Found]]:
+        return [
+            [replace(one, run=replace(one.run, seed=seeds_of(one.settings).get(name))) for one in group]
+            for group in groups
+        ]
+
+    return min(map(seeded, names or [""]), key=lambda found: sum(map(_repeated, found)))
+
+
+def _repeated(group: Sequence[_Found]) -> int:
+    """How many runs of a group have a seed that another one has."""
+    return len(group) - len({one.run.seed for one in group})
 
 
 def _labelled(groups: Sequence[Sequence[_Found]]) -> tuple[list[Row], dict[str, tuple[str, ...]]]:
@@ -147,7 +167,7 @@ def _labelled(groups: Sequence[Sequence[_Found]]) -> tuple[list[Row], dict[str, 
     named = [axis for axis, choices in axes.items() if not all(isinstance(choice, ClassName) for choice in choices)]
     order = sorted(axes, key=lambda axis: axis in named)  # what was trained with, then its settings
     called = [label_of({axis: of_row[axis] for axis in order if axis in of_row}, named) for of_row in labels]
-    called = _told_apart(called, _endings([group[0].name for group in groups]))
+    called = _told_apart(called, [group[0] for group in groups])
     rows = [
         Row(label, of_row, tuple(one.run for one in group))
         for group, of_row, label in zip(groups, labels, called, strict=True)
@@ -155,22 +175,33 @@ def _labelled(groups: Sequence[Sequence[_Found]]) -> tuple[list[Row], dict[str, 
     return rows, {axis: tuple(choices) for axis, choices in axes.items()}
 
 
-def _told_apart(labels: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Labels, with the names of the runs where they are equal; the names alone where they tell more in less."""
+def _told_apart(labels: Sequence[str], firsts: Sequence[_Found]) -> list[str]:
+    """Labels, with the names of the runs where they are equal; the names alone where they tell more in less.
+
+    Args:
+        labels: of the rows.
+        firsts: a run of each. Where two rows have label and name in common, the number of the run tells them apart.
+    """
+    names = endings([one.name for one in firsts])
+    several = Counter(zip(labels, names, strict=True))
+    names = [
+        f"{name}/{one.run.directory.name}" if several[label, name] > 1 else name
+        for label, name, one in zip(labels, names, firsts, strict=True)
+    ]
     if max(map(len, labels), default=0) > _LONG and len(set(names)) == len(names):
-        return list(names)
-    several = Counter(labels)
+        return names
+    equal = Counter(labels)
     return [
-        f"{label} ({name})" if label and several[label] > 1 else label or name
+        f"{label} ({name})" if label and equal[label] > 1 else label or name
         for label, name in zip(labels, names, strict=True)
     ]
 
 
-def _endings(names: Sequence[str]) -> list[str]:
+def endings(names: Sequence[str]) -> list[str]:
     """Paths by their last parts, as few as tell the different ones apart.
 
     Example:
-        >>> _endings(["runs/a/ts2", "runs/b/ts2"]), _endings(["runs/ce", "runs/ts2"])
+        >>> endings(["runs/a/ts2", "runs/b/ts2"]), endings(["runs/ce", "runs/ts2"])
         (['a/ts2', 'b/ts2'], ['ce', 'ts2'])
     """
     parts = [Path(name).parts for name in names]

@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from ts2_lightning.callbacks.run_state import FILE as STATE
-from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config
+from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config, newest_checkpoint
+from ts2_lightning.evaluation.models import file_stamps
+from ts2_lightning.experiments.measures.cost import METRICS
 from ts2_lightning.experiments.measures.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
 from ts2_lightning.types import UserError
 
-CURVES = Path("csv", "metrics.csv")
 LOGGED = ("val/", "train/")
 """Logged names whose last values are values of the run."""
 
@@ -66,7 +67,7 @@ def read_curves(run: Path) -> dict[str, Curve]:
     Raises:
         UserError: something in it is not a number.
     """
-    path = run / CURVES
+    path = run / METRICS
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -109,13 +110,36 @@ def why_unfinished(run: Path) -> str:
     return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
 
 
+def outdated(run: Path, measures: Iterable[Result]) -> str:
+    """Which of the measures that count were made of a model that the run no longer has; empty if none was.
+
+    Args:
+        run: its directory, with its export or else its checkpoints.
+        measures: those made last behind the others.
+    """
+    export = run / "export"
+    model = export if export.is_dir() else newest_checkpoint(run)
+    changed = max((int(time) for _, _, time in file_stamps(model)), default=0) if model else 0
+    last = {(result.name, result.decoding): result for result in measures}
+    names = dict.fromkeys(result.name for result in last.values() if result.changed < changed)
+    return f"{', '.join(names)}: measured before the model changed; measure again" if names else ""
+
+
 def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Result], command: str = "") -> Run:
     """A run with the measures that count, and the last values that it has logged.
+
+    Args:
+        name: for people.
+        directory: of the run.
+        seed: None: none.
+        measures: of several files of one measure the last counts, whole: values that were made with different settings
+            do not stand beside each other.
+        command: repeats it.
 
     Raises:
         UserError: a file in its directory cannot be read.
     """
-    found = list(measures)
+    found = {result.name: result for result in measures}.values()
     curves = read_curves(directory)
     return Run(
         name,
@@ -131,8 +155,9 @@ def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Re
 
 
 def _asked(result: Result) -> dict[str, Any]:
-    """The settings of a measure, with the decoding if it depends on that."""
-    return {**({} if result.decoding is None else {"decoding": result.decoding}), **result.settings}
+    """The settings of a measure, with the template, and the decoding if it depends on that."""
+    decoding = {} if result.decoding is None else {"decoding": result.decoding}
+    return {**decoding, "template": result.template, **result.settings}
 
 
 def _record(run: Path) -> dict[str, Any]:

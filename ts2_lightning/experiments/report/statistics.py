@@ -73,7 +73,7 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired_difference(
     values: Mapping[int | None, float], baseline: Mapping[int | None, float], confidence: float = CONFIDENCE
 ) -> Difference:
-    """Values less those of a baseline, seed by seed, over the seeds that both have.
+    """Values less those of a baseline, seed by seed, over the seeds that both have. None is no seed, and pairs nothing.
 
     The interval is Student's for the mean of the differences, with n - 1 degrees of freedom.
 
@@ -87,7 +87,7 @@ def paired_difference(
         >>> found.n, found.mean, round(found.low, 3), round(found.high, 3)
         (2, 2.5, -3.853, 8.853)
     """
-    found = summarise([values[seed] - baseline[seed] for seed in values if seed in baseline])
+    found = summarise([values[seed] - baseline[seed] for seed in values if seed is not None and seed in baseline])
     if math.isnan(found.sd):
         return Difference(found.n, found.mean, math.nan, math.nan)
     half = float(student.ppf((1 + confidence) / 2, found.n - 1)) * found.sd / math.sqrt(found.n)

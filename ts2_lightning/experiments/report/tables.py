@@ -59,7 +59,7 @@ class Table:
 
 def results_table(results: Results, names: Sequence[str]) -> Table:
     """Mean and standard deviation of each value, the best ones marked."""
-    seeds = len(results.seeds)
+    seeds = max(1, len(results.seeds))  # runs without a seed are one of each row
     columns = []
     for name in names:
         found, marks = known(name), marks_of(results.trained, name)

@@ -12,7 +12,9 @@ from ts2_lightning.experiments.report.figures import Picture, against, plane
 from ts2_lightning.experiments.report.markdown import COLUMNS, as_markdown, seeds_said
 from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.results import Results
+from ts2_lightning.experiments.report.runs import read_json
 from ts2_lightning.experiments.report.tables import booktabs, results_table
+from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"
 
@@ -22,16 +24,19 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
 
     Args:
         results: from `collect`.
-        out: directory, made if need be. Pictures of an earlier report that this one does not have are removed.
+        out: directory, made if need be. Pictures of an earlier report that this one does not have are removed, and its
+            `table.tex` if this one has none.
         latex: also write `table.tex`.
 
     Returns:
         The files: `report.md`, `table.csv`, `results.json`, `table.tex` if it was asked for, and the pictures.
 
     Raises:
-        UserError: a row or a value that the settings name is not there.
+        UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
+            something else.
     """
     results = settled(results)
+    is_new = _is_new(out)
     found = pictures(results)
     paths = [path for picture in found for path in save(picture.figure, out / picture.stem)]
     stems = [picture.stem for picture in found]
@@ -40,9 +45,30 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
     if latex:
         parts = results_table(results, results.settings.columns).parts(COLUMNS)
         texts[LATEX] = booktabs(parts, f"{results.title}. {seeds_said(results)}")
+    elif not is_new:
+        (out / LATEX).unlink(missing_ok=True)
     texts[REPORT] = as_markdown(results, found)
     written = [_write(out / name, text) for name, text in texts.items()]
     return [*reversed(written), *paths]
+
+
+def _is_new(out: Path) -> bool:
+    """Whether a directory has no earlier report.
+
+    Raises:
+        UserError: its `results.json` is none's.
+    """
+    file = out / RESULTS
+    if not file.is_file():
+        return True
+    try:
+        found = read_json(file)
+        ours = "rows" in found and all(Path(stem).name == stem for stem in found["pictures"])
+    except (UserError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{file} is not a report's; name another --out")
+    return False
 
 
 def pictures(results: Results) -> list[Picture]:
