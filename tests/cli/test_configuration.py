@@ -13,6 +13,7 @@ from tests.cli import standins
 from tests.cli.conftest import Run
 from ts2_lightning.cli import lightning_cli, main
 from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli.settings import SettingsReader
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,6 +173,15 @@ def test_the_real_module_and_data(here: Path, capfd: pytest.CaptureFixture[str])
     assert config["model"]["engine"]["class_path"].endswith(".ChunkedEngine"), "the default is recorded"
     assert main(["fit", "--model.lm.path=x", "--model.loss=TS2Los"]) == 2
     assert capfd.readouterr().err == "error: --model.loss: no class named 'TS2Los'; did you mean TS2Loss?\n"
+
+
+@pytest.mark.parametrize("setting", ["train", "validation", "test"])
+def test_a_file_of_one_row_is_a_file(setting: str, here: Path) -> None:
+    """And not the mapping that its only line is: named sets are one, and a source is."""
+    (here / "one.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    quickstart = str(ROOT / "configs" / "experiment" / "quickstart.yaml")
+    read = SettingsReader().read(["-c", quickstart, f"--data.{setting}", "one.jsonl"])
+    assert read["data"][setting] == "one.jsonl"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -175,7 +175,7 @@ def test_without_slurm_nothing_is_submitted(tmp_path: Path, monkeypatch: pytest.
         run(grid_of(training("one", tmp_path)))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_array_that_is_warned(tmp_path: Path, cache: Path, blank: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run of two processes is warned that its time ends, saves, is queued again, goes on and is measured; a broken
     one fails by itself; and a second call submits nothing but what failed.

@@ -41,6 +41,22 @@ assert hasattr(jsonargparse._typehints, "discard_init_args_on_class_path_change"
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_settings_of_another_class
 
 
+_parse_value_or_config = jsonargparse._typehints.parse_value_or_config
+
+
+def _parse_value_or_fragment(value: Any, enable_path: bool = True, simple_types: bool = False) -> tuple[Any, Any]:
+    """Takes the name of a file for the file's content only if it is YAML.
+
+    jsonargparse would read `--data.validation rows.jsonl` too, and take its row, if it has one only, for the setting.
+    """
+    name = getattr(value, "val", value)
+    is_fragment = isinstance(name, str) and name.endswith((".yaml", ".yml"))
+    return _parse_value_or_config(value, enable_path and is_fragment, simple_types)
+
+
+jsonargparse._typehints.parse_value_or_config = _parse_value_or_fragment
+
+
 class ParserMessage(SystemExit):
     """What the parser has to say; a `SystemExit`, because the parser is left through code that catches ValueError."""
 
