@@ -70,16 +70,19 @@ class TakeTurns(Callback):
         return MODES[place if turn % 2 == 0 else -1 - place]
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        """Starts the monitors and the clock."""
         for monitor in filter(None, self._monitors.values()):
             monitor.on_train_start(trainer, trainer.lightning_module)
         self._started = time.perf_counter(), time.process_time()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """Tells the monitor whose turn it is."""
         if (monitor := self._monitors[self.mode(batch_idx)]) is not None:
             monitor._last_step = trainer.global_step
             monitor.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Tells it again, and takes the time."""
         if (monitor := self._monitors[self.mode(batch_idx)]) is not None:
             monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now = time.perf_counter(), time.process_time()

@@ -39,6 +39,7 @@ _MESSAGES = (
 
 class _Unwanted(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a message is worth showing."""
         message = record.getMessage()
         return not any(unwanted in message for unwanted in _MESSAGES)
 

@@ -73,13 +73,16 @@ class _Whole:
 
     @cached_property
     def ids(self) -> list[int]:
+        """Of all tokens."""
         return self._encoding.ids
 
     def at(self, position: int) -> int:
+        """The token at a character; see `_Pieces`."""
         token = self._encoding.char_to_token(position)
         return _Pieces(self.ids, self._encoding.offsets).at(position) if token is None else token
 
     def start_of(self, token: int) -> int:
+        """The first character of a token."""
         covered = self._encoding.token_to_chars(token)
         assert covered is not None
         return covered[0]

@@ -221,6 +221,7 @@ class _LinearHead(_Head):
 
     @torch.no_grad()
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """See `_Head`."""
         logits = self._buffer[: part.stop - part.start]
         multiply(self._factors[part], self._weight.T, out=logits)
         if self._bias is not None:
@@ -230,6 +231,7 @@ class _LinearHead(_Head):
 
     @torch.no_grad()
     def accumulate(self, part: slice, gradient: Tensor) -> None:
+        """See `_Head`."""
         of_hidden, of_weight, *of_bias = self._gradients
         factor = gradient.to(self._weight.dtype)
         if of_hidden is not None:
@@ -241,6 +243,7 @@ class _LinearHead(_Head):
 
     @torch.no_grad()
     def accumulate_lists(self, part: slice, blocks: list[tuple[slice, Gradient]]) -> None:
+        """See `_Head`."""
         of_hidden, of_weight, *of_bias = self._gradients
         for block, gradient in blocks:
             for entries, values in gradient.sparse:
@@ -262,6 +265,7 @@ class _ModuleHead(_Head):
         super().__init__(head, hidden_states, list(head.parameters()))
 
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
+        """See `_Head`."""
         with torch.set_grad_enabled(self._needs_gradient), wide_products(self._head, self._hidden.device) as dtype:
             self._chunk = self._hidden[part].clone().requires_grad_(self._needs_gradient)
             self._output = self._head(self._chunk if dtype is None else self._chunk.to(dtype))
@@ -269,6 +273,7 @@ class _ModuleHead(_Head):
         return logits, torch.empty_like(logits) if self._needs_gradient else None
 
     def accumulate(self, part: slice, gradient: Tensor) -> None:
+        """See `_Head`."""
         wanted = [g is not None for g in self._gradients]
         inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
         with wide_products(self._head, self._hidden.device):

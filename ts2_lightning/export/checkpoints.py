@@ -180,6 +180,7 @@ class _RecordUnpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
+        """The classes of a checkpoint's own record, and no others."""
         if module == "torch.distributed.checkpoint.metadata" and name in self._RECORDS:
             return super().find_class(module, name)
         if (module, name) in (

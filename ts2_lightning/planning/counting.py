@@ -84,6 +84,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """What the forward pass allocates and keeps."""
         # In the layout of the queries: if that is not [B, T, heads, d], transformers makes a copy that is.
         output = torch.empty_like(query)[..., : value.shape[-1]]
         logsumexp = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -92,6 +93,7 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """What the backward pass allocates."""
         query, key, value, *_ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
 

@@ -115,6 +115,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @precision_plugin.setter
     def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        """Lightning's plugin is replaced by one that steps as the other strategies do."""
         if isinstance(precision_plugin, DeepSpeedPrecision):
             precision_plugin = DeepSpeedSteps(precision_plugin.precision)
         self._precision_plugin = precision_plugin
