@@ -189,7 +189,9 @@ class DistributionMonitor(Callback):
         """Start with empty sums."""
         self._evaluation = BySet("val", trainer.val_dataloaders, self._window)
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Ask for what the module does not measure by itself."""
         pl_module.request_statistics(self.statistics)  # type: ignore[operator]
 
@@ -213,25 +215,9 @@ class DistributionMonitor(Callback):
         """See `on_validation_start`."""
         self._evaluation = BySet("test", trainer.test_dataloaders, self._window)
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """See `on_validation_batch_start`."""
-        pl_module.request_statistics(self.statistics)  # type: ignore[operator]
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """See `on_validation_batch_end`."""
-        self._add(trainer, self._evaluation.of(dataloader_idx), outputs, batch)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See `on_validation_epoch_end`."""
-        self._publish_evaluation(trainer)
+    on_test_batch_start = on_validation_batch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
 
     def _publish_evaluation(self, trainer: Trainer) -> None:
         if trainer.sanity_checking:
