@@ -22,9 +22,11 @@ from tests.callbacks import diagnostics_runs
 from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
 from tests.contract import steps
 from tests.metrics.plain import of_all
-from ts2_lightning.callbacks import Checkpoints, ReferenceDrift, SampleGenerations, Throughput
+from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput
 from ts2_lightning.callbacks.reference_drift import Reference
-from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
+from ts2_lightning.data import SFTData
+from ts2_lightning.losses import TS2Loss
+from ts2_lightning.modules import AdapterConfig, LanguageModelConfig, SFTModule
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.types import UserError
@@ -159,6 +161,22 @@ def test_the_monitor_is_exact(alone: tuple[Any, Any, Witness, Path], kinds: dict
     assert {name for name in memory.steps[1] if "tspd" in name and "_by_" not in name} == {
         f"train/{setting.name}" for setting in TSPD
     }
+
+
+def test_a_test_is_measured_as_a_validation_is(world: Path, tmp_path: Path) -> None:
+    model = str(world / "untied")
+    rows = str(world / "validation.jsonl")
+    data = SFTData(train=rows, validation=rows, test=rows, tokenizer=model, limit_validation=6, limit_test=6)
+    found = []
+    for stage in ("validate", "test"):
+        trainer = Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, use_distributed_sampler=False, callbacks=[DistributionMonitor(tspd=TSPD)],
+        )  # fmt: skip
+        getattr(trainer, stage)(SFTModule(LanguageModelConfig(model), TS2Loss()), data, verbose=False)
+        found.append({name.partition("/")[2]: value.item() for name, value in trainer.callback_metrics.items()})
+    assert "zero_gradient" in found[0]
+    assert found[1] == found[0]
 
 
 def test_histograms_are_exact(alone: tuple[Any, Any, Witness, Path]) -> None:
