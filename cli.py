@@ -2,6 +2,9 @@
 
 import sys
 
+if sys.version_info < (3, 11):  # noqa: UP036 (who runs it with an older one would get a traceback)
+    sys.exit("error: ts2_lightning needs Python 3.11 or newer, and this is " + sys.version.split()[0])
+
 from ts2_lightning.cli import main
 
 if __name__ == "__main__":

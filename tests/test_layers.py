@@ -13,7 +13,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "types": set(),
     "suggestions": set(),
-    "checkpoint_files": set(),
+    "yaml_files": {"types"},
+    "checkpoint_files": {"types"},
     "hardware": {"types", "suggestions"},
     "ops": {"types"},
     "losses": {"types", "ops"},
@@ -21,19 +22,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "metrics": {"types", "ops"},
     "data": {"types", "suggestions"},
     "generation": {"types", "ops"},
-    "strategies": {"types"},
+    "strategies": {"types", "checkpoint_files"},
     "modules": {"types", "ops", "losses", "engines", "metrics", "strategies"},
     "export": {"types", "modules", "checkpoint_files"},
     "planning": {"types", "suggestions", "hardware", "ops", "losses", "engines", "modules", "strategies"},
-    "callbacks": {"types", "hardware", "ops", "metrics", "generation", "export", "checkpoint_files"},
+    "callbacks": {"types", "hardware", "ops", "metrics", "generation", "export", "checkpoint_files", "strategies"},
     "evaluation": {"types", "ops", "metrics", "generation", "engines", "modules", "data"},
     "experiments": {
         "types", "ops", "losses", "engines", "modules", "data", "callbacks", "metrics", "generation", "evaluation",
-        "strategies", "suggestions", "export", "cli.run_directory",
+        "strategies", "suggestions", "export", "yaml_files", "cli.run_directory",
     },
     "cli": {
         "types", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments", "export",
-        "checkpoint_files", "planning", "evaluation", "generation",
+        "checkpoint_files", "planning", "evaluation", "generation", "yaml_files",
     },
 }  # fmt: skip
 

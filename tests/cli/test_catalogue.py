@@ -237,8 +237,13 @@ def test_a_mistake_takes_one_line(ts2: Run, words: str, expected: str) -> None:
 
 def test_a_broken_module_of_the_user_keeps_its_traceback(ts2: Run, here: Path) -> None:
     (here / "my_broken_losses.py").write_text("1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
-        ts2("losses", "my_broken_losses.Focal")
+    answer = ts2("losses", "my_broken_losses.Focal")
+    assert answer.status == 1
+    line = answer.err.strip()
+    assert line.startswith("error: losses: ZeroDivisionError: division by zero; the traceback is in ")
+    file = Path(line.split("the traceback is in ")[1].partition(";")[0])
+    assert "my_broken_losses.py" in file.read_text()
+    file.unlink()
 
 
 def test_find_raises_what_the_command_says() -> None:

@@ -1,5 +1,7 @@
 """Every mistake is answered in one line, with the place and the nearest right name, and exit status 2."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,9 +117,17 @@ def test_a_wrong_command_line_takes_one_line(ts2: Run, here: Path, line: str, ex
 @pytest.mark.parametrize(("text", "expected"), FILES.items(), ids=[" ".join(text.split()) for text in FILES])
 def test_a_wrong_file_is_named_with_the_line(ts2: Run, here: Path, text: str, expected: str) -> None:
     (here / "bad.yaml").write_text(text)
-    answer = ts2("fit", "--model.lm.path=x", "-c", "good.yaml", "-c", "bad.yaml")
+    answer = ts2("fit", "-c", "good.yaml", "-c", "bad.yaml", "--model.lm.path=x")
     assert answer.status == 2
     assert one_line(answer.err).startswith(expected)
+
+
+def test_a_file_that_would_undo_an_option_is_named(ts2: Run, here: Path) -> None:
+    (here / "c.yaml").write_text("trainer:\n  max_epochs: 3\n")
+    answer = ts2("fit", "--model.lm.path=x", "--trainer.max_epochs=2", "-c", "good.yaml", "-c", "c.yaml")
+    assert one_line(answer.err) == (
+        "--trainer.max_epochs comes before c.yaml, which sets it too (line 2) and would win; give -c first"
+    )
 
 
 def test_the_last_place_that_gives_a_value_is_blamed(ts2: Run, here: Path) -> None:
@@ -170,9 +180,118 @@ def test_what_all_ranks_have_to_tell_is_told_once(
     assert capsys.readouterr().err == told
 
 
-def test_a_bug_keeps_its_traceback(fit: Run) -> None:
-    with pytest.raises(RuntimeError, match="step went"):
-        fit("--trainer.callbacks+=tests.cli.standins.Failing", "--trainer.callbacks.users=false")
+def test_a_bug_keeps_its_traceback_in_the_run(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = ("--trainer.callbacks+=tests.cli.standins.Failing", "--trainer.callbacks.users=false")
+    answer = fit(*failing, "--trainer.callbacks.step=5")
+    assert answer.status == 1
+    assert answer.err.strip().splitlines()[-1] == (
+        "error: fit in step 6 of the training: RuntimeError: step went wrong; the traceback is in "
+        "runs/run/1/traceback.txt; TS2_DEBUG=1 shows it"
+    )
+    assert "Traceback" not in answer.err
+    assert "tests/cli/standins.py" in Path("runs/run/1/traceback.txt").read_text()
+    monkeypatch.setenv("TS2_DEBUG", "1")
+    answer = fit(*failing)
+    assert (answer.status, "Traceback" in answer.err) == (1, True)
+
+
+def test_a_bug_elsewhere_keeps_its_traceback_in_a_temporary_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Odd(BaseException):
+        """As torch's CheckpointException: no `Exception`."""
+
+    def fail() -> int:
+        raise Odd("no\nway")
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    assert guarded(fail, name="data") == 1
+    [file] = (tmp_path / "temporary").iterdir()
+    assert capsys.readouterr().err == (f"error: data: Odd: no way; the traceback is in {file}; TS2_DEBUG=1 shows it\n")
+    assert "Odd: no" in file.read_text()
+
+
+def test_what_the_file_system_says_takes_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: int((here / "a" / "b").read_text())) == 2
+    assert capsys.readouterr().err == f"error: {here}/a/b: no such file or directory\n"
+
+
+REFUSED_BY_LIGHTNING = {
+    "--trainer.val_check_interval=100": "val_check_interval",
+    "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/absent": "val/absent",
+    "--trainer.overfit_batches=2 --trainer.fast_dev_run=true --trainer.strategy=nowhere": "nowhere",
+}
+
+
+@pytest.mark.parametrize(("options", "named"), REFUSED_BY_LIGHTNING.items())
+def test_what_lightning_refuses_takes_one_line(fit: Run, options: str, named: str) -> None:
+    answer = fit(*options.split())
+    assert answer.status == 2, answer.err
+    last = answer.err.strip().splitlines()[-1]
+    assert last.startswith(("error: Lightning refuses these settings: ", "error: trainer: "))
+    assert named in last
+    assert "Traceback" not in answer.err
+
+
+def test_without_torch_one_line_says_what_to_install(here: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from ts2_lightning.cli import main; sys.exit(main(['fit', '--help']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert one_line(done.stderr).startswith(f"torch is not installed in {sys.executable}; README.md")
+
+
+def laughs(levels: int) -> str:
+    """A document of a few lines that stands for ten to the power of its levels values."""
+    lines = ["a0: &a0 [" + ", ".join("x" * 10) + "]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (laughs(30), "bad.yaml: with its aliases (*NAME) written out it has more than 100,000 values"),
+        ("a: &a [*a]\n", "bad.yaml: with its aliases (*NAME) written out it has more than 100,000 values"),
+        ("a: " + "[" * 5000 + "]" * 5000, "bad.yaml: nested too deeply to be read"),
+    ],
+)
+def test_a_file_that_would_never_be_read_to_its_end(ts2: Run, here: Path, text: str, told: str) -> None:
+    (here / "bad.yaml").write_text(text)
+    for command in (
+        ["fit", "--model.lm.path=x", "-c", "bad.yaml"],
+        ["ablate", "-c", "bad.yaml"],
+        ["measure", "x", "--spec=bad.yaml"],
+    ):
+        answer = ts2(*command)
+        assert answer.status == 2
+        assert told in one_line(answer.err)
+    (here / "good.yaml").write_text("data: &a {seed: 1}\n")
+    assert "bad" not in ts2("fit", "--model.lm.path=x", "-c", "good.yaml", "--data.train=none").err
+
+
+NAMES = {
+    "--name=file": "no run can be kept in runs/file: runs/file is a file; choose another --name or --runs_dir",
+    "--name=file/below": "no run can be kept in runs/file/below: runs/file is a file",
+    "--runs_dir=runs/file": "no run can be kept in runs/file/run: runs/file is a file",
+    "--name=" + "n" * 300: "file name too long; choose another --name or --runs_dir",
+    "--runs_dir=" + "n" * 300: "file name too long; choose another --name or --runs_dir",
+    "--name=x --ckpt_path=" + "n" * 300: "no such checkpoint",
+    "--ckpt_path=last --name=" + "n" * 300: "nothing to resume: there is no run in runs/nnn",
+}
+
+
+@pytest.mark.parametrize(("options", "told"), NAMES.items(), ids=[name[:30] for name in NAMES])
+def test_a_place_where_no_run_can_be(fit: Run, here: Path, options: str, told: str) -> None:
+    """Once, a file in the place of a run's directory was tried without end."""
+    (here / "runs").mkdir()
+    (here / "runs/file").write_text("")
+    answer = fit(*options.split())
+    assert answer.status == 2
+    assert told in answer.err.strip().splitlines()[-1]
+    assert "Traceback" not in answer.err
 
 
 @pytest.mark.parametrize("way", ["option", "variable"])

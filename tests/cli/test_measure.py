@@ -302,7 +302,7 @@ def test_what_applies_is_the_default(ts2: CommandLine) -> None:
         (["other", "--out", "out", "--spec", "{cost: {}}"], "cost: other is not a run; leave the measure out"),
         (["other", "--out", "out", "--spec", "{validation: {}}"], "validation.rows: other has no validation rows"),
         ([str(RUN), "--spec", "{toyword: {}}"], "measure: no measure 'toyword'; did you mean toyworld?"),
-        ([str(RUN), "--spec", "{toyworld: "], "--spec {toyworld:: not YAML"),
+        ([str(RUN), "--spec", "{toyworld: "], "--spec {toyworld::1: not valid YAML"),
         ([str(RUN), "--spec", "no.yaml"], "--spec no.yaml: no such file"),
         ([str(RUN), "--spec", "validation:\n  rows: " + "long " * 1000], "no such file (File name too long)"),
         ([str(RUN), "--spec", "latin.yaml"], "--spec latin.yaml: not YAML ('utf-8' codec"),

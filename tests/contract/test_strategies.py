@@ -35,7 +35,7 @@ from tests.contract.steps import (
     Case,
 )
 from ts2_lightning.callbacks import NEFTune
-from ts2_lightning.export.checkpoints import read_checkpoint, weights_of
+from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.export.export import ExportSettings, export_checkpoint
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.adapters import merged_tensors

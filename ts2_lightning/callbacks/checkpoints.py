@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from ts2_lightning import checkpoint_files as files
-from ts2_lightning.types import UserError
+from ts2_lightning.strategies import nonfinite_weight
+from ts2_lightning.types import SharedError, UserError
 
 _LOG = logging.getLogger("lightning.pytorch")
 _FAILURES = (Exception, CheckpointException)  # the latter is not an `Exception`
@@ -42,6 +43,9 @@ class Checkpoints(ModelCheckpoint):
     If a checkpoint cannot be written (the disk is full), the ones before stay, a line says so, and training goes on:
     the next may succeed, while to stop would waste what has been reserved and done. Only if the last one of the
     training cannot be written, the run fails.
+
+    Weights that are not finite are never written: a step's update can ruin them after all that was looked at before it,
+    and the checkpoint would take the place of the last good one.
 
     A run directory may be moved: on resume from it, the best value so far is still known.
 
@@ -174,13 +178,22 @@ class Checkpoints(ModelCheckpoint):
 
         Returns:
             Whether it is there.
+
+        Raises:
+            SharedError: if weights are not finite.
         """
         step = trainer.global_step
         if self._saved_step == step or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return True
+        self._refuse_nonfinite_weights(trainer)
         place = self._place(step)
-        failure = _together(trainer, lambda: self._write(trainer, files.hidden(place, "partial")))
-        failure = failure or _together(trainer, lambda: self._publish(trainer, place))
+        partial = files.hidden(place, "partial")
+        checksums: dict[str, list[int]] = {}
+        failure = _together(trainer, lambda: self._write(trainer, partial))
+        failure = failure or _together(trainer, lambda: checksums.update(_own_checksums(trainer, partial)))
+        if failure is None:
+            checksums = _of_all_ranks(trainer, checksums)
+            failure = _together(trainer, lambda: self._publish(trainer, place, checksums))
         if failure is not None:
             self._tell(trainer, failure)
             return False
@@ -221,13 +234,23 @@ class Checkpoints(ModelCheckpoint):
         if trainer.local_rank == 0:  # one rank of each node, for what its ranks have written
             files.sync(partial)
 
-    def _publish(self, trainer: Trainer, place: Path) -> None:
+    def _refuse_nonfinite_weights(self, trainer: Trainer) -> None:
+        name = nonfinite_weight(trainer.lightning_module.named_parameters())
+        if name is not None:
+            last = self._path(self.CHECKPOINT_NAME_LAST)
+            good = f"go on from {last} with another setting" if last.exists() else "no checkpoint was written before"
+            raise SharedError(
+                f"step {trainer.global_step}: the update has left weights that are not finite ({name}), so no "
+                f"checkpoint is written of it; lower model.optimizer.lr, or set trainer.gradient_clip_val; {good}"
+            )
+
+    def _publish(self, trainer: Trainer, place: Path, checksums: dict[str, list[int]]) -> None:
         """Give the checkpoint its names, once what was logged until then is on disk, and remove older ones."""
         if not trainer.is_global_zero:
             return
         partial = files.hidden(place, "partial")
         if partial.is_dir():
-            files.write_manifest(partial, trainer.world_size)
+            files.write_manifest(partial, trainer.world_size, checksums)
             files.sync(partial)
         for logger in trainer.loggers:
             logger.save()
@@ -274,6 +297,19 @@ class StraightToFile(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             torch.save(checkpoint, file)
+
+
+def _own_checksums(trainer: Trainer, partial: Path) -> dict[str, list[int]]:
+    """Those of what this rank has written; it is in the memory of its node still."""
+    return files.block_checksums(partial, trainer.global_rank, trainer.world_size)
+
+
+def _of_all_ranks(trainer: Trainer, checksums: dict[str, list[int]]) -> dict[str, list[int]]:
+    if trainer.world_size == 1:
+        return checksums
+    ranks: list[dict[str, list[int]]] = [{}] * trainer.world_size
+    torch.distributed.all_gather_object(ranks, checksums)
+    return {name: values for rank in ranks for name, values in rank.items()}
 
 
 def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:

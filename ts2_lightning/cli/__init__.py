@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the command and its options; `sys.argv[1:]` by default.
 
     Returns:
-        0 if all went well, 2 after an error that the user can mend (told in one line on stderr), 128 + the number of
-        the signal that stopped it (130 for Ctrl-C). Exceptions that are not the user's pass through with their
-        traceback.
+        0 if all went well, 2 after an error that the user can mend (told in one line on stderr), 1 after an unexpected
+        one (a line too, that says what was being done and where the traceback was saved), 128 + the number of the
+        signal that stopped it (130 for Ctrl-C).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("TS2_DEBUG", "") not in ("", "0")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ts2_lightning.cli.guard import guarded
 
     with importable_working_directory(), relaunchable(None if argv is None else list(argv)):
-        return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug=debug)
+        return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug, first)
 
 
 def usage() -> str:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.lightning_cli import resolve_model
@@ -17,6 +15,7 @@ from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 _ABOUT = """Makes a directory that transformers and vLLM load (vLLM itself was never run on one) from a checkpoint of
 any strategy, in bounded memory. Model, tokenizer and chat template are those of the run that the checkpoint lies in."""
@@ -92,9 +91,10 @@ def _records(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (run / "data.json").is_file():
         raise UserError(f"{run}: no data.json, which says which tokenizer and which chat template were used")
     try:
-        config = yaml.safe_load(run_directory.latest_config(run).read_text(encoding="utf-8"))
+        settings = run_directory.latest_config(run)
+        config = load_yaml(settings.read_text(encoding="utf-8"), str(settings))
         data = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise UserError(f"{run}: config.yaml or data.json cannot be read ({one_line(str(error))})") from error
     for file, content, names in (("config.yaml", config, _OF_CONFIG), ("data.json", data, _OF_DATA)):
         absent = [name for name in names if not isinstance(content, dict) or name not in content]

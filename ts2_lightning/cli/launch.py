@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ TIMEOUT_VARIABLE = "TS2_RENDEZVOUS_TIMEOUT"
 _TIMEOUT = 300.0
 _STALE = 300.0  # a claim that is older than this process by more than this many seconds is another launch's
 _STARTED = time.time()
+_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,13 @@ class Destination:
         directory: the run's directory.
         checkpoint: the checkpoint that it starts from, or None.
         fresh: the directory was made for this run; False where an older run goes on in its own.
+        older: checkpoints of the same run that may take the place of a damaged one, newest first.
     """
 
     directory: str
     checkpoint: str | None = None
     fresh: bool = True
+    older: list[str] = field(default_factory=list)
 
 
 def is_rank_zero() -> bool:
@@ -145,14 +148,17 @@ def _previous(claim: Path | None) -> Destination | None:
 def _write(claim: Path, destination: Destination, command: Sequence[str] = ()) -> None:
     record = {"destination": asdict(destination), "attempt": _attempt(), "time": time.time(), "command": [*command]}
     beside = claim.with_name(f"{claim.name}.{os.getpid()}")
-    while True:
-        claim.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(_ATTEMPTS):
         try:
+            claim.parent.mkdir(parents=True, exist_ok=True)
             beside.write_text(json.dumps(record), encoding="utf-8")
+            os.replace(beside, claim)
         except FileNotFoundError:  # another launch ended just now and removed the empty directory
             continue
-        os.replace(beside, claim)
+        except OSError as error:
+            raise UserError(f"{claim.parent}: cannot be written ({error.strerror}), so no run can begin") from error
         return
+    raise UserError(f"{claim.parent}: other processes removed it {_ATTEMPTS} times while it was written")
 
 
 def _await(claim: Path | None, command: Sequence[str]) -> Destination:

@@ -24,15 +24,17 @@ from ts2_lightning.callbacks import Stopped
 from ts2_lightning.callbacks.preemption import requeue
 from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
-from ts2_lightning.cli.guard import CommandLineError, Interrupted, one_line
+from ts2_lightning.cli.going_on import check_own_run, differences, readable, tell_differences
+from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line
 from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
 from ts2_lightning.cli.loggers import built, join_defaults
 from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.quiet import quieten
-from ts2_lightning.cli.record import RunRecord
-from ts2_lightning.cli.sources import check_config_files, check_order, config_files, option_values
+from ts2_lightning.cli.record import RunRecord, settings_of
+from ts2_lightning.cli.sources import check_config_files, check_order, config_files, find_origin, option_values
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
+from ts2_lightning.cli.writer_lock import WriterLock
 from ts2_lightning.types import UserError
 
 _SKIPPED = {
@@ -94,8 +96,13 @@ def with_config_of_run(options: Sequence[str]) -> list[str]:
         return list(options)
     name = run_directory.run_name(next(iter(option_values(options, "--name")), None), [])
     runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
-    run = run_directory.run_of(run_directory.find_checkpoint(wanted[-1], runs / name))
-    return [*options] if run is None else ["-c", str(run_directory.latest_config(run)), *options]
+    checkpoint = run_directory.find_checkpoint(wanted[-1], runs / name)
+    run = run_directory.run_of(checkpoint)
+    if run is None:
+        return [*options]
+    config = run_directory.latest_config(run)
+    check_own_run(run, runs, config, f"--ckpt_path {checkpoint}")
+    return ["-c", str(config), *options]
 
 
 class TS2CLI(LightningCLI):
@@ -116,6 +123,8 @@ class TS2CLI(LightningCLI):
         self.options = options
         self.argv = [command, *options]
         self.run_dir: Path | None = None
+        self.lock: WriterLock | None = None
+        self.checkpoints: list[Path] = []
         self.destination: Destination | None = None
         self.record: RunRecord | None = None
         self._began_with = (module, data)
@@ -146,14 +155,18 @@ class TS2CLI(LightningCLI):
             self._discard_unused_directory()
             raise UserError(
                 f"--ckpt_path {self.destination.checkpoint}: it holds more than tensors and plain values, and loading "
-                "it may run code; if you trust it, add --weights_only false"
+                "it may run code; if you trust it, type --weights_only false"
             ) from error
+        except Exception as error:
+            raise UnexpectedError(self._doing(), self.run_dir) from error
         except (KeyboardInterrupt, SystemExit) as stop:
             reason = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
             if isinstance(reason, KeyboardInterrupt):
                 raise self._interrupted(reason) from stop
             raise
         finally:
+            if self.lock is not None:
+                self.lock.release()
             if self.destination is not None:
                 release(self._runs, self.argv, finished)
         if is_rank_zero() and self.run_dir is not None:
@@ -161,6 +174,12 @@ class TS2CLI(LightningCLI):
                 metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
                 (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
+
+    def _doing(self) -> str:
+        """What was being done when an unexpected error came."""
+        if self.record is not None:
+            return self.record.doing
+        return "while the settings were read" if self.run_dir is None else "while the trainer was built"
 
     def _interrupted(self, reason: KeyboardInterrupt) -> Interrupted:
         """Ctrl-C, or another signal: status 128 and its number, as shells have it."""
@@ -248,6 +267,19 @@ class TS2CLI(LightningCLI):
         ):
             trainer.max_epochs = _EPOCHS
         self._refuse_trainer_settings(trainer)
+        self._settle_weights_only()
+
+    def _settle_weights_only(self) -> None:
+        """What may run code is for the user to type: nothing that came with a checkpoint may ask for it."""
+        settings = self.settings
+        if settings.weights_only is None:
+            settings.weights_only = True
+        if not settings.weights_only and not option_values(self.options, "--weights_only"):
+            origin = find_origin("weights_only", self.options)
+            raise CommandLineError(
+                f"{origin.describe('weights_only') if origin else 'weights_only'}: no file can switch this protection "
+                "off; if you trust the checkpoint, type --weights_only false"
+            )
 
     def before_instantiate_classes(self) -> None:
         """Settles the rest; the record of the run keeps what the user wrote."""
@@ -256,7 +288,7 @@ class TS2CLI(LightningCLI):
         if trainer.precision is None and computes_in_bfloat16(trainer.accelerator):
             trainer.precision = "bf16-mixed"
         recorded = settings.clone()
-        recorded.ckpt_path = None
+        recorded.ckpt_path, recorded.weights_only = None, True
         self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
         self._settle_checkpoint()
         path = settings.get("model.lm.path")
@@ -269,10 +301,16 @@ class TS2CLI(LightningCLI):
                 settings["data.tokenizer"] = settings["model.lm.path"]
 
     def _settle_checkpoint(self) -> None:
-        """A checkpoint that is not there should be told before models are loaded, not after."""
+        """A checkpoint that is not there, or is none, should be told before models are loaded, not after."""
         settings = self.settings
-        if settings.ckpt_path is not None and is_rank_zero():
-            run_directory.find_checkpoint(settings.ckpt_path, self._runs / settings.name)
+        if settings.ckpt_path is None or not is_rank_zero():
+            return
+        paths = run_directory.find_checkpoints(settings.ckpt_path, self._runs / settings.name)
+        self.checkpoints = readable(paths, self.command == "fit", settings.weights_only)
+        run = run_directory.run_of(self.checkpoints[0])
+        if run is not None and self.command == "fit":
+            before = run_directory.latest_config(run).read_text(encoding="utf-8")
+            tell_differences(run, differences(settings_of(before), settings_of(self.recorded_config)))
 
     @staticmethod
     def _refuse_trainer_settings(trainer: Any) -> None:
@@ -294,7 +332,7 @@ class TS2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Takes the run's directory and builds the trainer in it."""
-        self.destination = agree(self._runs, self.argv, self._choose)
+        self.destination = agree(self._runs, self.argv, self._claim)
         self.run_dir = Path(self.destination.directory)
         if "ckpt_path" in self.config_init[self.command]:
             self.config_init[self.command]["ckpt_path"] = self.destination.checkpoint
@@ -314,22 +352,29 @@ class TS2CLI(LightningCLI):
                 raise
             raise UserError(f"trainer: {one_line(str(error))}") from error
 
+    def _claim(self, before: Destination | None) -> Destination:
+        """The directory and checkpoint of this run, which no other process writes; called in rank 0 only."""
+        destination = self._choose(before)
+        if self.command == "fit":
+            self.lock = WriterLock.take(Path(destination.directory))
+        return destination
+
     def _choose(self, before: Destination | None) -> Destination:
-        """The directory and checkpoint of this run; called in rank 0 only."""
         settings = self.settings
         if before is not None and Path(before.directory).is_dir():  # a requeued job goes on where it was
-            newest = run_directory.newest_checkpoint(Path(before.directory)) if self.command == "fit" else None
-            return Destination(before.directory, str(newest) if newest else before.checkpoint, fresh=False)
+            whole = [*map(str, run_directory.newest_first(Path(before.directory)))] if self.command == "fit" else []
+            newest = whole[0] if whole else before.checkpoint
+            return Destination(before.directory, newest, fresh=False, older=whole[1:])
         named = self._runs / settings.name
         if settings.ckpt_path is None:
             return Destination(str(run_directory.claim_next(named)))
-        checkpoint = run_directory.find_checkpoint(settings.ckpt_path, named)
-        run = run_directory.run_of(checkpoint)
+        checkpoint, *older = map(str, self.checkpoints)
+        run = run_directory.run_of(Path(checkpoint))
         if run is None:
-            return Destination(str(run_directory.claim_next(named)), str(checkpoint))
+            return Destination(str(run_directory.claim_next(named)), checkpoint)
         if self.command == "fit":
-            return Destination(str(run), str(checkpoint), fresh=False)
-        return Destination(str(run_directory.claim_next(run / self.command)), str(checkpoint))
+            return Destination(str(run), checkpoint, fresh=False, older=older)
+        return Destination(str(run_directory.claim_next(run / self.command)), checkpoint, older=older)
 
     def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
         """The user's callbacks, our defaults where the user has none of that class, and the record."""
@@ -347,7 +392,7 @@ class TS2CLI(LightningCLI):
             )
             if not unwanted:
                 callbacks.append(default)
-        self.record = RunRecord(self.destination, self.recorded_config, self.argv)
+        self.record = RunRecord(self.destination, self.recorded_config, self.argv, self.lock)
         callbacks.insert(0, self.record)
         if self.command == "predict":
             callbacks.append(PredictionFile(self.run_dir))

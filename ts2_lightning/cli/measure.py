@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli import run_directory
@@ -21,6 +20,7 @@ from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.models import check_device, file_stamps
 from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, column, make_measures
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 _ABOUT = """Measures trained models, each thing once: what has been measured of the same model, with the same settings
 and files, is not measured again. Values go to DIR/measures. The measures, and their settings: """
@@ -76,11 +76,11 @@ def read_spec(given: str) -> dict[str, Any]:
     said = f"--spec {one_line(given)}"
     try:
         text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
-        spec = yaml.safe_load(text)
+        spec = load_yaml(text, said)
     except OSError as error:
         hint = "name a file, or write the spec, such as '{toyworld: {}}'"
         raise UserError(f"{said}: no such file ({error.strerror}); {hint}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except UnicodeDecodeError as error:
         raise UserError(f"{said}: not YAML ({one_line(str(error))})") from error
     return spec if spec is not None else {}
 
@@ -127,8 +127,8 @@ def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any
 def _data_of(file: Path) -> dict[str, Any]:
     """The settings of `data.*` of a run's configuration."""
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = load_yaml(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: cannot be read ({one_line(str(error))})") from error
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):

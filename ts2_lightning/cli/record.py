@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 import ts2_lightning
 from ts2_lightning.checkpoint_files import is_deepspeed, is_distributed, read_manifest
 from ts2_lightning.cli import program
+from ts2_lightning.cli.going_on import choose_whole, load_instead
 from ts2_lightning.cli.launch import Destination
 from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 from ts2_lightning.cli.run_directory import ENVIRONMENT, next_config
+from ts2_lightning.cli.writer_lock import WriterLock
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 
 class RunRecord(Callback):
@@ -36,19 +38,25 @@ class RunRecord(Callback):
         destination: the run's directory, and the checkpoint that it starts from.
         config: the configuration as YAML.
         argv: the command and its options.
+        lock: of the run's one writer, in the process that has it.
     """
 
-    def __init__(self, destination: Destination, config: str, argv: list[str]) -> None:
+    def __init__(self, destination: Destination, config: str, argv: list[str], lock: WriterLock | None = None) -> None:
         self.destination = destination
         self.config = config
         self.argv = argv
+        self.lock = lock
         self.began = False
+        self.doing = "while data and model were made ready"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lightning's hook; the datamodule has been set up before."""
         check_agreement(trainer, {"directory": self.destination.directory, **settings_of(self.config)})
         if self.destination.checkpoint is not None:
-            check_checkpoint(Path(self.destination.checkpoint), trainer)
+            checkpoint = choose_whole([self.destination.checkpoint, *self.destination.older], trainer)
+            check_checkpoint(Path(checkpoint), trainer)
+            if checkpoint != self.destination.checkpoint:
+                load_instead(trainer, checkpoint)
         if trainer.is_global_zero:
             datamodule = getattr(trainer, "datamodule", None)
             write_record(Path(self.destination.directory), self.config, self.argv, datamodule)
@@ -59,6 +67,20 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if not self.destination.fresh and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.rewind(trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Notes what was being done: the trainer forgets it."""
+        if self.began and trainer.validating:
+            self.doing = f"in the validation after step {trainer.global_step}"
+        elif self.began and trainer.training:
+            self.doing = f"in step {trainer.global_step + 1} of the training"
+        elif self.began:
+            self.doing = "after the rows were read"
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes nothing into a run that another process has taken over."""
+        if self.lock is not None:
+            self.lock.check()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
@@ -88,7 +110,7 @@ def settings_of(config: str) -> dict[str, Any]:
         for key, inner in value.items():
             visit(f"{prefix}.{key}".strip("."), inner)
 
-    visit("", yaml.safe_load(config))
+    visit("", load_yaml(config, "config.yaml"))
     return found
 
 

@@ -19,6 +19,7 @@ from ts2_lightning.types import UserError
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
+_ATTEMPTS = 1000
 
 
 def run_name(given: str | None, config_files: Iterable[str]) -> str:
@@ -42,18 +43,33 @@ def run_name(given: str | None, config_files: Iterable[str]) -> str:
 
 
 def claim_next(parent: Path) -> Path:
-    """Makes and returns the next numbered directory below `parent`."""
-    number = max(numbers(parent), default=0) + 1
-    while True:
+    """Makes and returns the next numbered directory below `parent`.
+
+    Raises:
+        UserError: if it cannot be made there: something is a file, a name is too long, or nothing may be written.
+    """
+    for _ in range(_ATTEMPTS):
+        number = max(numbers(parent), default=0) + 1
         try:
             parent.mkdir(parents=True, exist_ok=True)
             os.mkdir(parent / str(number))
-        except FileExistsError:
-            number += 1
-        except FileNotFoundError:  # the other process discarded its run, and with it the empty parent
-            continue
-        else:
-            return parent / str(number)
+        except OSError as error:
+            # Another process has taken the number, or has discarded its run, and with it the empty parent.
+            if isinstance(error, FileExistsError | FileNotFoundError) and (
+                _is_directory(parent) or not os.path.lexists(parent)
+            ):
+                continue
+            raise UserError(f"no run can be kept in {parent}: {_reason(parent, error)}") from error
+        return parent / str(number)
+    raise UserError(f"no run can be kept in {parent}: other processes took {_ATTEMPTS} numbers before this one")
+
+
+def _reason(parent: Path, error: OSError) -> str:
+    """Why a directory cannot be made, naming what is in the way."""
+    obstacle = next((place for place in (parent, *parent.parents) if os.path.isfile(place)), None)
+    if obstacle is not None:
+        return f"{obstacle} is a file; choose another --name or --runs_dir"
+    return f"{(error.strerror or str(error)).lower()}; choose another --name or --runs_dir"
 
 
 def discard(run: Path, runs: Path) -> None:
@@ -70,9 +86,14 @@ def discard(run: Path, runs: Path) -> None:
 
 def numbers(parent: Path) -> list[int]:
     """The numbers of the runs below `parent`, ascending."""
-    if not parent.is_dir():
+    if not _is_directory(parent):
         return []
     return sorted(int(entry.name) for entry in parent.iterdir() if re.fullmatch(r"[1-9]\d*", entry.name))
+
+
+def _is_directory(path: Path) -> bool:
+    """As `is_dir`, which raises where a name is too long."""
+    return os.path.isdir(path)
 
 
 def next_config(run: Path) -> Path:
@@ -142,37 +163,57 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def find_checkpoint(wanted: str, named: Path) -> Path:
-    """The checkpoint that `--ckpt_path` means.
+    """The checkpoint that `--ckpt_path` means; see `find_checkpoints`."""
+    return find_checkpoints(wanted, named)[0]
+
+
+def find_checkpoints(wanted: str, named: Path) -> list[Path]:
+    """The checkpoint that `--ckpt_path` means, and older ones that may take its place if it is damaged.
 
     Args:
         wanted: `last` (the newest complete one of the newest run that has any), `best`, or a path.
         named: the directory of all runs of the name, `runs/NAME`.
 
+    Returns:
+        At least one; more only for `last`, of the same run, newest first.
+
     Raises:
         UserError: if there is none; says where it looked.
     """
     if wanted not in ("last", "best"):
-        return _existing(Path(wanted))
+        return [_existing(Path(wanted))]
     for number in reversed(numbers(named)):
         run = named / str(number)
-        found = newest_checkpoint(run) if wanted == "last" else best_checkpoint(run)
-        if found is not None:
-            return found
+        if wanted == "last" and (newest := newest_first(run)):
+            return newest
+        best = best_checkpoint(run) if wanted == "best" else None
+        if best is not None:
+            return [best]
         if wanted == "best" and newest_checkpoint(run) is not None:
             raise UserError(
                 f"--ckpt_path best: {run} has checkpoints, but none of them is marked as the best; name one"
             )
     looked = f"no complete checkpoint in {named}/*/{CHECKPOINTS}" if numbers(named) else f"there is no run in {named}"
-    others = [entry.name for entry in named.parent.iterdir() if numbers(entry)] if named.parent.is_dir() else []
+    others = [entry.name for entry in named.parent.iterdir() if numbers(entry)] if _is_directory(named.parent) else []
     others = [other for other in others if other != named.name]
     hint = did_you_mean(named.name, others, "--name ") or "; --name and --runs_dir say where to look"
     raise UserError(f"--ckpt_path {wanted}: nothing to resume: {looked}{hint}")
 
 
+def newest_first(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, newest first, each once: `last` and `best` are links to others."""
+    once: dict[Path, Path] = {}
+    for path in reversed(checkpoints(run)):
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
+
+
 def _existing(path: Path) -> Path:
-    if not path.exists():
-        near = [str(entry) for entry in path.parent.glob("*")] if path.parent.is_dir() else []
+    if not os.path.exists(path):
+        near = [str(entry) for entry in path.parent.glob("*")] if _is_directory(path.parent) else []
         raise UserError(f"--ckpt_path {path}: no such checkpoint{did_you_mean(str(path), near)}")
+    if path.is_dir() and run_of(path / CHECKPOINTS / "any") == _relative(path.absolute()):
+        raise UserError(f"--ckpt_path {path}: this is a run, not a checkpoint; name one of {path / CHECKPOINTS}")
     if path.is_dir() and (path / "config.json").is_file():
         raise UserError(f"--ckpt_path {path}: this is a model directory, not a checkpoint; give it as --model.lm.path")
     if not is_complete(path):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from ts2_lightning.cli.guard import CommandLineError, one_line
+from ts2_lightning.cli.guard import CommandLineError
 from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import compose_yaml, yaml_complaint
 
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")
@@ -103,7 +105,10 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
 
 def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
-    """Sees to it that a class is named before its settings: it would start from its own defaults and forget them.
+    """Sees to it that nothing is typed in vain: what comes later on the command line wins.
+
+    A class is to be named before its settings, since it starts from its own defaults; and a file before the settings
+    that it has too.
 
     Args:
         arguments: the command line after the command.
@@ -112,6 +117,15 @@ def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
     Raises:
         CommandLineError: naming both options.
     """
+    typed: dict[str, str] = {}
+    for place in origins(arguments):
+        if place.file is None:
+            typed[place.key] = place.option.partition("=")[0]
+        elif place.key in typed and place.key not in CONFIG_OPTIONS:
+            raise CommandLineError(
+                f"{typed[place.key]} comes before {place.file}, which sets it too (line {place.line}) and would win; "
+                "give -c first"
+            )
     given = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
     for key in classes:
         if key in given:
@@ -142,16 +156,15 @@ def _is_text(value: str) -> bool:
 def _compose(file: str) -> yaml.Node | None:
     try:
         text = Path(file).read_text(encoding="utf-8")
-        return yaml.compose(text, Loader=yaml.SafeLoader)
+        return compose_yaml(text, file)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise CommandLineError(no_such_file(file, "-c")) from None
     except (OSError, UnicodeDecodeError) as error:
         raise CommandLineError(f"-c {file}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        place = f"{file}:{mark.line + 1}" if mark else file
-        problem = getattr(error, "problem", None) or one_line(str(error))
-        raise CommandLineError(f"{place}: not valid YAML: {problem}") from None
+        raise CommandLineError(yaml_complaint(error, file)) from None
+    except UserError as error:
+        raise CommandLineError(str(error)) from None
 
 
 def _check(node: yaml.Node, file: str) -> None:

@@ -5,11 +5,12 @@ import shlex
 import signal
 from pathlib import Path
 
-import yaml
-
+from ts2_lightning.checkpoint_files.reading import read_checkpoint
 from ts2_lightning.cli import program
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.run_directory import best_checkpoint, latest_config, newest_checkpoint
+from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 RESULTS = "metrics.json"
 
@@ -26,15 +27,25 @@ def closing_lines(command: str, run: Path) -> list[str]:
         lines.append(f"Checkpoint:  {best or newest}" + (" (best)" if best else ""))
     if (run / "export" / "config.json").is_file():
         lines.append(f"Export:      {run / 'export'} (a transformers directory)")
-    if newest:
+    if newest and _can_go_on(newest):
         lines.append(f"Go on:       {resume_command(run, newest)} --trainer.{_limit(run)} N")
+    if newest:
         lines.append(f"Test:        {_command('test', run, best or newest)} --data.test FILE")
     return lines
 
 
+def _can_go_on(checkpoint: Path) -> bool:
+    """Whether a training can, and not all is said with the weights."""
+    try:
+        return read_checkpoint(checkpoint).can_go_on
+    except UserError:  # of another strategy; going on will say what it is
+        return True
+
+
 def _limit(run: Path) -> str:
     """Which setting of the trainer has ended the run and would have to be larger."""
-    trainer = yaml.safe_load(latest_config(run).read_text(encoding="utf-8")).get("trainer") or {}
+    file = latest_config(run)
+    trainer = load_yaml(file.read_text(encoding="utf-8"), str(file)).get("trainer") or {}
     return "max_epochs" if trainer.get("max_steps") in (None, -1) else "max_steps"
 
 

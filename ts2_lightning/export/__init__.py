@@ -1,7 +1,7 @@
 """Trained models as transformers directories: from a model, or from a checkpoint of any strategy in bounded memory.
 
-checkpoints      reads what any strategy has saved, a tensor at a time
 layout           the names and shapes of the hub's checkpoints, ties once
+finite           weights as they are written
 shards           safetensors files of bounded size
 companions       config.json, generation settings, tokenizer, chat template
 adapter_files    an adapter by itself

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from ts2_lightning.export.finite import as_written
 from ts2_lightning.modules.adapters import NAME
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -27,5 +28,5 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
     config.save_pretrained(str(directory))
     # An adapted head would have PEFT put the embeddings beside it, which were not trained.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    tensors = {f"base_model.model.{key}": value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    tensors = {f"base_model.model.{key}": as_written(key, value, dtype).contiguous() for key, value in state.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

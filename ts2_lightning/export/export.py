@@ -17,7 +17,7 @@ What is written:
 vLLM itself was never run on it; a test holds the files to what vLLM asks of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.export.adapter_files import ADAPTER_FILES, write_adapter
 from ts2_lightning.export.base_files import base_json
-from ts2_lightning.export.checkpoints import read_checkpoint, weights_of
 from ts2_lightning.export.companions import (
     TOKENIZER_FILES,
     copy_tokenizer,
@@ -36,6 +36,7 @@ from ts2_lightning.export.companions import (
     write_config,
     write_generation_config,
 )
+from ts2_lightning.export.finite import as_written
 from ts2_lightning.export.layout import NamedTensors, Ties, in_file_layout, plain_structure, recall_conversions
 from ts2_lightning.export.place import check_place, check_room, replacing
 from ts2_lightning.export.shards import SHARD_BYTES, write_shards
@@ -192,7 +193,8 @@ def _export(
         expected = sum(tensor.numel() for tensor in structure.state_dict().values()) * written.itemsize
         check_room(place, expected)
         ties = Ties(structure)
-        write_shards(in_file_layout(structure, _on_cpu(ties.once(tensors), dtype)), place, expected, SHARD_BYTES)
+        finite = ((name, as_written(name, tensor, dtype)) for name, tensor in ties.once(tensors))
+        write_shards(in_file_layout(structure, finite), place, expected, SHARD_BYTES)
         name = str(written).removeprefix("torch.")
         write_config(structure, place, _base(structure), revision, name, untied=bool(ties.parted))
 
@@ -234,8 +236,3 @@ def _dtype(wanted: str | None, base: str | None, revision: str | None) -> torch.
     config = base_json(base, "config.json", revision)
     on_disk = config.get("dtype", config.get("torch_dtype"))  # the second is the name that transformers 4 wrote
     return torch.bfloat16 if on_disk == "bfloat16" else None
-
-
-def _on_cpu(tensors: NamedTensors, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in tensors:
-        yield name, tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)

@@ -12,16 +12,40 @@ from ts2_lightning.types import UserError
 
 def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     """AdamW over the parameters that are trained; matrices in the group that decays, vectors in the other."""
+    return torch.optim.AdamW(_groups(model, config), **_settings(config), fused=config.fused)
+
+
+def renew_settings(schedule: Any, model: nn.Module, config: AdamWConfig) -> None:
+    """Gives optimizer and schedule the settings of this start; a checkpoint has restored those of an earlier one.
+
+    The next step has the learning rate that its place has in this schedule, as if it had been the schedule from the
+    start. Where nothing has changed, nothing changes.
+
+    Args:
+        schedule: of `make_schedule`, over the optimizer of `make_optimizer`.
+        model: whose parameters the optimizer updates.
+        config: of this start.
+    """
+    schedule.base_lrs = [config.lr for _ in schedule.base_lrs]
+    schedule._last_lr = [config.lr * factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+    groups = zip(schedule.optimizer.param_groups, _groups(model, config), schedule._last_lr, strict=True)
+    for group, wanted, rate in groups:
+        decay = wanted["weight_decay"]
+        group.update(_settings(config) | {"weight_decay": decay, "initial_lr": config.lr, "lr": rate})
+
+
+def _settings(config: AdamWConfig) -> dict[str, Any]:
+    """What all groups have in common."""
+    return {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+
+
+def _groups(model: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if _dimensions(p) >= 2]
-    vectors = [p for p in trained if _dimensions(p) < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if _dimensions(p) >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if _dimensions(p) < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, betas=config.betas, eps=config.eps, fused=config.fused
-    )
+    return [group for group in groups if group["params"]]
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: float) -> Any:

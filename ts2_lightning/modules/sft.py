@@ -25,10 +25,10 @@ from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading
-from ts2_lightning.modules.optimization import make_optimizer, make_schedule
+from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
-from ts2_lightning.strategies import clip_gradients
+from ts2_lightning.strategies import DeepSpeed, clip_gradients
 from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput, SharedError, UserError
 
 
@@ -68,6 +68,8 @@ class SFTModule(L.LightningModule):
         self.schedule = schedule
         self.nonfinite = nonfinite
         self.skipped_steps = 0
+        self._steps_without_update = 0
+        self._first_step = 0
         self._watch = StepWatch()
         self._step_means = TokenMeans()
         self._padding = TokenMeans()
@@ -142,8 +144,24 @@ class SFTModule(L.LightningModule):
         return names
 
     def on_train_start(self) -> None:
-        """Starts the clock of the first step."""
+        """Gives a training that goes on its present settings, and starts the clock of the first step."""
+        for scheduled in self.trainer.lr_scheduler_configs:
+            renew_settings(scheduled.scheduler, self.network, self.optimizer)
         self._step_started = time.perf_counter()
+        self._first_step, self._steps_without_update = self.trainer.global_step, 0
+
+    def on_train_end(self) -> None:
+        """Refuses to call a training finished that has changed nothing.
+
+        Raises:
+            SharedError: every step since its start was left out.
+        """
+        steps = self.trainer.global_step - self._first_step
+        if 0 < steps <= self._steps_without_update:
+            raise SharedError(
+                f"each of the {steps} steps was left out, as none had a finite gradient: nothing was learnt; lower "
+                "model.optimizer.lr or look at the rows, and set model.nonfinite to stop to see the first of them"
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One micro-batch. Publishes what was measured at its supervised tokens, for callbacks to read."""
@@ -184,7 +202,10 @@ class SFTModule(L.LightningModule):
         )
         # A loss scaler (float16) meets overflows on its way to its scale, and skips those steps itself.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if self.nonfinite != "ignore" and not scaled and not torch.isfinite(self._gradient_norm):
+        is_finite = bool(torch.isfinite(self._gradient_norm))
+        if not is_finite and (self.nonfinite == "skip" or scaled or isinstance(strategy, DeepSpeed)):
+            self._steps_without_update += 1
+        if self.nonfinite != "ignore" and not scaled and not is_finite:
             self._refuse_step()
         elif gradient_clip_val and not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -17,6 +17,7 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from lightning.pytorch.trainer import call
 from torch import Tensor, nn
 
+from ts2_lightning.checkpoint_files.reading import load_plain_values
 from ts2_lightning.types import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -105,6 +106,21 @@ class DeepSpeed(DeepSpeedStrategy):
             return
         self.set_world_ranks()
         self._init_deepspeed_distributed()
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """As Lightning's; but nothing in a checkpoint is run, which DeepSpeed's reader would do.
+
+        Raises:
+            UserError: it holds more than tensors and plain values.
+        """
+        reader = self.deepspeed_engine.checkpoint_engine
+        reader.load = load_plain_values
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            del reader.load  # of the instance; the class has its own
 
     # --- the step ------------------------------------------------------------------------------------------------
 

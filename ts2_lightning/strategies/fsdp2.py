@@ -4,11 +4,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
 from ts2_lightning.types import UserError
 
 
@@ -54,15 +52,17 @@ class FSDP2(ModelParallelStrategy):
         self._data_parallel_size = self.world_size // size
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's, a directory or a file; but no weight is left out in silence.
+        """As Lightning's, a directory or a file; but nothing in it is run, and no weight is left out in silence.
 
         Raises:
-            UserError: it is of another model.
+            UserError: it holds more than tensors and plain values, or is of another model.
         """
         path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            check_plain_values(path)  # what torch.distributed.checkpoint would unpickle
         assert self.lightning_module is not None
         here = {name: tuple(tensor.shape) for name, tensor in self.lightning_module.state_dict().items()}
-        there = _shapes_in(path, weights_only)
+        there = {name: tuple(weight.shape) for name, weight in read_checkpoint(path).weights.items()}
         for name in sorted(here.keys() | there.keys()):
             if here.get(name) != there.get(name):
                 shapes = f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
@@ -71,13 +71,3 @@ class FSDP2(ModelParallelStrategy):
                     "another model.lm or model.lm.adapter?"
                 )
         return super().load_checkpoint(path, weights_only)
-
-
-def _shapes_in(checkpoint: Path, weights_only: bool | None) -> dict[str, tuple[int, ...]]:
-    """The weights of a checkpoint."""
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=weights_only)
-        return {name: tuple(tensor.shape) for name, tensor in state["state_dict"].items()}
-    stored = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    tensors = {name: tuple(about.size) for name, about in stored.items() if isinstance(about, TensorStorageMetadata)}
-    return {name.removeprefix("state_dict."): size for name, size in tensors.items() if name.startswith("state_dict.")}

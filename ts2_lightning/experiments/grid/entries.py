@@ -9,6 +9,7 @@ import yaml
 
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import compose_yaml
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def read_entries(file: Path) -> Entry:
         check_config_files(["-c", str(file)])
     except CommandLineError as error:
         raise UserError(str(error).removeprefix("-c ")) from None
-    node = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    node = compose_yaml(file.read_text(encoding="utf-8"), str(file))
     if node is None:
         raise UserError(f"{file}: the file is empty; it needs at least base and axes")
     return Entry(str(file), node)

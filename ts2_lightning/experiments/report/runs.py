@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ts2_lightning.callbacks.run_state import FILE as STATE
 from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config, newest_checkpoint
 from ts2_lightning.evaluation.models import file_stamps
@@ -15,6 +13,7 @@ from ts2_lightning.experiments.measures.cost import METRICS
 from ts2_lightning.experiments.measures.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 LOGGED = ("val/", "train/")
 """Logged names whose last values are values of the run."""
@@ -43,8 +42,8 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = latest_config(run)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        found = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     if not isinstance(found, dict):
         raise UserError(f"{path}: expected settings, got {type(found).__name__}")

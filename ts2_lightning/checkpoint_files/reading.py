@@ -3,12 +3,17 @@
 A checkpoint is a pickle, and may come from elsewhere. Nothing in it is run: of a `torch.save` file every class that
 torch does not know to be harmless becomes an inert stand-in, and of the metadata of torch.distributed.checkpoint only
 that package's own records are made.
+
+Lightning, torch.distributed.checkpoint and DeepSpeed read with less care when a run goes on: `check_plain_values` and
+`load_plain_values` are for those who call them.
 """
 
+import io
 import pickle
 import re
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -17,10 +22,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from ts2_lightning.checkpoint_files import is_complete, is_deepspeed, is_distributed
+from ts2_lightning.checkpoint_files.disk import is_complete, is_deepspeed, is_distributed
 from ts2_lightning.types import UserError
 
 
@@ -51,10 +56,22 @@ class Checkpoint(NamedTuple):
         weights: under the names that the LightningModule has for them; float32 masters where there are any. They
             stay on the disk until they are read.
         step: optimizer steps done.
+        entries: names of all that it holds.
     """
 
     weights: dict[str, StoredTensor]
     step: int
+    entries: frozenset[str] = frozenset()
+
+    @property
+    def is_of_lightning(self) -> bool:
+        """Whether Lightning wrote it, and so reads it."""
+        return {"pytorch-lightning_version", "loops"} <= self.entries
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether it has what a training goes on with (optimizer, schedule, loops), not the weights alone."""
+        return self.is_of_lightning and "lr_schedulers" in self.entries
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -69,7 +86,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if is_distributed(path):
             return _distributed(path)
         return _deepspeed(path) if is_deepspeed(path) else _single_file(path)
-    except (pickle.UnpicklingError, EOFError, KeyError, OSError, RuntimeError) as error:
+    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, OSError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: this is no checkpoint of a fit, or it is damaged ({reason})") from error
 
@@ -98,11 +117,24 @@ def weights_of(checkpoint: Checkpoint, names: Sequence[str], path: Path) -> dict
 
 def _single_file(path: Path) -> Checkpoint:
     state = _load(path)
-    return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in state["state_dict"].items()}, _step(state))
+    weights = state.get("state_dict") if isinstance(state, Mapping) else None
+    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path}: this is no checkpoint of a fit, it holds {_what_it_holds(state)}")
+    return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in weights.items()}, *_progress(state))
 
 
-def _step(state: dict[str, Any]) -> int:
-    return int(state["global_step"])
+def _what_it_holds(content: Any) -> str:
+    """What was saved instead of a checkpoint, in a few words."""
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return f"tensors alone ({len(content)} of them, as a state dict has them)"
+    return f"a dict with {', '.join(map(str, [*content][:4])) or 'nothing in it'}"
+
+
+def _progress(state: Mapping[str, Any]) -> tuple[int, frozenset[str]]:
+    """Optimizer steps done, and the names of what a checkpoint holds."""
+    return int(state["global_step"]), frozenset(map(str, state))
 
 
 class _Inert:
@@ -115,17 +147,68 @@ class _Inert:
         pass
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
     """What `torch.save` wrote, its tensors memory-mapped."""
-    unknown = get_unsafe_globals_in_checkpoint(str(path))
+    foreign = get_unsafe_globals_in_checkpoint(str(path))
     try:
-        with safe_globals([(_Inert, name) for name in unknown]):
-            state: dict[str, Any] = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
+        with safe_globals([(_Inert, name) for name in foreign]):
+            state = torch.load(str(path), map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:  # torch's message says how to load it all the same
-        raise UserError(
-            f"{path}: it holds more than tensors and plain values, and loading it might run code"
-        ) from error
+        raise _not_plain(path, error) from error
     return state
+
+
+# What others read -------------------------------------------------------------------------------------------------
+
+
+def load_plain_values(path: str | Path, map_location: Any = None) -> Any:
+    """What `torch.save` wrote, if it is tensors, plain values and the few records that DeepSpeed puts beside them.
+
+    Raises:
+        UserError: if it holds anything else, which might run code.
+    """
+    try:
+        with safe_globals(_deepspeed_records()):
+            return torch.load(str(path), map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _not_plain(Path(path), error) from error
+
+
+def check_plain_values(checkpoint: Path) -> None:
+    """Looks at all that torch.distributed.checkpoint would unpickle of a directory, before it does.
+
+    Raises:
+        UserError: if there is more than tensors and plain values, which might run code.
+    """
+    try:
+        reader = _Reader(checkpoint)
+        load_plain_values(checkpoint / "meta.pt", "meta")
+        for index, part in reader.metadata.storage_data.items():
+            if isinstance(reader.metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
+                with (checkpoint / part.relative_path).open("rb") as file:
+                    file.seek(part.offset)
+                    torch.load(io.BytesIO(file.read(part.length)), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _not_plain(checkpoint, error) from error
+    except (EOFError, LookupError, OSError, RuntimeError) as error:
+        raise UserError(f"{checkpoint}: it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _not_plain(path: Path, error: Exception) -> UserError:
+    name = re.search(r"GLOBAL (\S+)", str(error))
+    what = f" ({name[1]})" if name else ""
+    return UserError(f"{path}: it holds more than tensors and plain values{what}, and loading it might run code")
+
+
+def _deepspeed_records() -> list[Any]:
+    """The classes of which DeepSpeed saves instances: numbers and names, without code of their own."""
+    if "deepspeed" not in sys.modules:
+        return []
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
 # torch.distributed.checkpoint -----------------------------------------------------------------------------------
@@ -138,7 +221,7 @@ def _distributed(path: Path) -> Checkpoint:
         module, _, name = key.partition(".")
         if module in ("state_dict", "model") and isinstance(about, TensorStorageMetadata):  # FSDP2's and FSDP1's
             weights[name] = StoredTensor(about.size, about.properties.dtype, reader.reading(key, about))
-    return Checkpoint(weights, _step(_load(path / "meta.pt")))
+    return Checkpoint(weights, *_progress(_load(path / "meta.pt")))
 
 
 class _Reader(FileSystemReader):
@@ -211,7 +294,7 @@ def _deepspeed(path: Path) -> Checkpoint:
     buffers = models[0]["buffer_names"]
     weights |= {name: StoredTensor.of(tensor) for name, tensor in models[0]["module"].items() if name in buffers}
     shared = {name: weights[kept] for name, kept in models[0]["shared_params"].items() if kept in weights}
-    return Checkpoint(weights | shared, _step(models[0]))
+    return Checkpoint(weights | shared, *_progress(models[0]))
 
 
 def _of_ranks(directory: Path, kind: str) -> list[Path]:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from tests.callbacks.tiny_llama import write_base
 from tests.export.stand_ins import PREFIX, load, logits, save_checkpoint, settings, shake
+from ts2_lightning.checkpoint_files.reading import check_plain_values, load_plain_values, read_checkpoint
 from ts2_lightning.export import export_checkpoint
-from ts2_lightning.export.checkpoints import read_checkpoint
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.types import UserError
 
@@ -139,14 +140,70 @@ def test_unknown_classes_are_not_made(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_what_a_training_goes_on_with(tmp_path: Path) -> None:
+    """The weights alone are no start for the optimizer."""
+    content: dict[str, Any] = {"state_dict": WEIGHTS, "global_step": 4, "loops": {}, "pytorch-lightning_version": "2"}
+    torch.save(content, tmp_path / "weights.ckpt")
+    assert not read_checkpoint(tmp_path / "weights.ckpt").can_go_on
+    torch.save({**content, "lr_schedulers": [], "optimizer_states": []}, tmp_path / "whole.ckpt")
+    assert read_checkpoint(tmp_path / "whole.ckpt").can_go_on
+
+
+def test_what_torch_distributed_would_unpickle(tmp_path: Path) -> None:
+    """Its own reader runs what is pickled in the metadata, and in entries that are no tensors."""
+    check_plain_values(write_distributed(tmp_path / "good.ckpt"))
+    trap = tmp_path / "trap"
+    makes = Mischief(os.mkdir, str(trap))
+
+    path = write_distributed(tmp_path / "metadata.ckpt")
+    (path / ".metadata").write_bytes(pickle.dumps(makes))
+    path = write_distributed(tmp_path / "meta.ckpt")
+    torch.save({"global_step": 4, "callbacks": makes}, path / "meta.pt")
+    path = tmp_path / "entry.ckpt"
+    path.mkdir()
+    dcp.save({"state_dict": WEIGHTS, "optimizer_0": {"lr": makes}}, checkpoint_id=path, no_dist=True)
+    torch.save({"global_step": 4}, path / "meta.pt")
+    for name in ("metadata", "meta", "entry"):
+        with pytest.raises(UserError, match=r"more than tensors and plain values.*, and loading it might run code"):
+            check_plain_values(tmp_path / f"{name}.ckpt")
+        assert not trap.exists(), name
+    dcp.load({"optimizer_0": {"lr": 0.0}}, checkpoint_id=path, no_dist=True)
+    assert trap.exists(), "torch's own reader runs it"
+
+
+def test_what_deepspeed_would_unpickle(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    torch.save({"module": WEIGHTS, "lr_scheduler": Mischief(os.mkdir, str(trap))}, tmp_path / "states.pt")
+    with pytest.raises(UserError, match=r"states.pt: it holds more than .* \(posix.mkdir\), and loading it"):
+        load_plain_values(tmp_path / "states.pt")
+    assert not trap.exists()
+    torch.save({"module": WEIGHTS}, tmp_path / "states.pt")
+    check(load_plain_values(tmp_path / "states.pt")["module"])
+
+
 def test_incomplete_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint, or not a complete one"):
         read_checkpoint(tmp_path / "absent.ckpt")
     (tmp_path / "text.ckpt").write_text("no zip archive")
     with pytest.raises(UserError, match="no checkpoint, or not a complete one"):
         read_checkpoint(tmp_path / "text.ckpt")
-    torch.save({"weights": WEIGHTS}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"other.ckpt: this is no checkpoint of a fit, .*KeyError: 'state_dict'"):
+    for content, what in (
+        ({"weights": WEIGHTS}, "a dict with weights"),
+        (WEIGHTS, r"tensors alone \(3 of them, as a state dict has them\)"),
+        ([WEIGHTS], "a list"),
+        (WEIGHTS["network.w"], "a Tensor"),
+        ({}, "a dict with nothing in it"),
+        ({"state_dict": WEIGHTS["network.w"], "global_step": 1}, "a dict with state_dict, global_step"),
+    ):
+        torch.save(content, tmp_path / "other.ckpt")
+        with pytest.raises(UserError, match=rf"other.ckpt: this is no checkpoint of a fit, it holds {what}$"):
+            read_checkpoint(tmp_path / "other.ckpt")
+    torch.save({"state_dict": WEIGHTS}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"no checkpoint of a fit, or it is damaged \(KeyError: 'global_step'\)"):
+        read_checkpoint(tmp_path / "other.ckpt")
+    with zipfile.ZipFile(tmp_path / "other.ckpt", "w") as archive:
+        archive.writestr("a.txt", "hello")
+    with pytest.raises(UserError, match=r"other.ckpt: this is no checkpoint of a fit, or it is damaged"):
         read_checkpoint(tmp_path / "other.ckpt")
 
     path = write_distributed(tmp_path / "cut.ckpt")

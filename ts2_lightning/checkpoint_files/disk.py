@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def is_complete(checkpoint: Path) -> bool:
     of others the files that their formats promise must be there.
     """
     if not checkpoint.is_dir():
-        return checkpoint.is_file() and zipfile.is_zipfile(checkpoint)
+        return checkpoint.is_file() and _is_archive(checkpoint)
     manifest = read_manifest(checkpoint)
     if manifest is not None:
         return all(_size(checkpoint / name) == size for name, size in manifest["files"].items())
@@ -52,15 +53,23 @@ def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def write_manifest(checkpoint: Path, world_size: int) -> None:
+def write_manifest(checkpoint: Path, world_size: int, checksums: Mapping[str, list[int]]) -> None:
     """Lists the files of a directory, once all ranks have written theirs.
 
     Args:
         checkpoint: the directory.
         world_size: ranks that wrote it.
+        checksums: the CRC-32 of each block of each file, as `damage.block_checksums` gives them.
     """
-    files = {str(file.relative_to(checkpoint)): _size(file) for file in sorted(checkpoint.rglob("*")) if file.is_file()}
-    (checkpoint / MANIFEST).write_text(json.dumps({"world_size": world_size, "files": files}, indent=1) + "\n")
+    files = {str(file.relative_to(checkpoint)): _size(file) for file in files_in(checkpoint)}
+    manifest = {"world_size": world_size, "files": files, "crc32": dict(sorted(checksums.items()))}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest) + "\n")
+
+
+def files_in(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint's directory, in the order of their names, without its manifest."""
+    files = (file for file in sorted(checkpoint.rglob("*")) if file.is_file())
+    return [file for file in files if file != checkpoint / MANIFEST]
 
 
 def sync(path: Path) -> None:
@@ -134,6 +143,13 @@ def _sync_directory(directory: Path) -> None:
 
 def _size(file: Path) -> int | None:
     return file.stat().st_size if file.is_file() else None
+
+
+def _is_archive(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # at the end there is what might be a table of contents
+        return False
 
 
 def _has_distributed_files(checkpoint: Path) -> bool:

@@ -1,0 +1,149 @@
+"""Whether a checkpoint's bytes are still those that were written: bits rot, and copies go wrong, at the same size.
+
+A file of `torch.save` is a zip archive, which has a CRC-32 of each of its entries, though torch never looks at them. Of
+a directory the manifest has a CRC-32 of each block of 64 MiB. Checking means to read everything once, which several
+threads do, and several ranks together: each takes its share of the parts.
+"""
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ts2_lightning.checkpoint_files.disk import files_in, read_manifest
+
+BLOCK = 64 * 2**20
+"""Bytes of a file that have a checksum together."""
+
+_BUFFER = 2**22
+_THREADS = 8
+_ENCRYPTED, _FOLDER = 0x2041, 0x10  # flags and attributes of a zip archive's entry
+_ENTRY = struct.Struct("<4s22xHH")  # of a zip archive: the signature, and the lengths of name and extra field
+
+
+class Part(NamedTuple):
+    """A stretch of a file, and what its bytes add up to.
+
+    Attributes:
+        file: that it lies in.
+        start: its first byte.
+        length: number of its bytes.
+        crc32: of them, when they were written.
+    """
+
+    file: Path
+    start: int
+    length: int
+    crc32: int
+
+    def damage(self) -> str | None:
+        """What is wrong with it; None if nothing is."""
+        try:
+            differs = _crc32(self.file, self.start, self.length) != self.crc32
+        except OSError as error:
+            return f"{self.file.name} cannot be read ({error.strerror})"
+        where = f"between bytes {self.start} and {self.start + self.length}"
+        return f"{self.file.name} is not as it was written ({where})" if differs else None
+
+
+def damage_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
+    """What is wrong with a checkpoint's bytes, as far as its checksums tell.
+
+    Args:
+        checkpoint: a file or a directory that is complete. Directories of others, and those written before manifests
+            had checksums, are known by their sizes alone, and pass.
+        share: which of the shares to look at, from 0.
+        shares: into how many the parts are dealt.
+
+    Returns:
+        One line about the first damaged part of the share; None if all are whole.
+    """
+    try:
+        parts = [*islice(_parts(checkpoint), share, None, shares)]
+    except (OSError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:150]
+        return f"{checkpoint.name}: its table of contents is not as it was written ({said})"
+    with ThreadPoolExecutor(_threads()) as threads:
+        return next(filter(None, threads.map(Part.damage, parts)), None)
+
+
+def block_checksums(checkpoint: Path, rank: int = 0, ranks: int = 1) -> dict[str, list[int]]:
+    """The CRC-32 of each block of the files that one rank has written into a checkpoint's directory.
+
+    Args:
+        checkpoint: the directory, once all ranks have written theirs. A file has its checksums inside: the result is
+            empty.
+        rank: whose files.
+        ranks: how many there are.
+    """
+    if not checkpoint.is_dir():
+        return {}
+    files = [file for file in files_in(checkpoint) if _writer(file) % ranks == rank]
+    with ThreadPoolExecutor(_threads()) as threads:
+        return {str(file.relative_to(checkpoint)): [*threads.map(_block, _blocks(file))] for file in files}
+
+
+def _parts(checkpoint: Path) -> Iterator[Part]:
+    if not checkpoint.is_dir():
+        yield from _entries(checkpoint)
+        return
+    checksums = (read_manifest(checkpoint) or {}).get("crc32", {})
+    for name, values in checksums.items():
+        for (file, start, length), crc32 in zip(_blocks(checkpoint / name), values, strict=True):
+            yield Part(file, start, length, crc32)
+
+
+def _entries(archive: Path) -> Iterator[Part]:
+    """The entries of a zip archive, which torch does not compress; torch itself has to understand where they are."""
+    torch.PyTorchFileReader(str(archive))
+    with zipfile.ZipFile(archive) as contents, archive.open("rb") as file:
+        for entry in contents.infolist():
+            file.seek(entry.header_offset)
+            signature, name_length, extra_length = _ENTRY.unpack(file.read(_ENTRY.size))
+            name = file.read(name_length)
+            odd = (
+                entry.compress_type != zipfile.ZIP_STORED
+                or entry.flag_bits & _ENCRYPTED
+                or entry.external_attr & _FOLDER
+            )
+            if signature != b"PK\x03\x04" or name != entry.orig_filename.encode() or odd:
+                raise zipfile.BadZipFile(f"{entry.filename} does not begin as torch.save writes it")
+            yield Part(archive, file.tell() + extra_length, entry.file_size, entry.CRC)
+
+
+def _blocks(file: Path) -> Iterator[tuple[Path, int, int]]:
+    size = file.stat().st_size
+    return ((file, start, min(BLOCK, size - start)) for start in range(0, size, BLOCK))
+
+
+def _block(block: tuple[Path, int, int]) -> int:
+    return _crc32(*block)
+
+
+def _crc32(path: Path, start: int, length: int) -> int:
+    """Of a stretch of a file; that of what is there, where the file ends before."""
+    value, buffer = 0, memoryview(bytearray(min(_BUFFER, length)))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while length > 0 and (count := file.readinto(buffer[:length])):
+            value = zlib.crc32(buffer[:count], value)
+            length -= count
+    return value
+
+
+def _writer(file: Path) -> int:
+    """The rank that wrote a file, and so has it in its memory still; rank 0 where the name does not say."""
+    match = re.search(r"^__(\d+)_\d+\.distcp$|zero_pp_rank_(\d+)_", file.name)
+    return int(match[1] or match[2]) if match else 0
+
+
+def _threads() -> int:
+    return min(_THREADS, os.cpu_count() or 1)

@@ -1,0 +1,219 @@
+"""One writer for each run: a file names it, and a pulse in the file tells whether it lives.
+
+Locks of the operating system are not known on every file system that a cluster shares, nor do they say who holds them.
+So the file has the writer's host and process, and a number that goes up every ten seconds. Whoever finds it knows at
+once about a process of its own machine; of another machine it watches the pulse for a minute, by its own clock.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ts2_lightning.types import UserError
+
+FILE = ".writer.json"
+BEAT = 10.0
+"""Seconds between two pulses."""
+
+PATIENCE = 60.0
+"""Seconds without a pulse after which a writer on another machine is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes a run.
+
+    Attributes:
+        host: name of the machine.
+        process: number of the process.
+        machine: what no other machine, boot or container has; the process's number is meant within it.
+        started: when the process started, in the machine's own count, so that its number can be given again.
+        job: of SLURM, with the number of its start; empty outside of one.
+        token: of this lock alone.
+        pulse: goes up as long as it lives.
+    """
+
+    host: str
+    process: int
+    machine: str
+    started: str
+    job: str
+    token: str
+    pulse: int = 0
+
+    @classmethod
+    def this(cls) -> "Writer":
+        """This process."""
+        process = os.getpid()
+        return cls(socket.gethostname(), process, _machine(), _started(process), _job(), uuid.uuid4().hex)
+
+    @property
+    def is_dead(self) -> bool | None:
+        """Whether it has ended; None if that cannot be told from here."""
+        if self.machine == _machine():
+            return _started(self.process) != self.started
+        job, _, start = self.job.partition(" start ")
+        mine, _, now = _job().partition(" start ")
+        return True if job and job == mine and start != now else None  # SLURM has started the job again
+
+
+class WriterLock:
+    """The right to write a run, held until `release`.
+
+    Args:
+        run: the run's directory.
+        writer: this process.
+
+    Attributes:
+        is_lost: another process has taken this one for dead, and writes the run now.
+    """
+
+    def __init__(self, run: Path, writer: Writer) -> None:
+        self.run = run
+        self.is_lost = False
+        self._writer = writer
+        self._over = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="writer", daemon=True)
+
+    @classmethod
+    def take(cls, run: Path) -> "WriterLock":
+        """The lock of a run, whose last writer may have died.
+
+        Raises:
+            UserError: naming the writer, if it lives; if the file cannot be written.
+        """
+        writer, file = Writer.this(), run / FILE
+        for _ in range(100):
+            try:
+                descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                _remove_if_dead(run)
+                continue
+            except OSError as error:
+                raise UserError(f"{file}: cannot be written ({error.strerror}), so the run cannot be either") from error
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(asdict(writer), stream)
+            lock = cls(run, writer)
+            lock._pulse.start()
+            return lock
+        raise UserError(f"{run}: other processes took it 100 times before this one")
+
+    def release(self) -> None:
+        """Lets another process write the run."""
+        self._over.set()
+        self._pulse.join()
+        if not self.is_lost:
+            (self.run / FILE).unlink(missing_ok=True)
+
+    def check(self) -> None:
+        """Whether this process may still write.
+
+        Raises:
+            UserError: another process does.
+        """
+        if self.is_lost:
+            raise UserError(
+                f"{self.run}: this process stood still for so long that another one took the run over; it writes "
+                "nothing more"
+            )
+
+    def _beat(self) -> None:
+        file = self.run / FILE
+        beside = file.with_name(f"{FILE}.{self._writer.token}")
+        while not self._over.wait(BEAT):
+            with suppress(OSError):  # a full or slow disk: the next pulse may come through
+                held = _read(file)
+                self.is_lost = held is not None and held.token != self._writer.token
+                if self.is_lost:
+                    return
+                self._writer = replace(self._writer, pulse=self._writer.pulse + 1)
+                beside.write_text(json.dumps(asdict(self._writer)), encoding="utf-8")
+                os.replace(beside, file)
+
+
+def _remove_if_dead(run: Path) -> None:
+    """Removes the lock of a writer that has ended.
+
+    Raises:
+        UserError: it lives.
+    """
+    file = run / FILE
+    writer = _read(file)
+    dead = None if writer is None else writer.is_dead
+    if dead is None:
+        dead = not _has_pulse(file, writer)
+    if not dead:
+        assert writer is not None
+        raise UserError(
+            f"{run}: process {writer.process} on {writer.host} is writing this run; wait until it has ended, or stop "
+            "it, or start a run of its own without --ckpt_path"
+        )
+    aside = file.with_name(f"{FILE}.{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):  # another process was faster
+        os.rename(file, aside)
+        taken = _read(aside)
+        if taken is not None and writer is not None and taken.token != writer.token:
+            os.link(aside, file)  # it was another process's new lock
+        aside.unlink()
+
+
+def _has_pulse(file: Path, before: Writer | None) -> bool:
+    """Whether a writer elsewhere gives a sign of life within a minute."""
+    who = "another process" if before is None else f"process {before.process} on {before.host}"
+    print(f"{file.parent}: {who} may be writing this run; looking for a sign of life ...", file=sys.stderr, flush=True)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, PATIENCE / 10))
+        if not file.exists():
+            return False
+        now = _read(file)
+        if now is not None and now != before:
+            if before is not None or now.is_dead is False:
+                return True
+            before = now
+    return False
+
+
+def _read(file: Path) -> Writer | None:
+    """The writer that a lock names; None where there is none, or its file is being written."""
+    try:
+        return Writer(**json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _machine() -> str:
+    """This boot of this machine, and the container in it; its name alone where the system does not say."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(process: int) -> str:
+    """When a process started; empty if there is none."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] == "Z" else fields[19]  # what has ended and is not waited for writes no more
+    except OSError:
+        pass
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:  # another user's
+        pass
+    return "unknown" if not Path("/proc/self/stat").exists() else ""
+
+
+def _job() -> str:
+    job = os.environ.get("SLURM_JOB_ID", "")
+    return f"{job} start {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""

@@ -1,0 +1,78 @@
+"""YAML that may come from elsewhere: plain values only, and no more of them than can be walked through."""
+
+from typing import Any
+
+import yaml
+
+from ts2_lightning.types import UserError
+
+MOST_VALUES = 100_000
+"""Values of a document with every alias written out; the largest configuration of a run has some hundreds."""
+
+
+def compose_yaml(text: str, name: str) -> yaml.Node | None:
+    """The nodes of a document, which know their lines; None if it is empty.
+
+    Args:
+        text: one document.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: it is nested too deeply, or its aliases (`*NAME`) stand for so much that who walks through it would
+            never come to an end, or contain themselves.
+        yaml.YAMLError: it is no YAML.
+    """
+    try:
+        root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = 0 if root is None else _values(root, {})
+    except RecursionError:
+        raise UserError(f"{name}: nested too deeply to be read") from None
+    if values > MOST_VALUES:
+        raise UserError(
+            f"{name}: with its aliases (*NAME) written out it has more than {MOST_VALUES:,} values; write out what is "
+            "meant"
+        )
+    return root
+
+
+def load_yaml(text: str, name: str) -> Any:
+    """The plain values of a document.
+
+    Args:
+        text: one document.
+        name: of the file, for messages.
+
+    Raises:
+        UserError: see `compose_yaml`; or it is no YAML, with the line.
+
+    Example:
+        >>> load_yaml("a: &x [1, 2]\\nb: *x", "a.yaml")
+        {'a': [1, 2], 'b': [1, 2]}
+        >>> load_yaml("a: [1", "a.yaml")
+        Traceback (most recent call last):
+        ts2_lightning.types.UserError: a.yaml:1: not valid YAML: expected ',' or ']', but got '<stream end>'
+    """
+    try:
+        compose_yaml(text, name)
+        return yaml.load(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UserError(yaml_complaint(error, name)) from error
+
+
+def yaml_complaint(error: yaml.YAMLError, name: str) -> str:
+    """What is wrong with a document, in one line with the file and its line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f"{name}:{mark.line + 1}" if mark else name
+    problem = getattr(error, "problem", None) or " ".join(str(error).split())
+    return f"{place}: not valid YAML: {problem}"
+
+
+def _values(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """The number of values of a node with its aliases written out; each node is looked at once."""
+    if id(node) not in sizes:
+        sizes[id(node)] = MOST_VALUES + 1  # until it is counted: who meets it again before is inside of it
+        items = node.value if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            items = [part for pair in node.value for part in pair]
+        sizes[id(node)] = min(1 + sum(_values(item, sizes) for item in items), MOST_VALUES + 1)
+    return sizes[id(node)]
