@@ -147,3 +147,47 @@ def test_help(ts2: Run) -> None:
     answer = ts2("export", "--help")
     assert answer.status == 0
     assert "vLLM itself was never run" in answer.out
+
+
+def test_damage_is_noticed_before_it_leaves(run: Path, ts2: Run) -> None:
+    """The older checkpoint takes the place of a damaged one, and a line says so."""
+    folder = run / "checkpoints"
+    (folder / "last.ckpt").rename(folder / "step-000003.ckpt")
+    shutil.copy(folder / "step-000003.ckpt", folder / "step-000004.ckpt")
+    newest = folder / "step-000004.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out")
+    assert answer.status == 0, answer.err
+    assert answer.out == "Exported runs/chat/1/checkpoints/step-000003.ckpt to out\n"
+    assert (
+        "runs/chat/1/checkpoints/step-000004.ckpt is damaged: step-000004.ckpt is not as it was written" in answer.err
+    )
+    answer = ts2("export", "--ckpt", "runs/chat/1/checkpoints/step-000004.ckpt", "--out", "other")
+    assert answer.status == 2
+    assert answer.err.strip().endswith("or name another checkpoint of the run with --ckpt")
+    assert not Path("other").exists()
+
+
+@pytest.mark.parametrize("adapter", [None, {"r": 4, "alpha": 8}])
+def test_weights_that_are_not_finite_do_not_leave(
+    here: Path, run: Path, ts2: Run, adapter: dict[str, Any] | None
+) -> None:
+    lm = LanguageModelConfig("base", adapter=None if adapter is None else AdapterConfig(**adapter))
+    model = load_language_model(lm)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).view(-1)[3] = torch.nan
+    write_run(here / "runs" / "bad" / "1", model, {"path": "base", "adapter": adapter})
+    ways = ["merged", "separate"] if adapter else ["merged"]
+    for way in ways:
+        answer = ts2("export", "--ckpt", "last", "--name", "bad", "--out", "out", "--adapter", way)
+        assert answer.status == 2
+        assert "cannot be exported: it has nan or infinite values; export an earlier checkpoint" in answer.err
+        assert not Path("out").exists()
+    if adapter is None:
+        with torch.no_grad():
+            next(model.parameters()).view(-1)[3] = 1e5
+        write_run(here / "runs" / "large" / "1", model, {"path": "base"})
+        answer = ts2("export", "--ckpt", "last", "--name", "large", "--out", "out", "--dtype", "float16")
+        assert "its values do not fit into torch.float16; choose bfloat16 or float32" in answer.err

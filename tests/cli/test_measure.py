@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.callbacks.tiny_llama import write_base
 from tests.e2e.command_line import QUICKSTART, Answer, CommandLine, empty_working_directory, make_blank
@@ -84,6 +85,21 @@ def test_validation_is_what_validate_says(ts2: CommandLine) -> None:
         assert found[f"validation/{name}"] == pytest.approx(said[f"val/{name}"], rel=2e-6, abs=1e-9), name
     assert found["validation/tokens"] == found["validation/seen/tokens"] + found["validation/unseen/tokens"]
     assert all(column(name).title != name for name in found)
+
+
+def test_a_strangers_run_names_no_function_that_is_called(ts2: CommandLine) -> None:
+    """A row `{"mkdir": 1, "trap": 2}` is a command line to `subprocess.run`."""
+    shutil.copytree(RUN, "S/1")
+    Path("rows.jsonl").write_text('{"mkdir": 1, "trap": 2}\n')
+    config = yaml.safe_load(Path("S/1/config.yaml").read_text())
+    config["data"] |= {"format": "subprocess.run", "validation": "rows.jsonl"}
+    Path("S/1/config.yaml").write_text(yaml.safe_dump(config))
+    answer = ts2("measure", "S/1", "--spec", "{validation: {}}")
+    assert answer.status == 2
+    assert answer.err.strip().endswith("If you trust it, give it: --config S/1/config.yaml")
+    assert not Path("trap").exists()
+    ts2("measure", "S/1", "--spec", "{validation: {}}", "--runs_dir", "S")
+    assert Path("trap").exists(), "as the user said that it is a run of their own"
 
 
 def test_the_toy_world_by_decoding(ts2: CommandLine) -> None:

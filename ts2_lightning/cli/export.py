@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.cli import run_directory
+from ts2_lightning.cli.going_on import choose_whole
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.lightning_cli import resolve_model
 from ts2_lightning.cli.options import OptionParser
@@ -79,8 +80,9 @@ def _parser() -> OptionParser:
 
 
 def _find_checkpoint(wanted: str, named: Path) -> Path:
+    """The checkpoint, whole: of `last` the newest one that is."""
     try:
-        return run_directory.find_checkpoint(wanted, named)
+        return Path(choose_whole([str(path) for path in run_directory.find_checkpoints(wanted, named)]))
     except UserError as error:
         message = str(error).replace("--ckpt_path", "--ckpt").replace("nothing to resume: ", "")
         raise UserError(message) from error

@@ -240,7 +240,22 @@ def load_instead(trainer: Trainer, checkpoint: str) -> None:
 # What a run's own configuration may do ------------------------------------------------------------------------------
 
 
-def check_own_run(run: Path, runs: Path, config: Path, option: str) -> None:
+def names_code(settings: Any) -> bool:
+    """Whether settings of `data.*` name a class, or a function that reads rows.
+
+    Example:
+        >>> names_code({"format": "messages", "train": ["a.jsonl"]})
+        False
+        >>> names_code({"train": [{"path": "a.jsonl", "format": "subprocess.run"}]})
+        True
+    """
+    if isinstance(settings, Mapping):
+        is_function = "." in str(settings.get("format") or "")
+        return is_function or "class_path" in settings or any(map(names_code, settings.values()))
+    return isinstance(settings, list | tuple) and any(map(names_code, settings))
+
+
+def check_own_run(run: Path, runs: Path, config: Path, option: str, remedy: str = "-c") -> None:
     """Whether the configuration in a run's directory is read though nobody has typed its name.
 
     A configuration names classes and functions, so it is code. That of a run of one's own is; that of a directory that
@@ -251,6 +266,7 @@ def check_own_run(run: Path, runs: Path, config: Path, option: str) -> None:
         runs: the directory of all runs of one's own.
         config: its configuration.
         option: how the run was named.
+        remedy: the option with which the user can give the configuration.
 
     Raises:
         UserError: it does not lie in `runs`.
@@ -260,5 +276,5 @@ def check_own_run(run: Path, runs: Path, config: Path, option: str) -> None:
             return
     raise UserError(
         f"{option}: its settings are in {config}, and a configuration names classes and functions, which are run; it "
-        f"is read by itself only for runs in {runs} (--runs_dir). If you trust it, give it: -c {config}"
+        f"is read by itself only for runs in {runs} (--runs_dir). If you trust it, give it: {remedy} {config}"
     )

@@ -11,6 +11,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli import run_directory
+from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.model_places import ModelPlace, find_model, is_embedded_base
 from ts2_lightning.cli.options import OptionParser
@@ -118,10 +119,19 @@ def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any
         locate=cache(partial(place.loadable, scratch)),  # once for all copies of the target
         out=Path(out),
         run=place.run,
-        data=data or ({} if place.run is None else _data_of(run_directory.latest_config(place.run))),
+        data=data or ({} if place.run is None else _data_of_run(place.run, Path(options.runs_dir), given)),
         in_sentences=is_embedded_base(given),
         device=options.device,
     )
+
+
+def _data_of_run(run: Path, runs: Path, given: str) -> dict[str, Any]:
+    """The settings of `data.*` that a run has recorded; a function that they name is called, so it is code."""
+    file = run_directory.latest_config(run)
+    data = _data_of(file)
+    if names_code(data):
+        check_own_run(run, runs, file, given, "--config")
+    return data
 
 
 def _data_of(file: Path) -> dict[str, Any]:
@@ -175,6 +185,11 @@ def _parser() -> OptionParser:
         "--config",
         metavar="FILE",
         help="a run's config.yaml whose data.* says the validation rows and how they are read, for a model of no run",
+    )
+    parser.add_argument(
+        "--runs_dir",
+        default="runs",
+        help="the directory of your own runs (default: runs), whose configurations may name functions that read rows",
     )
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"

@@ -112,7 +112,8 @@ def _base_model(task: Task) -> list[str]:
 
 
 def _measure_words(task: Task, what: Sequence[str], spec: str) -> list[str]:
-    return ["measure", *what, "--spec", spec, *(["--device", task.device] if task.device else [])]
+    own = ["--runs_dir", str(task.directory.parent)]
+    return ["measure", *what, "--spec", spec, *own, *(["--device", task.device] if task.device else [])]
 
 
 def _logged(words: Sequence[str], log: Path) -> list[str]:
