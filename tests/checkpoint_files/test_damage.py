@@ -91,7 +91,7 @@ def test_a_flipped_byte_of_a_directory(tmp_path: Path, monkeypatch: pytest.Monke
     directory = write_directory(tmp_path / "a.ckpt")
     assert files.is_complete(directory)
     assert files.damage_of(directory) is None
-    names = sorted(files.read_manifest(directory)["crc32"])  # type: ignore[index]
+    names = sorted(files.read_manifest(directory)["xxh3_64"])  # type: ignore[index]
     assert names == sorted(files.read_manifest(directory)["files"])  # type: ignore[index]
     for name in names:
         file = directory / name
@@ -128,7 +128,7 @@ def test_a_directory_without_checksums_passes(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_damaged(tmp_path: Path) -> None:
     file = write_file(tmp_path / "a.ckpt")
-    part = damage.Part(tmp_path / "absent", 0, 10, 0)
+    part = damage.Part(tmp_path / "absent", 0, 10, 0, damage._xxh3)
     assert part.damage() == "absent cannot be read (No such file or directory)"
     os.truncate(file, file.stat().st_size - 100)
     assert "table of contents" in str(files.damage_of(file))

@@ -1,8 +1,8 @@
 """Whether a checkpoint's bytes are still those that were written: bits rot, and copies go wrong, at the same size.
 
 A file of `torch.save` is a zip archive, which has a CRC-32 of each of its entries, though torch never looks at them. Of
-a directory the manifest has a CRC-32 of each block of 64 MiB. Checking means to read everything once, which several
-threads do, and several ranks together: each takes its share of the parts.
+a directory the manifest has an XXH3 of each block of 64 MiB, which takes a third of the time. Checking means to read
+everything once, which several threads do, and several ranks together: each takes its share of the parts.
 """
 
 import os
@@ -10,20 +10,24 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import xxhash
 
 from ts2_lightning.checkpoint_files.disk import files_in, read_manifest
 
 BLOCK = 64 * 2**20
 """Bytes of a file that have a checksum together."""
 
-_BUFFER = 2**22
+Checksum = Callable[[Iterator[memoryview]], int]
+"""What some bytes, which come piece by piece, add up to."""
+
+_BUFFER = 2**19  # stays in a core's own cache
 _THREADS = 8
 _ENCRYPTED, _FOLDER = 0x2041, 0x10  # flags and attributes of a zip archive's entry
 _ENTRY = struct.Struct("<4s22xHH")  # of a zip archive: the signature, and the lengths of name and extra field
@@ -36,18 +40,20 @@ class Part(NamedTuple):
         file: that it lies in.
         start: its first byte.
         length: number of its bytes.
-        crc32: of them, when they were written.
+        checksum: of them, when they were written.
+        add_up: the function of the bytes that it is.
     """
 
     file: Path
     start: int
     length: int
-    crc32: int
+    checksum: int
+    add_up: "Checksum"
 
     def damage(self) -> str | None:
         """What is wrong with it; None if nothing is."""
         try:
-            differs = _crc32(self.file, self.start, self.length) != self.crc32
+            differs = self.add_up(_bytes(self.file, self.start, self.length)) != self.checksum
         except OSError as error:
             return f"{self.file.name} cannot be read ({error.strerror})"
         where = f"between bytes {self.start} and {self.start + self.length}"
@@ -76,7 +82,7 @@ def damage_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
 
 
 def block_checksums(checkpoint: Path, rank: int = 0, ranks: int = 1) -> dict[str, list[int]]:
-    """The CRC-32 of each block of the files that one rank has written into a checkpoint's directory.
+    """The XXH3 of each block of the files that one rank has written into a checkpoint's directory.
 
     Args:
         checkpoint: the directory, once all ranks have written theirs. A file has its checksums inside: the result is
@@ -95,10 +101,10 @@ def _parts(checkpoint: Path) -> Iterator[Part]:
     if not checkpoint.is_dir():
         yield from _entries(checkpoint)
         return
-    checksums = (read_manifest(checkpoint) or {}).get("crc32", {})
+    checksums = (read_manifest(checkpoint) or {}).get("xxh3_64", {})
     for name, values in checksums.items():
-        for (file, start, length), crc32 in zip(_blocks(checkpoint / name), values, strict=True):
-            yield Part(file, start, length, crc32)
+        for (file, start, length), checksum in zip(_blocks(checkpoint / name), values, strict=True):
+            yield Part(file, start, length, checksum, _xxh3)
 
 
 def _entries(archive: Path) -> Iterator[Part]:
@@ -116,7 +122,7 @@ def _entries(archive: Path) -> Iterator[Part]:
             )
             if signature != b"PK\x03\x04" or name != entry.orig_filename.encode() or odd:
                 raise zipfile.BadZipFile(f"{entry.filename} does not begin as torch.save writes it")
-            yield Part(archive, file.tell() + extra_length, entry.file_size, entry.CRC)
+            yield Part(archive, file.tell() + extra_length, entry.file_size, entry.CRC, _crc32)
 
 
 def _blocks(file: Path) -> Iterator[tuple[Path, int, int]]:
@@ -125,18 +131,31 @@ def _blocks(file: Path) -> Iterator[tuple[Path, int, int]]:
 
 
 def _block(block: tuple[Path, int, int]) -> int:
-    return _crc32(*block)
+    return _xxh3(_bytes(*block))
 
 
-def _crc32(path: Path, start: int, length: int) -> int:
-    """Of a stretch of a file; that of what is there, where the file ends before."""
-    value, buffer = 0, memoryview(bytearray(min(_BUFFER, length)))
+def _bytes(path: Path, start: int, length: int) -> Iterator[memoryview]:
+    """A stretch of a file, piece by piece in the same memory; less of it, where the file ends before."""
+    buffer = memoryview(bytearray(min(_BUFFER, length)))
     with path.open("rb", buffering=0) as file:
         file.seek(start)
         while length > 0 and (count := file.readinto(buffer[:length])):
-            value = zlib.crc32(buffer[:count], value)
+            yield buffer[:count]
             length -= count
+
+
+def _crc32(pieces: Iterator[memoryview]) -> int:
+    value = 0
+    for piece in pieces:
+        value = zlib.crc32(piece, value)
     return value
+
+
+def _xxh3(pieces: Iterator[memoryview]) -> int:
+    value = xxhash.xxh3_64()
+    for piece in pieces:
+        value.update(piece)
+    return value.intdigest()
 
 
 def _writer(file: Path) -> int:

@@ -59,10 +59,10 @@ def write_manifest(checkpoint: Path, world_size: int, checksums: Mapping[str, li
     Args:
         checkpoint: the directory.
         world_size: ranks that wrote it.
-        checksums: the CRC-32 of each block of each file, as `damage.block_checksums` gives them.
+        checksums: the XXH3 of each block of each file, as `damage.block_checksums` gives them.
     """
     files = {str(file.relative_to(checkpoint)): _size(file) for file in files_in(checkpoint)}
-    manifest = {"world_size": world_size, "files": files, "crc32": dict(sorted(checksums.items()))}
+    manifest = {"world_size": world_size, "files": files, "xxh3_64": dict(sorted(checksums.items()))}
     (checkpoint / MANIFEST).write_text(json.dumps(manifest) + "\n")
 
 
