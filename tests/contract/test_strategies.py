@@ -38,7 +38,7 @@ from ts2_lightning.callbacks import NEFTune
 from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.export.export import ExportSettings, export_checkpoint
 from ts2_lightning.modules import LanguageModelConfig
-from ts2_lightning.modules.adapters import merged_tensors
+from ts2_lightning.modules.adapters import merged_weights
 from ts2_lightning.modules.language_model import load_language_model
 
 Ranks = list[dict[str, Any]]
@@ -246,7 +246,7 @@ def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks],
     trained = load_language_model(lm)
     trained.load_state_dict(ranks[0]["adapter"]["weights"][1], strict=False)
     exported = AutoModelForCausalLM.from_pretrained(out).state_dict()
-    wanted = dict(merged_tensors(trained))
+    wanted = {weight.name: weight.value for weight in merged_weights(trained)}
     assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
 
 

@@ -27,10 +27,10 @@ from ts2_lightning.modules.adapters import (
     add_adapter,
     check_trained_state,
     is_adapted,
-    merged,
-    merged_tensors,
+    merged_weights,
     trained_state,
 )
+from ts2_lightning.modules.buffers import initialize_buffers
 from ts2_lightning.modules.head import check_head, output_head
 from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.modules.network import SFTNetwork
@@ -229,6 +229,26 @@ def test_the_optimizer_takes_what_is_trained() -> None:
 # -- merging
 
 
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A plain model with the weights of `merged_weights`, in the dtypes in which they are held.
+
+    A head that was tied to the embeddings, and has an adapter, is tied no more.
+    """
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if model.get_output_embeddings() in adapted_layers(model).values():
+        config.tie_word_embeddings = False
+    weights = {weight.name: weight.value.to(weight.held) for weight in merged_weights(model)}
+    floating = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
+    with torch.device("meta"):
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=floating)
+    plain.load_state_dict(weights, assign=True)
+    plain.tie_weights()
+    initialize_buffers(plain, model.device)
+    return plain.train(model.training)
+
+
 @pytest.mark.parametrize("head", [False, True], ids=["body", "head too"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_merged_model_says_the_same_without_an_adapter(architecture: str, head: bool) -> None:
@@ -263,9 +283,12 @@ def test_what_is_in_bfloat16_is_summed_in_float32(tmp_path: Path) -> None:
     layer = model.model.layers[1].mlp.up_proj
     a, b = (part["default"].weight for part in (layer.lora_A, layer.lora_B))
     exact = layer.base_layer.weight.double() + 16 / 3 * b.double() @ a.double()
-    found = dict(merged_tensors(model))["model.layers.1.mlp.up_proj.weight"]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-7)  # one rounding
+    weights = {weight.name: weight for weight in merged_weights(model)}
+    found = weights["model.layers.1.mlp.up_proj.weight"]
+    assert (found.value.dtype, found.held) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(found.value.double(), exact, rtol=1e-6, atol=1e-7)
+    assert torch.equal(found.base, layer.base_layer.weight)
+    assert weights["model.norm.weight"].value.dtype == torch.bfloat16
 
 
 # -- checkpoints

@@ -1,6 +1,7 @@
 """Trained models as transformers directories: from a model, or from a checkpoint of any strategy in bounded memory.
 
 layout           the names and shapes of the hub's checkpoints, ties once
+rounding         what an export rounds away of what training has changed
 finite           weights as they are written
 shards           safetensors files of bounded size
 companions       config.json, generation settings, tokenizer, chat template

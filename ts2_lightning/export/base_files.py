@@ -1,10 +1,14 @@
 """Small files of the base model, from its directory or the hub's cache."""
 
 import json
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 
 def base_file(base: str, name: str, revision: str | None, fetch: bool = True) -> Path | None:
@@ -25,6 +29,47 @@ def base_file(base: str, name: str, revision: str | None, fetch: bool = True) ->
     except OSError:  # no such repository: a name that was never one, or no connection and not in the cache
         return None
     return None if found is None else Path(found)
+
+
+class BaseWeights:
+    """The weights of a base model, read from its files one at a time, where they are on this machine.
+
+    Args:
+        base: a directory, or a name on the hub; None: there is none.
+        revision: on the hub.
+    """
+
+    def __init__(self, base: str | None, revision: str | None) -> None:
+        self._base, self._revision = base, revision
+
+    def reading(self, name: str) -> Callable[[], Tensor | None]:
+        """What reads a weight, mapped into memory; it gives None if there is none of that name."""
+
+        def read() -> Tensor | None:
+            file = self._files.get(name)
+            if file is None:
+                return None
+            with safe_open(file, "pt") as opened:
+                tensor: Tensor = opened.get_tensor(name)
+            return tensor
+
+        return read
+
+    @cached_property
+    def _files(self) -> dict[str, Path]:
+        """The file of each weight."""
+        if self._base is None:
+            return {}
+        index = base_file(self._base, SAFE_WEIGHTS_INDEX_NAME, self._revision, fetch=False)
+        names = [SAFE_WEIGHTS_NAME]
+        if index is not None:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [base_file(self._base, name, self._revision, fetch=False) for name in names]
+        places: dict[str, Path] = {}
+        for file in filter(None, files):
+            with safe_open(file, "pt") as opened:
+                places |= dict.fromkeys(opened.keys(), file)
+        return places
 
 
 def base_json(base: str | None, name: str, revision: str | None) -> dict[str, Any]:

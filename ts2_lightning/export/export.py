@@ -17,8 +17,11 @@ What is written:
 vLLM itself was never run on it; a test holds the files to what vLLM asks of them.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +31,7 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.export.adapter_files import ADAPTER_FILES, write_adapter
-from ts2_lightning.export.base_files import base_json
+from ts2_lightning.export.base_files import BaseWeights, base_json
 from ts2_lightning.export.companions import (
     TOKENIZER_FILES,
     copy_tokenizer,
@@ -37,15 +40,18 @@ from ts2_lightning.export.companions import (
     write_generation_config,
 )
 from ts2_lightning.export.finite import as_written
-from ts2_lightning.export.layout import NamedTensors, Ties, in_file_layout, plain_structure, recall_conversions
+from ts2_lightning.export.layout import Ties, in_file_layout, plain_structure, recall_conversions
 from ts2_lightning.export.place import check_place, check_room, replacing
+from ts2_lightning.export.rounding import Rounding, Weight
 from ts2_lightning.export.shards import SHARD_BYTES, write_shards
 from ts2_lightning.modules import LanguageModelConfig
-from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_tensors
+from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_weights
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
 from ts2_lightning.types import UserError
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LOG = logging.getLogger("lightning.pytorch")
 
 _EXPORTED_FILES = (
     *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
@@ -110,12 +116,15 @@ def export_model(
         if is_sharded(parameter):
             raise UserError(f"cannot export {name}: it is sharded over ranks, so export from a checkpoint instead")
     if not is_adapted(model):
-        return _export(model, model.state_dict().items(), model.dtype, out, settings, revision)
+        starts = BaseWeights(model.name_or_path, revision)
+        weights = (Weight(name, w, w.dtype, starts.reading(name)) for name, w in model.state_dict().items())
+        return _export(model, weights, out, settings, revision)
     if settings.adapter == "separate":
         return _export_adapter(model, out, settings, revision)
     if hasattr(model.config, "quantization_config"):
         settings = replace(settings, dtype=settings.dtype or "bfloat16")
-    return _export(plain_structure(model), merged_tensors(model), model.dtype, out, settings, revision)
+    merged = (Weight(w.name, w.value, w.held, partial(_itself, w.base)) for w in merged_weights(model))
+    return _export(plain_structure(model), merged, out, settings, revision)
 
 
 def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path, settings: ExportSettings) -> Path:
@@ -146,14 +155,14 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
     weights = weights_of(stored, [name for name, p in model.named_parameters() if p.requires_grad], checkpoint)
     check_trained_state(weights, model)
     if lm.adapter is not None:
-        trained = {name: weight.read() for name, weight in weights.items()}
-        model.load_state_dict(trained, strict=False, assign=True)
+        adapter = {name: weight.read() for name, weight in weights.items()}
+        model.load_state_dict(adapter, strict=False, assign=True)
         export = _export_adapter if settings.adapter == "separate" else export_model
         return export(model, out, settings, lm.revision)
     recall_conversions(model, lm.path, lm.revision)
-    own = next(weight.dtype for weight in weights.values() if weight.dtype.is_floating_point)
-    tensors = ((name, weight.read()) for name, weight in weights.items())
-    return _export(model, tensors, own, out, settings, lm.revision)
+    starts = BaseWeights(lm.path if lm.init == "pretrained" else None, lm.revision)
+    trained = (Weight(name, w.read(), w.dtype, starts.reading(name)) for name, w in weights.items())
+    return _export(model, trained, out, settings, lm.revision)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -168,8 +177,7 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def _export(
     structure: PreTrainedModel,
-    tensors: NamedTensors,
-    own: torch.dtype,
+    weights: Iterable[Weight],
     out: str | Path,
     settings: ExportSettings,
     revision: str | None,
@@ -178,8 +186,7 @@ def _export(
 
     Args:
         structure: has the names, shapes and ties of the weights; its values are not read.
-        tensors: the weights under its names.
-        own: their dtype.
+        weights: under its names.
         out: as in `export_model`.
         settings: as in `export_model`.
         revision: as in `export_model`.
@@ -189,16 +196,45 @@ def _export(
 
     def write(place: Path) -> None:
         dtype = _dtype(settings.dtype, _base(structure), revision)
-        written = dtype or own
-        expected = sum(tensor.numel() for tensor in structure.state_dict().values()) * written.itemsize
+        first, others = _peek(weights)
+        main = dtype or first.dtype
+        expected = sum(tensor.numel() for tensor in structure.state_dict().values()) * main.itemsize
         check_room(place, expected)
-        ties = Ties(structure)
-        finite = ((name, as_written(name, tensor, dtype)) for name, tensor in ties.once(tensors))
-        write_shards(in_file_layout(structure, finite), place, expected, SHARD_BYTES)
-        name = str(written).removeprefix("torch.")
+        ties, rounding = Ties(structure), Rounding()
+        written = ties.once(_written(others, dtype, rounding, structure.all_tied_weights_keys))
+        write_shards(in_file_layout(structure, written), place, expected, SHARD_BYTES)
+        name = str(main).removeprefix("torch.")
         write_config(structure, place, _base(structure), revision, name, untied=bool(ties.parted))
+        if rounding.complaint:
+            _LOG.warning(rounding.complaint)
 
     return _write(structure, out, settings, revision, write)
+
+
+def _peek(weights: Iterable[Weight]) -> tuple[Weight, Iterator[Weight]]:
+    """The first weight of floating point, whose dtype the config names, and all weights from the start."""
+    before: list[Weight] = []
+    iterator = iter(weights)
+    for weight in iterator:
+        before.append(weight)
+        if weight.value.is_floating_point():
+            break
+    return before[-1], itertools.chain(before, iterator)
+
+
+def _written(
+    weights: Iterable[Weight], dtype: torch.dtype | None, rounding: Rounding, aliases: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights as they are written; what is tied to another counts once in the rounding."""
+    for weight in weights:
+        tensor = as_written(weight.name, weight.value, dtype or weight.dtype)
+        if weight.name not in aliases:
+            rounding.add(weight, tensor)
+        yield weight.name, tensor
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _export_adapter(model: PreTrainedModel, out: str | Path, settings: ExportSettings, revision: str | None) -> Path:

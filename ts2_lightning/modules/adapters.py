@@ -1,18 +1,17 @@
 """LoRA adapters: added to a language model, kept alone in checkpoints, merged into the weights for an export."""
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ts2_lightning.modules.buffers import initialize_buffers, persistent_buffers
+from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.types import UserError
 
@@ -147,12 +146,25 @@ def _weight_of(name: str) -> str:
 # -- what an export needs
 
 
-@torch.no_grad()
-def merged_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a model with its adapter added to them, one at a time, under the names that they had before it.
+class MergedWeight(NamedTuple):
+    """A weight of a model with its adapter added to it.
 
-    Each in the dtype in which it is held; those of a model with weights in 4 bits, which are dequantised first, all in
-    bfloat16.
+    Attributes:
+        name: that the weight had before there was an adapter.
+        value: the sum, in float32 at least where there is an adapter: it is for who writes it to round it, once.
+        held: the dtype in which the model holds the weight; bfloat16 where the model has weights in 4 bits.
+        base: the weight without the adapter, dequantised.
+    """
+
+    name: str
+    value: Tensor
+    held: torch.dtype
+    base: Tensor
+
+
+@torch.no_grad()
+def merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
+    """The weights of a model with its adapter added to them, one at a time.
 
     Args:
         model: with an adapter, whole in this process.
@@ -173,26 +185,7 @@ def merged_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             held = torch.bfloat16 if quantised and value.is_floating_point() else value.dtype
             if hasattr(value, "quant_state"):
                 value, held = dequantize_module_weight(base), torch.bfloat16
+            before = value = value.detach()
             if name in layers and key == "weight":
                 value = value.to(torch.promote_types(value.dtype, torch.float32)) + module.get_delta_weight(NAME)
-            yield f"{name}.{key}" if name else key, value.detach().to(held)
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """A plain model with the weights of `merged_tensors`, which shares with the adapted one what is not adapted.
-
-    A head that was tied to the embeddings, and has an adapter, is tied no more.
-    """
-    config = copy.deepcopy(model.config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    if model.get_output_embeddings() in adapted_layers(model).values():
-        config.tie_word_embeddings = False
-    weights = dict(merged_tensors(model))
-    floating = next(weight.dtype for weight in weights.values() if weight.is_floating_point())
-    with torch.device("meta"):
-        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=floating)
-    plain.load_state_dict(weights, assign=True)
-    plain.tie_weights()
-    initialize_buffers(plain, model.device)
-    return plain.train(model.training)
+            yield MergedWeight(f"{name}.{key}" if name else key, value, held, before)
