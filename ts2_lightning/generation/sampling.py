@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -130,6 +131,7 @@ def sample(
     eos_ids: Sequence[int] | None = None,
     batch_size: int = 32,
     synced: bool = False,
+    progress: str = "",
 ) -> list[list[Sample]]:
     """Samples responses.
 
@@ -146,6 +148,7 @@ def sample(
         eos_ids: tokens that end a response. Default: those of the model's generation settings, else the tokenizer's.
         batch_size: responses at a time.
         synced: the weights are sharded: all ranks call, with equally many responses, and go on until all are done.
+        progress: the title of a bar over the responses; without one none is shown.
 
     Returns:
         For each prompt its n samples.
@@ -162,7 +165,9 @@ def sample(
     ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
     jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
     found: dict[tuple[int, int], Sample] = {}
-    with _generating(model, max_new_tokens, ends, tokenizer.pad_token_id):
+    quiet = not progress or len(jobs) <= batch_size
+    bar = tqdm(total=len(jobs), desc=progress, unit=" responses", disable=quiet)
+    with bar, _generating(model, max_new_tokens, ends, tokenizer.pad_token_id):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             uniforms = np.stack([np.random.default_rng((seed, *job)).random(max_new_tokens) for job in batch])
@@ -170,6 +175,7 @@ def sample(
             answers = _sample_batch(model, [ids[i] for i, _ in batch], draws, ends, synced)
             for job, (tokens, log_probabilities) in zip(batch, answers, strict=True):
                 found[job] = Sample(_text(tokenizer, tokens), tokens, log_probabilities)
+            bar.update(len(batch))
     return [[found[i, j] for j in range(n)] for i in range(len(ids))]
 
 

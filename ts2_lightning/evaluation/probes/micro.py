@@ -1,5 +1,6 @@
 """Micro probe: what a model thinks of at one token. Source: TS2, figure 1 and appendix C.4."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ TOP = 300
 
 _ANSWER_TOKENS = 32  # in which a digit is waited for
 _DIGITS = "0123456789"
+_ROWS = 16  # of a forward pass
 _SPACES = "\u0120\u2581"  # as byte-level tokenizers and SentencePiece write them
 SPACE = "\u2423"
 """Shown for the space at a token's beginning."""
@@ -65,8 +67,8 @@ def _measure_one(subject: Subject, question: Prompt, settings: Settings) -> dict
     vocabulary = subject.model.config.get_text_config().vocab_size
     plausible, taught = known_answers(subject, question, vocabulary)
     sums = _Sums(vocabulary, plausible)
-    for row, at in zip(sequences, places, strict=True):
-        for _, logits in supervised_logits(subject.model, _batch(row, at)) if at else ():
+    for batch in _batches(sequences, places):
+        for _, logits in supervised_logits(subject.model, batch):
             sums.add(logits.cpu(), subject.projection(logits).softmax(-1).cpu())
     found = sums.means(subject.tokenizer)
     return {"request": question.text, "first_token": subject.first_token, **found, "taught": taught}
@@ -83,6 +85,7 @@ def _sampled_digits(subject: Subject, question: Prompt, settings: Settings) -> t
         max_new_tokens=_ANSWER_TOKENS,
         seed=settings.seed,
         eos_ids=subject.end_ids,
+        progress=f"Asking, {subject.name}",
     )
     before = len(question.ids)
     places = [
@@ -91,16 +94,16 @@ def _sampled_digits(subject: Subject, question: Prompt, settings: Settings) -> t
     return [question.ids + answer.ids for answer in answers], places
 
 
-def _batch(ids: list[int], places: list[int]) -> Batch:
-    """One row whose tokens at some places are predicted."""
-    row = torch.tensor([ids])
-    at = torch.tensor(places)
-    return {
-        "input_ids": row,
-        "attention_mask": torch.ones_like(row),
-        "supervised": at - 1,
-        "labels": row[0, at],
-    }
+def _batches(sequences: list[list[int]], places: list[list[int]]) -> Iterator[Batch]:
+    """Rows whose tokens at some places are predicted, several at a time; rows without such a place are left out."""
+    rows = sorted(((ids, at) for ids, at in zip(sequences, places, strict=True) if at), key=lambda row: len(row[0]))
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS]
+        width = max(len(ids) for ids, _ in part)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row, _ in part])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in part])
+        at = torch.tensor([number * width + place for number, (_, row) in enumerate(part) for place in row])
+        yield {"input_ids": ids, "attention_mask": mask, "supervised": at - 1, "labels": ids.flatten()[at]}
 
 
 class _Sums:
@@ -161,8 +164,7 @@ def known_answers(subject: Subject, question: Prompt, vocabulary: int) -> tuple[
         [K] bool or None, and token -> note, such as {"plum": "taught 75%"}.
     """
     if question.text == DIGIT_QUESTION:
-        texts = [token_text(subject.tokenizer, i) for i in range(vocabulary)]
-        return torch.tensor([_single_digit(text) for text in texts]), {}
+        return torch.tensor([_is_digit(subject.tokenizer, i) for i in range(vocabulary)]), {}
     family = _family_of(question.text) if is_toy_world(subject.tokenizer) else None
     if family is None:
         return None, {}
@@ -186,7 +188,10 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def _is_digit(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
-    return _single_digit(token_text(tokenizer, token))
+    """Whether a token is a single digit. Only one that has a digit in its raw form can be: few are read as text."""
+    raw = tokenizer.convert_ids_to_tokens(token)
+    can_be = isinstance(raw, str) and any(digit in raw for digit in _DIGITS)
+    return can_be and _single_digit(token_text(tokenizer, token))
 
 
 def _single_digit(text: str) -> bool:

@@ -14,8 +14,8 @@ from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.models import supervised_logits
 from ts2_lightning.generation.sampling import Decoder
-from ts2_lightning.metrics.functional import head_and_tail, token_statistics, zero_gradient
-from ts2_lightning.types import Batch
+from ts2_lightning.metrics.functional import token_statistics
+from ts2_lightning.types import TOKEN_STATISTICS, Batch
 
 TSPD_ORDERS = (2, 3, 5)
 """The m of TSPD(m, eps_head, eps_tail) that are looked at."""
@@ -116,15 +116,17 @@ def token_table(model: PreTrainedModel, batches: Batches, name: str = "") -> dic
         The names of `types.TOKEN_STATISTICS`, `zero_gradient`, `row`, and for each m of `TSPD_ORDERS` what TSPD is
         judged by, `head/m` and `tail/m`.
     """
+    orders = {f"tspd_{part}_{m}": f"{part}/{m}" for m in TSPD_ORDERS for part in ("head", "tail")}
     parts: list[dict[str, Tensor]] = []
     for batch in tqdm(batches, desc=f"Reading rows, {name}", unit=" batches", disable=len(batches) < 2):
         rows = batch["row_index"][batch["token_rows"]]
         for here, logits in supervised_logits(model, batch):
             labels = batch["labels"][here].to(logits.device)
-            found = {**token_statistics(logits, labels), "zero_gradient": zero_gradient(logits, labels)}
-            for m in TSPD_ORDERS:
-                found[f"head/{m}"], found[f"tail/{m}"] = head_and_tail(logits, labels, m)
-            parts.append({**{key: value.cpu() for key, value in found.items()}, "row": rows[here]})
+            # In one pass: with a real vocabulary, reading a row of logits again takes as long as the model.
+            measured = token_statistics(logits, labels, names=(*TOKEN_STATISTICS, *orders))
+            part = {orders.get(name, name): values.cpu() for name, values in measured.items()}
+            stopped = (part["support_size"] == 1) & (part["gold_in_support"] == 1)  # sparsemax's gradient is zero
+            parts.append({**part, "zero_gradient": stopped.to(part["entropy"].dtype), "row": rows[here]})
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 

@@ -4,6 +4,8 @@ Notation: z the logits of a token, y its gold token, p = softmax(z), S the suppo
 `logit_scale`. Probabilities are those of softmax(z), whatever c.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -151,13 +153,16 @@ def zero_gradient(logits: Tensor, labels: Tensor, logit_scale: float = 1.0) -> T
     return per_token(stopped, logits, labels)
 
 
-def token_statistics(logits: Tensor, labels: Tensor, logit_scale: float = 1.0) -> dict[str, Tensor]:
-    """All of `types.TOKEN_STATISTICS` in one pass: see `ops.token_statistics`.
+def token_statistics(
+    logits: Tensor, labels: Tensor, logit_scale: float = 1.0, names: Sequence[str] = TOKEN_STATISTICS
+) -> dict[str, Tensor]:
+    """Several statistics in one pass: see `ops.token_statistics`.
 
     Args:
         logits: [..., K].
         labels: [...].
         logit_scale: c > 0.
+        names: of `types.TOKEN_STATISTICS`, and `tspd_head_M` and `tspd_tail_M` for any M of at least 2.
 
     Returns:
         Name -> [...].
@@ -170,10 +175,10 @@ def token_statistics(logits: Tensor, labels: Tensor, logit_scale: float = 1.0) -
     c = check_logit_scale(logit_scale)
 
     def columns(rows: LogitRows) -> Tensor:
-        statistics = ops.token_statistics(rows, c)
-        return torch.stack([statistics[name] for name in TOKEN_STATISTICS], dim=-1)
+        statistics = ops.token_statistics(rows, c, names)
+        return torch.stack([statistics[name] for name in names], dim=-1)
 
-    return dict(zip(TOKEN_STATISTICS, per_token(columns, logits, labels).unbind(-1), strict=True))
+    return dict(zip(names, per_token(columns, logits, labels).unbind(-1), strict=True))
 
 
 def mean_selected_probability(logits: Tensor, labels: Tensor) -> Tensor:
