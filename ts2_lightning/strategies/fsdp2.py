@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from ts2_lightning.ranges import COUNT, POSITIVE, check_number
 from ts2_lightning.types import UserError
 
 
@@ -25,7 +26,7 @@ class FSDP2(ModelParallelStrategy):
         timeout: of a collective operation.
 
     Raises:
-        UserError: the ranks cannot be divided so.
+        UserError: a number out of its range, or ranks that cannot be divided so.
     """
 
     def __init__(
@@ -35,8 +36,8 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        if tensor_parallel_size < 1:
-            raise UserError(f"FSDP2(tensor_parallel_size) must be at least 1, got {tensor_parallel_size}")
+        check_number("FSDP2: tensor_parallel_size", tensor_parallel_size, COUNT)
+        check_number("FSDP2: timeout", timeout.total_seconds(), POSITIVE)
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=tensor_parallel_size,
