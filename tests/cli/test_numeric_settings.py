@@ -11,6 +11,7 @@ import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
+from tests.modules.architectures import OTHER_KINDS
 from ts2_lightning.cli import lightning_cli, main
 from ts2_lightning.cli.guard import users_error
 from ts2_lightning.cli.numeric_settings import check_numeric_settings
@@ -135,3 +136,18 @@ def test_so_does_a_grid() -> None:
         with pytest.raises(Exception) as error:  # noqa: PT011 - what it is stands in the next line
             reader.read(["-c", str(QUICKSTART), option])
         assert str(users_error(error.value)).startswith(said)
+
+
+def test_fit_looks_at_the_model_before_it_reads_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(SFTData, "setup", untouched("rows were read"))
+    OTHER_KINDS["WhisperForConditionalGeneration"]().save_pretrained("whisper")
+    capfd.readouterr()
+    assert main(["fit", "-c", str(QUICKSTART), "--model.lm.path=whisper"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "error: model.lm.path: cannot load 'whisper': it is a WhisperForConditionalGeneration of type whisper, an "
+        "encoder-decoder; a decoder-only causal language model is needed"
+    )
+    assert not list(Path("runs").rglob("1"))

@@ -48,7 +48,7 @@ from ts2_lightning.evaluation.probes import (
 from ts2_lightning.evaluation.probes.report import REPORT, resumed
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.modules.head import check_head
-from ts2_lightning.ranges import COUNT, NULL, check_numbers
+from ts2_lightning.ranges import COUNT, check_number, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -286,8 +286,11 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """The numbers of one model by probe; the model is in memory only as long."""
     model, tokenizer = load_model(candidate.directory, options.device)
-    check_head(model)
     rows, label = candidate.rows, candidate.option.label
+    try:
+        check_head(model)
+    except UserError as error:
+        raise UserError(f"--model {candidate.option.name}={candidate.option.path}: {error}") from error
     subject = Subject(
         label,
         model,
@@ -326,7 +329,9 @@ def _digest(text: str) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    check_numbers("--", options, batch_size=COUNT, max_length=COUNT, limit=(COUNT, NULL), **SETTING_RANGES)
+    check_numbers("--", options, batch_size=COUNT, max_length=COUNT, **SETTING_RANGES)
+    if options.limit is not None:
+        check_number("--limit", options.limit, COUNT)
     check_device(options.device)
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out {options.out}: this is a file; name a directory")

@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from ts2_lightning.export.shards import check_finite
 from ts2_lightning.modules.adapters import NAME
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -18,6 +19,9 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
         model: with an adapter.
         directory: is there.
         dtype: of the weights; None leaves them as they are.
+
+    Raises:
+        UserError: a weight is not finite.
     """
     from peft import get_peft_model_state_dict
 
@@ -28,4 +32,5 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
     # An adapted head would have PEFT put the embeddings beside it, which were not trained.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     tensors = {f"base_model.model.{key}": value.detach().to("cpu", dtype).contiguous() for key, value in state.items()}
+    check_finite(tensors.items())
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -38,7 +38,7 @@ from ts2_lightning.export.companions import (
 )
 from ts2_lightning.export.layout import NamedTensors, Ties, in_file_layout, plain_structure, recall_conversions
 from ts2_lightning.export.place import check_place, check_room, replacing
-from ts2_lightning.export.shards import SHARD_BYTES, write_shards
+from ts2_lightning.export.shards import SHARD_BYTES, check_finite, write_shards
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_tensors
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
@@ -103,7 +103,7 @@ def export_model(
 
     Raises:
         UserError: if `out` is one of the sources, or a directory that holds something else than an export; if
-            no tokenizer files are found; if the weights are sharded over ranks; if the disk is full.
+            no tokenizer files are found; if the weights are sharded over ranks, or not finite; if the disk is full.
     """
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
@@ -238,4 +238,6 @@ def _dtype(wanted: str | None, base: str | None, revision: str | None) -> torch.
 
 def _on_cpu(tensors: NamedTensors, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in tensors:
-        yield name, tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
+        moved = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
+        check_finite([(name, moved)])
+        yield name, moved

@@ -9,6 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ts2_lightning.modules.nonfinite import first_nonfinite
+from ts2_lightning.types import UserError
+
 SHARD_BYTES = 5_000_000_000
 """A file is not larger, unless a single tensor is; as the hub recommends."""
 
@@ -38,6 +41,16 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, expecte
             bar.update(_bytes(tensor))
         files.append(_write(shard, directory, len(files)))
     _name(files, directory)
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuses what nobody could use: weights that are not finite, or no longer, in the dtype that they are written in.
+
+    Raises:
+        UserError: naming the first such weight.
+    """
+    if weights := first_nonfinite(tensors):
+        raise UserError(f"cannot export NaN or infinite weights: {weights}; take another checkpoint or dtype")
 
 
 def _write(shard: dict[str, Tensor], directory: Path, number: int) -> dict[str, int]:
