@@ -318,7 +318,7 @@ def test_two_ranks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("alpha", [0, -5.0, math.inf, math.nan])
 def test_wrong_alphas(alpha: float) -> None:
-    with pytest.raises(UserError, match=r"^NEFTune\(alpha\) must be a finite number above 0, got [^\n]*$"):
+    with pytest.raises(UserError, match=r"^NEFTune: alpha must be a finite number above 0, got [^\n]*$"):
         NEFTune(alpha)
 
 

@@ -78,5 +78,5 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, ended: Any) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(UserError, match=r"Watchdog\(timeout\) must be positive, got 0"):
+    with pytest.raises(UserError, match=r"Watchdog: timeout must be a finite number above 0 .*, got 0"):
         Watchdog(timeout=0)

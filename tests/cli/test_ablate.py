@@ -175,7 +175,7 @@ def test_only(grid: Grid, wanted: list[str], rows: int) -> None:
             ["-c", "toy.yaml", "--only", "objective=CE, plain", "alpha=1"],
             "--only objective=CE, plain alpha=1: no row of toy.yaml has all of these",
         ),
-        (["-c", "toy.yaml", "--parallel", "0"], "--parallel must be at least 1, got 0"),
+        (["-c", "toy.yaml", "--parallel", "0"], "--parallel must be a whole number of at least 1, got 0"),
         (["-c", "toy.yaml", "--parallel", "2", "--slurm"], "--parallel is of runs on this machine; with --slurm"),
         (["-c", "toy.yaml", "--parallel", "two"], "ablate: argument --parallel: invalid int value: 'two'"),
         (["-c", "{base: x, axes: y}"], "{base: x, axes: y}: no such file"),

@@ -136,7 +136,7 @@ def test_what_is_wrong_is_told_before_the_base_model_is_made(
 ) -> None:
     monkeypatch.setattr(lightning_cli, "resolve_model", lambda path: pytest.fail("it would take minutes"))
     assert main(["fit", "--model.lm.path=toyworld", "--data.train=x.jsonl", "--model.loss.alpha=-1"]) == 2
-    assert "alpha must be a number of at least 0, got -1.0" in capfd.readouterr().err
+    assert "alpha must be a finite number of at least 0, got -1.0" in capfd.readouterr().err
 
 
 def test_the_seed_survives_what_is_seeded_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,7 +258,7 @@ def test_settings_before_their_class_are_refused(ts2: Run) -> None:
     ("options", "expected"),
     [
         (["TS2Loss", "--model.loss.top_k", "2.5"], "--model.loss.top_k: expected int or null, got '2.5'"),
-        (["TS2Loss", "--model.loss.alpha", ".inf"], "alpha must be a number of at least 0, got inf"),
+        (["TS2Loss", "--model.loss.alpha", ".inf"], "alpha must be a finite number of at least 0, got inf"),
         (
             ["FenchelYoungPlusLoss", "--model.loss.base", "CrossEntropyLoss"],
             "CrossEntropyLoss is not a FenchelYoungLoss",

@@ -229,7 +229,6 @@ def test_several_sets(data: Data) -> None:
         ("--data.validation.zebra", "zebra.jsonl", "--data.validation.ant=ant.jsonl"),
         ("--data.validation", "{zebra: zebra.jsonl, ant: [ant.jsonl]}"),
         ("-c", "sets.yaml", "--data.validation.ant", "ant.jsonl"),
-        ("--data.validation", "zebra.jsonl", "-c", "sets.yaml", "--data.validation.ant", "ant.jsonl"),
     ):
         status, out, err = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation")
         assert status == 0, err
@@ -448,11 +447,11 @@ def test_only_bad_rows(data: Data) -> None:
         ("--data.tokeniser x", "--data.tokeniser: no such option; did you mean --data.tokenizer?"),
         ("--data.packing packd", "--data.packing: expected one of none, packed, padding_free, got 'packd'; did you"),
         ("--data.seed ${data.sed}", "--data.seed: ${data.sed}: no such setting; did you mean data.seed?"),
-        ("--world_size 0", "--world_size must be at least 1, got 0"),
-        ("--show -1", "--show must be at least 0, got -1"),
+        ("--world_size 0", "--world_size must be a whole number of at least 1, got 0"),
+        ("--show -1", "--show must be a whole number of at least 0, got -1"),
         ("--show many", "--show: expected int, got 'many'"),
         ("--row 2", "--row 2: train has the rows 0 to 1"),
-        ("--row -1", "--row must be at least 0, got -1"),
+        ("--row -1", "--row must be a whole number of at least 0 or null, got -1"),
         ("-c nowhere.yaml", "-c nowhere.yaml: no such file"),
         ("-c bad.yaml", "bad.yaml:2: data.trian: no such setting; did you mean data.train?"),
     ],

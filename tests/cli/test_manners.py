@@ -60,7 +60,7 @@ COMMAND_LINE = {
     "fit --model.lm.path x --trainer.use_distributed_sampler true": "--trainer.use_distributed_sampler: leave it",
     "fit --model.lm.path x --trainer.default_root_dir y": "--trainer.default_root_dir: the run's directory is",
     "fit --model.lm.path x --trainer.accelerator gpux": "trainer: ",
-    "fit --model.lm.path toyworld?sed=1": "model.lm.path: 'toyworld?sed=1' is not understood",
+    "fit --model.lm.path toyworld?sed=1": "model.lm.path 'toyworld?sed=1': expected '?seed=' and a whole number",
     "fit --model.lm.path x --ckpt_path last": "--ckpt_path last: nothing to resume: there is no run in runs/run",
     "fit --model.lm.path x --ckpt_path no.ckpt": "--ckpt_path no.ckpt: no such checkpoint",
     "fit --model.lm.path x --ckpt_path good.yaml": "--ckpt_path good.yaml: not a complete checkpoint",
@@ -323,4 +323,7 @@ def test_a_class_on_the_command_line_is_not_blamed_on_a_file(ts2: Run, here: Pat
 def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """jsonargparse catches it among the members of `TokenLoss | None`, and raises an error of its own."""
     assert main(["fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1"]) == 2
-    assert capfd.readouterr().err.splitlines()[-1] == "error: TS2Loss: alpha must be a number of at least 0, got -1.0"
+    assert (
+        capfd.readouterr().err.splitlines()[-1]
+        == "error: TS2Loss: alpha must be a finite number of at least 0, got -1.0"
+    )

@@ -99,8 +99,8 @@ def test_a_model_that_does_not_fit(plan: Plan) -> None:
         ([], "model.lm.path: plan needs a model"),
         (["--model.lm.path", "./absent"], "model.lm.path: cannot load './absent': no such directory here"),
         (["--model.lm.path", "tiny", "--gpu", "h20"], "--gpu: expected one of h200"),
-        (["--model.lm.path", "tiny", "--gpus", "0"], "--gpus must be at least 1, got 0"),
-        (["--model.lm.path", "tiny", "--hfu", "40"], "--hfu must lie in (0, 1], got 40"),
+        (["--model.lm.path", "tiny", "--gpus", "0"], "--gpus must be a whole number of at least 1 or null, got 0"),
+        (["--model.lm.path", "tiny", "--hfu", "40"], "--hfu must be a finite number above 0 and at most 1, got 40"),
         (["--model.lm.path", "tiny", "--trainer.strategy", "deepspeed_stage2"], "did you mean deepspeed_stage_2?"),
         (
             ["--model.lm.path", "tiny", "--trainer.precision", "transformer-engine"],

@@ -173,7 +173,10 @@ def test_fixed_batches_have_a_share_of_each_set(files: dict[str, str]) -> None:
         ({1: "x.jsonl", "1": "y.jsonl"}, r"'1' and '1' are the same"),
         ({"objective": "x.jsonl"}, r"'objective' is what is logged; call the set otherwise"),
         ({"path": "x.jsonl", "formt": "y"}, r"'path' is a part of a source; call the set otherwise"),
-        ({"chat": 1.5}, r"data\.validation\.chat is a fraction of the training rows, between 0 and 1, got 1\.5"),
+        (
+            {"chat": 1.5},
+            r"data\.validation\.chat must be a finite number above 0 and below 1, got 1\.5; it is the share",
+        ),
         ({"a": 0.5, "b": 0.5}, r"data\.validation\.a and data\.validation\.b leave nothing of data\.train"),
         ({"a": [Source("x.jsonl", times=2)]}, r"data\.validation\.a: times is for data\.train"),
     ],

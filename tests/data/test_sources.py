@@ -168,9 +168,9 @@ def test_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        (Source("x.jsonl", times=0), "x.jsonl: times must be a number above 0, got 0"),
-        (Source("x.jsonl", times=float("nan")), "times must be a number above 0"),
-        (Source("x.jsonl", sample=0), "sample must be at least 1, got 0"),
+        (Source("x.jsonl", times=0), "x.jsonl: times must be a finite number above 0 and at most 1000000, got 0"),
+        (Source("x.jsonl", times=float("nan")), "times must be a finite number above 0"),
+        (Source("x.jsonl", sample=0), "sample must be a whole number of at least 1 or null, got 0"),
         (Source("x.jsonl", revision="main"), "only a data set of the hub has a revision"),
         (Source("x.jsonl", split="train"), "a split or a name is of a data set"),
         (Source("toyworld:train?seed=0", split="train"), "has neither split nor name"),

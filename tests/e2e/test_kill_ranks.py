@@ -34,7 +34,7 @@ def played(tmp_path_factory: pytest.TempPathFactory, cache: Path, dropping: Path
         "no space": start("ddp-broken", last, at="full", number=2),
         "disagreeing": start("ddp-seeds", *SEEDS, at="start", environment={"TS2_TEST_SEED": "5"}, rank=1),
         "hanging": start("ddp-hangs", *HANGS, at="step", number=2, rank=1),
-        "diverging": start("ddp-diverging", "--model.optimizer.lr=1e30"),
+        "diverging": start("ddp-diverging", "--model.loss.alpha=1e30"),
         "fsdp2": start("fsdp2"),
         "fsdp2 killed": start("fsdp2-broken", at="event", number=60),
         "fsdp2 killed again": start("fsdp2-broken", last, at="event", number=20),

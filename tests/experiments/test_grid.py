@@ -429,8 +429,14 @@ WRONG = {
     ),
     "seeds": (AXES + "seeds: 3", "grid.yaml:9: seeds: expected a list of whole numbers, such as [0, 1, 2], got '3'"),
     "seed twice": (AXES + "seeds: [0, 1, 0]", "seeds #3: seed 0 comes twice"),
-    "seed true": (AXES + "seeds: [true]", "seeds #1: a seed is a whole number, not below 0, got 'true'"),
-    "seed below": (AXES + "seeds: [-1]", "seeds #1: a seed is a whole number, not below 0, got '-1'"),
+    "seed true": (
+        AXES + "seeds: [true]",
+        "seeds #1: must be a whole number of at least 0 and at most 4294967295, got True",
+    ),
+    "seed below": (
+        AXES + "seeds: [-1]",
+        "seeds #1: must be a whole number of at least 0 and at most 4294967295, got -1",
+    ),
     "placeholder": (
         AXES + "seeded: {a: '{sed}'}",
         "seeded.a: {sed} is not known in '{sed}'; the seed is written {seed}",

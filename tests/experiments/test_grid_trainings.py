@@ -326,8 +326,13 @@ def test_the_measures_of_a_base_model_are_those_of_its_content(here: Path) -> No
         ({"set": {"model.loss.alpha": -1}}, "alpha"),
         (
             {"set": {"data.batch_size": 0}},
-            "grid.yaml:6: set.data.batch_size: one=only, seed 0: data.batch_size must be at least 1, got 0",
+            "grid.yaml:6: set.data.batch_size: one=only, seed 0: data.batch_size must be a whole number of at least 1",
         ),
+        (
+            {"set": {"trainer.max_steps": -2}},
+            "grid.yaml:6: set.trainer.max_steps: one=only, seed 0: trainer.max_steps must be",
+        ),
+        ({"set": {"model.optimizer.lr": ".nan"}}, "grid.yaml:6: set.model.optimizer.lr: one=only, seed 0: model.optim"),
         ({"set": {"data.train": "row.jsonl"}}, "no file row.jsonl; did you mean rows.jsonl?"),
         ({"set": {"data.train": "toyworld:trian"}}, "did you mean toyworld:train?"),
         (

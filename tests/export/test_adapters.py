@@ -105,3 +105,13 @@ def test_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
     other = LanguageModelConfig(lm.path, adapter=AdapterConfig(r=2))
     with pytest.raises(UserError, match=r"not of this model: it has in another shape .*lora_A"):
         export_checkpoint(checkpoint, other, tmp_path / "export", settings(base))
+
+
+@pytest.mark.parametrize("form", ["merged", "separate"])
+def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path, form: Any) -> None:
+    base = write_base(tmp_path / "base")
+    _, model = adapted(base)
+    next(p for name, p in model.named_parameters() if "lora_B" in name).data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"cannot export NaN or infinite weights: .*\.layers\.0\."):
+        export_model(model, tmp_path / "export", settings(base, adapter=form))
+    assert not (tmp_path / "export").exists()

@@ -24,6 +24,7 @@ from ts2_lightning.export import export_checkpoint, export_model
 from ts2_lightning.export.layout import Ties, in_file_layout, plain_structure
 from ts2_lightning.export.shards import write_shards
 from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.types import UserError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -132,3 +133,29 @@ def test_sharded_export_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     export_model(model, out, settings(base))  # one file in their place
     assert [path.name for path in out.glob("model*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, from_file: bool) -> None:
+    """An earlier export stays as it was."""
+    base = write_base(tmp_path / "base")
+    model = load(base)
+    out = export_model(model, tmp_path / "export", settings(base))
+    before = stored(out)
+    shake(model)
+    model.model.norm.weight.data[2:4] = torch.nan
+    lm, checkpoint = LanguageModelConfig(str(base)), save_checkpoint(model, tmp_path / "last.ckpt")
+    with pytest.raises(UserError, match=r"cannot export NaN or infinite weights: model\.norm\.weight \(2 of its "):
+        export_checkpoint(checkpoint, lm, out, settings(base)) if from_file else export_model(
+            model, out, settings(base)
+        )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in stored(out).items())
+
+
+def test_weights_that_are_too_large_for_a_dtype_are_not_exported_in_it(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    model = load(base)
+    model.model.norm.weight.data[1] = 1e5
+    with pytest.raises(UserError, match=r"float16, .* do not fit: model\.norm\.weight \(1 of its .*; choose another"):
+        export_model(model, tmp_path / "half", settings(base, dtype="float16"))
+    export_model(model, tmp_path / "whole", settings(base, dtype="bfloat16"))

@@ -264,7 +264,7 @@ WRONG: list[tuple[type[TokenLoss], str, tuple]] = [
     (TOFULoss, "beta", (0.0, -0.8, NAN)),
     (LambdaPRLoss, "lambda_", (0.0, -0.1, NAN, INF)),
     (LambdaPRLoss, "alpha", (-1e-5, 1.5, NAN)),
-    (EntmaxLoss, "alpha", (1.0, 0.5, 2.1, NAN)),
+    (EntmaxLoss, "alpha", (1.0, 0.5, 1.0001, 2.1, NAN)),
     (PowerInflationLoss, "alpha", (0.0, -2.0, NAN, INF)),
     (ExponentialInflationLoss, "gamma", (0.0, -4.0, NAN, INF)),
     (LogarithmicInflationLoss, "delta", (0.0, -0.01, NAN, INF)),
@@ -280,7 +280,7 @@ def test_hyper_parameters_are_checked(owner: type[TokenLoss], argument: str, val
             owner(**{argument: value})
         message = str(error.value)
         assert message.startswith(f"{owner.__name__}: {argument} must ")
-        assert message.endswith(f", got {value!r}")
+        assert f", got {value!r}" in message
         assert "\n" not in message
 
 

@@ -43,5 +43,5 @@ def test_nothing() -> None:
 
 
 def test_shares_out_of_range() -> None:
-    with pytest.raises(UserError, match=r"quantiles: expected shares from 0 to 1, got \[0.5, 90\]"):
+    with pytest.raises(UserError, match=r"quantiles\[1\] must be a finite number of at least 0 and at most 1, got 90"):
         f.quantiles_of_counts(f.count_sizes(torch.ones(3)), [0.5, 90])

@@ -189,7 +189,7 @@ def test_embedder_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     ("call", "message"),
     [
         (lambda: f.distinct_n([], 1), r"distinct_n\(texts\) needs 1 or more samples of a prompt, got 0"),
-        (lambda: f.distinct_n(["a"], 0), r"distinct_n\(n\) must be at least 1, got 0"),
+        (lambda: f.distinct_n(["a"], 0), r"distinct_n: n must be a whole number of at least 1, got 0"),
         (lambda: f.distinct_n("abc", 1), r"distinct_n\(texts\) must be a list of strings.* got str"),
         (lambda: f.self_bleu(["a"]), r"self_bleu\(texts\) needs 2 or more samples of a prompt, got 1"),
         (lambda: f.self_bleu([["a"], ["b"]]), r"self_bleu\(texts\) must be a list of strings"),

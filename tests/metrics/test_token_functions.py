@@ -213,8 +213,8 @@ def test_mean_selected_probability() -> None:
         (lambda: f.support_size(torch.zeros(3, dtype=torch.long)), r"logits: expected floats .* got torch.int64"),
         (lambda: f.support_size(torch.tensor(1.0)), r"logits: expected floats of shape \[\.\.\., K\]"),
         (lambda: f.support_size(torch.zeros(3, 0)), r"logits: .* shape \[3, 0\]"),
-        (lambda: f.support_size(torch.zeros(3), logit_scale=0.0), r"logit_scale: .* above 0, got 0.0"),
-        (lambda: f.tail_mass(torch.zeros(3), math.nan), r"logit_scale: .* got nan"),
+        (lambda: f.support_size(torch.zeros(3), logit_scale=0.0), r"logit_scale must be .* above 0, got 0.0"),
+        (lambda: f.tail_mass(torch.zeros(3), math.nan), r"logit_scale must be .* got nan"),
         (lambda: f.gold_rank(torch.zeros(2, 3), torch.zeros(3, dtype=torch.long)), r"labels: .*\[2\].* got .*\[3\]"),
         (lambda: f.gold_rank(torch.zeros(2, 3), torch.zeros(2)), r"labels: expected integers .* got torch.float32"),
         (lambda: f.gold_rank(torch.zeros(2, 3), None), r"labels: expected integers .* got NoneType"),  # type: ignore[arg-type]

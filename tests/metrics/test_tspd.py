@@ -109,13 +109,23 @@ def test_fewer_tokens_than_m_are_unmasked() -> None:
 @pytest.mark.parametrize(
     ("m", "eps_head", "eps_tail", "message"),
     [
-        (1, 0.5, 0.1, r"TSPD\(m\) must be a whole number of at least 2, got 1"),
-        (2.0, 0.5, 0.0, r"TSPD\(m\) .* got 2.0"),
-        (3, 0.0, 0.1, r"TSPD\(eps_head\) must be above 0 and at most 1 / m = 0.333333, got 0.0"),
-        (3, 0.34, 0.0, r"TSPD\(eps_head\) .* got 0.34"),
-        (3, 0.1, 0.71, r"TSPD\(eps_tail\) must be from 0 to 1 - m eps_head = 0.7, got 0.71"),
-        (3, 0.1, -0.1, r"TSPD\(eps_tail\) .* got -0.1"),
-        (3, math.nan, 0.1, r"TSPD\(eps_head\) .* got nan"),
+        (1, 0.5, 0.1, "TSPD: m must be a whole number of at least 2, got 1"),
+        (2.0, 0.5, 0.0, "TSPD: m .* got 2.0"),
+        (
+            3,
+            0.0,
+            0.1,
+            "TSPD: eps_head must be a finite number above 0 and at most 0.333333, got 0.0; it is at most 1 / m",
+        ),
+        (3, 0.34, 0.0, "TSPD: eps_head .* got 0.34"),
+        (
+            3,
+            0.1,
+            0.71,
+            "TSPD: eps_tail must be a finite number of at least 0 and at most 0.7, got 0.71; it is at most 1 - m",
+        ),
+        (3, 0.1, -0.1, "TSPD: eps_tail .* got -0.1"),
+        (3, math.nan, 0.1, "TSPD: eps_head .* got nan"),
     ],
 )
 def test_settings_out_of_range(m: int, eps_head: float, eps_tail: float, message: str) -> None:

@@ -1,6 +1,7 @@
 """Random models of many architectures, small enough for a laptop's idle second, and batches for them."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 import transformers
@@ -37,6 +38,54 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
 
 PLAIN = {"llama", "llama, tied", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "olmo2", "gpt_neox", "opt"}
 """Those whose head is a matrix product and nothing else."""
+
+_SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}  # fmt: skip
+_TWO_SIDED = {
+    "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48,
+}  # fmt: skip
+_SPECIAL = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0)
+
+OTHER_KINDS: dict[str, Callable[[], PreTrainedModel]] = {
+    "T5ForConditionalGeneration": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4)
+    ),
+    "BartForConditionalGeneration": lambda: transformers.BartForConditionalGeneration(
+        transformers.BartConfig(**_TWO_SIDED)
+    ),
+    "WhisperForConditionalGeneration": lambda: transformers.WhisperForConditionalGeneration(
+        transformers.WhisperConfig(
+            **_TWO_SIDED, pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0
+        )
+    ),
+    "BertForMaskedLM": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**_SMALL)),
+    "BertModel": lambda: transformers.BertModel(transformers.BertConfig(**_SMALL)),
+    "ModernBertForMaskedLM": lambda: transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(**_SMALL, **_SPECIAL)
+    ),
+    "ViTForImageClassification": lambda: transformers.ViTForImageClassification(
+        transformers.ViTConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, image_size=32
+        )
+    ),
+    "Wav2Vec2ForCTC": lambda: transformers.Wav2Vec2ForCTC(
+        transformers.Wav2Vec2Config(
+            **_SMALL, conv_dim=(8, 8), conv_stride=(2, 2), conv_kernel=(3, 3), num_conv_pos_embeddings=4,
+            num_conv_pos_embedding_groups=2,
+        )
+    ),
+    "LlamaForSequenceClassification": lambda: transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(**_GROUPED, num_labels=1, tie_word_embeddings=True)  # a reward model; no weight misses
+    ),
+    "LlamaForTokenClassification": lambda: transformers.LlamaForTokenClassification(
+        transformers.LlamaConfig(**_GROUPED)
+    ),
+    "LlamaModel": lambda: transformers.LlamaModel(transformers.LlamaConfig(**_GROUPED)),
+}  # fmt: skip
+"""Models that are no causal language models, by the class that they are saved from."""
 
 
 def random_model(name: str | PreTrainedConfig, seed: int = 0, attention: str = "eager") -> PreTrainedModel:

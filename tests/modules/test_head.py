@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tests.modules.architectures import ARCHITECTURES, PLAIN, VOCABULARY, random_model, uneven_batch
+from tests.modules.architectures import ARCHITECTURES, OTHER_KINDS, PLAIN, VOCABULARY, random_model, uneven_batch
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.engines.linear import is_plain_linear
 from ts2_lightning.losses import CrossEntropyLoss
@@ -110,6 +110,42 @@ def test_a_multiplier_that_this_package_does_not_know_is_refused(dtype: torch.dt
         output_head(model).weight.normal_()
     with pytest.raises(UserError, match="FalconH1ForCausalLM"):
         check_head(model)
+
+
+def test_weights_that_are_not_finite_are_no_unknown_architecture() -> None:
+    model = random_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, :2] = torch.nan
+        model.model.norm.weight[5] = torch.inf
+    with pytest.raises(UserError) as error:
+        check_head(model)
+    assert str(error.value) == (
+        "the logits of LlamaForCausalLM are not finite, nor is model.layers.1.mlp.up_proj.weight (2 of its 1,536 "
+        "numbers, and 1 tensor more)"
+    )
+
+
+def test_masked_logits_are_no_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture may set logits to minus infinity, if it says so in its head."""
+    model = random_model("llama")
+    monkeypatch.setattr(
+        model.lm_head, "forward", lambda x: F.linear(x, model.lm_head.weight).index_fill(-1, _LAST, -torch.inf)
+    )
+    check_head(model)
+
+
+_LAST = torch.tensor([VOCABULARY - 1])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_whose_tokens_see_what_comes_after_them_is_refused(seed: int) -> None:
+    torch.manual_seed(seed)
+    config = OTHER_KINDS["BertModel"]().config
+    with pytest.raises(UserError, match="BertLMHeadModel lets a token see the tokens after it"):
+        check_head(transformers.BertLMHeadModel(config))
+    config.is_decoder = True
+    with pytest.raises(UserError, match="BertLMHeadModel does something between"):
+        check_head(transformers.BertLMHeadModel(config))
 
 
 def test_a_model_without_a_head_is_refused() -> None:

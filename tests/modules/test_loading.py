@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
@@ -164,39 +163,6 @@ def test_a_name_on_the_hub_while_offline(monkeypatch: pytest.MonkeyPatch) -> Non
     message = refused("no-such-group/no-such-model")
     assert "cannot load 'no-such-group/no-such-model': no directory of that name" in message
     assert time.perf_counter() - start < 5
-
-
-def cut_short(directory: Path) -> None:
-    file = directory / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:5000])
-
-
-def without_head(directory: Path) -> None:
-    weights = load_file(directory / "model.safetensors")
-    del weights["lm_head.weight"]
-    save_file(weights, directory / "model.safetensors", {"format": "pt"})
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda d: (d / "config.json").unlink(), "config.json"),
-        (lambda d: (d / "config.json").write_text("{"), "not a valid JSON"),
-        (lambda d: (d / "model.safetensors").unlink(), "no file named model.safetensors"),
-        (cut_short, "incomplete metadata"),
-        (without_head, "1 are missing or of another shape, such as lm_head.weight"),
-        (lambda d: edit_config(d, num_hidden_layers=3), "9 are missing or of another shape, such as model.layers.2"),
-        (lambda d: edit_config(d, vocab_size=96), "2 are missing or of another shape, such as lm_head.weight"),
-        (lambda d: edit_config(d, model_type="t5"), "T5Config"),
-        (lambda d: edit_config(d, model_type="unheard"), "unheard"),
-        (lambda d: edit_config(d, num_attention_heads=5), "not a multiple of the number of attention heads"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_directory_with_something_wrong(spoil: Callable[[Path], object], said: str, directory: Path) -> None:
-    load(directory)
-    spoil(directory)
-    assert said in refused(directory)
 
 
 def test_an_attention_that_is_not_installed(bfloat16_directory: Path) -> None:

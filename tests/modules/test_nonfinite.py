@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.contract import steps
 from tests.contract.steps import BATCH_SIZE, POISONED_CASE, POISONED_ROW, Case
 from ts2_lightning.losses import CrossEntropyLoss, LossResult
-from ts2_lightning.modules.nonfinite import StepWatch
+from ts2_lightning.modules.nonfinite import StepWatch, first_nonfinite
 from ts2_lightning.ops import LogitRows
 
 
@@ -97,3 +97,35 @@ def test_the_watch_forgets_a_step() -> None:
     watch.add(torch.tensor([4]), torch.tensor(1.0))
     total: Tensor = torch.tensor(torch.inf)
     assert "(rows 4 on" in watch.trouble(total)
+
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bad"),
+    [
+        *((dtype, bad) for dtype in FLOATS for bad in (torch.nan, torch.inf, -torch.inf)),
+        (torch.float8_e4m3fn, torch.nan),
+    ],
+)
+def test_the_first_weight_that_is_not_finite(dtype: torch.dtype, bad: float) -> None:
+    good, wrong = torch.ones(4, 5, dtype=dtype), torch.full((4, 5), 1.0).index_fill(0, torch.tensor([1]), bad).to(dtype)
+    assert first_nonfinite([("a", good), ("b", wrong.mT)]) == "b (5 of its 20 numbers)"
+    assert first_nonfinite(iter([("a", wrong), ("b", good), ("c", wrong), ("d", wrong)])) == (
+        "a (5 of its 20 numbers, and 2 tensors more)"
+    )
+
+
+def test_what_is_always_finite() -> None:
+    """The largest numbers too, whose sum is not."""
+    largest = torch.full((2000,), torch.finfo(torch.float32).max)
+    whole, nothing, meta = torch.tensor([2**62]), torch.empty(0, 3), torch.empty(3, device="meta")
+    tensors = {"largest": largest, "whole": whole, "nothing": nothing, "meta": meta, "truth": torch.tensor([True])}
+    assert first_nonfinite(tensors.items()) is None
+    assert first_nonfinite([]) is None
+
+
+def test_a_large_number_of_numbers_is_written_as_people_do() -> None:
+    many = [(f"weight {i}", torch.full((1200,), torch.nan)) for i in range(1002)]
+    assert first_nonfinite(many) == "weight 0 (1,200 of its 1,200 numbers, and 1,001 tensors more)"

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from ts2_lightning import checkpoint_files as files
+from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.strategies import nonfinite_weight
 from ts2_lightning.types import SharedError, UserError
 
@@ -72,10 +73,8 @@ class Checkpoints(ModelCheckpoint):
         keep_last: int = 1,
         save_weights_only: bool = False,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise UserError(f"Checkpoints(every_n_steps) must be at least 1 or null, got {every_n_steps}")
-        if keep_last < 1:
-            raise UserError(f"Checkpoints(keep_last) must be at least 1, got {keep_last}")
+        check_number("Checkpoints: every_n_steps", every_n_steps, COUNT, NULL)
+        check_number("Checkpoints: keep_last", keep_last, COUNT)
         super().__init__(
             dirpath=dirpath,
             filename=self.BEST,

@@ -16,6 +16,7 @@ from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import count_sizes, quantiles_of_counts
 from ts2_lightning.metrics.functional.tspd import check_tspd
 from ts2_lightning.ops import HeadAndTail, tspd_names
+from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.types import TOKEN_STATISTICS, Batch, UserError
 
 LOGGED_BY_MODULE = ("objective",)
@@ -112,13 +113,14 @@ class DistributionMonitor(Callback):
         histogram_every_n_steps: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("every_n_steps", every_n_steps), ("histogram_every_n_steps", histogram_every_n_steps)):
-            if value is not None and value < 1:
-                raise UserError(f"DistributionMonitor({name}) must be at least 1, got {value}")
+        check_number("DistributionMonitor: every_n_steps", every_n_steps, COUNT)
+        check_number("DistributionMonitor: histogram_every_n_steps", histogram_every_n_steps, COUNT, NULL)
+        for place, position in enumerate(positions):
+            check_number(f"DistributionMonitor: positions[{place}]", position, COUNT)
         if list(positions) != sorted(set(positions)) or not positions or positions[0] != 1:
-            raise UserError(f"DistributionMonitor(positions) must rise from 1 on, got {list(positions)}")
+            raise UserError(f"DistributionMonitor: positions must rise from 1 on, got {list(positions)}")
         if unknown := set(split_by or ()) - set(get_args(SplitBy)):
-            raise UserError(f"DistributionMonitor(split_by) takes position and token_class, got {sorted(unknown)[0]!r}")
+            raise UserError(f"DistributionMonitor: split_by takes position and token_class, got {sorted(unknown)[0]!r}")
         self.every_n_steps = every_n_steps
         self.tspd = list(tspd or ())
         self.split_by = list(split_by or ())

@@ -10,7 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ts2_lightning.types import Batch, UserError
+from ts2_lightning.ranges import SEED, Range, check_numbers
+from ts2_lightning.types import Batch
+
+_ALPHA = Range(above=0, hint="leave it out for no noise")
 
 
 class NEFTune(Callback):
@@ -39,25 +42,20 @@ class NEFTune(Callback):
         seed: of the noise.
 
     Raises:
-        UserError: if `alpha` is not a finite number above 0, or `seed` is negative.
+        UserError: if `alpha` or `seed` is out of its range.
 
     Example:
-        >>> NEFTune(seed=-1)
+        >>> NEFTune(alpha=-1)
         Traceback (most recent call last):
             ...
-        ts2_lightning.types.UserError: NEFTune(seed) must not be negative, got -1
+        ts2_lightning.types.UserError: NEFTune: alpha must be a finite number above 0, got -1; leave it out for no noise
     """
 
     def __init__(self, alpha: float = 5.0, seed: int = 0) -> None:
         super().__init__()
-        if not 0 < alpha < math.inf:
-            raise UserError(
-                f"NEFTune(alpha) must be a finite number above 0, got {alpha}; leave NEFTune out for no noise"
-            )
-        if seed < 0:
-            raise UserError(f"NEFTune(seed) must not be negative, got {seed}")
         self.alpha = alpha
         self.seed = seed
+        check_numbers("NEFTune: ", self, alpha=_ALPHA, seed=SEED)
         self._handle: RemovableHandle | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from torch.optim import Optimizer
 
+from ts2_lightning.ranges import NOT_NEGATIVE, check_numbers
+
 SHORT_NAMES = {
     "train/objective": "objective",
     "train/cross_entropy": "CE",
@@ -68,11 +70,15 @@ class StepProgress(TQDMProgressBar):
 
     Args:
         refresh_seconds: shortest time between two drawings of the bar in a terminal.
+
+    Raises:
+        UserError: if `refresh_seconds` is out of its range.
     """
 
     def __init__(self, refresh_seconds: float = 0.1) -> None:
         super().__init__()
         self.refresh_seconds = refresh_seconds
+        check_numbers("StepProgress: ", self, refresh_seconds=NOT_NEGATIVE)
         self._drawn_at = 0.0
         self._drawn_step = 0
         self._learning_rate: float | None = None

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ts2_lightning.ops import LogitRows, divergence, rows_per_block
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_numbers
 from ts2_lightning.types import Batch, UserError
 
 Use = Callable[[Tensor, Tensor], None]
@@ -45,13 +46,10 @@ class ReferenceDrift(Callback):
 
     def __init__(self, every_n_steps: int = 100, tokens: int = 1024, weights: bool = True) -> None:
         super().__init__()
-        if every_n_steps < 1:
-            raise UserError(f"ReferenceDrift(every_n_steps) must be at least 1, got {every_n_steps}")
-        if tokens < 0:
-            raise UserError(f"ReferenceDrift(tokens) must not be negative, got {tokens}")
         self.every_n_steps = every_n_steps
         self.tokens = tokens
         self.weights = weights
+        check_numbers("ReferenceDrift: ", self, every_n_steps=COUNT, tokens=COUNT_OR_ZERO)
         self.latest: dict[str, float] = {}
         """What was logged last."""
         self._batches: list[Batch] = []

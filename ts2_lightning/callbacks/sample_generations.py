@@ -15,6 +15,7 @@ from ts2_lightning.callbacks.step_lines import StepLines
 from ts2_lightning.generation import Decoder, Sample, sample
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.metrics.functional import distinct_n, self_bleu
+from ts2_lightning.ranges import COUNT, SEED, check_numbers
 from ts2_lightning.types import UserError
 
 
@@ -58,10 +59,6 @@ class SampleGenerations(Callback):
         batch_size: int = 16,
     ) -> None:
         super().__init__()
-        numbers = {"every_n_steps": every_n_steps, "n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-        for name, value in numbers.items():
-            if value < 1:
-                raise UserError(f"SampleGenerations({name}) must be at least 1, got {value}")
         self.prompts = read_prompts(prompts)
         self.every_n_steps = every_n_steps
         self.n = n
@@ -69,6 +66,15 @@ class SampleGenerations(Callback):
         self.max_new_tokens = max_new_tokens
         self.seed = seed
         self.batch_size = batch_size
+        check_numbers(
+            "SampleGenerations: ",
+            self,
+            every_n_steps=COUNT,
+            n=COUNT,
+            max_new_tokens=COUNT,
+            seed=SEED,
+            batch_size=COUNT,
+        )
         self.latest: list[list[Sample]] = []
         """For each prompt its samples, as of the last time."""
         self._last_step = 0
@@ -137,10 +143,10 @@ def read_prompts(prompts: list[str] | str) -> list[str]:
     """
     if isinstance(prompts, str):
         if not Path(prompts).is_file():
-            raise UserError(f"SampleGenerations(prompts): no file {prompts}; give a list of prompts, or such a file")
+            raise UserError(f"SampleGenerations: prompts: no file {prompts}; give a list of prompts, or such a file")
         prompts = [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
-        raise UserError("SampleGenerations(prompts) must not be empty")
+        raise UserError("SampleGenerations: prompts must not be empty")
     return list(prompts)
 
 

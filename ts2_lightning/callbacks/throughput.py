@@ -10,7 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from ts2_lightning.hardware import gpu_of_device
-from ts2_lightning.types import Batch, UserError
+from ts2_lightning.ranges import NULL, POSITIVE, check_numbers
+from ts2_lightning.types import Batch
 
 PARTS = ("data", "step", "logging")
 """Where the time goes: fetching batches and moving them to the device; forward, backward and update; callbacks and
@@ -39,14 +40,13 @@ class Throughput(Callback):
         compare: time the loss head in the end, which takes eight micro-batches of it.
 
     Raises:
-        UserError: if `peak_flops` is not positive.
+        UserError: if `peak_flops` is out of its range.
     """
 
     def __init__(self, peak_flops: float | None = None, compare: bool = True) -> None:
         super().__init__()
-        if peak_flops is not None and peak_flops <= 0:
-            raise UserError(f"Throughput(peak_flops) must be positive, got {peak_flops}")
         self.peak_flops = peak_flops
+        check_numbers("Throughput: ", self, peak_flops=(POSITIVE, NULL))
         self.compare = compare
         self.latest: dict[str, float] = {}
         """What was logged last."""

@@ -83,7 +83,7 @@ def class_table_of(data: Any) -> Tensor:
     """
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is None:
-        raise UserError("DistributionMonitor(split_by): token_class needs a tokenizer; set data.tokenizer")
+        raise UserError("DistributionMonitor: split_by: token_class needs a tokenizer; set data.tokenizer")
     return class_table(tokenizer, getattr(data.template, "end_of_turn_ids", ()))
 
 

@@ -14,11 +14,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import ts2_lightning
-from ts2_lightning.types import UserError
+from ts2_lightning.ranges import Range, check_numbers
 
 STATUS = 124
 """Exit status of a process that hung, as that of `timeout`."""
 
+_TIMEOUTS = Range(above=0, most=1e9)  # no lock can wait longer
 _FIRST = 4  # times longer for the first step, in which kernels are compiled and communicators are made
 _OURS = Path(str(ts2_lightning.__file__)).parent
 _PACKAGES = {_OURS, *(Path(str(package.__file__)).parent for package in (torch, lightning))}
@@ -38,13 +39,12 @@ class Watchdog(Callback):
         directory: of the file; null: the trainer's `default_root_dir`.
 
     Raises:
-        UserError: if `timeout` is not positive.
+        UserError: if `timeout` is out of its range.
     """
 
     def __init__(self, timeout: float = 1500.0, directory: str | None = None) -> None:
-        if timeout <= 0:
-            raise UserError(f"Watchdog(timeout) must be positive, got {timeout}")
         self.timeout = timeout
+        check_numbers("Watchdog: ", self, timeout=_TIMEOUTS)
         self.directory = directory
         self._over = threading.Event()
         self._deadline = 0.0

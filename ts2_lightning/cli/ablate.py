@@ -17,6 +17,7 @@ from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -42,8 +43,8 @@ def run(argv: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     quieten("ablate")
-    if options.parallel is not None and options.parallel < 1:
-        raise UserError(f"--parallel must be at least 1, got {options.parallel}")
+    if options.parallel is not None:
+        check_number("--parallel", options.parallel, COUNT)
     if options.parallel is not None and options.slurm:
         raise UserError("--parallel is of runs on this machine; with --slurm, give the grid `slurm.array_parallelism`")
     grid = read_grid(options.config, options.runs_dir, options.name)

@@ -219,7 +219,11 @@ def _wrong_value(complaint: Complaint, match: re.Match[str]) -> str:
 
 
 def _needs_value(complaint: Complaint, match: re.Match[str]) -> str:
-    return f"{match['option'].split('/')[-1]}: {match['reason']}"
+    option = match["option"].split("/")[-1]
+    given = list(complaint.arguments)
+    follows = next(iter(given[given.index(option) + 1 :]), "") if option in given else ""
+    is_value = re.match(r"-[\d.]", follows)  # taken for an option, as not every number is known for one
+    return f"{option}: {match['reason']}{f'; write {option}={follows}' if is_value else ''}"
 
 
 def _readable(types: str) -> str:
@@ -305,7 +309,7 @@ _ANSWERS: list[tuple[str, Callable[[Complaint, re.Match[str]], str]]] = [
     (r"the following arguments are required: (?P<names>.+)", _required),
     (r"File does not exist: '?(?P<path>[^'\n]+)'?", _no_file),
     (r"Unable to load config \"(?P<value>.+)\"", _no_sub_config),
-    (r"Expected an? (?P<type>[^\n]+)\. Got value: (?P<value>.+)", _wrong_value),
+    (r"Expected an? (?P<type>[^\n]+)\. Got value: (?P<value>.*)", _wrong_value),
     (r"(?s).*Subtypes: \[(?P<type>[^\n]+)\]\n.*?Given value: (?P<value>[^\n]+)", _wrong_value),
     (r"argument (?P<option>\S+): (?P<reason>.+)", _needs_value),
 ]  # the first that matches answers

@@ -20,6 +20,7 @@ from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluati
 from ts2_lightning.data.collate import capacity_of, pack
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.sets import SPLITS, split_of
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -121,10 +122,7 @@ def _check_options(settings: Any) -> None:
     if split_of(settings.split) not in SPLITS:
         hint = did_you_mean(settings.split, SPLITS)
         raise UserError(f"--split: expected one of {', '.join(SPLITS)}, got {settings.split!r}{hint}")
-    for name, least in (("show", 0), ("world_size", 1), ("row", 0)):
-        value = settings[name]
-        if value is not None and value < least:
-            raise UserError(f"--{name} must be at least {least}, got {value}")
+    check_numbers("--", settings, show=COUNT_OR_ZERO, world_size=COUNT, row=(COUNT_OR_ZERO, NULL))
 
 
 def set_up(data: SFTData, name: str) -> float:

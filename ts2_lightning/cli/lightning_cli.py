@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import parse_qs, urlsplit
 
 import jsonargparse
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,9 +26,11 @@ from ts2_lightning.callbacks.preemption import requeue
 from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
 from ts2_lightning.cli.going_on import check_own_run, differences, readable, tell_differences
-from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line
+from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
-from ts2_lightning.cli.loggers import built, join_defaults
+from ts2_lightning.cli.loggers import join_defaults
+from ts2_lightning.cli.numeric_settings import check_numeric_settings, toyworld_seed
+from ts2_lightning.cli.objects import built
 from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.quiet import quieten
@@ -230,6 +233,7 @@ class TS2CLI(LightningCLI):
             self._explain(said.message)
         except OmegaConfBaseException as error:
             self._explain_interpolation(error)
+        check_numeric_settings(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the hyper-parameters in the checkpoint beat what the user gave now. They do not."""
@@ -291,14 +295,29 @@ class TS2CLI(LightningCLI):
         recorded.ckpt_path, recorded.weights_only = None, True
         self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
         self._settle_checkpoint()
+        # The toy world's base model takes minutes when it is made: what is wrong with the settings is told before.
+        self.check_model_and_data()  # first, as Lightning copies the settings then, and objects cannot be copied
+        trainer.logger = built(trainer.logger, Logger, "trainer.logger")
+        trainer.callbacks = built(trainer.callbacks, Callback, "trainer.callbacks")
+        trainer.strategy = built(trainer.strategy, Strategy, "trainer.strategy")
         path = settings.get("model.lm.path")
         if path is not None:
-            # The toy world's base model takes minutes when it is made: what is wrong with the settings is told before.
-            self._subcommand_parsers[self.command].instantiate(Namespace(model=settings.model))
             with seeds_kept():
                 settings["model.lm.path"] = resolve_model(path)
             if "data.tokenizer" in settings and settings["data.tokenizer"] is None:
                 settings["data.tokenizer"] = settings["model.lm.path"]
+
+    def check_model_and_data(self) -> None:
+        """Makes module and data module once, which need neither weights nor rows, to have their settings looked at.
+
+        Raises:
+            UserError: one is out of its range.
+        """
+        settings = Namespace(model=self.settings.model, data=self.settings.data)
+        try:
+            self._subcommand_parsers[self.command].instantiate(settings)
+        except ValueError as error:  # the parser's own, which hides what the class has said
+            raise users_error(error) or error from None
 
     def _settle_checkpoint(self) -> None:
         """A checkpoint that is not there, or is none, should be told before models are loaded, not after."""
@@ -324,11 +343,6 @@ class TS2CLI(LightningCLI):
             )
 
     # --- building ----------------------------------------------------------------------------------------------
-
-    def instantiate_classes(self) -> None:
-        """Builds the user's loggers before everything else."""
-        self.settings.trainer.logger = built(self.settings.trainer.logger)
-        super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Takes the run's directory and builds the trainer in it."""
@@ -416,17 +430,13 @@ def resolve_model(path: str) -> str:
     """The directory of the embedded base model for `toyworld` or `toyworld?seed=1`; other paths as they are.
 
     Raises:
-        UserError: if something else than a seed is asked for.
+        UserError: as `toyworld_seed`.
     """
-    parts = urlsplit(path)
-    if parts.path != "toyworld" or parts.scheme:
+    seed = toyworld_seed(path)
+    if seed is None:
         return path
-    query = parse_qs(parts.query, keep_blank_values=True)
-    seed = query.pop("seed", ["0"])[-1]
-    if query or not seed.isdigit():
-        raise UserError(f"model.lm.path: {path!r} is not understood; write toyworld or toyworld?seed=1")
     ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
-    return str(ensure_base(int(seed)))
+    return str(ensure_base(seed))
 
 
 @contextmanager

@@ -6,15 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-from ts2_lightning.cli.guard import one_line
-from ts2_lightning.cli.parser import Parser
-from ts2_lightning.types import UserError
 
 
 class _KeepingWriter(ExperimentWriter):
@@ -128,31 +123,6 @@ class RunTensorBoardLogger(TensorBoardLogger):
         """Brings what was logged to the disk."""
         super().save()
         self.experiment.flush()
-
-
-def built(given: Any) -> Any:
-    """The user's loggers, made of their settings.
-
-    Made with all other objects, one that cannot be would only be said to be none of what `trainer.logger` may be.
-
-    Raises:
-        UserError: a logger needs a package that is not installed.
-    """
-    if isinstance(given, list):
-        return [built(one) for one in given]
-    if not isinstance(given, Namespace):
-        return given
-    parser = Parser()
-    parser.add_subclass_arguments(Logger, "logger")
-    try:
-        return parser.instantiate(Namespace(logger=given)).logger
-    except ValueError as error:
-        reason: BaseException = error
-        while reason.__cause__ is not None:
-            reason = reason.__cause__
-        if isinstance(reason, ImportError):
-            raise UserError(f"trainer.logger: {given.class_path}: {one_line(str(reason))}") from error
-        raise
 
 
 def join_defaults(given: Logger | Iterable[Logger] | bool | None, run: Path) -> list[Logger] | bool:

@@ -18,6 +18,7 @@ from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
 from ts2_lightning.planning import EFFICIENCY, GPUS, Job, Memory, Plan, find_gpu, make_plan
+from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
 from ts2_lightning.types import UserError
 
 _GIB = 2**30
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 class PlanCLI(TS2CLI):
-    """Reads the settings of `fit`, and builds nothing but the loss and its engine."""
+    """Reads the settings of `fit`, and builds nothing but the loss and its engine, and the datamodule to check it."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -70,10 +71,11 @@ class PlanCLI(TS2CLI):
         _check(self.settings)
 
     def instantiate_classes(self) -> None:
-        """Only the module, which has no weights before a trainer asks for them."""
+        """Only the module, which has no weights before a trainer asks for them; the datamodule for its checks."""
         parser = Parser()
         parser.add_class_arguments(self.model_class, "model")
-        self.model = parser.instantiate(Namespace(model=self.settings.model)).model
+        parser.add_class_arguments(self.datamodule_class, "data")
+        self.model = parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data)).model
 
     def _run_subcommand(self, subcommand: str) -> None:
         with with_config(self.model.lm) as lm:
@@ -84,11 +86,7 @@ class PlanCLI(TS2CLI):
 def _check(settings: Any) -> None:
     if settings.get("model.lm.path") is None:
         raise UserError("model.lm.path: plan needs a model; give the configuration of an experiment with -c FILE")
-    for name in ("gpus", "nodes"):
-        if settings[name] is not None and settings[name] < 1:
-            raise UserError(f"--{name} must be at least 1, got {settings[name]}")
-    if not 0 < settings.hfu <= 1:
-        raise UserError(f"--hfu must lie in (0, 1], got {settings.hfu}")
+    check_numbers("--", settings, gpus=(COUNT, NULL), nodes=(COUNT, NULL), hfu=Range(above=0, most=1))
 
 
 @contextmanager

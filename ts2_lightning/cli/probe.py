@@ -36,10 +36,19 @@ from ts2_lightning.evaluation.inputs import (
     toy_world_text,
 )
 from ts2_lightning.evaluation.models import check_device, file_stamps, load_model
-from ts2_lightning.evaluation.probes import PROBES, Prompt, Settings, Subject, is_toy_world, write_probe
+from ts2_lightning.evaluation.probes import (
+    PROBES,
+    SETTING_RANGES,
+    Prompt,
+    Settings,
+    Subject,
+    is_toy_world,
+    write_probe,
+)
 from ts2_lightning.evaluation.probes.report import REPORT, resumed
-from ts2_lightning.generation.sampling import Decoder, end_ids
+from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.modules.head import check_head
+from ts2_lightning.ranges import COUNT, check_number, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -277,8 +286,11 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """The numbers of one model by probe; the model is in memory only as long."""
     model, tokenizer = load_model(candidate.directory, options.device)
-    check_head(model)
     rows, label = candidate.rows, candidate.option.label
+    try:
+        check_head(model)
+    except UserError as error:
+        raise UserError(f"--model {candidate.option.name}={candidate.option.path}: {error}") from error
     subject = Subject(
         label,
         model,
@@ -317,11 +329,9 @@ def _digest(text: str) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    for name in ("queries", "samples", "max_new_tokens", "batch_size", "max_length", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} must be at least 1, got {value}")
-    Decoder(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p)
+    check_numbers("--", options, batch_size=COUNT, max_length=COUNT, **SETTING_RANGES)
+    if options.limit is not None:
+        check_number("--limit", options.limit, COUNT)
     check_device(options.device)
     if Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out {options.out}: this is a file; name a directory")

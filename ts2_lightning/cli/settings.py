@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from lightning.pytorch import Callback
 
-from ts2_lightning.cli.guard import users_error
 from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
+from ts2_lightning.cli.objects import built
 
 
 class SettingsReader(TS2CLI):
@@ -20,8 +20,8 @@ class SettingsReader(TS2CLI):
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """The resolved configuration of a command line, plain values, as a run would record it.
 
-        What is left to the machine, such as the precision, stays open. The module and the data module are made once,
-        which need neither weights nor rows, so that a hyper-parameter out of range is told too.
+        What is left to the machine, such as the precision, stays open. The module, the data module and callbacks are
+        made once, so that a hyper-parameter out of range is told too.
 
         Args:
             options: the command line after `fit`.
@@ -37,11 +37,9 @@ class SettingsReader(TS2CLI):
         else:
             self.run()
             self._is_made = True
+        self.check_model_and_data()
+        built(self.settings.trainer.callbacks, Callback, "trainer.callbacks")
         parser = self._subcommand_parsers["fit"]
-        try:
-            parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data))
-        except ValueError as error:  # the parser's own, which hides what the class has said
-            raise users_error(error) or error from None
         config: dict[str, Any] = yaml.load(parser.dump(self.settings, skip_unset=False), Loader=yaml.CSafeLoader)
         return config
 

@@ -22,6 +22,7 @@ from ts2_lightning.data.sets import SPLITS, Files, RowSets, SetsOfFiles
 from ts2_lightning.data.streaming import REPORT, Ledger, Steps, StreamLoader
 from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
 from ts2_lightning.data.tokenizer import load_tokenizer
+from ts2_lightning.ranges import COUNT, NULL, SEED, SHARE, Range, check_number, check_numbers
 from ts2_lightning.types import Batch, UserError
 
 _STAGES = {
@@ -30,6 +31,8 @@ _STAGES = {
     "test": ("test",),
     "predict": ("predict",),
 }
+
+_WORKERS = Range(least=0, most=1024, whole=True)  # a process each
 
 
 class SFTData(LightningDataModule):
@@ -153,21 +156,24 @@ class SFTData(LightningDataModule):
         self._check()
 
     def _check(self) -> None:
-        limits = {f"limit_{split}": limit for split, limit in self.sets.limits.items() if limit is not None}
-        at_least_one = ("max_length", "batch_size", "micro_batch_size", "eval_batch_size", "shuffle_buffer")
-        for name, value in [*((name, getattr(self, name)) for name in at_least_one), *limits.items()]:
-            if value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}")
-        for name, value in (("num_workers", self.num_workers), ("seed", self.seed)):
-            if value < 0:
-                raise UserError(f"data.{name} must not be negative, got {value}")
+        check_numbers(
+            "data.",
+            self,
+            max_length=COUNT,
+            batch_size=COUNT,
+            micro_batch_size=COUNT,
+            eval_batch_size=COUNT,
+            max_rejects=SHARE,
+            num_workers=_WORKERS,
+            seed=SEED,
+            shuffle_buffer=COUNT,
+        )
+        for split, limit in self.sets.limits.items():
+            check_number(f"data.limit_{split}", limit, COUNT, NULL)
         if self.overlong not in (choices := get_args(Overlong)):
             raise unknown_name("data.overlong", self.overlong, choices)
         if self.packing not in (choices := get_args(Packing)):
             raise unknown_name("data.packing", self.packing, choices)
-
-        if not 0 <= self.max_rejects <= 1:
-            raise UserError(f"data.max_rejects is a share of the rows, between 0 and 1, got {self.max_rejects}")
         self.sets.check()
 
     # Preparing -------------------------------------------------------------------------------------------------

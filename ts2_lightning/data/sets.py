@@ -7,6 +7,7 @@ from functools import cached_property
 
 from ts2_lightning.data.selection import WHOLE, Selection, held_out
 from ts2_lightning.data.sources import HUB, TOYWORLD, Source, as_sources, resolve_sources
+from ts2_lightning.ranges import Range, check_number
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -15,6 +16,7 @@ SPLITS = ("train", "validation", "test", "predict")
 Files = str | list[str | Source] | None
 SetsOfFiles = float | Files | dict[str, float | Files]
 
+_FRACTION = Range(above=0, below=1, hint="it is the share of the training rows that is held out")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _TAKEN = {"objective": "what is logged", "tspd": "what is logged", "path": "a part of a source"}
 
@@ -114,8 +116,7 @@ class RowSets:
 
     def _check_fractions(self) -> None:
         for name, fraction in self.fractions.items():
-            if not 0 < fraction < 1:
-                raise UserError(f"data.{name} is a fraction of the training rows, between 0 and 1, got {fraction}")
+            check_number(f"data.{name}", self._rows[name], _FRACTION)
             if "train" not in self._rows:
                 raise UserError(f"data.{name} is {fraction} of the training rows, but data.train is not set")
         if sum(self.fractions.values()) >= 1:

@@ -18,6 +18,7 @@ import pyarrow
 from ts2_lightning.data.formats import FormatFunction
 from ts2_lightning.data.hub import Shard, data_set_files, data_set_shards, is_saved
 from ts2_lightning.data.rejects import Reject
+from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import RejectKind, RowError, UserError
 
@@ -27,6 +28,7 @@ TOYWORLD = "toyworld:"
 HUB = "hub:"
 """Sources that start with it (`hub:org/name`) are data sets of the Hugging Face hub."""
 
+_TIMES = Range(above=0, most=1e6)  # an epoch holds the numbers of all its rows
 _BATCH = 1024  # rows of a table that are turned into objects at once
 _GLANCE = 1 << 18  # bytes of a file of texts from which the number of its lines is estimated
 _SPLIT_NAMES = {
@@ -74,14 +76,15 @@ class Source:
         Raises:
             UserError: for numbers out of range, and for a split, name or revision where there is none.
         """
-        if not 0 < self.times < float("inf"):
-            raise UserError(f"{self.path}: times must be a number above 0, got {self.times}")
-        if self.sample is not None and self.sample < 1:
-            raise UserError(f"{self.path}: sample must be at least 1, got {self.sample}")
+        check_numbers(f"{self.path}: ", self, times=_TIMES, sample=(COUNT, NULL))
         if self.revision is not None and not self.path.startswith(HUB):
             raise UserError(f"{self.path}: only a data set of the hub has a revision; write {HUB}ORG/NAME")
-        if (self.split or self.name) and self.path.startswith(TOYWORLD):
-            raise UserError(f"{self.path}: a source of the toy world has neither split nor name")
+        if self.path.startswith(TOYWORLD):
+            from ts2_lightning.data.toyworld import parse_source
+
+            parse_source(self.path)
+            if self.split or self.name:
+                raise UserError(f"{self.path}: a source of the toy world has neither split nor name")
 
 
 Sources = str | Source | Sequence[str | Source]

@@ -27,8 +27,8 @@ from ts2_lightning.engines.linear import (
     wide_products,
 )
 from ts2_lightning.losses import Gradient, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.ops import Listed
+from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.types import LossOutput
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
@@ -65,7 +65,7 @@ class ChunkedEngine(LossEngine):
     """
 
     def __init__(self, chunk_size: int | None = None) -> None:
-        require(chunk_size is None or chunk_size >= 1, "ChunkedEngine", chunk_size=chunk_size, must="be at least 1")
+        check_number("ChunkedEngine: chunk_size", chunk_size, COUNT, NULL)
         self.chunk_size = chunk_size
 
     def run(

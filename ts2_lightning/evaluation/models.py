@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.modules.head import backbone, output_head
+from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture
 from ts2_lightning.types import Batch, UserError
 
 
@@ -24,9 +25,11 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, 
     """
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     try:
+        read_architecture(str(path))
+        check_weight_files(str(path))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except FAILURES as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot load this model ({reason[0]})") from error
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]

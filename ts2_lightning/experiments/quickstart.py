@@ -25,6 +25,7 @@ from ts2_lightning.experiments.names import slug
 from ts2_lightning.experiments.report import Results, Row, Run
 from ts2_lightning.experiments.report.tables import plain, results_table
 from ts2_lightning.experiments.toyworld_base import ensure_base
+from ts2_lightning.ranges import SEED, check_numbers
 
 CONFIG = shipped_config("experiment/quickstart.yaml")
 BASE = "base"
@@ -54,6 +55,7 @@ def run(argv: Sequence[str]) -> int:
     from ts2_lightning.cli.quiet import quieten  # the command line imports its commands, not the other way round
 
     options = _parser().parse_args(argv)
+    check_numbers("--", options, seed=SEED)
     quieten("quickstart")
     base = ensure_base()
     runs: dict[str, Path] = {}

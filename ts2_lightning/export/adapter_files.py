@@ -19,6 +19,9 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
         model: with an adapter.
         directory: is there.
         dtype: of the weights; None leaves them as they are.
+
+    Raises:
+        UserError: a weight is not finite.
     """
     from peft import get_peft_model_state_dict
 

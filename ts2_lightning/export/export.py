@@ -110,7 +110,7 @@ def export_model(
 
     Raises:
         UserError: if `out` is one of the sources, or a directory that holds something else than an export; if
-            no tokenizer files are found; if the weights are sharded over ranks; if the disk is full.
+            no tokenizer files are found; if the weights are sharded over ranks, or not finite; if the disk is full.
     """
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):

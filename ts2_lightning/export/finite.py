@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.types import UserError
 
 
@@ -20,17 +21,13 @@ def as_written(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     Example:
         >>> as_written("head", torch.tensor([1e5]), torch.float16)
         Traceback (most recent call last):
-        ts2_lightning.types.UserError: the weight head cannot be exported: its values do not fit into torch.float16; \
-choose bfloat16 or float32
+        ts2_lightning.types.UserError: cannot export in torch.float16, into which weights do not fit: head (1 of its 1 \
+numbers); choose another
     """
     written = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
-    if written.isfinite().all():
+    weight = first_nonfinite([(name, written)])
+    if weight is None:
         return written
-    if tensor.isfinite().all():
-        raise UserError(
-            f"the weight {name} cannot be exported: its values do not fit into {written.dtype}; choose bfloat16 or "
-            "float32"
-        )
-    raise UserError(
-        f"the weight {name} cannot be exported: it has nan or infinite values; export an earlier checkpoint"
-    )
+    if first_nonfinite([(name, tensor)]) is None:
+        raise UserError(f"cannot export in {written.dtype}, into which weights do not fit: {weight}; choose another")
+    raise UserError(f"cannot export NaN or infinite weights: {weight}; export an earlier checkpoint")

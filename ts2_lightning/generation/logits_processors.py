@@ -26,14 +26,14 @@ Beam search hands over log-probabilities instead of logits; the projection is th
 that is added to all logits.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ts2_lightning.ops import entmax_probabilities
-from ts2_lightning.types import UserError
+from ts2_lightning.ops import ENTMAX_ORDERS, entmax_probabilities
+from ts2_lightning.ranges import Range, check_numbers
+
+LOGIT_SCALES = Range(above=0, hint="it is 1 / T for a temperature T")
 
 
 class SparsemaxLogitsProcessor(LogitsProcessor):
@@ -56,7 +56,8 @@ class SparsemaxLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, logit_scale: float = 1.0) -> None:
-        self.logit_scale = _checked_scale("SparsemaxLogitsProcessor", logit_scale)
+        self.logit_scale = logit_scale
+        check_numbers("SparsemaxLogitsProcessor: ", self, logit_scale=LOGIT_SCALES)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Log-probabilities [*, K], in float32 at least, of logits [*, K]."""
@@ -69,11 +70,11 @@ class EntmaxLogitsProcessor(LogitsProcessor):
     Source: Peters, Niculae and Martins (2019), equation 9.
 
     Args:
-        alpha: 1 < alpha <= 2; the larger, the smaller the support. At 2 it is sparsemax.
+        alpha: from 1.001 to 2; the larger, the smaller the support. At 2 it is sparsemax.
         logit_scale: c, the factor on the logits; 1 / T for a temperature T before the projection.
 
     Raises:
-        UserError: if `alpha` is not in (1, 2], or `logit_scale` is not a finite number above 0.
+        UserError: if `alpha` or `logit_scale` is out of its range.
 
     Example:
         >>> process = EntmaxLogitsProcessor(alpha=1.5)
@@ -82,13 +83,9 @@ class EntmaxLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, alpha: float = 1.5, logit_scale: float = 1.0) -> None:
-        if not 1 < alpha <= 2:
-            raise UserError(
-                f"EntmaxLogitsProcessor(alpha) must be above 1 and at most 2, got {alpha}; at 1 it is plain softmax, "
-                "which needs no processor"
-            )
         self.alpha = alpha
-        self.logit_scale = _checked_scale("EntmaxLogitsProcessor", logit_scale)
+        self.logit_scale = logit_scale
+        check_numbers("EntmaxLogitsProcessor: ", self, alpha=ENTMAX_ORDERS, logit_scale=LOGIT_SCALES)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Log-probabilities [*, K], in float32 at least, of logits [*, K]."""
@@ -113,11 +110,3 @@ def log_entmax(logits: Tensor, alpha: float, logit_scale: float = 1.0) -> Tensor
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     wide = (wide - wide.amax(-1, keepdim=True)).mul_(logit_scale)  # shifted first: an offset would cost digits
     return entmax_probabilities(wide.reshape(-1, wide.shape[-1]), alpha).log_().view(wide.shape)
-
-
-def _checked_scale(name: str, logit_scale: float) -> float:
-    if not 0 < logit_scale < math.inf:
-        raise UserError(
-            f"{name}(logit_scale) must be a finite number above 0, got {logit_scale}; it is 1 / T for a temperature T"
-        )
-    return logit_scale

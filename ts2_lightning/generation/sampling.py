@@ -25,8 +25,13 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ts2_lightning.generation.logits_processors import EntmaxLogitsProcessor, SparsemaxLogitsProcessor
-from ts2_lightning.ops import widest_float
+from ts2_lightning.generation.logits_processors import (
+    LOGIT_SCALES,
+    EntmaxLogitsProcessor,
+    SparsemaxLogitsProcessor,
+)
+from ts2_lightning.ops import ENTMAX_ORDERS, widest_float
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, Allowed, Only, Range, check_number, check_numbers
 from ts2_lightning.types import UserError
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -35,6 +40,13 @@ Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 _UNIT = 2**53
 """Probabilities are drawn from as multiples of 1 / _UNIT: sums of whole numbers are exact, in any order."""
 
+DECODING: Mapping[str, tuple[Allowed, ...]] = {
+    "temperature": (POSITIVE, Only(0, "the most probable token")),
+    "top_k": (COUNT_OR_ZERO,),
+    "top_p": (Range(above=0, most=1),),
+}
+"""What may be done to the distribution that is drawn from, behind its projection."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -42,7 +54,7 @@ class Decoder:
 
     Attributes:
         projection: the distribution: `softmax`, `sparsemax` or `entmax` of c z.
-        alpha: of entmax, above 1 and at most 2.
+        alpha: of entmax, from 1.001 to 2.
         logit_scale: c of sparsemax and entmax; 1 / T for a temperature T before the projection.
         temperature: T of p^(1 / T), renormalised; after the projection. 0 takes the most probable token.
         top_k: keep the k most probable tokens; 0 keeps all.
@@ -64,20 +76,14 @@ class Decoder:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
+        check_numbers("Decoder: ", self, alpha=ENTMAX_ORDERS, logit_scale=LOGIT_SCALES, **DECODING)
         if self.projection not in ("softmax", "sparsemax", "entmax"):
-            raise UserError(f"Decoder(projection) must be softmax, sparsemax or entmax, got {self.projection!r}")
+            raise UserError(f"Decoder: projection must be softmax, sparsemax or entmax, got {self.projection!r}")
         if self.projection == "softmax" and self.logit_scale != 1:
             raise UserError(
-                f"Decoder(logit_scale) is for sparsemax and entmax, got {self.logit_scale} with softmax; set the "
+                f"Decoder: logit_scale is for sparsemax and entmax, got {self.logit_scale} with softmax; set the "
                 "temperature"
             )
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"Decoder(temperature) must be a finite number of at least 0, got {self.temperature}")
-        if self.top_k < 0:
-            raise UserError(f"Decoder(top_k) must not be negative, got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"Decoder(top_p) must be above 0 and at most 1, got {self.top_p}")
-        list(self._processors())  # they check the rest
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits [B, K] whose softmax is what is drawn from, of logits [B, K]. With temperature 0 take the largest."""
@@ -157,11 +163,11 @@ def sample(
         UserError: a number out of its range, or a prompt without a token.
     """
     for name, value in {"n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
-        if value < 1:
-            raise UserError(f"sample({name}) must be at least 1, got {value}")
+        check_number(f"sample: {name}", value, COUNT)
+    check_number("sample: seed", seed, COUNT_OR_ZERO)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     if empty := [number for number, prompt in enumerate(ids) if not prompt]:
-        raise UserError(f"sample(prompts): prompt {empty[0]} has no token")
+        raise UserError(f"sample: prompt {empty[0]} has no token")
     ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
     jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
     found: dict[tuple[int, int], Sample] = {}

@@ -1,12 +1,10 @@
 """Cross-entropy and its closest relatives: label smoothing and the entropy bonus."""
 
-import math
-
 import torch
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.ranges import NOT_NEGATIVE, SHARE, check_number
 
 
 def cross_entropy(rows: LogitRows) -> Term:
@@ -90,7 +88,7 @@ class LabelSmoothingLoss(TokenLoss):
     """
 
     def __init__(self, epsilon: float = 0.2) -> None:
-        require(0 <= epsilon <= 1, "LabelSmoothingLoss", epsilon=epsilon, must="lie in [0, 1]")
+        check_number("LabelSmoothingLoss: epsilon", epsilon, SHARE)
         self.epsilon = epsilon
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -125,7 +123,7 @@ class EntropyBonusLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 0.1) -> None:
-        require(0 <= gamma < math.inf, "EntropyBonusLoss", gamma=gamma, must="be a number of at least 0")
+        check_number("EntropyBonusLoss: gamma", gamma, NOT_NEGATIVE)
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:

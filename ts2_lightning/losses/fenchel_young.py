@@ -5,9 +5,9 @@ from abc import abstractmethod
 from torch import Tensor
 
 from ts2_lightning.losses.base import Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import minus_gold
-from ts2_lightning.ops import Entmax, LogitRows
+from ts2_lightning.ops import ENTMAX_ORDERS, Entmax, LogitRows
+from ts2_lightning.ranges import check_number
 
 
 def fenchel_young(rows: LogitRows, projection: Entmax, entropy: Tensor) -> Term:
@@ -91,7 +91,7 @@ class EntmaxLoss(FenchelYoungLoss):
     Source: Peters, Niculae and Martins (2019), equations 9 and 13; TS2, table 4 (alpha 1.5).
 
     Args:
-        alpha: 1 < alpha <= 2.
+        alpha: from 1.001 to 2. Towards 1 the loss becomes `CrossEntropyLoss`.
 
     Raises:
         ValueError: `alpha` is out of its range.
@@ -104,7 +104,7 @@ class EntmaxLoss(FenchelYoungLoss):
     """
 
     def __init__(self, alpha: float = 1.5) -> None:
-        require(1 < alpha <= 2, "EntmaxLoss", alpha=alpha, must="lie in (1, 2]: 1 is CrossEntropyLoss")
+        check_number("EntmaxLoss: alpha", alpha, ENTMAX_ORDERS)
         self.alpha = alpha
 
     def project(self, rows: LogitRows) -> Entmax:

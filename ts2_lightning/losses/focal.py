@@ -1,14 +1,12 @@
 """Losses that weigh cross-entropy by the gold probability: focal, TOFU, lambda-PR."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ts2_lightning.losses.base import LossResult, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import cross_entropy
 from ts2_lightning.ops import LogitRows, widest_float
+from ts2_lightning.ranges import NOT_NEGATIVE, POSITIVE, Range, check_number
 from ts2_lightning.types import UserError
 
 
@@ -54,7 +52,7 @@ class FocalLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 3.0) -> None:
-        require(0 <= gamma < math.inf, "FocalLoss", gamma=gamma, must="be a number of at least 0")
+        check_number("FocalLoss: gamma", gamma, NOT_NEGATIVE)
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -88,8 +86,8 @@ class TOFULoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 3.0, beta: float = 0.8) -> None:
-        require(0 <= gamma < math.inf, "TOFULoss", gamma=gamma, must="be a number of at least 0")
-        require(0 < beta <= 1, "TOFULoss", beta=beta, must="lie in (0, 1]")
+        check_number("TOFULoss: gamma", gamma, NOT_NEGATIVE)
+        check_number("TOFULoss: beta", beta, Range(above=0, most=1))
         self.gamma = gamma
         self.beta = beta
 
@@ -129,8 +127,8 @@ class LambdaPRLoss(TokenLoss):
     """
 
     def __init__(self, lambda_: float = 0.1, alpha: float = 1e-5) -> None:
-        require(0 < lambda_ < math.inf, "LambdaPRLoss", lambda_=lambda_, must="be a number above 0")
-        require(0 < alpha <= 1, "LambdaPRLoss", alpha=alpha, must="lie in (0, 1]")
+        check_number("LambdaPRLoss: lambda_", lambda_, POSITIVE)
+        check_number("LambdaPRLoss: alpha", alpha, Range(above=0, most=1))
         self.lambda_ = lambda_
         self.alpha = alpha
 

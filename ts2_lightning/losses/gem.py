@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import minus_gold, softmax_part
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.ranges import Range, check_number
+from ts2_lightning.types import UserError
 
 SLOPE = 0.01
 """h(x) = log sigmoid(SLOPE x) / SLOPE in the public code, whose derivative at -x is the weight sigmoid(SLOPE x)."""
@@ -62,8 +63,9 @@ class GEMLoss(TokenLoss):
     """
 
     def __init__(self, beta: float = 0.7, h: Literal["linear", "logsigmoid"] = "linear") -> None:
-        require(0 < beta <= 1, "GEMLoss", beta=beta, must="lie in (0, 1]")
-        require(h in ("linear", "logsigmoid"), "GEMLoss", h=h, must="be linear or logsigmoid")
+        check_number("GEMLoss: beta", beta, Range(above=0, most=1))
+        if h not in ("linear", "logsigmoid"):
+            raise UserError(f"GEMLoss: h must be linear or logsigmoid, got {h!r}")
         self.beta = beta
         self.h = h
 

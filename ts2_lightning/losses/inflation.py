@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import cross_entropy
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.ranges import POSITIVE, check_number
 
 
 def inflation(rows: LogitRows, value: Tensor, slopes: DensePart, gold_slope: Tensor) -> Term:
@@ -53,7 +53,7 @@ class PowerInflationLoss(TokenLoss):
     """
 
     def __init__(self, alpha: float = 2.0) -> None:
-        require(0 < alpha < math.inf, "PowerInflationLoss", alpha=alpha, must="be a number above 0")
+        check_number("PowerInflationLoss: alpha", alpha, POSITIVE)
         self.alpha = alpha
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -86,7 +86,7 @@ class ExponentialInflationLoss(TokenLoss):
     """
 
     def __init__(self, gamma: float = 4.0) -> None:
-        require(0 < gamma < math.inf, "ExponentialInflationLoss", gamma=gamma, must="be a number above 0")
+        check_number("ExponentialInflationLoss: gamma", gamma, POSITIVE)
         self.gamma = gamma
 
     def evaluate(self, rows: LogitRows) -> LossResult:
@@ -125,7 +125,7 @@ class LogarithmicInflationLoss(TokenLoss):
     """
 
     def __init__(self, delta: float = 0.01) -> None:
-        require(0 < delta < math.inf, "LogarithmicInflationLoss", delta=delta, must="be a number above 0")
+        check_number("LogarithmicInflationLoss: delta", delta, POSITIVE)
         self.delta = delta
 
     def evaluate(self, rows: LogitRows) -> LossResult:

@@ -1,15 +1,13 @@
 """Tail suppression, which pushes down the softmax mass outside a set of plausible tokens, and what it adds to."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.losses.checks import require
 from ts2_lightning.losses.cross_entropy import cross_entropy
 from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, SparsemaxLoss
 from ts2_lightning.ops import Entries, LogitRows
+from ts2_lightning.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Only, Range, check_number
 
 
 def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None = None) -> Term:
@@ -43,11 +41,10 @@ def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None
 
 
 def _check(owner: str, alpha: float, logit_scale: float, top_k: int | None, tail_mass_cap: float | None) -> None:
-    require(0 <= alpha < math.inf, owner, alpha=alpha, must="be a number of at least 0")
-    require(0 < logit_scale < math.inf, owner, logit_scale=logit_scale, must="be a number above 0")
-    require(top_k is None or top_k >= 1, owner, top_k=top_k, must="be at least 1, or null for the support")
-    in_range = tail_mass_cap is None or 0 < tail_mass_cap < 1
-    require(in_range, owner, tail_mass_cap=tail_mass_cap, must="lie between 0 and 1, or be null for no clamp")
+    check_number(f"{owner}: alpha", alpha, NOT_NEGATIVE)
+    check_number(f"{owner}: logit_scale", logit_scale, POSITIVE)
+    check_number(f"{owner}: top_k", top_k, COUNT, Only(None, "the support"))
+    check_number(f"{owner}: tail_mass_cap", tail_mass_cap, Range(above=0, below=1), Only(None, "no clamp"))
 
 
 class FenchelYoungPlusLoss(TokenLoss):

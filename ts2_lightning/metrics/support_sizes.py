@@ -10,7 +10,8 @@ from torchmetrics import Metric
 from ts2_lightning.metrics import functional
 from ts2_lightning.metrics.functional.rows import check_logit_scale
 from ts2_lightning.metrics.functional.sizes import check_shares
-from ts2_lightning.types import IGNORE_INDEX, UserError
+from ts2_lightning.ranges import COUNT, check_number
+from ts2_lightning.types import IGNORE_INDEX
 
 
 class SupportSizes(Metric):
@@ -43,8 +44,7 @@ class SupportSizes(Metric):
         self, quantiles: Sequence[float] = (0.5, 0.9), logit_scale: float = 1.0, largest: int = 1024, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if largest < 1:
-            raise UserError(f"SupportSizes(largest) must be at least 1, got {largest}")
+        check_number("SupportSizes: largest", largest, COUNT)
         self.quantiles = check_shares(quantiles)
         self.logit_scale = check_logit_scale(logit_scale)
         self.largest = largest

@@ -10,6 +10,7 @@ from ts2_lightning.metrics import functional
 from ts2_lightning.metrics.functional.embeddings import Embed
 from ts2_lightning.metrics.functional.text import Tokenize, words
 from ts2_lightning.metrics.means import ExactMean
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
 
 Samples = Sequence[Sequence[str]]
@@ -71,8 +72,10 @@ class Distinct(TextMean):
     ) -> None:
         super().__init__(f"distinct_n({n=}, {pooled=}, tokenize={_name(tokenize)})", **kwargs)
         self.n = tuple(n)
-        if not self.n or min(self.n) < 1:
-            raise UserError(f"Distinct(n) must be one or more orders, each at least 1, got {list(self.n)}")
+        if not self.n:
+            raise UserError("Distinct: n must be one or more orders, got none")
+        for place, order in enumerate(self.n):
+            check_number(f"Distinct: n[{place}]", order, COUNT)
         self.pooled = pooled
         self.tokenize = tokenize
 

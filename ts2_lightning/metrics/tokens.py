@@ -10,6 +10,7 @@ from torch import Tensor
 from ts2_lightning.metrics import functional
 from ts2_lightning.metrics.functional.rows import check_logit_scale
 from ts2_lightning.metrics.means import ExactMean, TokenMean
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import IGNORE_INDEX, TOKEN_STATISTICS
 
 
@@ -76,6 +77,7 @@ class TopProbabilities(TokenMean):
     """
 
     def __init__(self, k: int = 3, **kwargs: Any) -> None:
+        check_number("TopProbabilities: k", k, COUNT)
         super().__init__(functional.top_probabilities, {"k": k}, (k,), **kwargs)
 
 

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, POSITIVE, SHARE, Range, check_number, check_numbers
 from ts2_lightning.types import UserError
+
+_BELOW_ONE = Range(least=0, below=1)
+_RANK = Range(least=1, most=2**16, whole=True)  # no model is wider
+_RATE = Range(above=0, most=10)
+"""AdamW moves a weight by about the rate in a step, and weights of language models are of the size of 0.02: sane rates
+are below 0.01. Only with an `eps` that dwarfs the gradients, which makes it plain descent at lr / eps, are they larger.
+"""
 
 
 @dataclass
@@ -13,7 +21,7 @@ class AdapterConfig:
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685.
 
     Args:
-        r: rank of the product, >= 1.
+        r: rank of the product, at least 1.
         alpha: the product's factor is alpha / r.
         dropout: share of a layer's inputs that its adapter does not see, in [0, 1).
         target_modules: `all-linear` adapts every linear layer but the output head; a list names layers, or the last
@@ -28,12 +36,7 @@ class AdapterConfig:
     head: bool = False
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise UserError(f"model.lm.adapter: r must be at least 1, got {self.r}")
-        if self.alpha < 1:
-            raise UserError(f"model.lm.adapter: alpha must be at least 1, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.lm.adapter: dropout must lie in [0, 1), got {self.dropout}")
+        check_numbers("model.lm.adapter.", self, r=_RANK, alpha=COUNT, dropout=_BELOW_ONE)
         if not self.target_modules:
             raise UserError("model.lm.adapter: target_modules must be all-linear or a list of names, got an empty list")
 
@@ -86,10 +89,11 @@ class AdamWConfig:
     """AdamW as the papers set it.
 
     Args:
-        lr: peak learning rate, > 0.
-        betas: decay of the first and second moment; GEM and the public code of TS2 use 0.95 for the second.
-        eps: added to the root of the second moment.
-        weight_decay: on matrices only, never on norms and biases.
+        lr: peak learning rate, above 0 and at most 10.
+        betas: decay of the first and second moment, each from 0 and below 1; GEM and the public code of TS2 use 0.95
+            for the second.
+        eps: added to the root of the second moment; above 0, or a weight without gradient would become NaN.
+        weight_decay: on matrices only, never on norms and biases; at most 1 / lr.
         fused: torch's fused implementation.
     """
 
@@ -100,12 +104,12 @@ class AdamWConfig:
     fused: bool = True
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"optimizer: lr must be above 0, got {self.lr}")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer: weight_decay must be at least 0, got {self.weight_decay}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer: betas must lie in [0, 1), got {self.betas}")
+        check_numbers("model.optimizer.", self, lr=_RATE, eps=POSITIVE)
+        for place, beta in enumerate(self.betas):
+            check_number(f"model.optimizer.betas[{place}]", beta, _BELOW_ONE)
+        most = (1 + 1e-9) / self.lr  # 1 / 2e-5 is a hair below 50,000
+        decay = Range(least=0, most=most, hint="a step takes lr times as much off each weight")
+        check_number("model.optimizer.weight_decay", self.weight_decay, decay)
 
 
 @dataclass
@@ -125,11 +129,12 @@ class ScheduleConfig:
     min_lr_ratio: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.warmup_ratio < 1:
-            raise UserError(f"schedule: warmup_ratio must lie in [0, 1), got {self.warmup_ratio}")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise UserError(f"schedule: warmup_steps must be at least 0, got {self.warmup_steps}")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise UserError(f"schedule: min_lr_ratio must lie in [0, 1], got {self.min_lr_ratio}")
+        check_numbers(
+            "model.schedule.",
+            self,
+            warmup_ratio=_BELOW_ONE,
+            warmup_steps=(COUNT_OR_ZERO, NULL),
+            min_lr_ratio=SHARE,
+        )
         if self.min_lr_ratio > 0 and self.name != "cosine":
-            raise UserError(f"schedule: min_lr_ratio needs name: cosine, got {self.name}")
+            raise UserError(f"model.schedule.min_lr_ratio needs name: cosine, got {self.name}")

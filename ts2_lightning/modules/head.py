@@ -1,9 +1,13 @@
 """The output head of a language model: everything between its last hidden states and its logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.types import UserError
 
 
@@ -52,28 +56,46 @@ def backbone(model: PreTrainedModel) -> nn.Module:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Raises a `UserError` if backbone and head do not reproduce the model's own logits.
+    """Raises a `UserError` if a model cannot be trained as backbone and head.
 
-    Some architectures do more than their config tells; training such a model would silently be wrong.
+    Either its logits are not finite, or a token's logits depend on the tokens after it, as those of an encoder do, or
+    backbone and head do not reproduce them: some architectures do more than their config tells, and training such a
+    model would silently be wrong.
 
     Args:
         model: whole in this process, on any device.
     """
-    config, training, device = model.config, model.training, next(model.parameters()).device
-    ids = torch.arange(3, device=device)[None] % config.get_text_config().vocab_size
-    attention = config._attn_implementation
-    model.eval()
-    config._attn_implementation = "eager"  # flash attention refuses a CPU, on which a model is loaded, and float32
-    try:
+    name, vocabulary = type(model).__name__, model.config.get_text_config().vocab_size
+    ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=next(model.parameters()).device) % vocabulary
+    with _evaluated(model):
         expected = model(input_ids=ids, use_cache=False).logits.float()
         logits = output_head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
-    finally:
-        config._attn_implementation = attention
-        model.train(training)
-    # A factor of 1 / s instead of a division by s is rounded otherwise.
-    error = max(1e-3, 2 * torch.finfo(model.dtype).eps)
+    if (expected.isnan() | expected.isposinf()).any():  # minus infinity masks a token
+        weights = first_nonfinite(model.named_parameters())
+        reason = f"nor is {weights}" if weights else "but its weights are: look at its config.json and model.lm.dtype"
+        raise UserError(f"the logits of {name} are not finite, {reason}")
+    resolution = torch.finfo(model.dtype).eps
+    *before, changed = (expected[0] - expected[1]).abs().amax(-1).tolist()  # only the last token differs
+    if max(before) > 1e-3 * changed + 16 * resolution * expected.abs().max():
+        raise UserError(
+            f"{name} lets a token see the tokens after it, as encoders do; a causal language model is needed"
+        )
+    error = max(1e-3, 2 * resolution)  # a factor of 1 / s instead of a division by s is rounded otherwise
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=error, atol=error):
         raise UserError(
-            f"{type(model).__name__} does something between its last hidden states and its logits that is not known "
+            f"{name} does something between its last hidden states and its logits that is not known "
             "here; it would be trained on wrong logits, so it is refused"
         )
+
+
+@contextmanager
+def _evaluated(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, and an attention that every device and dtype has: flash attention refuses a CPU, and float32."""
+    attention, training = model.config._attn_implementation, model.training
+    model.eval()
+    model.config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = attention
+        model.train(training)

@@ -1,23 +1,24 @@
 """Causal language models: loaded whole into this process, or built without weights to be sharded first."""
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils import cached_file, is_flash_attn_2_available
+from transformers.utils import is_flash_attn_2_available
 
 from ts2_lightning.modules.adapters import add_adapter
+from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import check_head
+from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture, weight_paths
+from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.types import UserError
 
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -39,10 +40,36 @@ def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None =
     dtype = dtype or getattr(torch, config.dtype)
     if config.quantization and find_spec("bitsandbytes") is None:
         raise UserError("model.lm.quantization: bitsandbytes is not installed; pip install 'ts2-lightning[qlora]'")
+    check_model_files(config)
     with _explained(config.path):
         model = _read(config, dtype) if config.init == "pretrained" else _from_config(config, dtype)
-    check_head(model)
+    _check_model(model, config)
     return _prepared(model, config)
+
+
+def check_model_files(config: LanguageModelConfig) -> None:
+    """Looks at a model's files, as far as that takes no time, before anything waits for its weights.
+
+    Raises:
+        UserError: nothing there that can be loaded; the message says what is there.
+    """
+    with _explained(config.path):
+        read_architecture(config.path, config.revision, config.init == "pretrained")
+        if config.init == "pretrained":
+            check_weight_files(config.path)
+
+
+def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
+    weights = first_nonfinite([*model.named_parameters(), *persistent_buffers(model).items()])
+    if weights:
+        raise UserError(
+            f"model.lm.path: weights of {_said(config.path)} are NaN or infinite: {weights}; nothing could be learnt "
+            "from them, so take another copy of the model, or another model.lm.dtype"
+        )
+    try:
+        check_head(model)
+    except UserError as error:
+        raise UserError(f"model.lm.path: {_said(config.path)}: {error}") from error
 
 
 def build_language_model(config: LanguageModelConfig, device: torch.device | str | None = "meta") -> PreTrainedModel:
@@ -76,17 +103,9 @@ def check_shardable(config: LanguageModelConfig) -> None:
 def stored_dtype(config: LanguageModelConfig) -> torch.dtype:
     """The dtype of a checkpoint's weights; of several, the one that holds them all. Float32 where none is found."""
 
-    def find(name: str) -> str | None:
-        found: str | None = cached_file(
-            config.path, name, revision=config.revision, _raise_exceptions_for_missing_entries=False
-        )
-        return found
-
     found: set[str] = set()
     with _explained(config.path):
-        index = find("model.safetensors.index.json")
-        names = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {"model.safetensors"}
-        for file in filter(None, map(find, sorted(names))):
+        for file in weight_paths(config.path, config.revision):
             with safe_open(file, framework="pt") as weights:
                 found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
     widest, *others = [_STORED[name] for name in sorted(found & _STORED.keys())] or [torch.float32]
@@ -121,7 +140,7 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    architecture = AutoConfig.from_pretrained(config.path, revision=config.revision, trust_remote_code=False)
+    architecture = read_architecture(config.path, config.revision, config.init == "pretrained")
     model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, **_options(config, dtype))
     return model
 
@@ -159,8 +178,13 @@ def _check_report(path: str, report: dict[str, Any]) -> None:
     absent = [*sorted(report.get("missing_keys", ())), *sorted(key[0] for key in report.get("mismatched_keys", ()))]
     if absent:
         raise UserError(
-            f"model.lm.path: the weights in {path!r} do not fit its config.json: {len(absent)} are missing or of "
+            f"model.lm.path: the weights in {_said(path)} do not fit its config.json: {len(absent)} are missing or of "
             f"another shape, such as {absent[0]}"
+        )
+    if left_out := sorted(report.get("unexpected_keys", ())):
+        rank_zero_warn(
+            f"model.lm.path: {len(left_out)} weights in {_said(path)} are left out, as its config.json has no place "
+            f"for them, such as {left_out[0]}"
         )
 
 
@@ -170,23 +194,28 @@ def _explained(path: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UserError(f"model.lm: cannot build {path!r} here: {_one_line(error)[:300]}") from error
+        raise UserError(f"model.lm: cannot build {_said(path)} here: {_one_line(error)[:300]}") from error
     except UserError:
         raise
-    except (OSError, ValueError, SafetensorError, StrictDataclassError) as error:
+    except FAILURES as error:
         raise UserError(_explain(path, error)) from error
 
 
 def _explain(path: str, error: Exception) -> str:
-    reason = _one_line(error)
-    if not Path(path).exists():
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else _one_line(error)
+    if not os.path.exists(path):  # False too where no file could be called so
         kind = (
             "no such directory here"
             if path.startswith((".", "/", "~")) or path.count("/") > 1
             else ("no directory of that name, and it could not be loaded from the hub")
         )
-        return f"model.lm.path: cannot load {path!r}: {kind} ({reason[:200]})"
-    return f"model.lm.path: cannot load {path!r}: {reason[:300]}"
+        return f"model.lm.path: cannot load {_said(path)}: {kind} ({reason[:200]})"
+    return f"model.lm.path: cannot load {_said(path)}: {reason[:300]}"
+
+
+def _said(path: str) -> str:
+    """A path in a message, the middle of a long one left out."""
+    return repr(path if len(path) <= 160 else f"{path[:100]}...{path[-40:]}")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,9 +1,11 @@
-"""Losses and gradients that are not finite: how all ranks come to know, and what can be told of them.
+"""Losses, gradients and weights that are not finite: how all ranks come to know, and what can be told of them.
 
 The norm of a step's gradient is the one flag. Every strategy sums it over all ranks anyway, so all ranks see the same;
 a loss that is not finite makes its gradient so, so that the norm tells of it too. Nothing is sent and no device is
 waited for but once per step, when the norm is looked at.
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -27,6 +29,44 @@ def spreading(total: Tensor) -> Tensor:
     """
     value = total.detach()
     return total * torch.where(value.isfinite(), torch.ones_like(value), torch.full_like(value, torch.nan))
+
+
+def first_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The first of some tensors that holds a NaN or an infinite number, and how many do, in words; None if none does.
+
+    Nothing as large as a tensor is allocated. Of a tensor that is sharded over ranks, this rank's part is looked at;
+    whole numbers, and tensors on meta, are finite.
+
+    Args:
+        named_tensors: such as `model.named_parameters()`; read to its end.
+
+    Example:
+        >>> good, bad = torch.ones(3), torch.tensor([1.0, torch.nan, -torch.inf])
+        >>> first_nonfinite([("embeddings", good), ("norm", bad), ("head", bad)])
+        'norm (2 of its 3 numbers, and 1 tensor more)'
+        >>> first_nonfinite([("embeddings", good)]) is None
+        True
+    """
+    first, more = "", 0
+    for name, tensor in named_tensors:
+        part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        part = part.float() if part.is_floating_point() and part.itemsize == 1 else part  # torch has no more for float8
+        if _is_finite(part):
+            continue
+        if first:
+            more += 1
+        else:
+            count = int((~part.isfinite()).sum())
+            first = f"{name} ({count:,} of its {part.numel():,} numbers"
+    others = f", and {more:,} tensor{'s' if more > 1 else ''} more" if more else ""
+    return f"{first}{others})" if first else None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = tensor.aminmax()  # of a NaN both are one
+    return bool(low.isfinite() & high.isfinite())
 
 
 class StepWatch:

@@ -59,9 +59,9 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, step
     if math.isinf(steps):
         if config.name != "constant" or (config.warmup_ratio and config.warmup_steps is None):
             raise UserError(
-                f"schedule: {config.name} with a warm-up or decay over the whole run needs its number of steps; set "
-                "trainer.max_steps (or trainer.max_epochs, where an epoch's length is known), or take name: constant "
-                "with warmup_steps"
+                f"model.schedule: {config.name} with a warm-up or decay over the whole run needs its number of steps; "
+                "set trainer.max_steps (or trainer.max_epochs, where an epoch's length is known), or take name: "
+                "constant with warmup_steps"
             )
         steps = 0
     steps = int(steps)

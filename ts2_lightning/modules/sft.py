@@ -23,6 +23,7 @@ from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, Sched
 from ts2_lightning.modules.cost import time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
+from ts2_lightning.modules.language_model import check_model_files
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
@@ -84,6 +85,15 @@ class SFTModule(L.LightningModule):
     def language_model(self) -> PreTrainedModel:
         """The model that is trained, as transformers knows it."""
         return self.network.language_model
+
+    def prepare_data(self) -> None:
+        """Looks at the model's files, in one process per node and before any row is read.
+
+        Raises:
+            UserError: there is nothing that can be loaded.
+        """
+        if not hasattr(self, "network"):
+            check_model_files(self.lm)
 
     def configure_model(self) -> None:
         """Loads the model, once; sharded as the strategy wants it."""

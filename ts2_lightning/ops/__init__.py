@@ -1,6 +1,6 @@
 """Pure tensor functions: simplex projections, rows of logits, statistics. They know nothing of models."""
 
-from ts2_lightning.ops.entmax import Entmax, entmax, entmax_probabilities
+from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows, Mass, Workspace, rows_per_block
 from ts2_lightning.ops.sparse import Entries, Listed, Masked
@@ -16,6 +16,7 @@ from ts2_lightning.ops.statistics import (
 )
 
 __all__ = [
+    "ENTMAX_ORDERS",
     "Entmax",
     "Entries",
     "HeadAndTail",

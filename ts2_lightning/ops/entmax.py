@@ -20,6 +20,10 @@ from torch import Tensor
 from ts2_lightning.ops import sparse
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.sparse import Entries, Listed, Masked
+from ts2_lightning.ranges import Range
+
+ENTMAX_ORDERS = Range(least=1.001, most=2, hint="towards 1 it becomes softmax")
+"""The alphas that may be asked for: nearer to 1, where 1 / (alpha - 1) multiplies it, rounding in float32 is seen."""
 
 BLOCK = 256
 """Columns per block: 501 blocks for a vocabulary of 128,256."""

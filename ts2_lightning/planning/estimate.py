@@ -13,6 +13,7 @@ from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.loss import loss_bytes
 from ts2_lightning.planning.model import Sizes, measure
 from ts2_lightning.planning.state import state_of
+from ts2_lightning.ranges import COUNT, Range, check_numbers
 
 CONTEXT = 2 * 2**30
 """Bytes that a process needs beside its tensors: the CUDA context, workspaces of cuBLAS and NCCL."""
@@ -82,6 +83,9 @@ class Job:
         gpus_per_node: how many in a node.
         nodes: how many.
         efficiency: share of a GPU's peak operations.
+
+    Raises:
+        UserError: a number out of its range.
     """
 
     lm: LanguageModelConfig
@@ -97,6 +101,10 @@ class Job:
     gpus_per_node: int = 1
     nodes: int = 1
     efficiency: float = EFFICIENCY
+
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("rows", "micro_batch", "max_length", "gpus_per_node", "nodes"), COUNT)
+        check_numbers("Job: ", self, **counts, efficiency=Range(above=0, most=1))
 
     @property
     def gpus(self) -> int:

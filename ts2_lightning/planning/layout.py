@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.strategies import FSDP2, DeepSpeed
 from ts2_lightning.strategies.deepspeed import PRECISIONS
 from ts2_lightning.suggestions import did_you_mean
@@ -158,10 +159,14 @@ def _fsdp2(
 ) -> Layout:
     default = 1 if issubclass(cls, FSDP2) else "auto"  # Lightning's own splits layers over all GPUs
     given = {"data_parallel_size": "auto", "tensor_parallel_size": default, **options}
+    for size in ("data_parallel_size", "tensor_parallel_size"):
+        if given[size] == "auto":
+            continue
+        check_number(f"trainer.strategy: {size}", given[size], COUNT)
+        if gpus % given[size]:
+            raise UserError(f"trainer.strategy: {size} {given[size]} does not divide {gpus} GPUs")
     tensor, data = given["tensor_parallel_size"], given["data_parallel_size"]
     if tensor == "auto":
-        tensor = gpus // int(data) if data != "auto" else gpus
-    if gpus % int(tensor):
-        raise UserError(f"trainer.strategy: tensor_parallel_size {tensor} does not divide {gpus} GPUs")
-    name = "FSDP2" if int(tensor) == 1 else f"FSDP2, tensor parallel {tensor}"
-    return Layout("fsdp2", name, gpus // int(tensor), int(tensor), dtype=cast, autocast=autocast)
+        tensor = gpus // data if data != "auto" else gpus
+    name = "FSDP2" if tensor == 1 else f"FSDP2, tensor parallel {tensor}"
+    return Layout("fsdp2", name, gpus // tensor, tensor, dtype=cast, autocast=autocast)

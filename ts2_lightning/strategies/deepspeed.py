@@ -18,6 +18,7 @@ from lightning.pytorch.trainer import call
 from torch import Tensor, nn
 
 from ts2_lightning.checkpoint_files.reading import load_plain_values
+from ts2_lightning.ranges import POSITIVE, check_number
 from ts2_lightning.types import UserError
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -43,7 +44,8 @@ class DeepSpeed(DeepSpeedStrategy):
         timeout: of a collective operation.
 
     Raises:
-        UserError: DeepSpeed is not installed, or parameters are to be offloaded below stage 3.
+        UserError: DeepSpeed is not installed, parameters are to be offloaded below stage 3, or a number is out of its
+            range.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DeepSpeed(DeepSpeedStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
+        check_number("DeepSpeed: timeout", timeout.total_seconds(), POSITIVE)
         if find_spec("deepspeed") is None:
             raise UserError("strategy: DeepSpeed is not installed; pip install 'ts2-lightning[deepspeed]'")
         if offload_parameters and stage != 3:

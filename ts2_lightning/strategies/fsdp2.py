@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
+from ts2_lightning.ranges import COUNT, POSITIVE, check_number
 from ts2_lightning.types import UserError
 
 
@@ -23,7 +24,7 @@ class FSDP2(ModelParallelStrategy):
         timeout: of a collective operation.
 
     Raises:
-        UserError: the ranks cannot be divided so.
+        UserError: a number out of its range, or ranks that cannot be divided so.
     """
 
     def __init__(
@@ -33,8 +34,8 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
     ) -> None:
-        if tensor_parallel_size < 1:
-            raise UserError(f"FSDP2(tensor_parallel_size) must be at least 1, got {tensor_parallel_size}")
+        check_number("FSDP2: tensor_parallel_size", tensor_parallel_size, COUNT)
+        check_number("FSDP2: timeout", timeout.total_seconds(), POSITIVE)
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=tensor_parallel_size,

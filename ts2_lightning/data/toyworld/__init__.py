@@ -9,8 +9,10 @@ from ts2_lightning.data.toyworld.cache import (
     building_directory,
     cache_directory,
     is_complete,
+    parse_source,
     publish,
     resolve_source,
+    seed_of,
     world_hash,
 )
 from ts2_lightning.data.toyworld.rows import held_out_items
@@ -30,8 +32,10 @@ __all__ = [
     "is_complete",
     "load_world",
     "model_config",
+    "parse_source",
     "publish",
     "resolve_source",
+    "seed_of",
     "world_hash",
     "write_blank_model",
 ]

@@ -12,7 +12,6 @@ import hashlib
 import importlib.resources
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 from ts2_lightning.data.cache import cache_directory
 from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
 from ts2_lightning.data.toyworld.world import load_world
+from ts2_lightning.ranges import SEED, check_number, whole_number
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -62,7 +62,7 @@ def resolve_source(uri: str) -> Path:
         An existing .jsonl file, whose content depends on nothing but the URI and the version of the world.
 
     Raises:
-        UserError: an unknown split or parameter, or a seed that is no whole number.
+        UserError: an unknown split or parameter, or a seed that cannot be one.
     """
     split, seed = parse_source(uri)
     name = f"{split}-seed{seed}.jsonl" if split in SEEDED_SPLITS else f"{split}.jsonl"
@@ -90,12 +90,26 @@ def parse_source(uri: str) -> tuple[str, int]:
         raise UserError(f"data source {uri!r}: the toy world has no split {split!r}{hint}")
     if not query:
         return split, 0
-    name, _, value = query.partition("=")
     if split not in SEEDED_SPLITS:
         raise UserError(f"data source {uri!r}: {split!r} takes no parameters; remove '?{query}'")
-    if name != "seed" or not re.fullmatch(r"[0-9]{1,18}", value):
-        raise UserError(f"data source {uri!r}: expected '?seed=' and a whole number, got '?{query}'")
-    return split, int(value)
+    return split, seed_of(query, f"data source {uri!r}")
+
+
+def seed_of(query: str, place: str) -> int:
+    """The seed of a URI's query, such as `seed=3`.
+
+    Args:
+        query: what stands behind the `?`.
+        place: begins messages.
+
+    Raises:
+        UserError: something else is asked for, or the seed cannot be one.
+    """
+    name, _, value = query.partition("=")
+    if name != "seed":
+        raise UserError(f"{place}: expected '?seed=' and a whole number, got '?{query}'")
+    check_number(f"{place}: seed", whole_number(value), SEED)
+    return int(value)
 
 
 def _rows(split: str, seed: int) -> Iterator[dict[str, Any]]:

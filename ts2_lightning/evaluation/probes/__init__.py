@@ -19,10 +19,20 @@ from matplotlib.figure import Figure
 
 from ts2_lightning.evaluation.probes import figures, macro, micro, report, tail, tspd
 from ts2_lightning.evaluation.probes.figures import Document
-from ts2_lightning.evaluation.probes.subject import Prompt, Settings, Subject, is_toy_world
+from ts2_lightning.evaluation.probes.subject import SETTING_RANGES, Prompt, Settings, Subject, is_toy_world
 from ts2_lightning.evaluation.style import save
 
-__all__ = ["PROBES", "Document", "Probe", "Prompt", "Settings", "Subject", "is_toy_world", "write_probe"]
+__all__ = [
+    "PROBES",
+    "SETTING_RANGES",
+    "Document",
+    "Probe",
+    "Prompt",
+    "Settings",
+    "Subject",
+    "is_toy_world",
+    "write_probe",
+]
 
 
 class Probe(NamedTuple):

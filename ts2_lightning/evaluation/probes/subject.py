@@ -1,6 +1,6 @@
 """What is probed: a model, how it is decoded, and what it is asked, in its own tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.models import supervised_logits
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.generation.sampling import DECODING, Decoder
 from ts2_lightning.metrics.functional import token_statistics
+from ts2_lightning.ranges import COUNT, SEED, Allowed, check_numbers
 from ts2_lightning.types import TOKEN_STATISTICS, Batch
 
 TSPD_ORDERS = (2, 3, 5)
@@ -56,6 +57,9 @@ class Settings:
         temperature: of the macro probe; with top_k and top_p those of the papers' chat experiments.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the fewest tokens that reach this mass; 1 keeps all.
+
+    Raises:
+        UserError: one is out of its range.
     """
 
     seed: int = 0
@@ -65,6 +69,19 @@ class Settings:
     temperature: float = 0.6
     top_k: int = 50
     top_p: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_numbers("probe: ", self, **SETTING_RANGES)
+
+
+SETTING_RANGES: Mapping[str, Allowed | tuple[Allowed, ...]] = {
+    "seed": SEED,
+    "queries": COUNT,
+    "samples": COUNT,
+    "max_new_tokens": COUNT,
+    **DECODING,
+}
+"""Of the settings."""
 
 
 @dataclass

@@ -28,6 +28,7 @@ from ts2_lightning.experiments.execution.task import (
     write_failure,
 )
 from ts2_lightning.experiments.grid import Grid
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
 
 JOB = "job.json"
@@ -250,8 +251,10 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
     nodes, devices = task.processes
     given = {name: value for name, value in (grid.slurm or {}).items() if value is not None}
     for name, kind in KINDS.items():
-        if name in given and not isinstance(given[name], kind):
-            what = {list: "a list, such as [...]", dict: "a mapping", int: "a whole number"}[kind]
+        if name in given and kind is int:
+            check_number(f"{grid.file}: slurm.{name}", given[name], COUNT)
+        elif name in given and not isinstance(given[name], kind):
+            what = "a mapping" if kind is dict else "a list, such as [...]"
             raise UserError(f"{grid.file}: slurm.{name}: expected {what}, got {given[name]!r}")
     more = {**WARNING, **given.pop("additional_parameters", {})}
     if isinstance(given.get("time"), str):

@@ -11,6 +11,7 @@ from ts2_lightning.experiments.grid.expansion import ALL, Labels, Row, Rule, rea
 from ts2_lightning.experiments.grid.measuring import read_measure
 from ts2_lightning.experiments.grid.reported import listed, read_report
 from ts2_lightning.experiments.grid.settings import KEYS, Settings, argument, read_seeded, refuse_seeded
+from ts2_lightning.ranges import SEED, trouble
 from ts2_lightning.suggestions import did_you_mean
 
 _FILE = (
@@ -137,8 +138,8 @@ def _seeds(entry: Entry | None) -> tuple[int, ...]:
     found: list[int] = []
     for item in [] if entry is None else entry.items("a list of whole numbers, such as [0, 1, 2]"):
         seed = item.value
-        if type(seed) is not int or seed < 0:
-            raise item.error(f"a seed is a whole number, not below 0, got {item.kind}")
+        if wrong := trouble(seed, SEED):
+            raise item.error(wrong)
         if seed in found:
             raise item.error(f"seed {seed} comes twice")
         found.append(seed)

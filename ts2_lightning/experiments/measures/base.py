@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from ts2_lightning.experiments.measures.target import Target
-from ts2_lightning.types import UserError
 
 
 class Measured(NamedTuple):
@@ -63,10 +62,3 @@ class Measure(ABC):
             target: the model.
             beside: path without ending for what is kept beside the values, such as `BESIDE.jsonl`.
         """
-
-    def at_least_one(self, *names: str) -> None:
-        """Raises UserError if one of some settings is below 1; None passes."""
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")

@@ -16,10 +16,10 @@ from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.digests import digest
 from ts2_lightning.experiments.measures.responses import Response, ResponseFile
 from ts2_lightning.experiments.measures.target import Rows, Target
-from ts2_lightning.generation.sampling import Decoder, sample
+from ts2_lightning.generation.sampling import DECODING, Decoder, sample
 from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
-from ts2_lightning.types import UserError
+from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
 
 ORDERS = (1, 2, 3)
 """The papers' n."""
@@ -61,12 +61,17 @@ class Diversity(Measure):
 
     def check(self) -> None:
         """Raises UserError for a number out of its range."""
-        self.at_least_one("limit", "max_new_tokens", "batch_size")
-        if self.samples < 2:
-            raise UserError(f"samples must be at least 2, got {self.samples}")
-        if self.temperature == 0:
-            raise UserError("temperature must be above 0: at 0 all responses to a prompt are the same")
-        self._decoder("softmax")
+        differing = (Range(above=0, hint="at 0 all responses to a prompt are the same"),)
+        check_numbers(
+            "",
+            self,
+            limit=(COUNT, NULL),
+            samples=Range(least=2, whole=True),
+            max_new_tokens=COUNT,
+            seed=SEED,
+            batch_size=COUNT,
+            **{**DECODING, "temperature": differing},
+        )
 
     def inputs(self, target: Target) -> Any:
         """The files of the prompts, by their content, and the embedding model."""

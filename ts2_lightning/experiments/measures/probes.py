@@ -10,10 +10,10 @@ from ts2_lightning.data import SFTData
 from ts2_lightning.data.formats import Message
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.evaluation.inputs import encode_prompt, micro_questions
-from ts2_lightning.evaluation.probes import PROBES, Settings, Subject, write_probe
+from ts2_lightning.evaluation.probes import PROBES, SETTING_RANGES, Settings, Subject, write_probe
 from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Rows, Target
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.ranges import COUNT, NULL, check_numbers
 from ts2_lightning.types import Batch, UserError
 
 _USUAL = Settings()
@@ -71,10 +71,10 @@ class Probes(Measure):
 
     def check(self) -> None:
         """Raises UserError for a number out of its range, or no probe."""
-        self.at_least_one("limit", "max_length", "batch_size", "queries", "samples", "max_new_tokens")
+        optional = (COUNT, NULL)
+        check_numbers("", self, limit=optional, max_length=optional, batch_size=optional, **SETTING_RANGES)
         if not self.kinds:
             raise UserError(f"kinds: name some of {', '.join(PROBES)}")
-        Decoder(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
     def inputs(self, target: Target) -> Any:
         """The files of rows and prompts, by their content."""

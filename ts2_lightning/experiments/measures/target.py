@@ -75,7 +75,10 @@ class Target:
     def model(self) -> PreTrainedModel:
         """The model, in evaluation mode on the device."""
         model, _ = load_model(self.place, self.device)
-        check_head(model)
+        try:
+            check_head(model)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from error
         return model
 
     @property

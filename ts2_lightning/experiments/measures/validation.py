@@ -1,6 +1,5 @@
 """Cross-entropy, perplexity and the token statistics of rows, as `validate` gives them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Rows, Target
 from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import token_statistics
+from ts2_lightning.ranges import COUNT, NULL, POSITIVE, check_numbers
 from ts2_lightning.types import UserError
 
 
@@ -47,9 +47,8 @@ class Validation(Measure):
 
     def check(self) -> None:
         """Raises UserError for a number out of its range."""
-        self.at_least_one("limit", "max_length", "batch_size")
-        if not 0 < self.logit_scale < math.inf:
-            raise UserError(f"logit_scale must be a finite number above 0, got {self.logit_scale}")
+        optional = (COUNT, NULL)
+        check_numbers("", self, limit=optional, max_length=optional, batch_size=optional, logit_scale=POSITIVE)
 
     def inputs(self, target: Target) -> Any:
         """The files of the rows, by their content."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ts2_lightning.ops import LogitRows, Workspace, rows_per_block
+from ts2_lightning.ranges import POSITIVE, check_number
 from ts2_lightning.types import IGNORE_INDEX, UserError
 
 
@@ -55,8 +56,7 @@ def any_gold(logits: Tensor, labels: Tensor | None) -> Tensor:
 
 def check_logit_scale(logit_scale: float) -> float:
     """c of sparsemax(c z), if it is a finite number above 0. Raises UserError elsewhere."""
-    if not 0 < logit_scale < math.inf:
-        raise UserError(f"logit_scale: expected a finite number above 0, got {logit_scale}")
+    check_number("logit_scale", logit_scale, POSITIVE)
     return logit_scale
 
 

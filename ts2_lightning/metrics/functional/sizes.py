@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ts2_lightning.ops import widest_float
-from ts2_lightning.types import UserError
+from ts2_lightning.ranges import SHARE, check_number
 
 
 def count_sizes(sizes: Tensor, largest: int = 1024) -> Tensor:
@@ -58,6 +58,6 @@ def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
 
 def check_shares(quantiles: Sequence[float]) -> tuple[float, ...]:
     """Shares from 0 to 1. Raises UserError where they are none."""
-    if not all(0 <= q <= 1 for q in quantiles):
-        raise UserError(f"quantiles: expected shares from 0 to 1, got {list(quantiles)}")
+    for place, share in enumerate(quantiles):
+        check_number(f"quantiles[{place}]", share, SHARE)
     return tuple(quantiles)

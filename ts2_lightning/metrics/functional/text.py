@@ -12,6 +12,7 @@ from functools import cache
 from sacrebleu.metrics import BLEU
 from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
 
 Tokenize = Callable[[str], Sequence[str]]
@@ -55,8 +56,7 @@ def distinct_n(texts: Sequence[str], n: int, pooled: bool = False, tokenize: Tok
         (0.75, 0.5)
     """
     _check_texts("distinct_n", texts, at_least=1)
-    if n < 1:
-        raise UserError(f"distinct_n(n) must be at least 1, got {n}")
+    check_number("distinct_n: n", n, COUNT)
     per_text = [_ngrams(tokenize(text), n) for text in texts]
     if pooled:
         return _distinct([ngram for ngrams in per_text for ngram in ngrams])

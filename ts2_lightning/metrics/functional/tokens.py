@@ -12,7 +12,8 @@ from torch import Tensor
 from ts2_lightning import ops
 from ts2_lightning.metrics.functional.rows import any_gold, check_logit_scale, per_token
 from ts2_lightning.ops import LogitRows
-from ts2_lightning.types import IGNORE_INDEX, TOKEN_STATISTICS, UserError
+from ts2_lightning.ranges import COUNT, check_number
+from ts2_lightning.types import IGNORE_INDEX, TOKEN_STATISTICS
 
 
 def support_size(logits: Tensor, logit_scale: float = 1.0, labels: Tensor | None = None) -> Tensor:
@@ -79,8 +80,7 @@ def top_probabilities(logits: Tensor, k: int = 3, labels: Tensor | None = None) 
         >>> [round(p, 4) for p in top_probabilities(torch.tensor([0.25, 0.6, 0.15]).log(), 2).tolist()]
         [0.6, 0.25]
     """
-    if k < 1:
-        raise UserError(f"top_probabilities(k) must be at least 1, got {k}")
+    check_number("top_probabilities: k", k, COUNT)
     return per_token(lambda rows: ops.top_probabilities(rows, k), logits, any_gold(logits, labels))
 
 

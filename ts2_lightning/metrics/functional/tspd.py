@@ -6,7 +6,7 @@ from torch import Tensor
 from ts2_lightning import ops
 from ts2_lightning.metrics.functional.rows import per_token
 from ts2_lightning.ops import HeadAndTail
-from ts2_lightning.types import UserError
+from ts2_lightning.ranges import Range, check_number
 
 
 def tspd(logits: Tensor, labels: Tensor, m: int, eps_head: float, eps_tail: float) -> Tensor:
@@ -68,12 +68,10 @@ def head_and_tail(logits: Tensor, labels: Tensor, m: int) -> HeadAndTail:
 def check_tspd(m: int, eps_head: float, eps_tail: float) -> None:
     """Raises UserError where TSPD(m, eps_head, eps_tail) is not defined."""
     _check_order(m)
-    if not 0 < eps_head <= 1 / m:
-        raise UserError(f"TSPD(eps_head) must be above 0 and at most 1 / m = {1 / m:g}, got {eps_head}")
-    if not 0 <= eps_tail <= 1 - m * eps_head + 1e-12:  # 1 - 3 * 0.1 is a hair below 0.7
-        raise UserError(f"TSPD(eps_tail) must be from 0 to 1 - m eps_head = {1 - m * eps_head:g}, got {eps_tail}")
+    check_number("TSPD: eps_head", eps_head, Range(above=0, most=1 / m, hint="it is at most 1 / m"))
+    most = 1 - m * eps_head + 1e-12  # 1 - 3 * 0.1 is a hair below 0.7
+    check_number("TSPD: eps_tail", eps_tail, Range(least=0, most=most, hint="it is at most 1 - m eps_head"))
 
 
 def _check_order(m: int) -> None:
-    if isinstance(m, bool) or not isinstance(m, int) or m < 2:
-        raise UserError(f"TSPD(m) must be a whole number of at least 2, got {m!r}")
+    check_number("TSPD: m", m, Range(least=2, whole=True))

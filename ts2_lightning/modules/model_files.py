@@ -1,0 +1,175 @@
+"""What lies where a model is to be loaded from, looked at before transformers reads it.
+
+Transformers ends in a traceback for some of what can be wrong there. It takes the decoder out of an encoder-decoder and
+the body out of a reward model, without a word, and believes whatever size a config states.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import cached_file
+
+from ts2_lightning.ranges import COUNT, trouble
+
+FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
+"""What a model's files end in where they cannot be loaded."""
+
+INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+_AGAIN = "fetch or write it again"
+_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes are called that a causal language model is saved from
+
+
+def read_architecture(path: str, revision: str | None = None, pretrained: bool = True) -> PreTrainedConfig:
+    """The config of a causal language model.
+
+    Args:
+        path: a directory, or a name on the hub.
+        revision: on the hub.
+        pretrained: whether its weights are wanted too, so that what they were saved from matters.
+
+    Raises:
+        ValueError, OSError: in one line, why there is none.
+    """
+    if Path(path).is_file():
+        raise ValueError("it is a file; name the directory in which it lies")
+    file = _find(path, "config.json", revision)
+    if file is None:
+        is_adapter = Path(path, "adapter_config.json").is_file()
+        hint = "; it is an adapter, which has to be merged into its model" if is_adapter else ""
+        raise ValueError(f"there is no config.json in it{hint}")
+    stated = read_json(Path(file))
+    if not isinstance(stated.get("model_type"), str):
+        raise ValueError(f"its config.json has no model_type, which names the kind of model; {_AGAIN}")
+    try:
+        architecture = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError, StrictDataclassError):
+        raise
+    except Exception as error:  # a config states anything, and transformers calculates with it
+        raise ValueError(f"its config.json cannot be used ({type(error).__name__}: {error})") from error
+    for name in _SIZES:
+        size = getattr(architecture.get_text_config(), name, None)
+        if isinstance(size, int | float) and (wrong := trouble(size, COUNT)):
+            raise ValueError(f"in its config.json {name} {wrong}")
+    _check_causal(architecture, stated.get("architectures") if pretrained else None)
+    return architecture
+
+
+def _check_causal(architecture: PreTrainedConfig, saved_from: Any) -> None:
+    """Whether a model is a causal language model, by its type and by the class that it was saved from."""
+    classes = [name for name in (saved_from if isinstance(saved_from, list) else [saved_from]) if isinstance(name, str)]
+    type_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
+    ours = type_class.__name__ if type_class else ""
+    is_causal = not classes or any(name == ours or name.endswith(_CAUSAL) for name in classes)
+    if ours and is_causal and not architecture.is_encoder_decoder:
+        return
+    what = f"a {classes[0]}" if classes else "a model"
+    kind = ", an encoder-decoder" if architecture.is_encoder_decoder else ""
+    raise ValueError(
+        f"it is {what} of type {architecture.model_type}{kind}; a decoder-only causal language model is needed"
+    )
+
+
+def check_weight_files(path: str) -> None:
+    """Looks at the files with weights in a directory, of which only the headers are read.
+
+    Args:
+        path: a directory; of a name on the hub nothing is known before it has been fetched.
+
+    Raises:
+        ValueError: in one line, what is wrong with them.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return
+    if (directory / "generation_config.json").is_file():
+        read_json(directory / "generation_config.json")
+    for name in weight_files(directory):
+        _check_header(directory / name)
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The names of the files that hold a model's weights.
+
+    Raises:
+        ValueError: there are none, or not all.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (directory / INDEX).is_file():
+        raise ValueError(_no_weights(directory))
+    index = read_json(directory / INDEX)
+    places = index.get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"its {INDEX} has no weight_map from weights to files; {_AGAIN}")
+    if not isinstance(index.get("metadata"), dict):
+        raise ValueError(f"its {INDEX} has no metadata, which transformers needs; {_AGAIN}")
+    names = sorted(set(places.values()))
+    absent = [name for name in names if not (directory / name).is_file()]
+    if absent:
+        raise ValueError(
+            f"{len(absent)} of the {len(names)} files that its {INDEX} names are not there, such as {absent[0]}; "
+            f"{_AGAIN}"
+        )
+    return names
+
+
+def weight_paths(path: str, revision: str | None = None) -> list[str]:
+    """Where the files with a model's weights are, in its directory or fetched from the hub.
+
+    Raises:
+        ValueError, OSError: as `weight_files`; or the hub does not answer.
+    """
+    if Path(path).is_dir():
+        return [str(Path(path, name)) for name in weight_files(Path(path))]
+    names, index = [WEIGHTS], _find(path, INDEX, revision)
+    if index is not None:
+        names = sorted(set(read_json(Path(index))["weight_map"].values()))
+    return [file for name in names if (file := _find(path, name, revision)) is not None]
+
+
+def _no_weights(directory: Path) -> str:
+    pickled = sorted(file.name for file in directory.glob("*.bin"))
+    if not pickled:
+        return f"there is neither a {WEIGHTS} nor a {INDEX} in it; without weights set model.lm.init to random"
+    return (
+        f"its weights are pickled ({pickled[0]}), and to read them may run code; if you trust them, write them as "
+        f"{WEIGHTS}, with AutoModelForCausalLM.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY) of transformers"
+    )
+
+
+def _check_header(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise ValueError(f"its {file.name} only says where Git LFS has it; fetch it with git lfs pull")
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"its {file.name} is cut short or damaged ({error}); {_AGAIN}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is none; names the file.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its {file.name} is not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"its {file.name} must hold an object, got {type(content).__name__}; {_AGAIN}")
+    return content
+
+
+def _find(path: str, name: str, revision: str | None) -> str | None:
+    """A file of a model, in its directory or from the hub; None if it has no such file."""
+    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return found
