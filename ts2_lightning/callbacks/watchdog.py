@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -22,8 +23,8 @@ STATUS = 124
 _LONG = 4  # times longer for what is rare and large: loading, first steps, in which kernels are compiled, checkpoints
 _TICK = 1.0  # seconds between two looks, at most
 _PATIENCE = 30.0  # seconds for what is said of a hang: a file system that does not answer may be why
-_GROUPS = ("init_process_group", "new_group")  # functions of torch in which the ranks find each other
 _OURS = Path(str(ts2_lightning.__file__)).parent
+_DISTRIBUTED = Path(str(torch.__file__)).parent / "distributed"
 _PACKAGES = {_OURS, *(Path(str(package.__file__)).parent for package in (torch, lightning))}
 
 
@@ -33,10 +34,12 @@ class Phase(NamedTuple):
     Attributes:
         name: for a message that begins with "no progress".
         seconds: for which it may last.
+        since: when it began, by the monotonic clock.
     """
 
     name: str
     seconds: float
+    since: float
 
 
 class Watchdog(Callback):
@@ -49,8 +52,9 @@ class Watchdog(Callback):
 
     Progress is a micro-batch of training or validation. What is rare and large may take four times as long: to load the
     model, to read a checkpoint or to write one, the first step, the first batch of a validation, the export. To prepare
-    the data may take any time, as rank 0 may have to tokenise for hours while the others wait; only the forming of a
-    process group is watched there. If rank 0 dies meanwhile, its connections close, and the others end with an error.
+    the data may take any time, as rank 0 may have to tokenise for hours while the others wait; only what they do in
+    torch.distributed is watched there. If rank 0 dies meanwhile, its connections close, and the others end with an
+    error.
 
     Time in which the process is stopped (Ctrl-Z, a job that SLURM has suspended) does not count.
 
@@ -69,7 +73,7 @@ class Watchdog(Callback):
         self.timeout = timeout
         self.directory = directory
         self._over: threading.Event | None = None
-        self._phase = Phase("", math.inf)
+        self._phase = Phase("", math.inf, 0.0)
 
     # Phases ---------------------------------------------------------------------------------------------------------
 
@@ -81,7 +85,7 @@ class Watchdog(Callback):
         """
         if self._over is not None:
             return
-        self._phase = Phase("while the data are prepared", math.inf)
+        self._phase = Phase("while the data are prepared", math.inf, time.monotonic())
         self._over = threading.Event()
         directory = Path(self.directory or trainer.default_root_dir)
         settings = (self._over, trainer.global_rank, directory)
@@ -139,10 +143,10 @@ class Watchdog(Callback):
 
     def _progress(self, trainer: Trainer, what: str, times: int = 1) -> None:
         step = trainer.global_step + (what == "training")
-        self._phase = Phase(f"in step {step} ({what})", times * self.timeout)
+        self._phase = Phase(f"in step {step} ({what})", times * self.timeout, time.monotonic())
 
     def _long(self, name: str) -> Phase:
-        return Phase(name, _LONG * self.timeout)
+        return Phase(name, _LONG * self.timeout, time.monotonic())
 
     def _stop(self) -> None:
         if self._over is not None:
@@ -152,17 +156,19 @@ class Watchdog(Callback):
     # Watching -------------------------------------------------------------------------------------------------------
 
     def _watch(self, over: threading.Event, rank: int, directory: Path) -> None:
-        """Counts its own looks, not the clock, which goes on while the process is stopped."""
-        tick = min(_TICK, self.timeout / 10)
-        forming = Phase("while the ranks find each other", self.timeout)
-        phase, seconds = self._phase, 0.0
-        while seconds < phase.seconds:
-            if over.wait(tick):
+        """Looks often. Where more time passes between two looks than one takes, the process was stopped."""
+        tick, last = min(_TICK, self.timeout / 10), time.monotonic()
+        meeting = Phase("while the ranks find each other", self.timeout, last)
+        phase, spent = self._phase, 0.0
+        while spent < phase.seconds:
+            if over.wait(min(tick, phase.seconds - spent)):
                 return
             before, phase = phase, self._phase
-            if math.isinf(phase.seconds) and _forms_a_group():
-                phase = forming
-            seconds = seconds + tick if phase is before else 0.0
+            if math.isinf(phase.seconds) and _waits_for_ranks():
+                phase = meeting
+            now = time.monotonic()
+            spent = (spent if phase is before else 0.0) + min(now - max(last, phase.since), 2 * tick)
+            last = now
         file = directory / f"hang-rank-{rank}.txt"
         report = threading.Thread(target=report_hang, args=(rank, phase.name, file), daemon=True)
         report.start()
@@ -170,13 +176,10 @@ class Watchdog(Callback):
         os._exit(STATUS)
 
 
-def _forms_a_group() -> bool:
-    frame = _main_frame()
-    while frame is not None:
-        if frame.f_code.co_name in _GROUPS and "torch" in Path(frame.f_code.co_filename).parts:
-            return True
-        frame = frame.f_back
-    return False
+def _waits_for_ranks() -> bool:
+    """Whether the main thread is in torch.distributed; Lightning's barrier around `prepare_data` is in gloo itself."""
+    frame = _innermost(_main_frame(), _PACKAGES)
+    return frame is not None and Path(frame.f_code.co_filename).is_relative_to(_DISTRIBUTED)
 
 
 def _main_frame() -> FrameType | None:

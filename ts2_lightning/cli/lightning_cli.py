@@ -356,7 +356,7 @@ class TS2CLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Lightning's hook: until the data are prepared, a trainer asks no callback."""
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption | Watchdog):
                 callback.begin(self.trainer)
 
