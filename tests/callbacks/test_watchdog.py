@@ -14,7 +14,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule
 from publisher import Publisher, loader, make_rows, make_trainer
 
-from ts2_lightning.callbacks import Checkpoints, Watchdog
+from ts2_lightning.callbacks import Checkpoints, Watchdog, watchdog
 from ts2_lightning.callbacks.watchdog import STATUS, report_hang
 from ts2_lightning.types import UserError
 
@@ -99,6 +99,16 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path, ended: Any) -> None:
     assert "watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_a_file_system_that_does_not_answer(tmp_path: Path, ended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be why there is no progress: the process ends all the same."""
+    monkeypatch.setattr(watchdog, "_PATIENCE", 0.2)
+    monkeypatch.setattr(watchdog, "report_hang", lambda *args: ended[0].wait(60))
+    trainer = make_trainer(tmp_path, callbacks=[Watchdog(timeout=0.5), Hangs(ended[0], "on_train_end", 4)])
+    with pytest.raises(RuntimeError, match="over"):
+        trainer.fit(Publisher((1.0, 1.0)), loader(ROWS))
+    assert ended[1][0] == STATUS
+
+
 class SlowData(LightningDataModule):
     """Of which a rank may tokenise for hours."""
 
@@ -113,9 +123,9 @@ class SlowData(LightningDataModule):
 
 
 def test_data_may_take_their_time(tmp_path: Path, ended: Any) -> None:
-    watchdog = Watchdog(timeout=0.5)
-    trainer = make_trainer(tmp_path, callbacks=[watchdog])
-    watchdog.begin(trainer)
+    callback = Watchdog(timeout=0.5)
+    trainer = make_trainer(tmp_path, callbacks=[callback])
+    callback.begin(trainer)
     trainer.fit(Publisher((1.0, 1.0)), datamodule=SlowData())
     assert trainer.global_step == 4
     assert ended[1] == []
