@@ -13,7 +13,10 @@ from lightning.pytorch import Callback, Trainer
 from publisher import Publisher, loader, make_rows, make_trainer
 from torch.utils.data import DataLoader
 
+from tests.e2e import stand_in_slurm
 from ts2_lightning.callbacks import Checkpoints, Preemption, Stopped
+from ts2_lightning.callbacks.preemption import SIGNALS
+from ts2_lightning.callbacks.requeue import requeue
 
 ROWS = make_rows([2, 2, 2, 2])
 
@@ -21,7 +24,7 @@ ROWS = make_rows([2, 2, 2, 2])
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """A run that was stopped keeps its handlers, since its process ends."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -57,7 +60,7 @@ def saved(tmp_path: Path) -> int | None:
     return torch.load(last, weights_only=True)["global_step"] if last.exists() else None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_optimizer_step", "on_train_batch_end"])
 def test_saves_between_two_steps(tmp_path: Path, number: int, hook: str) -> None:
     stopped = fit(tmp_path, Signals(hook, 2, number))
@@ -97,11 +100,42 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "Ctrl-C: saves a checkpoint when this step is done, then stops; once more" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_before_the_first_step_it_ends_at_once(tmp_path: Path, number: int) -> None:
     stopped = fit(tmp_path, Signals("on_fit_start", 0, number))
     assert isinstance(stopped, Stopped)
     assert saved(tmp_path) is None
+
+
+def test_signals_that_come_while_it_waits_for_the_step(tmp_path: Path) -> None:
+    """SLURM sends SIGCONT and SIGTERM, and the latter again; the first one names the reason."""
+    signals = Signals("on_before_optimizer_step", 2, signal.SIGUSR1, signal.SIGCONT, signal.SIGTERM, signal.SIGTERM)
+    stopped = fit(tmp_path, signals)
+    assert isinstance(stopped, Stopped)
+    assert stopped.signal == signal.SIGUSR1
+    assert saved(tmp_path) == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_is_ignored_stays_ignored(tmp_path: Path, number: int) -> None:
+    """As SIGHUP is under nohup, and Ctrl-C for what a script starts in the background."""
+    signal.signal(number, signal.SIG_IGN)
+    assert fit(tmp_path, Signals("on_before_optimizer_step", 2, number)) is None
+    assert saved(tmp_path) == 8
+    assert signal.getsignal(number) == signal.SIG_IGN
+
+
+def test_before_the_trainer_begins(tmp_path: Path) -> None:
+    """Data are prepared before a trainer asks its callbacks; what has begun then is given back all the same."""
+    preemption = Preemption()
+    trainer = make_trainer(tmp_path, callbacks=[preemption])
+    before = signal.getsignal(signal.SIGTERM)
+    preemption.begin(trainer)
+    with pytest.raises(Stopped):
+        signal.raise_signal(signal.SIGTERM)
+    preemption.begin(trainer)
+    trainer.fit(Publisher((2.0, 1.0)), loader(ROWS), loader(ROWS[:2]))
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_signals_are_given_back(tmp_path: Path) -> None:
@@ -125,7 +159,7 @@ class Workers(Callback):
         if trainer.global_step == 1:
             children = psutil.Process().children()
             assert children
-            for number in (signal.SIGINT, signal.SIGUSR1):
+            for number in set(SIGNALS) - {signal.SIGTERM}:
                 for child in children:
                     child.send_signal(number)
             signal.raise_signal(signal.SIGTERM)
@@ -137,59 +171,110 @@ def test_processes_that_load_data_go_on_until_the_step_is_done(tmp_path: Path) -
     assert saved(tmp_path) == 2
 
 
+# --- SLURM ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture
-def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in that writes down how it was called."""
-    program = tmp_path / "bin" / "scontrol"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nexit ${{SCONTROL_STATUS:-0}}\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    return tmp_path / "called"
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A job of the stand-in for SLURM, which another test rehearses whole; the file that lists what was requeued."""
+    stand_in_slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("STAND_IN_SLURM", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    return tmp_path / "requeued.txt"
 
 
-@pytest.mark.parametrize(
-    ("variables", "called"),
-    [
-        ({"SLURM_JOB_ID": "77"}, "requeue 77\n"),
-        ({"SLURM_JOB_ID": "79", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2"}, "requeue 77_2\n"),
-    ],
-)
-def test_slurm_starts_the_job_again(
-    tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], called: str
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    stopped = fit(tmp_path, Signals("on_before_optimizer_step", 2, signal.SIGUSR1))
-    assert isinstance(stopped, Stopped)
-    assert stopped.requeued
-    assert scontrol.read_text() == called
-    assert saved(tmp_path) == 3
-
-
-@pytest.mark.parametrize(
-    ("number", "variables"),
-    [
-        (signal.SIGTERM, {"SLURM_JOB_ID": "77"}),
-        (signal.SIGUSR1, {}),
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "77; rm x"}),
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "77", "SCONTROL_STATUS": "1"}),
-    ],
-)
-def test_the_job_is_not_started_again(
-    tmp_path: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, number: int, variables: dict[str, str]
-) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def stopped_in_a_job(tmp_path: Path, number: int) -> Stopped:
     stopped = fit(tmp_path, Signals("on_before_optimizer_step", 2, number))
     assert isinstance(stopped, Stopped)
-    assert not stopped.requeued
-    assert scontrol.exists() == ("SCONTROL_STATUS" in variables)
+    assert saved(tmp_path) == 3
+    return stopped
 
 
-def test_without_a_command_that_requeues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    stopped = fit(tmp_path, Signals("on_before_optimizer_step", 2, signal.SIGUSR1))
-    assert isinstance(stopped, Stopped)
-    assert not stopped.requeued
+GRACE = {"preempted": True}
+ENDED = {
+    name: {"state": [name, "COMPLETING"], "preempted": name == "PREEMPTED"}
+    for name in ("CANCELLED", "PREEMPTED", "TIMEOUT")
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_job_that_is_warned_runs_again(tmp_path: Path, slurm: Path, number: int) -> None:
+    assert stopped_in_a_job(tmp_path, number).requeued
+    assert slurm.read_text() == "77\n"
+
+
+def test_a_task_of_an_array_runs_again(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_JOB_ID": "79", "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert stopped_in_a_job(tmp_path, signal.SIGUSR1).requeued
+    assert slurm.read_text() == "77_2\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "job", "by_itself"),
+    [
+        (signal.SIGTERM, GRACE, True),
+        (signal.SIGTERM, ENDED["PREEMPTED"], True),  # PreemptMode=CANCEL, after the grace time
+        (signal.SIGUSR1, ENDED["TIMEOUT"], True),  # the step was longer than the time from the warning to the limit
+        (signal.SIGTERM, {"state": ["PENDING", "COMPLETING"], "restarts": 1}, False),  # PreemptMode=REQUEUE
+        (signal.SIGUSR1, {"state": ["PENDING", "COMPLETING"], "restarts": 1}, False),  # with send_user_signal
+    ],
+)
+def test_a_job_that_is_preempted_runs_again(
+    tmp_path: Path, slurm: Path, number: int, job: dict[str, Any], by_itself: bool
+) -> None:
+    """Once: either SLURM has requeued it, or it does it by itself."""
+    stand_in_slurm.write_job("77", **job)
+    assert stopped_in_a_job(tmp_path, number).requeued
+    assert slurm.exists() is by_itself
+    assert (stand_in_slurm.read_job("77")["state"][0], stand_in_slurm.read_job("77")["restarts"]) == ("PENDING", 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "job"),
+    [
+        (signal.SIGTERM, ENDED["CANCELLED"]),
+        (signal.SIGTERM, ENDED["CANCELLED"] | GRACE),  # while it was being preempted
+        (signal.SIGUSR1, ENDED["CANCELLED"]),  # after it was warned
+        (signal.SIGTERM, {}),  # scancel --signal=TERM, or kill
+        (signal.SIGTERM, ENDED["TIMEOUT"]),  # it has not asked to be warned, so the limit is meant
+        (signal.SIGHUP, GRACE),
+        (signal.SIGXCPU, GRACE),
+        (signal.SIGINT, GRACE),
+        (signal.SIGUSR1, {"requeue": 0}),  # sbatch --no-requeue
+    ],
+)
+def test_a_job_that_is_not_to_run_again(tmp_path: Path, slurm: Path, number: int, job: dict[str, Any]) -> None:
+    stand_in_slurm.write_job("77", **job)
+    before = stand_in_slurm.read_job("77")
+    assert not stopped_in_a_job(tmp_path, number).requeued
+    assert stand_in_slurm.read_job("77") == before
+
+
+def test_a_job_that_was_requeued_before(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its earlier restarts do not count as one for this signal."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    stand_in_slurm.write_job("77", restarts=3)
+    assert not stopped_in_a_job(tmp_path, signal.SIGTERM).requeued
+    stand_in_slurm.write_job("77", restarts=4)
+    assert requeue(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("job", "back"), [(GRACE, True), (ENDED["PREEMPTED"], False), (ENDED["CANCELLED"], False)])
+def test_an_old_slurm(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, job: dict[str, Any], back: bool
+) -> None:
+    """Without JSON nobody knows whether a job that has ended was cancelled: it stays as it is."""
+    monkeypatch.setenv(stand_in_slurm.WITHOUT_JSON, "1")
+    stand_in_slurm.write_job("77", **job)
+    assert requeue(signal.SIGTERM) is back
+    assert slurm.exists() is back
+
+
+@pytest.mark.parametrize("variables", [{"SLURM_JOB_ID": "77; rm x"}, {"SLURM_JOB_ID": ""}, {"PATH": "/nowhere"}])
+def test_no_job_or_no_slurm(slurm: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert not requeue(signal.SIGUSR1)
+    assert not slurm.exists()

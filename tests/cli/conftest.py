@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.cli import standins
+from ts2_lightning.callbacks.preemption import SIGNALS
 from ts2_lightning.cli import lightning_cli, main
 
 
@@ -38,7 +39,7 @@ def ts2(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
     """Runs a command in this process, with the stand-ins."""
     monkeypatch.setattr(lightning_cli, "classes", lambda: (standins.StandInModule, standins.StandInData))
     monkeypatch.setattr(lightning_cli, "_default_callbacks", standins.default_callbacks)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(*argv: str) -> Answer:
         capfd.readouterr()

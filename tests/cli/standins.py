@@ -48,14 +48,14 @@ class Interrupting(Callback):
 
 
 class Warned(Callback):
-    """Gets SLURM's warning in a step."""
+    """Gets a signal in a step, by default SLURM's warning."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, name: str = "SIGUSR1") -> None:
+        self.step, self.number = step, signal.Signals[name]
 
     def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
-            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(self.number)
 
 
 class Failing(Callback):

@@ -13,8 +13,12 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.cli import standins
 from tests.cli.conftest import Run
+from tests.e2e import stand_in_slurm
+from ts2_lightning.callbacks import Watchdog
 from ts2_lightning.cli.launch import claim_file
+from ts2_lightning.cli.record import RunRecord
 
 RUN = Path("runs/run/1")
 LAST = RUN / "checkpoints/last.ckpt"
@@ -244,28 +248,59 @@ def test_a_checkpoint_that_would_run_code_is_refused(fit: Run, ts2: Run, here: P
     assert fit("--ckpt_path=foreign.ckpt", "--weights_only=false").status == 0
 
 
-def test_a_job_that_is_warned_goes_on_by_itself(fit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM warns with SIGUSR1; `scontrol` is a stand-in, and the same command is given again, as SLURM does it."""
-    (here / "scontrol").write_text('#!/bin/sh\necho "$@" > requeued\n')
-    (here / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
+@pytest.fixture
+def slurm(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of the stand-in for SLURM; the same command given again is what SLURM does with a requeued one."""
+    stand_in_slurm.install(here / "bin")
+    monkeypatch.setenv("PATH", f"{here / 'bin'}:{os.environ['PATH']}")
     for name, value in {"SLURM_JOB_ID": "5", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}.items():
         monkeypatch.setenv(name, value)
-    saving = ("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.monitor=val/objective")
+
+
+SAVING = ("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.monitor=val/objective")
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_job_that_is_warned_or_preempted_goes_on_by_itself(
+    fit: Run, slurm: None, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    stand_in_slurm.write_job("5", preempted=name == "SIGTERM")
     warned = ("--trainer.callbacks+=tests.cli.standins.Warned", "--trainer.callbacks.step=5")
-    options = ("--trainer.callbacks+=Preemption", *saving, *warned)
+    options = ("--trainer.callbacks+=Preemption", *SAVING, *warned, f"--trainer.callbacks.name={name}")
     answer = fit(*options)
-    assert answer.status == 128 + signal.SIGUSR1, answer.err
+    assert answer.status == 128 + signal.Signals[name], answer.err
     assert answer.err.splitlines()[-1] == (
-        "stopped by SIGUSR1: SLURM has queued the job again, and it will go on by itself in runs/run/1"
+        f"stopped by {name}: SLURM has queued the job again, and it will go on by itself in runs/run/1"
     )
-    assert (here / "requeued").read_text() == "requeue 5\n"
+    assert stand_in_slurm.read_job("5")["restarts"] == 1
     assert torch.load(LAST, weights_only=True)["global_step"] == 6
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     answer = fit(*options)
     assert answer.status == 0, answer.err
     assert runs() == ["runs/run/1"]
     assert steps() == list(range(8))
+
+
+def test_a_job_that_is_warned_while_data_are_prepared(fit: Run, slurm: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any callback is asked."""
+    monkeypatch.setattr(standins.StandInData, "prepare_data", lambda self: signal.raise_signal(signal.SIGUSR1))
+    answer = fit("--trainer.callbacks+=Preemption", *SAVING)
+    assert answer.status == 128 + signal.SIGUSR1, answer.err
+    assert answer.err.splitlines()[-1] == ("stopped by SIGUSR1: SLURM has queued the job again, and it will begin anew")
+    assert runs() == []
+    assert stand_in_slurm.read_job("5")["restarts"] == 1
+
+
+def test_the_watchdog_is_asked_before_the_ranks_compare_their_settings(
+    fit: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that is gone lets the others wait there."""
+    asked = []
+    monkeypatch.setattr(Watchdog, "setup", lambda *args, **stage: asked.append("watchdog"))
+    write = RunRecord.setup
+    monkeypatch.setattr(RunRecord, "setup", lambda *args, **stage: (asked.append("record"), write(*args, **stage)))
+    assert fit("--trainer.callbacks+=Watchdog").status == 0
+    assert asked == ["watchdog", "record"]
 
 
 def test_a_requeued_job_goes_on_by_itself(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ts2_lightning.callbacks.preemption import SIGNALS
 from ts2_lightning.cli import main
 from ts2_lightning.data.toyworld import write_blank_model
 
@@ -55,7 +56,7 @@ class CommandLine:
 @contextmanager
 def empty_working_directory(directory: Path, cache: Path) -> Iterator[None]:
     """A working directory outside of any cluster, with a cache of its own."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         for name in list(os.environ):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import QUICKSTART, empty_working_directory
 from tests.e2e.stand_in_slurm import install
 from ts2_lightning.callbacks.run_state import read_state
@@ -156,11 +157,19 @@ def test_a_job_that_is_done_has_not_failed(here: Path, monkeypatch: pytest.Monke
     assert read_failure(task) is None
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize(
+    ("number", "job_is", "requeued"),
+    [
+        (signal.SIGUSR1, {}, True),
+        (signal.SIGTERM, {"preempted": True}, True),
+        (signal.SIGTERM, {"state": ["CANCELLED", "COMPLETING"]}, False),
+    ],
+)
 def test_a_job_that_is_stopped_while_it_measures(
-    here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, requeued: bool
+    here: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, job_is: dict[str, Any], requeued: bool
 ) -> None:
-    """When its time is over it gets another turn; when it is cancelled it gets none."""
+    """When its time is over, or it is preempted, it gets another turn; when it is cancelled it gets none."""
+    stand_in_slurm.write_job("4711", **job_is)
     heard = f"import os, signal; os.kill(os.getppid(), {int(number)}); signal.pause()"
     task = task_in_a_job(monkeypatch, 0, "finished", heard)
     assert job.run_task(task, []) == "stopped"
@@ -191,7 +200,7 @@ def test_an_array_that_is_warned(tmp_path: Path, cache: Path, blank: Path, monke
             while (read_state(Path("runs/g/whole/1")) or {"step": 0})["step"] < 3:
                 if over.wait(0.05):
                     return
-            Path("warn").touch()
+            stand_in_slurm.warn()
 
         warner = threading.Thread(target=warn)
         warner.start()

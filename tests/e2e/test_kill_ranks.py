@@ -13,6 +13,7 @@ from tests.e2e.test_kill import MEASURED, command, dropping, play  # noqa: F401
 
 STEPS = 10
 HANGS = ("--trainer.callbacks+=Watchdog", "--trainer.callbacks.timeout=15")
+IMPATIENT = ("--trainer.callbacks+=Watchdog", "--trainer.callbacks.timeout=4")
 SEEDS = ("--data.seed=${oc.env:TS2_TEST_SEED}",)
 
 
@@ -34,6 +35,8 @@ def played(tmp_path_factory: pytest.TempPathFactory, cache: Path, dropping: Path
         "no space": start("ddp-broken", last, at="full", number=2),
         "disagreeing": start("ddp-seeds", *SEEDS, at="start", environment={"TS2_TEST_SEED": "5"}, rank=1),
         "hanging": start("ddp-hangs", *HANGS, at="step", number=2, rank=1),
+        "absent": start("ddp-absent", *IMPATIENT, at="join", rank=1, alone=True),
+        "lost": start("ddp-lost", *IMPATIENT, at="load", rank=1, alone=True),
         "diverging": start("ddp-diverging", "--model.loss.alpha=1e30"),
         "fsdp2": start("fsdp2"),
         "fsdp2 killed": start("fsdp2-broken", at="event", number=60),
@@ -113,6 +116,16 @@ def test_a_hang_is_named_by_every_rank(played: Any) -> None:
     assert "torch/" in line_of(played, "hanging", "[rank 0] error: no progress in step 3")
     stacks = (played[2] / "runs/ddp-hangs/1/hang-rank-1.txt").read_text()
     assert "warm_starts.py" in stacks, "which waits there"
+
+
+def test_a_rank_that_dies_before_the_training(played: Any) -> None:
+    """Before there is a group nobody sees it; then its connections close."""
+    assert played[0]["absent"] == [124, -signal.SIGKILL], played[1]["absent"]
+    line = line_of(played, "absent", "[rank 0] error: no progress while the ranks find each other: stands at torch/")
+    assert "called from ts2_lightning/" in line
+    assert played[0]["lost"][1] == -signal.SIGKILL
+    assert played[0]["lost"][0] not in (0, -signal.SIGKILL), played[1]["lost"]
+    assert line_of(played, "lost", "by peer"), "it was closed, or reset"
 
 
 def test_sharded_checkpoints_survive_kills(played: Any) -> None:

@@ -8,10 +8,12 @@ line `@@@@` after each start. A `trouble` befalls one rank (`"rank"`, 0 if it is
 - `{"at": "write", "number": n}`: killed in the middle of the n-th checkpoint file that it writes;
 - `{"at": "time", "part": p}`: killed after that part of the time that the first start took, wherever it is;
 - `{"at": "full", "number": n}`: no space is left on the device for its n-th checkpoint file;
-- `{"at": "step", "number": n, "signal": "SIGTERM"}`: gets a signal after n steps; without one it waits for ever;
-- `{"at": "start", "environment": {...}}`: has other environment variables.
+- `{"at": "step", "number": n, "signal": "SIGTERM"}`: gets a signal after n steps; without one it waits for ever, in the
+  midst of the next step;
+- `{"at": "start", "environment": {...}}`: has other environment variables;
+- `{"at": "join"}`, `{"at": "load"}`: killed before it has joined the other ranks, or as it is about to load the model.
 
-A killed rank takes the others with it, as torchrun sees to.
+A killed rank takes the others with it, as torchrun sees to, unless the trouble has `"alone": true`.
 """
 
 import errno
@@ -34,11 +36,13 @@ import torch
 import torch.distributed.checkpoint
 import torch.utils.tensorboard
 import transformers.models.llama.modeling_llama  # noqa: F401
+from lightning.pytorch.strategies import DDPStrategy
 
 import ts2_lightning.cli.lightning_cli
 import ts2_lightning.modules
-import ts2_lightning.strategies  # noqa: F401
+import ts2_lightning.strategies
 from ts2_lightning.callbacks import StepSeed
+from ts2_lightning.callbacks.checkpoints import is_between_steps
 from ts2_lightning.cli import main
 
 EVENTS = ("open", "os.rename", "os.symlink", "os.remove", "os.rmdir", "os.mkdir")
@@ -85,15 +89,19 @@ def no_space(name: Any) -> None:
 def at_step(number: int, signal_name: str | None) -> None:
     seed = StepSeed.on_train_batch_start
 
-    def on_train_batch_start(self: StepSeed, trainer: Any, *args: Any) -> None:
+    def on_train_batch_start(self: StepSeed, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == number:
-            if signal_name is None:
-                threading.Event().wait()
-            else:
+            if signal_name is not None:
                 signal.raise_signal(signal.Signals[signal_name])
-        seed(self, trainer, *args)
+            elif not is_between_steps(trainer, batch_idx):
+                threading.Event().wait()
+        seed(self, trainer, module, batch, batch_idx)
 
     StepSeed.on_train_batch_start = on_train_batch_start  # type: ignore[method-assign]
+
+
+def kill_at(owner: type, method: str) -> None:
+    setattr(owner, method, lambda *args, **settings: die())
 
 
 def befall(trouble: dict[str, Any]) -> None:
@@ -106,6 +114,10 @@ def befall(trouble: dict[str, Any]) -> None:
         within_write(number, no_space)
     elif at == "step":
         at_step(number, trouble.get("signal"))
+    elif at == "join":
+        kill_at(DDPStrategy, "setup_environment")
+    elif at == "load":
+        kill_at(ts2_lightning.modules.SFTModule, "configure_model")
     elif at == "start":
         os.environ.update(trouble["environment"])
 
@@ -147,7 +159,7 @@ def start(argv: list[str], ranks: int = 1, trouble: dict[str, Any] | None = None
     for _ in children:
         child, status = os.wait()
         statuses[child] = os.waitstatus_to_exitcode(status)
-        if statuses[child] == -signal.SIGKILL:
+        if statuses[child] == -signal.SIGKILL and not trouble.get("alone"):
             for other in set(children) - statuses.keys():
                 os.kill(other, signal.SIGKILL)
     return [statuses[child] for child in children]

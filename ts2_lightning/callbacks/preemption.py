@@ -1,9 +1,7 @@
 """A run that is told to end saves where it is, and ends."""
 
 import os
-import re
 import signal
-import subprocess
 import threading
 from types import FrameType
 from typing import Any
@@ -12,8 +10,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ts2_lightning.callbacks.checkpoints import Checkpoints, is_between_steps
+from ts2_lightning.callbacks.requeue import requeue
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""What a run saves and ends at: Ctrl-C; a preemption, or a kill; a terminal that closes; a time limit that is near, as
+SLURM and other schedulers announce it; a limit of processor time."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -31,34 +32,54 @@ class Stopped(KeyboardInterrupt):
 
 
 class Preemption(Callback):
-    """Ends training in good order when SIGTERM, SLURM's warning SIGUSR1, or Ctrl-C asks for it.
+    """Ends training in good order when one of `SIGNALS` asks for it.
 
     A signal only sets a flag. Before each optimizer step and each validation batch the ranks agree whether any of them
     was asked: one number is reduced, which is nothing beside the gradients. If so, a checkpoint of the step is written
-    and every rank raises `Stopped`. A second Ctrl-C ends at once, and so does any of the signals while there is nothing
-    to save: before the first step and after the last.
+    and every rank raises `Stopped`. More signals change nothing, as SLURM sends some of them twice, but for a second
+    Ctrl-C, which ends at once. So does any of the signals while there is nothing to save: before the first step and
+    after the last.
 
-    After SIGUSR1 in a SLURM job, which `sbatch --signal=USR1@120` sends 120 s before the time is over, the job is put
-    into the queue again (`scontrol requeue`). SIGTERM is not a reason to: SLURM requeues the jobs that it preempts
-    itself, and `scancel` means it.
+    A signal that is ignored when the run begins stays so: under `nohup` a terminal may close.
+
+    A SLURM job that was warned (`sbatch --signal=USR1@300`) or is preempted is put into the queue again, one that was
+    cancelled is not; see `ts2_lightning.callbacks.requeue`.
 
     Lightning's own handlers are left out: they save, requeue and communicate inside of the handler, while a step runs.
     """
 
     def __init__(self) -> None:
         self._asked = 0
+        self._interrupted = False
         self._training = False
         self._ending = False
         self._process = 0
         self._handlers: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the signals from Lightning."""
-        if stage != "fit" or threading.current_thread() is not threading.main_thread():
+    def begin(self, trainer: Trainer) -> None:
+        """Take over the signals.
+
+        For whoever can call it before `fit`, in which the ranks find each other and the data are prepared before any
+        callback is asked.
+        """
+        if threading.current_thread() is not threading.main_thread():
             return
         _silence_lightning(trainer)
-        self._asked, self._training, self._ending, self._process = 0, False, False, os.getpid()
-        self._handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        self._asked, self._interrupted, self._training, self._ending = 0, False, False, False
+        self._process = os.getpid()
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+        if not self._handlers:
+            before = {number: signal.getsignal(number) for number in SIGNALS}
+            # A handler that is not of Python (None) could not be given back.
+            self._handlers = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+        for number in self._handlers:
+            signal.signal(number, self._hear)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over the signals."""
+        if stage == "fit":
+            self.begin(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to save."""
@@ -95,15 +116,27 @@ class Preemption(Callback):
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             _hear_in_a_child(number)
-        elif not self._training or (number == self._asked == signal.SIGINT):
+            return
+        if number == signal.SIGHUP:
+            self._leave_closed_terminals()
+        if not self._training or (number == signal.SIGINT and self._interrupted):
             if not self._ending:
                 self._ending = True
                 raise Stopped(number)
         else:
-            self._asked = number
+            self._asked = self._asked or number  # a warning stays one when SIGTERM comes before the step is done
             if number == signal.SIGINT:
+                self._interrupted = True
                 note = b"\nCtrl-C: saves a checkpoint when this step is done, then stops; once more to stop at once\n"
                 os.write(2, note)
+
+    def _leave_closed_terminals(self) -> None:
+        """What is written to a terminal that has closed is an error, in the midst of the checkpoint: write nowhere."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         number = self._agreed(trainer)
@@ -113,7 +146,7 @@ class Preemption(Callback):
             if isinstance(callback, Checkpoints):
                 callback.save(trainer)
         self._training, self._ending = False, True
-        requeued = number == signal.SIGUSR1 and trainer.is_global_zero and requeue()
+        requeued = trainer.is_global_zero and requeue(number)
         trainer.strategy.barrier("requeue")  # a rank that ends may take the others with it
         raise Stopped(number, requeued)
 
@@ -125,27 +158,11 @@ class Preemption(Callback):
         return int(asked)
 
 
-def requeue() -> bool:
-    """Puts this SLURM job into the queue again.
-
-    Returns:
-        Whether SLURM has said yes; False outside of a job.
-    """
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
-    if not re.fullmatch(r"\d+(_\d+)?", job):
-        return False
-    try:
-        return subprocess.run(["scontrol", "requeue", job], timeout=30, stdout=subprocess.DEVNULL).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
 def _hear_in_a_child(number: int) -> None:
     """In a process that loads data, and which has inherited the handler.
 
-    Ctrl-C, and SLURM's signals, reach it too: if it ended, the step could not be ended. SIGTERM is how its parent ends
-    it (where torch has not set a handler of its own).
+    Ctrl-C, a terminal that closes, and a scheduler's signals reach it too: if it ended, the step could not be ended.
+    SIGTERM is how its parent ends it (where neither torch nor the loader has set a handler of its own).
     """
     if number == signal.SIGTERM:
         signal.signal(number, signal.SIG_DFL)

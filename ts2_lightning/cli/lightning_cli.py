@@ -21,8 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ts2_lightning import __version__
-from ts2_lightning.callbacks import Stopped
-from ts2_lightning.callbacks.preemption import requeue
+from ts2_lightning.callbacks import Preemption, Stopped, Watchdog
+from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
 from ts2_lightning.cli.going_on import check_own_run, differences, readable, tell_differences
@@ -188,8 +188,8 @@ class TS2CLI(LightningCLI):
         """Ctrl-C, or another signal: status 128 and its number, as shells have it."""
         number = reason.signal if isinstance(reason, Stopped) else signal.SIGINT
         requeued = isinstance(reason, Stopped) and reason.requeued
-        if number == signal.SIGUSR1 and not requeued and is_rank_zero():
-            requeued = requeue()  # it came before the first step, or after the last
+        if not requeued and is_rank_zero():
+            requeued = requeue(number)  # it came before the first step, or after the last
         self._discard_unused_directory()
         if not is_rank_zero():
             # Lightning kills rank 0 when a rank that it has started ends with another status before it does.
@@ -408,9 +408,16 @@ class TS2CLI(LightningCLI):
                 callbacks.append(default)
         self.record = RunRecord(self.destination, self.recorded_config, self.argv, self.lock)
         callbacks.insert(0, self.record)
+        callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # the others' setup may hang
         if self.command == "predict":
             callbacks.append(PredictionFile(self.run_dir))
         return callbacks
+
+    def before_fit(self) -> None:
+        """Lightning's hook: until the data are prepared, a trainer asks no callback."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Preemption | Watchdog):
+                callback.begin(self.trainer)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

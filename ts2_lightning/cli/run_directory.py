@@ -102,8 +102,15 @@ def next_config(run: Path) -> Path:
 
 
 def latest_config(run: Path) -> Path:
-    """The configuration of the latest start of a run."""
-    return _configs(run)[-1]
+    """The configuration of the latest start of a run.
+
+    Raises:
+        UserError: there is none.
+    """
+    configs = _configs(run)
+    if not configs:
+        raise UserError(f"{run}: no {CONFIG}, which fit writes when a run begins")
+    return configs[-1]
 
 
 def _configs(run: Path) -> list[Path]:

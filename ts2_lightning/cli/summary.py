@@ -66,7 +66,8 @@ def interruption_line(run: Path | None, number: int = signal.SIGINT, requeued: b
     """
     what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     if requeued:
-        return f"{what}: SLURM has queued the job again, and it will go on by itself in {run}"
+        goes_on = "begin anew" if run is None else f"go on by itself in {run}"
+        return f"{what}: SLURM has queued the job again, and it will {goes_on}"
     if run is None:
         return f"{what} before the run began"
     newest = newest_checkpoint(run)

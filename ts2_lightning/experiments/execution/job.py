@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from ts2_lightning.callbacks.preemption import requeue
+from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.experiments.execution.locks import Lock
 from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Task, forget_failure, is_trained
@@ -51,8 +51,8 @@ def run_task(task: Task, options: Sequence[str]) -> str:
             outcome = measure(task, processes, alone, keep, print)
             if outcome == "done":
                 forget_failure(task)  # of an earlier start of this job
-            elif outcome == "stopped" and processes.stopped_by == signal.SIGUSR1:
-                requeue()  # a training would have done it by itself
+            elif outcome == "stopped" and processes.stopped_by is not None:
+                requeue(processes.stopped_by)  # a training would have done it by itself
     if isinstance(outcome, Failure):
         raise RuntimeError(f"{outcome.stage} failed: {outcome.message} ({outcome.log})")
     return outcome

@@ -64,7 +64,7 @@ class Processes:
     def stop(self, number: int) -> None:
         """Hands a signal on to the processes, and starts no more."""
         with self._lock:
-            self.stopped_by = number
+            self.stopped_by = self.stopped_by or number
             for process in self._running:
                 process.send_signal(number)
 
