@@ -1,11 +1,13 @@
-"""GPUs that are known, and what of them decides memory and time.
+"""GPUs that are known, and what of them decides memory and time; and the memory of this machine.
 
 Memory is what the driver reports (nvidia-smi, in MiB), which is what a process can have; the rest is from NVIDIA's data
 sheets: dense bfloat16 FLOP/s (a sheet's larger figure is with sparsity), bandwidth of the memory, of the links between
 the GPUs of a node in one direction (half of what a sheet adds up), and of the bus to the host.
 """
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -97,3 +99,31 @@ def gpu_of_device(name: str) -> GPU | None:
         True
     """
     return GPUS[_DEVICES[name]] if name in _DEVICES else None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine whose CPU computes: its processes share its memory, and nothing is known of its speed.
+
+    Attributes:
+        name: for people.
+        memory: bytes, for all processes.
+    """
+
+    name: str
+    memory: float
+
+
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def this_machine() -> Machine:
+    """The machine at hand, as far as its memory is ours: a container may have a part of it.
+
+    Example:
+        >>> this_machine().name
+        "this machine's CPU"
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
+    return Machine("this machine's CPU", min(memory, int(limit)) if limit.isdigit() else memory)

@@ -5,12 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from transformers import LlamaConfig
 
+from ts2_lightning import hardware
 from ts2_lightning.cli import main
+from ts2_lightning.cli import plan as command
+from ts2_lightning.hardware import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
+ZERO2 = '{"class_path": "ts2_lightning.strategies.DeepSpeed", "init_args": {"stage": 2}}'
 Plan = Callable[..., tuple[int, str, str]]
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -63,6 +68,66 @@ def test_a_table_of_what_is_held(plan: Plan) -> None:
     assert not Path("runs").exists()
 
 
+def test_a_run_on_cpus_is_planned_for_this_machine(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its processes share its memory; nothing is said of its speed, and nothing of GPUs."""
+    monkeypatch.setattr(command, "this_machine", lambda: Machine("this machine's CPU", 2.5 * 2**30))
+    options = ["--model.lm.path", "tiny", "--trainer.accelerator", "cpu", "--data.max_length", "64"]
+    status, out, err = plan(*options, "--trainer.devices", "2")
+    assert (status, err) == (0, "")
+    assert "2 processes on this machine's CPU (2.5 GiB for all of a node); DDP, 32-true, fused attention" in out
+    assert "Memory per process in GiB" in out
+    assert out.splitlines()[-1].startswith("It fits: 1.")
+    assert out.splitlines()[-1].endswith(" of 1.2 GiB.")
+    assert "GPU" not in out
+    assert "Seconds" not in out
+    result = found(plan, *options, "--trainer.devices", "3")
+    assert (result["gpu"], result["machine"]["memory"], result["step"], result["fits"]) == (
+        None,
+        2.5 * 2**30,
+        {},
+        False,
+    )
+    one = found(plan, *options)
+    assert "1 process on this machine's CPU" in plan(*options)[1]
+    assert 2**30 < one["memory"]["no_checkpointing"]["total"] < 1.2 * 2**30
+    there = found(plan, *options, "--gpu", "l40s")
+    assert (there["gpu"]["name"], there["machine"], there["precision"]) == ("L40S", None, "bf16-mixed")
+
+
+def test_this_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container may have a part of it."""
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(hardware, "_LIMIT", limit)
+    whole = hardware.this_machine().memory
+    assert whole == psutil.virtual_memory().total
+    for text, memory in (("max\n", whole), ("1000000\n", 1_000_000), (f"{2 * whole}\n", whole)):
+        limit.write_text(text)
+        assert hardware.this_machine().memory == memory
+
+
+def test_a_checkpoint(plan: Plan) -> None:
+    """Weights and moments: 12 bytes for each parameter, under ZeRO-2 16, in the time that a disk takes."""
+    options = ["--model.lm.path", "1b", "--gpus", "8", "--data.micro_batch_size", "1", "--data.max_length", "64"]
+    status, out, _ = plan(*options)
+    assert status == 0
+    assert "Checkpoint: 14.8 GB, written in 14.8 s at 1 GB/s (--write_speed, a guess)." in out
+    assert "WARNING" not in out
+    result = found(plan, *options, "--write_speed", "0.025")["checkpoint"]
+    assert result["bytes"] == pytest.approx(12 * 1_235_814_400, rel=1e-4)
+    assert result["seconds"] == pytest.approx(result["bytes"] / 25e6)
+    assert (result["warned_in_time"], result["warning_seconds"] % 60) == (False, 0)
+    assert 1.2 * result["seconds"] < result["warning_seconds"] < 1.4 * result["seconds"]
+    out = plan(*options, "--write_speed", "0.025")[1]
+    assert "WARNING: fit.slurm has a run warned 300 s before its time limit, and it needs 59" in out
+    setting = f"sbatch --signal=USR1@{result['warning_seconds']}, or SBATCH_SIGNAL=USR1@{result['warning_seconds']}"
+    assert f"  to finish its step and to save: {setting}" in out
+    assert max(map(len, out.splitlines())) <= 100
+    zero2 = found(plan, *options, "--trainer.strategy", ZERO2)["checkpoint"]
+    assert zero2["bytes"] == pytest.approx(16 * 1_235_814_400, rel=1e-4)
+    adapter = found(plan, *options, "--model.lm.adapter.r", "16")["checkpoint"]
+    assert adapter["bytes"] < 0.02 * result["bytes"]
+
+
 def test_the_toy_world_is_not_made_for_it(plan: Plan, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("TS2_CACHE_DIR", str(here / "cache"))
     assert found(plan, "-c", str(ROOT / "configs/experiment/quickstart.yaml"))["fits"]
@@ -101,6 +166,11 @@ def test_a_model_that_does_not_fit(plan: Plan) -> None:
         (["--model.lm.path", "tiny", "--gpu", "h20"], "--gpu: expected one of h200"),
         (["--model.lm.path", "tiny", "--gpus", "0"], "--gpus must be a whole number of at least 1 or null, got 0"),
         (["--model.lm.path", "tiny", "--hfu", "40"], "--hfu must be a finite number above 0 and at most 1, got 40"),
+        (["--model.lm.path", "tiny", "--write_speed", "0"], "--write_speed must be a finite number above 0, got 0"),
+        (
+            ["--model.lm.path", "tiny", "--trainer.accelerator", "mps"],
+            "trainer.accelerator: plan has figures of GPUs and",
+        ),
         (["--model.lm.path", "tiny", "--trainer.strategy", "deepspeed_stage2"], "did you mean deepspeed_stage_2?"),
         (
             ["--model.lm.path", "tiny", "--trainer.precision", "transformer-engine"],
@@ -139,3 +209,5 @@ def test_seventy_billion(plan: Plan) -> None:
     memory = result["memory"]["checkpointing"]
     held = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert held == pytest.approx(20 * 70_553_706_496 / 32, rel=1e-3)
+    assert result["checkpoint"]["bytes"] == pytest.approx(12 * 70_553_706_496, rel=1e-3)
+    assert (result["checkpoint"]["warned_in_time"], result["checkpoint"]["warning_seconds"]) == (False, 1080)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.cli import standins
@@ -296,11 +297,20 @@ def test_the_watchdog_is_asked_before_the_ranks_compare_their_settings(
 ) -> None:
     """A rank that is gone lets the others wait there."""
     asked = []
-    monkeypatch.setattr(Watchdog, "setup", lambda *args, **stage: asked.append("watchdog"))
-    write = RunRecord.setup
-    monkeypatch.setattr(RunRecord, "setup", lambda *args, **stage: (asked.append("record"), write(*args, **stage)))
+
+    def spy(callback: type[Callback]) -> None:
+        setup = callback.setup
+
+        def asked_and_done(self: Callback, *args: Any, **settings: Any) -> None:
+            asked.append(callback)
+            setup(self, *args, **settings)
+
+        monkeypatch.setattr(callback, "setup", asked_and_done)
+
+    spy(RunRecord)
+    spy(Watchdog)
     assert fit("--trainer.callbacks+=Watchdog").status == 0
-    assert asked == ["watchdog", "record"]
+    assert asked == [Watchdog, RunRecord]
 
 
 def test_a_requeued_job_goes_on_by_itself(fit: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,7 +176,9 @@ def control(file: str, job: str) -> None:
 
 def srun(*words: str) -> None:
     """Runs a command in every process of the task, and hands on what the controller sends."""
-    command = list(words[next(place for place, word in enumerate(words) if Path(word).name.startswith("python")) :])
+    first = next(place for place, word in enumerate(words) if Path(word).name.startswith("python"))
+    command = list(words[first:])
+    (here() / "srun.txt").write_text(" ".join(words[:first]))
     tasks = int(os.environ["SLURM_NTASKS_PER_NODE"])
     running = []
     for rank in range(int(os.environ["SLURM_NTASKS"])):

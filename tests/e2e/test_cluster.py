@@ -5,7 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -13,8 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import CONFIGS, ROOT, CommandLine, column, empty_working_directory, make_blank
+from ts2_lightning.callbacks.run_state import read_state
 from ts2_lightning.data.plan import Shape
+from ts2_lightning.planning import WARNING_SECONDS
 
 SHAPES = {"1x4": (1, 4), "1x8": (1, 8), "4x8": (4, 8)}
 REHEARSALS = {"1x4": "zero2", "1x8": "fsdp2", "4x8": "zero3"}
@@ -67,22 +71,6 @@ def test_the_lines_say_what_the_configuration_says(shape: str, ts2: CommandLine)
     assert world.accumulation * min(world.micro_batch_size * world.world_size, 128) == 128
 
 
-SRUN = """#!{python}
-import os, subprocess, sys
-
-nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS_PER_NODE"])
-options = ["--kill-on-bad-exit=1", "--cpus-per-task=" + os.environ["SLURM_CPUS_PER_TASK"]]
-assert sys.argv[1:3] == options
-command = sys.argv[3:]
-running = []
-for rank in range(nodes * tasks):
-    place = {{"SLURM_PROCID": rank, "SLURM_NODEID": rank // tasks, "SLURM_LOCALID": rank % tasks, "SLURM_STEP_ID": 0}}
-    surroundings = os.environ | {{name: str(value) for name, value in place.items()}}
-    running.append(subprocess.Popen(command, env=surroundings))
-sys.exit(max(process.wait() for process in running))
-"""
-
-
 class Rehearsal:
     """Runs a line of `configs/cluster` with a toy model, toy rows and a strategy's rehearsal.
 
@@ -109,7 +97,9 @@ class Rehearsal:
             "TS2_CACHE_DIR": str(directory / "cache"),
             "OMP_NUM_THREADS": "1",
             "VIRTUAL_ENV": sys.prefix,
+            "STAND_IN_SLURM": str(directory),
         }
+        stand_in_slurm.install(directory / "bin")
 
     def options(self, files: list[str], name: str, rehearsal: str | None, nodes: int, devices: int) -> list[str]:
         """What `fit` is given: the line's own files, then what makes them small."""
@@ -120,20 +110,23 @@ class Rehearsal:
 
     def slurm(self, shape: str, nodes: int, tasks: int) -> dict[int, float]:
         """As `sbatch` would start it; `srun` is a stand-in that starts all tasks here."""
-        srun = self.directory / "bin" / "srun"
-        srun.parent.mkdir(exist_ok=True)
-        srun.write_text(SRUN.format(python=sys.executable))
-        srun.chmod(0o755)
         name = f"slurm-{shape}"
-        given = self.options(of_fit(lines_of(shape)["sbatch"]), name, REHEARSALS[shape], nodes, tasks)
-        job = {
-            "SLURM_JOB_ID": str(10_000 + nodes), "SLURM_JOB_NAME": "ts2", "SLURM_NNODES": str(nodes),
-            "SLURM_NTASKS": str(nodes * tasks), "SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_NODELIST": "127.0.0.1",
-            "SLURM_CPUS_PER_TASK": "1",
-        }  # fmt: skip
-        script = str(CONFIGS / "cluster" / "fit.slurm")
-        self._wait([subprocess.Popen(["bash", script, *given], **self._how(job))])
+        self._wait([self.job(name, shape, nodes, tasks)])
+        assert (self.directory / "srun.txt").read_text() == "--kill-on-bad-exit=1 --cpus-per-task=1"
         return self.objectives(name)
+
+    def job(
+        self, name: str, shape: str, nodes: int, tasks: int, *options: str, **variables: object
+    ) -> "subprocess.Popen[str]":
+        """What SLURM starts as a job, or starts again."""
+        given = self.options(of_fit(lines_of(shape)["sbatch"]), name, REHEARSALS[shape], nodes, tasks)
+        place = {
+            "SLURM_JOB_ID": 10_000 + nodes, "SLURM_JOB_NAME": "ts2", "SLURM_NNODES": nodes,
+            "SLURM_NTASKS": nodes * tasks, "SLURM_NTASKS_PER_NODE": tasks, "SLURM_NODELIST": "127.0.0.1",
+            "SLURM_CPUS_PER_TASK": 1, **variables,
+        }  # fmt: skip
+        how = self._how({name: str(value) for name, value in place.items()})
+        return subprocess.Popen(["bash", str(CONFIGS / "cluster" / "fit.slurm"), *given, *options], **how)
 
     def torchrun(self, shape: str, agents: int, processes: int) -> dict[int, float]:
         """The `torchrun` line, once per node; all nodes are this machine."""
@@ -151,15 +144,19 @@ class Rehearsal:
         self._wait([subprocess.Popen(line, **self._how({})) for _ in range(agents)])
         return self.objectives(name)
 
-    def alone(self) -> dict[int, float]:
+    def alone(self, *options: str) -> dict[int, float]:
         """The same in one process, with no strategy."""
         given = self.options(of_fit(lines_of("1x4")["sbatch"]), "alone", None, 1, 1)
-        self._wait([subprocess.Popen([sys.executable, "cli.py", "fit", *given], **self._how({}))])
+        self._wait([subprocess.Popen([sys.executable, "cli.py", "fit", *given, *options], **self._how({}))])
         return self.objectives("alone")
 
     def objectives(self, name: str) -> dict[int, float]:
         """The objective of every step of a run."""
         return column(self.directory / "runs" / name / "1", "train/objective")
+
+    def step(self, name: str) -> int:
+        """How many steps of a run are done."""
+        return int((read_state(self.directory / "runs" / name / "1") or {"step": 0})["step"])
 
     def _how(self, more: dict[str, str]) -> dict[str, Any]:
         return {
@@ -199,3 +196,51 @@ def test_a_line_is_rehearsed(
 ) -> None:
     """Two nodes are two agents of torchrun, or two tasks with nodes of their own. The numbers are one process's."""
     assert getattr(rehearsal, launcher)(shape, nodes, devices) == pytest.approx(alone, rel=1e-5)
+
+
+STEPS = 60
+LONGER = (f"--data.limit_train={8 * STEPS}", "--trainer.callbacks+=Checkpoints")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_and_later_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preempted job saves in its grace time and runs again; one that is cancelled saves, ends and stays so, until
+    somebody resumes it. In the end it is the run that nobody has stopped.
+    """
+    rehearsal, job = Rehearsal(tmp_path), "10001"
+    monkeypatch.setenv("STAND_IN_SLURM", str(tmp_path))
+
+    def stopped(trouble: Callable[[], None], steps: int, *options: str, **variables: object) -> str:
+        stand_in_slurm.write_job(job, state=["RUNNING"], preempted=False)
+        before = rehearsal.step("preempted")
+        process = rehearsal.job("preempted", "1x8", 1, 2, *LONGER, *options, **variables)
+        while rehearsal.step("preempted") < before + steps:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        trouble()
+        said = process.communicate(timeout=120)[0]
+        assert process.returncode, said  # which it is does not matter: what is left of a job is killed by SIGTERM
+        assert before + steps <= rehearsal.step("preempted") < STEPS, said
+        return said
+
+    said = stopped(lambda: stand_in_slurm.preempt(job, "CANCEL", grace=True), 3)
+    run = "preempted/1"
+    assert "stopped by SIGTERM: SLURM has queued the job again, and it will go on by itself in " in said
+    assert (stand_in_slurm.read_job(job)["state"][0], stand_in_slurm.read_job(job)["restarts"]) == ("PENDING", 1)
+    said = stopped(lambda: stand_in_slurm.scancel(job), 3, SLURM_RESTART_COUNT=1)
+    assert f"{run}/checkpoints/last.ckpt; resume with: " in said
+    assert (stand_in_slurm.read_job(job)["state"][0], stand_in_slurm.read_job(job)["restarts"]) == ("CANCELLED", 1)
+    rehearsal._wait([rehearsal.job("preempted", "1x8", 1, 2, *LONGER, "--ckpt_path=last", SLURM_JOB_ID=10_002)])
+    assert [place.name for place in (tmp_path / "runs" / "preempted").iterdir()] == ["1"]
+    objectives = rehearsal.objectives("preempted")
+    assert list(objectives) == list(range(1, STEPS + 1))
+    assert objectives == pytest.approx(rehearsal.alone(*LONGER), rel=1e-4)
+
+
+def test_the_time_to_save_can_be_set() -> None:
+    """The script has a default, which sbatch takes from its command line or from SBATCH_SIGNAL if they are there."""
+    script = (CONFIGS / "cluster" / "fit.slurm").read_text(encoding="utf-8")
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, flags=re.MULTILINE))
+    assert options["signal"] == f"USR1@{WARNING_SECONDS}"
+    assert options["mem"] == "0"
+    assert "requeue" in options

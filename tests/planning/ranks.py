@@ -1,4 +1,5 @@
-"""Counts what each rank holds of a tiny model, under a strategy: `python -m tests.planning.ranks STRATEGY WORLD OUT`.
+"""Counts what each rank holds of a tiny model, and what a checkpoint of another one has, under a strategy:
+`python -m tests.planning.ranks STRATEGY WORLD OUT`.
 
 The ranks are forked from one interpreter, as imports cost most of the time, and run all cases.
 """
@@ -18,16 +19,22 @@ from torch import Tensor, multiprocessing
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import LanguageModelConfig, ScheduleConfig, SFTModule
+from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.strategies import FSDP2, DeepSpeed
 
 RANKS = 2
 SIZES: dict[str, Any] = {  # divided by two ranks, they leave odd parts
     "hidden_size": 42, "intermediate_size": 54, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "head_dim": 6, "max_position_embeddings": 64,
+}  # fmt: skip
+SAVED: dict[str, Any] = {  # so large that names and shapes are little beside it
+    "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 64,
 }  # fmt: skip
 CASES = [("tied", "32-true"), ("untied", "bf16-mixed")]
 ROWS, MICRO_BATCH, LENGTH = 8, 2, 9  # two micro-batches of a step on each of two ranks
@@ -37,11 +44,11 @@ def write_world(directory: Path) -> None:
     """Rows, and the config of a model of each kind."""
     rows = [{"input_ids": [1 + (i + j) % 9 for j in range(LENGTH)]} for i in range(2 * ROWS)]
     (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("tied", "untied"):
+    for name, sizes in (("tied", SIZES), ("untied", SIZES), ("saved", SAVED)):
         write_blank_model(directory / name)
         blank = LlamaConfig.from_pretrained(directory / name)
         tokens = {key: getattr(blank, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        config = LlamaConfig(**SIZES, **tokens, vocab_size=blank.vocab_size, tie_word_embeddings=name == "tied")
+        config = LlamaConfig(**sizes, **tokens, vocab_size=blank.vocab_size, tie_word_embeddings=name != "untied")
         AutoModelForCausalLM.from_config(config).save_pretrained(directory / name)
 
 
@@ -100,21 +107,32 @@ def strategy_of(name: str) -> Strategy | str:
 def count(name: str, world: Path, model: str, precision: Any, ranks: int = RANKS) -> dict[str, int]:
     """Two steps, and what was held before the second update."""
     counted = Count()
-    module = SFTModule(
-        LanguageModelConfig(str(world / model)), CrossEntropyLoss(), schedule=ScheduleConfig("constant", 0.0)
-    )
+    fit(name, world, LanguageModelConfig(str(world / model)), precision, ranks, counted)
+    return counted.found
+
+
+def save(name: str, world: Path, out: Path, ranks: int = RANKS, adapter: AdapterConfig | None = None) -> int:
+    """Two steps, and the bytes of their checkpoint."""
+    checkpoints = Checkpoints(str(out))
+    fit(name, world, LanguageModelConfig(str(world / "saved"), adapter=adapter), "32-true", ranks, checkpoints)
+    last = Path(checkpoints.last_model_path).resolve()
+    return sum(file.stat().st_size for file in (last, *last.rglob("*")) if file.is_file())
+
+
+def fit(name: str, world: Path, lm: LanguageModelConfig, precision: Any, ranks: int, callback: Callback) -> None:
+    """Two steps."""
+    module = SFTModule(lm, CrossEntropyLoss(), schedule=ScheduleConfig("constant", 0.0))
     data = SFTData(
-        train=str(world / "rows.jsonl"), tokenizer=str(world / model), format="tokens", batch_size=ROWS,
+        train=str(world / "rows.jsonl"), tokenizer=lm.path, format="tokens", batch_size=ROWS,
         micro_batch_size=MICRO_BATCH, max_length=LENGTH, cache=False,
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=ranks, strategy=strategy_of(name), precision=precision, max_epochs=1,
-        logger=False, callbacks=[counted], enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        logger=False, callbacks=[callback], enable_checkpointing=isinstance(callback, Checkpoints),
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, data)
     assert trainer.global_step == 2
-    return counted.found
 
 
 def rank(number: int, port: int, name: str, world: Path, out: Path) -> None:
@@ -124,7 +142,7 @@ def rank(number: int, port: int, name: str, world: Path, out: Path) -> None:
     os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
     torch.set_num_threads(1)
     found = [count(name, world, model, precision) for model, precision in CASES]
-    (out / f"{number}.json").write_text(json.dumps(found))
+    (out / f"{number}.json").write_text(json.dumps({"held": found, "saved": save(name, world, out / "checkpoints")}))
 
 
 if __name__ == "__main__":

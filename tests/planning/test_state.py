@@ -1,4 +1,6 @@
-"""Weights, gradients, optimizer state: the bytes that two real ranks hold of tied and untied models of odd sizes."""
+"""Weights, gradients, optimizer state: the bytes that two real ranks hold of tied and untied models of odd sizes; and
+the bytes that they write into a checkpoint.
+"""
 
 import json
 import subprocess
@@ -10,6 +12,7 @@ import pytest
 
 from tests.planning import ranks
 from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.layout import read_layout
 from ts2_lightning.planning.model import measure
@@ -54,6 +57,19 @@ def test_one_process(world: Path) -> None:
         assert ranks.count("single", world, model, precision, 1) == planned("single", world, model, precision)
 
 
+def planned_checkpoint(name: str, world: Path, adapter: AdapterConfig | None = None) -> int:
+    layout = read_layout(CLASSES[name], "32-true", 1 if name == "single" else ranks.RANKS)
+    config = LanguageModelConfig(str(world / "saved"), adapter=adapter)
+    return state_of(measure(config, layout, MicroBatch(1, 4), modes=(False,)).weights, layout).checkpoint()
+
+
+@pytest.mark.parametrize(("adapter", "error"), [(None, 0.01), (AdapterConfig(head=True), 0.02)])
+def test_a_checkpoint_of_one_process(adapter: AdapterConfig | None, error: float, world: Path, tmp_path: Path) -> None:
+    """Weights and both moments of what is trained; an adapter's names and shapes are more beside it."""
+    planned = planned_checkpoint("single", world, adapter)
+    assert ranks.save("single", world, tmp_path, 1, adapter) == pytest.approx(planned, rel=error)
+
+
 def in_two_ranks(name: str) -> object:
     """In CI one of each way to divide a model."""
     return pytest.param(name, marks=pytest.mark.slow if name in ("fsdp2", "zero2", "zero3") else pytest.mark.long)
@@ -66,5 +82,6 @@ def test_two_ranks(name: str, world: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for rank in range(ranks.RANKS):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
-        for (model, precision), held in zip(ranks.CASES, found, strict=True):
+        for (model, precision), held in zip(ranks.CASES, found["held"], strict=True):
             assert held == planned(name, world, model, precision, rank), (model, precision, rank)
+        assert found["saved"] == pytest.approx(planned_checkpoint(name, world), rel=0.01)

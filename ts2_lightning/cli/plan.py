@@ -1,4 +1,7 @@
-"""`plan`: memory per GPU and time per step of a configuration, from its settings alone. No weights are read."""
+"""`plan`: memory per GPU, time per step and checkpoints of a configuration, from its settings alone.
+
+No weights are read. A run on CPUs is planned for this machine: its memory is known, its speed is not.
+"""
 
 import json
 import tempfile
@@ -17,12 +20,27 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
-from ts2_lightning.planning import EFFICIENCY, GPUS, Job, Memory, Plan, find_gpu, make_plan
-from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
+from ts2_lightning.planning import (
+    EFFICIENCY,
+    GPU,
+    GPUS,
+    WARNING_SECONDS,
+    WRITE_SPEED,
+    Job,
+    Machine,
+    Memory,
+    Plan,
+    find_gpu,
+    make_plan,
+    this_machine,
+)
+from ts2_lightning.ranges import COUNT, NULL, POSITIVE, Range, check_numbers
 from ts2_lightning.types import UserError
 
 _GIB = 2**30
+_GB = 1e9
 _WIDTH = 100
+_GPU = "h200"  # where neither the user nor the trainer's accelerator says something else
 
 
 def run(argv: Sequence[str]) -> int:
@@ -36,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         that could be made is no error.
 
     Raises:
-        UserError: no model, a GPU or strategy that is not known.
+        UserError: no model, a GPU, accelerator or strategy that is not known.
     """
     return run_command("fit", argv, PlanCLI)
 
@@ -46,18 +64,26 @@ class PlanCLI(TS2CLI):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.description = "Memory per GPU and time per step, from the settings alone."
+        self.description = "Memory per GPU, time per step and checkpoints, from the settings alone."
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The options of `fit`, of which only the model's is required."""
         super().add_arguments_to_parser(parser)
         for action in parser._actions:
             action.required = False
-        parser.add_argument("--gpu", type=str, default="h200", help=f"Kind of GPU, one of {', '.join(GPUS)}.")
-        parser.add_argument("--gpus", type=int | None, default=None, help="GPUs of a node. Default: trainer.devices.")
+        parser.add_argument("--gpu", type=str | None, default=None, help=_GPU_HELP)
+        parser.add_argument(
+            "--gpus", type=int | None, default=None, help="GPUs, or CPU processes, of a node. Default: trainer.devices."
+        )
         parser.add_argument("--nodes", type=int | None, default=None, help="Nodes. Default: trainer.num_nodes.")
         parser.add_argument(
             "--hfu", type=float, default=EFFICIENCY, help="Share of a GPU's peak operations that is reached, a guess."
+        )
+        parser.add_argument(
+            "--write_speed",
+            type=float,
+            default=WRITE_SPEED / _GB,
+            help="GB/s at which all processes together write a checkpoint, a guess.",
         )
         parser.add_argument("--json", type=bool, default=False, help="Print JSON, in bytes and seconds.")
 
@@ -86,7 +112,30 @@ class PlanCLI(TS2CLI):
 def _check(settings: Any) -> None:
     if settings.get("model.lm.path") is None:
         raise UserError("model.lm.path: plan needs a model; give the configuration of an experiment with -c FILE")
-    check_numbers("--", settings, gpus=(COUNT, NULL), nodes=(COUNT, NULL), hfu=Range(above=0, most=1))
+    counts = dict.fromkeys(("gpus", "nodes"), (COUNT, NULL))
+    check_numbers("--", settings, **counts, hfu=Range(above=0, most=1), write_speed=POSITIVE)
+
+
+def device_of(gpu: str | None, accelerator: Any) -> GPU | Machine:
+    """What a plan is for: the GPU that is named, or what the trainer would take.
+
+    Args:
+        gpu: kind of GPU, or None.
+        accelerator: the trainer's.
+
+    Raises:
+        UserError: a GPU that is not known, or an accelerator that is neither a GPU nor a CPU.
+    """
+    if gpu is not None:
+        return find_gpu(gpu)
+    if accelerator == "cpu":
+        return this_machine()
+    if accelerator not in ("auto", "gpu", "cuda"):
+        raise UserError(
+            f"trainer.accelerator: plan has figures of GPUs and the memory of CPUs, not of {accelerator!r}; name a GPU "
+            "with --gpu, or set the accelerator to cpu"
+        )
+    return find_gpu(_GPU)
 
 
 @contextmanager
@@ -102,21 +151,23 @@ def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
 def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
     """The job of the settings of `fit` and of `plan`."""
     trainer, data = settings.trainer, settings.data
+    device = device_of(settings.gpu, trainer.accelerator)
     return Job(
         lm=lm,
         loss=model.loss,
         engine=model.engine,
         strategy=trainer.strategy if isinstance(trainer.strategy, str) else trainer.strategy.as_dict(),
-        # What a run on a GPU takes where nothing is set.
-        precision=trainer.precision or "bf16-mixed",
+        # What a run takes where nothing is set.
+        precision=trainer.precision or ("bf16-mixed" if isinstance(device, GPU) else "32-true"),
         rows=data.batch_size,
         micro_batch=data.micro_batch_size,
         max_length=data.max_length,
         packing=data.packing,
-        gpu=find_gpu(settings.gpu),
+        device=device,
         gpus_per_node=settings.gpus or devices(trainer.devices),
         nodes=settings.nodes or trainer.num_nodes,
         efficiency=settings.hfu,
+        write_speed=settings.write_speed * _GB,
     )
 
 
@@ -154,12 +205,14 @@ _TERMS = {
 
 def report(plan: Plan) -> str:
     """All that the command prints."""
-    return "\n\n".join([_headline(plan), f"{_memory_table(plan)}\n{_FOOTNOTE}", _time_table(plan), _verdict(plan)])
+    times = [_time_table(plan)] if plan.duration else []
+    memory = f"{_memory_table(plan)}\n{_FOOTNOTE.format(_unit(plan))}"
+    return "\n\n".join([_headline(plan), memory, *times, _saving(plan), _verdict(plan)])
 
 
 _FOOTNOTE = (
-    "  GiB = 2^30 bytes of tensors on the first GPU, if every row has max_length tokens. The total is of\n"
-    "  what is kept and the larger of backward pass and loss engine, or of the update."
+    "  GiB = 2^30 bytes of tensors on the first {}, if every row has max_length tokens. The total\n"
+    "  is of what is kept and the larger of backward pass and loss engine, or of the update."
 )
 
 
@@ -170,15 +223,23 @@ def _headline(plan: Plan) -> str:
     if trained < plan.sizes.parameters:
         parameters += f", {_rounded(trained)} trained"
     nodes = f" in {job.nodes} nodes" if job.nodes > 1 else ""
+    if isinstance(job.device, GPU):
+        place = f"{job.gpus} x {job.device.name}{nodes} ({job.device.memory / _GIB:.1f} GiB each)"
+    else:
+        processes = f"{job.gpus} processes" if job.gpus > 1 else "1 process"
+        place = f"{processes} on {job.device.name}{nodes} ({job.device.memory / _GIB:.1f} GiB for all of a node)"
     return "\n".join(
         [
             f"{plan.sizes.architecture}, {parameters}; {type(job.loss).__name__}, {type(job.engine).__name__}",
-            f"{job.gpus} x {job.gpu.name}{nodes} ({job.gpu.memory / _GIB:.1f} GiB each); {job.layout.name}, "
-            f"{job.precision}, {plan.sizes.attention} attention",
+            f"{place}; {job.layout.name}, {job.precision}, {plan.sizes.attention} attention",
             f"{job.rows} rows a step: micro-batches of {job.micro_batch} x {job.max_length:,} tokens, "
-            f"{job.accumulation} on each GPU",
+            f"{job.accumulation} on each {_unit(plan)}",
         ]
     )
+
+
+def _unit(plan: Plan) -> str:
+    return "GPU" if isinstance(plan.job.device, GPU) else "process"
 
 
 def _rounded(count: int) -> str:
@@ -202,7 +263,7 @@ def _memory_table(plan: Plan) -> str:
         values = [getattr(plan.memory[mode], term) for _, mode in _columns(plan)]
         if any(values):
             rows.append([f"  {name}", *(f"{value / _GIB:,.2f}" for value in values)])
-    return _table(["Memory per GPU in GiB (* as set)", *(title for title, _ in _columns(plan))], rows)
+    return _table([f"Memory per {_unit(plan)} in GiB (* as set)", *(title for title, _ in _columns(plan))], rows)
 
 
 def _time_table(plan: Plan) -> str:
@@ -227,23 +288,43 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
+def _saving(plan: Plan) -> str:
+    """How large a checkpoint is, and whether a run that is warned of its time limit can write one."""
+    saving = plan.saving
+    speed = f"{saving.speed / _GB:g} GB/s (--write_speed, a guess)"
+    size = f"{saving.size / _GB:,.1f} GB" if saving.size >= _GB else f"{saving.size / 1e6:,.1f} MB"
+    lines = [f"Checkpoint: {size}, written in {saving.write:,.3g} s at {speed}."]
+    if not saving.is_warned_in_time:
+        what = "to finish its step and to save" if saving.step else "to save"
+        lines += [
+            f"WARNING: fit.slurm has a run warned {WARNING_SECONDS} s before its time limit, and it needs "
+            f"{saving.seconds:,.0f} s",
+            f"  {what}: sbatch --signal=USR1@{saving.warning}, or SBATCH_SIGNAL=USR1@{saving.warning}",
+        ]
+    return "\n".join(lines)
+
+
 def _verdict(plan: Plan) -> str:
-    needed, there = plan.memory[plan.checkpointing].total / _GIB, plan.job.gpu.memory / _GIB
+    needed, there = plan.needed / _GIB, plan.job.room / _GIB
     if plan.fits:
         return f"It fits: {needed:,.1f} of {there:,.1f} GiB."
     lines = [f"WARNING: it will not fit: {needed:,.1f} GiB are needed and {there:,.1f} GiB are there."]
     lines += [f"  fits with {remedy}" for remedy in plan.remedies]
     if not plan.remedies:
-        lines.append("  neither checkpointing, another strategy nor smaller micro-batches help: take more GPUs")
+        more = "GPUs" if isinstance(plan.job.device, GPU) else "memory"
+        lines.append(f"  neither checkpointing, another strategy nor smaller micro-batches help: take more {more}")
     return "\n".join(lines)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The same, in bytes and seconds."""
-    job = plan.job
+    """The same, in bytes and seconds; `gpu` or `machine` is null."""
+    job, saving = plan.job, plan.saving
+    device = {"name": job.device.name, "memory": job.device.memory}
+    gpu = device | {"source": job.device.source} if isinstance(job.device, GPU) else None
     return {
         "model": {"architecture": plan.sizes.architecture, "parameters": plan.sizes.parameters},
-        "gpu": {"name": job.gpu.name, "memory": job.gpu.memory, "source": job.gpu.source},
+        "gpu": gpu,
+        "machine": None if gpu else device,
         "gpus": job.gpus,
         "nodes": job.nodes,
         "strategy": job.layout.name,
@@ -253,11 +334,19 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "memory": {_KEYS[mode]: _memory_json(memory) for mode, memory in plan.memory.items()},
         "step": {_KEYS[mode]: asdict(d) | {"seconds": d.step} for mode, d in plan.duration.items()},
         "hfu": job.efficiency,
+        "checkpoint": {
+            "bytes": saving.size,
+            "write_speed": saving.speed,
+            "seconds": saving.write,
+            "warned_in_time": saving.is_warned_in_time,
+            "warning_seconds": saving.warning,
+        },
         "fits": plan.fits,
         "fits_with": plan.remedies,
     }
 
 
+_GPU_HELP = f"One of {', '.join(GPUS)}. Default: {_GPU}; where trainer.accelerator is cpu, this machine's memory."
 _KEYS = {True: "checkpointing", False: "no_checkpointing"}
 
 

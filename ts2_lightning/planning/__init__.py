@@ -1,8 +1,25 @@
-"""What a configuration will take: memory per GPU and time per step, before anything runs."""
+"""What a configuration will take: memory per GPU, time per step and checkpoints, before anything runs."""
 
-from ts2_lightning.hardware import GPU, GPUS, find_gpu
+from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, this_machine
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.duration import EFFICIENCY, Duration
 from ts2_lightning.planning.estimate import Job, Memory, Plan, make_plan
+from ts2_lightning.planning.saving import WARNING_SECONDS, WRITE_SPEED, Saving
 
-__all__ = ["EFFICIENCY", "GPU", "GPUS", "Duration", "Job", "Memory", "MicroBatch", "Plan", "find_gpu", "make_plan"]
+__all__ = [
+    "EFFICIENCY",
+    "GPU",
+    "GPUS",
+    "WARNING_SECONDS",
+    "WRITE_SPEED",
+    "Duration",
+    "Job",
+    "Machine",
+    "Memory",
+    "MicroBatch",
+    "Plan",
+    "Saving",
+    "find_gpu",
+    "make_plan",
+    "this_machine",
+]

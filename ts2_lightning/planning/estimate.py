@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from ts2_lightning.engines import LossEngine
-from ts2_lightning.hardware import GPU
+from ts2_lightning.hardware import GPU, Machine
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.planning.counting import MicroBatch
@@ -12,11 +14,15 @@ from ts2_lightning.planning.duration import EFFICIENCY, Duration, duration
 from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.loss import loss_bytes
 from ts2_lightning.planning.model import Sizes, measure
+from ts2_lightning.planning.saving import WRITE_SPEED, Saving
 from ts2_lightning.planning.state import state_of
 from ts2_lightning.ranges import COUNT, Range, check_numbers
 
 CONTEXT = 2 * 2**30
-"""Bytes that a process needs beside its tensors: the CUDA context, workspaces of cuBLAS and NCCL."""
+"""Bytes that a process needs beside its tensors on a GPU: the CUDA context, workspaces of cuBLAS and NCCL."""
+
+PROCESS = 2**30
+"""Bytes that a process needs beside its tensors on a CPU: the interpreter and the libraries."""
 
 GAPS = 0.05
 """Share of the tensors' bytes that the allocator loses to rounding and gaps."""
@@ -36,6 +42,7 @@ class Memory:
         loss: what the loss engine adds at its peak, before the backward pass; its gradients included.
         update: what the update adds, when the activations are gone.
         host: in the memory of the host, for this GPU.
+        context: what the process needs beside tensors; a guess.
     """
 
     weights: int
@@ -47,6 +54,7 @@ class Memory:
     loss: int
     update: int
     host: int
+    context: int = CONTEXT
 
     @property
     def tensors(self) -> int:
@@ -57,7 +65,7 @@ class Memory:
     @property
     def margin(self) -> int:
         """For what is not a tensor; a guess."""
-        return int(CONTEXT + GAPS * self.tensors)
+        return int(self.context + GAPS * self.tensors)
 
     @property
     def total(self) -> int:
@@ -79,10 +87,11 @@ class Job:
         micro_batch: rows of a forward pass on one GPU.
         max_length: tokens of a row.
         packing: of the rows of a micro-batch.
-        gpu: of which kind.
-        gpus_per_node: how many in a node.
+        device: the kind of GPU, or the machine whose CPU computes.
+        gpus_per_node: how many in a node; on a CPU the processes.
         nodes: how many.
         efficiency: share of a GPU's peak operations.
+        write_speed: bytes per second of a checkpoint.
 
     Raises:
         UserError: a number out of its range.
@@ -97,10 +106,11 @@ class Job:
     micro_batch: int
     max_length: int
     packing: str
-    gpu: GPU
+    device: GPU | Machine
     gpus_per_node: int = 1
     nodes: int = 1
     efficiency: float = EFFICIENCY
+    write_speed: float = WRITE_SPEED
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("rows", "micro_batch", "max_length", "gpus_per_node", "nodes"), COUNT)
@@ -110,6 +120,11 @@ class Job:
     def gpus(self) -> int:
         """Over all nodes."""
         return self.gpus_per_node * self.nodes
+
+    @property
+    def room(self) -> float:
+        """Bytes of memory for each process: a GPU's, or a share of the machine's."""
+        return self.device.memory / (1 if isinstance(self.device, GPU) else self.gpus_per_node)
 
     @property
     def layout(self) -> Layout:
@@ -137,7 +152,8 @@ class Plan:
         job: the settings.
         sizes: of its model.
         memory: by whether gradients are checkpointed.
-        duration: likewise.
+        duration: likewise; nothing where the speed of the device is not known.
+        saving: of a checkpoint.
         remedies: changes with which it would fit, where it does not.
     """
 
@@ -145,6 +161,7 @@ class Plan:
     sizes: Sizes
     memory: dict[bool, Memory]
     duration: dict[bool, Duration]
+    saving: Saving
     remedies: list[str] = field(default_factory=list)
 
     @property
@@ -153,9 +170,15 @@ class Plan:
         return self.job.lm.gradient_checkpointing
 
     @property
+    def needed(self) -> int:
+        """Bytes of the device's memory for each process, as the job is set; on a CPU that is the host's too."""
+        memory = self.memory[self.checkpointing]
+        return memory.total + (0 if isinstance(self.job.device, GPU) else memory.host)
+
+    @property
     def fits(self) -> bool:
         """Whether the job as it is set fits."""
-        return self.memory[self.checkpointing].total <= self.job.gpu.memory
+        return self.needed <= self.job.room
 
 
 def make_plan(job: Job) -> Plan:
@@ -175,7 +198,9 @@ def _measured(job: Job, modes: tuple[bool, ...]) -> Sizes:
 def _plan(job: Job, sizes: Sizes) -> Plan:
     layout, batch = job.layout, job.batch
     state = state_of(sizes.weights, layout, job.accumulation)
-    loss = loss_bytes(job.engine, job.loss, sizes.head, batch.tokens, sizes.hidden_itemsize, layout.autocast)
+    gpu = job.device if isinstance(job.device, GPU) else None
+    device = torch.device("cuda" if gpu else "cpu")
+    loss = loss_bytes(job.engine, job.loss, sizes.head, batch.tokens, sizes.hidden_itemsize, layout.autocast, device)
     memory = {
         mode: Memory(
             weights=state.held_weights() + sizes.buffers,
@@ -187,14 +212,16 @@ def _plan(job: Job, sizes: Sizes) -> Plan:
             loss=loss,
             update=state.at_the_update(),
             host=state.on_host(),
+            context=CONTEXT if gpu else PROCESS,
         )
         for mode, activations in sizes.activations.items()
     }
-    durations = {
-        mode: duration(sizes, state, batch, job.gpu, job.gpus_per_node, job.nodes, mode, job.efficiency)
-        for mode in memory
-    }
-    return Plan(job, sizes, memory, durations)
+    durations: dict[bool, Duration] = {}
+    if gpu:
+        place = (gpu, job.gpus_per_node, job.nodes)
+        durations = {mode: duration(sizes, state, batch, *place, mode, job.efficiency) for mode in memory}
+    step = durations[job.lm.gradient_checkpointing].step if gpu else 0.0
+    return Plan(job, sizes, memory, durations, Saving(state.checkpoint(), job.write_speed, step))
 
 
 def _remedies(plan: Plan) -> Iterator[str]:
@@ -205,16 +232,12 @@ def _remedies(plan: Plan) -> Iterator[str]:
         return
     names: list[str] = []
     for kind in (_checkpointed, _divided, _smaller):
-        best = min(kind(plan.job, plan.sizes), key=lambda change: _total(change[1]), default=None)
-        if best is not None and _total(best[1]) < _total(plan):
+        best = min(kind(plan.job, plan.sizes), key=lambda change: change[1].needed, default=None)
+        if best is not None and best[1].needed < plan.needed:
             names, plan = [*names, best[0]], best[1]
             if plan.fits:
                 yield " and ".join(names)
                 return
-
-
-def _total(plan: Plan) -> int:
-    return plan.memory[plan.checkpointing].total
 
 
 def _changes(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:

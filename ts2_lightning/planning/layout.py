@@ -100,7 +100,7 @@ def read_layout(strategy: Any, precision: Any, gpus: int) -> Layout:
         if options.get("sharding_strategy", "FULL_SHARD") != "FULL_SHARD":
             raise UserError("trainer.strategy: of FSDP only sharding_strategy FULL_SHARD is known here")
         return Layout("fsdp", "FSDP", gpus, dtype=cast, gathered=autocast, autocast=autocast)
-    name = "one GPU" if kind == "single" else "DDP"
+    name = "one device" if kind == "single" else "DDP"
     views = bool(options.get("gradient_as_bucket_view"))
     return Layout(kind, name, gpus, bucket_views=views, dtype=cast, autocast=autocast)
 

@@ -1,4 +1,4 @@
-"""What a loss engine allocates on a GPU beyond the hidden states and the head it is given.
+"""What a loss engine allocates beyond the hidden states and the head it is given.
 
 Shapes: N supervised tokens, H the width of the model, K the vocabulary, n tokens of a chunk. The terms follow
 `engines.full`, `engines.chunked` and `engines.linear` line by line; a test counts what those allocate.
@@ -21,7 +21,13 @@ _FLOAT = 4  # logits and sums of gradients are float32
 
 
 def loss_bytes(
-    engine: LossEngine, loss: TokenLoss, head: Head, tokens: int, hidden: int, autocast: torch.dtype | None
+    engine: LossEngine,
+    loss: TokenLoss,
+    head: Head,
+    tokens: int,
+    hidden: int,
+    autocast: torch.dtype | None,
+    device: torch.device = _GPU,
 ) -> int:
     """The peak of an engine.
 
@@ -32,19 +38,20 @@ def loss_bytes(
         tokens: N, all of them supervised.
         hidden: bytes of an element of the hidden states.
         autocast: dtype of autocast, or None.
+        device: that computes; a CPU takes smaller chunks.
 
     Raises:
         UserError: an engine that is not known here.
     """
     factors = autocast.itemsize if autocast else max(hidden, head.itemsize)
-    block = count_block(loss, min(tokens, rows_per_block(head.vocabulary, _GPU)), head.vocabulary)
+    block = count_block(loss, min(tokens, rows_per_block(head.vocabulary, device)), head.vocabulary)
     if type(engine) is FullEngine:
         return _full(head, tokens, hidden, factors) + block
     if type(engine) is not ChunkedEngine:
         raise UserError(f"model.engine: nothing is known of the memory of {type(engine).__name__}")
     with torch.device("meta"):
         plain = nn.Linear(head.width, head.vocabulary, bias=False)
-    chunk = min(tokens, engine.chunk_size or default_chunk_size(tokens, plain, _GPU.type))
+    chunk = min(tokens, engine.chunk_size or default_chunk_size(tokens, plain, device.type))
     term = _chunked if head.plain else _chunked_module
     return term(head, tokens, chunk, hidden, factors, block)
 

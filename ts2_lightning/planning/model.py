@@ -1,6 +1,7 @@
 """The sizes of a model, from its config alone: it is built of tensors without memory."""
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ class Weight(NamedTuple):
         linear: whether it is the matrix of a product with every token, which embeddings are not.
         quantized: held in 4 bits.
         gathered: bytes of an element, as a strategy that shards weights gathers it.
+        names: under how many the model has it; 2 for a tied head.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +42,7 @@ class Weight(NamedTuple):
     linear: bool = False
     quantized: bool = False
     gathered: int = 4
+    names: int = 1
 
     @property
     def elements(self) -> int:
@@ -180,6 +183,7 @@ def _sizes(
     layers = decoder_layers(model)
     dtypes = _gathered(model, layout)
     layer_of = {p: number for number, layer in enumerate(layers) for p in layer.parameters()}
+    names = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     weights = tuple(
         Weight(
             tuple(p.shape),
@@ -189,6 +193,7 @@ def _sizes(
             linear=p.dim() >= 2 and p in layer_of,
             quantized=p in quantized,
             gathered=dtypes[p].itemsize,
+            names=names[p],
         )
         for p in model.parameters()
     )

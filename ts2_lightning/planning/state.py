@@ -1,8 +1,9 @@
 """Weights, gradients and optimizer state of each GPU: a class for each way to divide them.
 
-Exact, in bytes of tensors, for AdamW: tests build the real thing and count. What a strategy holds to communicate
-(`gathered`) is an upper bound. Notation of ZeRO (Rajbhandari et al. 2020, section 3): N parameters, n GPUs; AdamW over
-float32 takes 4 N for weights, 4 N for gradients and 8 N for moments.
+Exact, in bytes of tensors, for AdamW: tests build the real thing and count. So are checkpoints, but for a few kB for
+the name and shape of each tensor and share. What a strategy holds to communicate (`gathered`) is an upper bound.
+Notation of ZeRO (Rajbhandari et al. 2020, section 3): N parameters, n GPUs; AdamW over float32 takes 4 N for weights,
+4 N for gradients and 8 N for moments.
 """
 
 import math
@@ -66,6 +67,10 @@ class State(ABC):
     def gathered(self) -> int:
         """Bytes of buffers for communication and of weights and gradients gathered for a while, at most."""
 
+    @abstractmethod
+    def checkpoint(self) -> int:
+        """Bytes of a checkpoint, over all GPUs: of what is trained, as the base model's own files have the rest."""
+
     def at_the_update(self) -> int:
         """Bytes that the update needs beside the state, when the activations are gone."""
         return 0
@@ -89,6 +94,10 @@ class Whole(State):
     def held_optimizer(self) -> int:
         """8 N of what is trained."""
         return sum(2 * held_bytes(w) + _STEP for w in self.trained)
+
+    def checkpoint(self) -> int:
+        """4 N and 8 N, by the first GPU."""
+        return sum(held_bytes(w) for w in self.trained) + self.held_optimizer()
 
     def gathered(self) -> int:
         """DDP's buckets, as large as the gradients unless those are views of them."""
@@ -114,6 +123,13 @@ class Layers(State):
         """8 N / n of what is trained; here the last GPUs have less."""
         return sum(2 * self._share(w) + _STEP for w in self.trained)
 
+    def checkpoint(self) -> int:
+        """4 N and 8 N, each GPU its share; the weights under each of their names, and under FSDP1 frozen ones too."""
+        saved = self.weights if self.layout.kind == "fsdp" else self.trained
+        return sum(w.names * self._undivided(w) for w in saved) + sum(
+            2 * self._undivided(w) + _STEP for w in self.trained
+        )
+
     def gathered(self) -> int:
         """What is outside the layers, from its first use to the end of the step, and three layers.
 
@@ -131,6 +147,10 @@ class Layers(State):
         most = math.ceil(rows / n)
         own = most if padded else min(most, max(0, rows - most * self.rank))
         return own * (weight.elements // rows) * weight.itemsize
+
+    def _undivided(self, weight: Weight) -> int:
+        """Bytes over all GPUs; those that compute the same rows have a part of each matrix."""
+        return held_bytes(weight) * (self.layout.tensor_parallel if weight.linear else 1)
 
 
 class ZeroOptimizer(State):
@@ -156,6 +176,10 @@ class ZeroOptimizer(State):
     def held_optimizer(self) -> int:
         """12 N / n: masters, which float32 weights get too, and moments."""
         return 0 if self.layout.offload_optimizer else self._optimizer()
+
+    def checkpoint(self) -> int:
+        """12 N, each GPU its share of masters and moments, and the 4 N of the weights themselves, by the first one."""
+        return sum(held_bytes(w) for w in self.trained) + self.layout.data_parallel * self._optimizer()
 
     def gathered(self) -> int:
         """Two buckets, which do not shrink with the model, and the gradients of a later micro-batch."""
@@ -229,6 +253,10 @@ class ZeroWeights(State):
     def held_optimizer(self) -> int:
         """12 N / n."""
         return 0 if self.layout.offload_optimizer else self._optimizer()
+
+    def checkpoint(self) -> int:
+        """12 N: masters and moments, each GPU its share."""
+        return self.layout.data_parallel * self._optimizer()
 
     def gathered(self) -> int:
         """A bucket, and weights that are kept gathered because they are soon used again, or prefetched."""
