@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts2_lightning.data.collate import collate, pack
-from ts2_lightning.data.encoding import EncodedRow
+from ts2_lightning.data.encoded_rows import EncodedRow
 from ts2_lightning.types import IGNORE_INDEX, Batch
 
 

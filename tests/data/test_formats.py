@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import ts2_lightning.data.formats
+from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import FORMATS, TokenRow, detect, get_format, parse, register_format, row_weight
 from ts2_lightning.data.sources import Row, read_rows
 from ts2_lightning.types import RowError, UserError
@@ -246,6 +247,63 @@ def test_formats_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="no module 'ridles'"):
         get_format("ridles.riddle")
     sys.modules.pop("riddles")
+
+
+def raising(error: BaseException) -> Any:
+    def mine(fields: Any) -> Any:
+        raise error
+
+    return mine
+
+
+RESULTS: dict[str, tuple[Any, str, str]] = {
+    "zero": (raising(ZeroDivisionError("division\nby zero")), "ZeroDivisionError: division by zero", "other"),
+    "no text": (raising(MemoryError()), "the format mine failed with MemoryError: MemoryError", "other"),
+    "assertion": (raising(AssertionError("odd row")), "failed with AssertionError: odd row", "other"),
+    "key": (raising(KeyError("q")), "failed with KeyError: 'q'", "missing field"),
+    "stop": (raising(StopIteration()), "failed with StopIteration", "other"),
+    "nothing": (lambda fields: None, "messages must be a list of at least one message, got None", "wrong type"),
+    "a generator": (lambda fields: iter([USER, ANSWER]), "messages must be a list", "wrong type"),
+    "no messages": (lambda fields: [1], "message 1 must be an object", "wrong type"),
+    "numbers": (lambda fields: [USER, {**ANSWER, "content": 1}], "content must be a string, got 1", "wrong type"),
+    "no ids": (lambda fields: TokenRow(None, None), "input_ids must be a list of integers, got None", "wrong type"),
+    "texts": (lambda fields: TokenRow(["a"], [1]), "input_ids must be a list of integers", "wrong type"),
+    "labels": (lambda fields: TokenRow([1, 2], ["a", "b"]), "labels must be a list of integers", "wrong type"),
+    "few labels": (lambda fields: TokenRow([1, 2], [1]), "labels must be as long as input_ids", "wrong type"),
+    "shifted": (lambda fields: TokenRow([1, 2], [2, -100]), "labels[0] is 2: it must repeat", "wrong type"),
+    "negative": (lambda fields: TokenRow([-1], [-1]), "none of them negative", "wrong type"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_whatever_a_function_of_the_user_does_is_the_rows(name: str) -> None:
+    function, reason, kind = RESULTS[name]
+    found = encode_rows([Row({"input_ids": [1, 2]}, "x:1"), Row({"q": 1}, "rows.jsonl:2", function)], None)
+    [reject] = found.rejects
+    assert (reject.origin, reject.kind) == ("rows.jsonl:2", kind)
+    assert reason in reject.reason
+    assert "\n" not in reject.reason
+    assert found.counts.kept == 1
+
+
+def test_functions_of_the_user_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "typo.py").write_text("def riddle(fields:\n    return []\n")
+    (tmp_path / "fails.py").write_text("\n\nvalue = 1 // 0\n")
+    (tmp_path / "lacks.py").write_text("import nowhere_to_be_seen\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reasons = {
+        "typo.riddle": r"typo fails when it is imported \(SyntaxError: .*typo.py, line 1",
+        "fails.riddle": r"fails fails when it is imported at .*fails\.py:3 \(ZeroDivisionError: ",
+        "lacks.riddle": "lacks fails when it is imported at .*No module named 'nowhere_to_be_seen'",
+        ".riddle": "an import path is package.module.name",
+        "riddles..riddle": "an import path is package.module.name",
+        "my riddles.riddle": "an import path is package.module.name",
+        "os.sep": "format 'os.sep' is no function from a row's fields to messages, but '/'",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(UserError, match=f"format '{name}'.*{reason}|{reason}") as error:
+            get_format(name)
+        assert "\n" not in str(error.value)
 
 
 def test_registered_formats_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from ts2_lightning.data.sources import Source, count_rows, read_rows, resolve_sources
+from ts2_lightning.data.sources import Source, count_rows, read_rows, resolve_sources, stream_source
 from ts2_lightning.types import UserError
 
 ROWS = [{"prompt": "a", "completion": "ä"}, {"prompt": "b", "completion": "☃"}]
@@ -246,6 +246,32 @@ def test_objects_of_varying_fields(tmp_path: Path, library_cache: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "train.jsonl").write_bytes(lines(rows))
     assert rows_of(Source(str(tmp_path / "mine"), split="train")) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("train.csv", b"prompt,completion,prompt\na,b,c\n", r"the column 'prompt' comes twice \('prompt.1' is"),
+        ("train.jsonl", b'{"prompt": "a", "prompt": "b"}\n', "prompt.* was specified twice"),
+    ],
+)
+def test_columns_that_come_twice_in_a_data_set(
+    tmp_path: Path, library_cache: Path, name: str, content: bytes, reason: str
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_bytes(content)
+    source = Source(str(tmp_path / "mine"), split="train")
+    with pytest.raises(UserError, match=reason) as error:
+        resolve_sources(source)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=reason):
+        [list(read_rows(part)) for part in stream_source(source)]
+
+
+def test_columns_that_are_numbered_are_not_twice(tmp_path: Path, library_cache: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.csv").write_text("prompt.1,prompt.2,v1.5\na,b,c\n")
+    assert rows_of(Source(str(tmp_path / "mine"), split="train")) == [{"prompt.1": "a", "prompt.2": "b", "v1.5": "c"}]
 
 
 def test_nothing_of_a_data_set_is_executed(tmp_path: Path, library_cache: Path) -> None:

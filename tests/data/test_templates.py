@@ -9,10 +9,11 @@ from template_tokenizers import byte_level, prepending, wordpiece
 from template_tokenizers import metaspace as metaspace_like
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from ts2_lightning.data.alignment import Pieces, Whole
 from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.formats import parse
 from ts2_lightning.data.sources import read_rows
-from ts2_lightning.data.templates import ChatTemplate, _Pieces, _Whole, make_template
+from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.types import RowError, UserError
 
 NAMES = ["llama3", "chatml", "plain"]  # those that need no more control tokens than the tokenizer has
@@ -77,7 +78,7 @@ def test_a_character_has_the_same_token_in_a_whole_text_and_in_pieces(kind: Call
     """Also where several tokens share a character, or white space is in none of them."""
     text = " a\u0301 é☃🙂 \n\n  Hello  there<|im_end|>\t ﷺ\r\n😀😀 "
     encoding = kind().backend_tokenizer.encode(text, add_special_tokens=False)
-    whole, pieces = _Whole(encoding), _Pieces(encoding.ids, encoding.offsets)
+    whole, pieces = Whole(encoding), Pieces(encoding.ids, encoding.offsets)
     found = [whole.at(position) for position in range(len(text))]
     assert found == [pieces.at(position) for position in range(len(text))]
     inside = [token for token in found if token < len(whole.ids)]
@@ -162,7 +163,6 @@ def test_sentencepiece_words_keep_their_space(metaspace: PreTrainedTokenizerFast
         (NO_TURN.replace("{{ m.content }}", "{{ m.content }}</s>"), "does not close the assistant's turn"),
         (NO_TURN.replace("m.content", "m.content | upper"), "rewrites the content of message 1"),
         ("{{ raise_exception('no users here') }}", r"refuses messages of the roles user, assistant \(no users here\)"),
-        ("{% for m in messages %}{{ m.content", "refuses messages"),
     ],
 )
 def test_templates_that_cannot_be_masked_are_refused(

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, modeling_flash_atten
 from tests.modules.architectures import ARCHITECTURES, VOCABULARY, random_model
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.collate import collate
-from ts2_lightning.data.encoding import EncodedRow
+from ts2_lightning.data.encoded_rows import EncodedRow
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import LanguageModelConfig, SFTModule

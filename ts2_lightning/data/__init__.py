@@ -7,7 +7,8 @@
 from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.datamodule import SFTData, load_tokenizer
-from ts2_lightning.data.encoding import EncodedRow, EncodedRows, encode_rows
+from ts2_lightning.data.encoded_rows import EncodedRow, EncodedRows
+from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import FORMATS, Message, TokenRow, parse, register_format
 from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, evaluation_plan
 from ts2_lightning.data.rejects import Reject

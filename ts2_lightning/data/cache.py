@@ -37,7 +37,8 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from ts2_lightning.data.encoding import Columns, Counts, EncodedRows, append_chunks, from_columns, join_chunks
+from ts2_lightning.data.encoded_rows import Columns, Counts, EncodedRows, append_chunks, from_columns, join_chunks
+from ts2_lightning.data.files import expanded
 from ts2_lightning.data.formats import FORMATS, FormatFunction
 from ts2_lightning.data.rejects import Reject
 
@@ -50,9 +51,12 @@ _COLUMNS: dict[str, type[np.generic]] = {
 
 
 def cache_directory() -> Path:
-    """The package's cache: the environment variable TS2_CACHE_DIR, else ~/.cache/ts2_lightning."""
-    chosen = os.environ.get("TS2_CACHE_DIR")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "ts2_lightning"
+    """The package's cache: the environment variable TS2_CACHE_DIR, else ~/.cache/ts2_lightning.
+
+    Raises:
+        UserError: if it is in the home directory of nobody.
+    """
+    return expanded(os.environ.get("TS2_CACHE_DIR") or "~/.cache/ts2_lightning", "TS2_CACHE_DIR")
 
 
 # What the encoded rows follow from ----------------------------------------------------------------------------
@@ -180,7 +184,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 
 def _read(path: Path) -> Made | None:
     """An entry; None if there is none, or none that is whole."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
         rows = MappedRows.open(path)

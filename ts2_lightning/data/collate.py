@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ts2_lightning.data.encoding import EncodedRow
+from ts2_lightning.data.encoded_rows import EncodedRow
 from ts2_lightning.types import Batch
 
 Packing = Literal["none", "packed", "padding_free"]

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.collate import Packing, capacity_of
-from ts2_lightning.data.encoding import EncodedRows, Overlong
+from ts2_lightning.data.encoded_rows import EncodedRows
+from ts2_lightning.data.encoding import Overlong
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
 from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
@@ -53,14 +54,17 @@ class SFTData(LightningDataModule):
         predict: rows for `predict`.
         tokenizer: directory or hub name, or `toyworld`.
         template: `auto` (the tokenizer's own chat template, else `plain`), `tokenizer`, a name from the table in
-            `ts2_lightning.data.bundled` such as `llama3`, a registered name, or a `.jinja` file.
+            `ts2_lightning.data.bundled` such as `llama3`, a registered name, or a `.jinja` file. Its rendering of a row
+            is bounded in time and memory, see `ts2_lightning.data.sandbox`.
         train_on: `all` turns of the assistant, or only the `last` one of each conversation.
         train_on_end: whether the token that closes a turn of the assistant is learnt.
         format: `auto` (found by each row's fields), a name from the table in `ts2_lightning.data.formats` such as
             `messages`, a registered name, or the import path of a function from a row's fields to messages.
         max_length: tokens of a row, at most.
         overlong: what happens to longer rows: `truncate` (the end is cut off), `truncate_left` (the beginning; a turn
-            of the assistant that is cut is not supervised then), `drop` or `raise`.
+            of the assistant that is cut is not supervised then), `drop` or `raise`. A conversation of more than 64
+            characters for each of `max_length` tokens, and of more than 2^20, is not tokenised, nor is a row of more
+            than 2^25 bytes read: where they would be cut, they are bad rows.
         cache: keep encoded rows on disk and map them into memory, so that the next start and other processes need not
             tokenise; see `ts2_lightning.data.cache`.
         batch_size: rows per optimizer step, over all ranks and micro-batches.

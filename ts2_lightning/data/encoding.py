@@ -1,22 +1,26 @@
-"""From rows to token ids and the spans of them that are learnt, stored flat."""
+"""From rows to token ids and the spans of them that are learnt."""
 
-import itertools
 import os
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ts2_lightning.data.encoded_rows import (
+    Counts,
+    EncodedRows,
+    from_columns,
+    join_chunks,
+)
 from ts2_lightning.data.formats import FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.rendering import Rendering, Span
-from ts2_lightning.data.sources import Row
+from ts2_lightning.data.rows import Row
 from ts2_lightning.data.templates import ChatTemplate, Encoded
 from ts2_lightning.types import IGNORE_INDEX, RejectKind, RowError, UserError
 
@@ -24,133 +28,11 @@ Overlong = Literal["truncate", "truncate_left", "drop", "raise"]
 """What happens to a row longer than the maximum: cut its end off, cut its beginning off, leave it out, or stop."""
 
 _BATCH = 256  # rows per call of the tokenizer, which spreads them over its threads
+_CHARACTERS = 1 << 20  # of the texts of a call, of which so many may be fewer: each takes the tokenizer 40 bytes
+_MESSAGE = 64  # characters that a message counts as besides its own
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class EncodedRow(NamedTuple):
-    """One row: views into the flat arrays."""
-
-    ids: NDArray[np.int32]  # [T]
-    spans: NDArray[np.int32]  # [S, 2] start and end of the learnt tokens of each turn of the assistant
-    weight: float = 1.0  # factor on the loss of each of them
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together."""
-
-    read: int = 0
-    kept: int = 0
-    dropped: int = 0  # longer than max_length, with overlong "drop"
-    truncated: int = 0  # of the kept rows
-    turns_lost: int = 0  # turns of the assistant in truncated rows of which nothing is supervised any more
-    rejected: dict[RejectKind, int] = field(default_factory=dict)
-
-    def plus(self, other: "Counts") -> "Counts":
-        """The counts of both together."""
-        return Counts(
-            self.read + other.read,
-            self.kept + other.kept,
-            self.dropped + other.dropped,
-            self.truncated + other.truncated,
-            self.turns_lost + other.turns_lost,
-            dict(Counter(self.rejected) + Counter(other.rejected)),
-        )
-
-
-@dataclass(frozen=True)
-class EncodedRows:
-    """All rows of a split, flat: a worker process shares them without copying, and they can lie in a file.
-
-    Attributes:
-        ids: [all tokens] token ids, row after row.
-        row_edges: [R + 1] where each row starts in `ids`.
-        spans: [all turns, 2] learnt tokens of each turn, relative to the row's start.
-        span_edges: [R + 1] where each row's turns start in `spans`.
-        weights: [R] factor on the loss of each row's tokens; ones where the rows do not say.
-        places: [R] which of the rows that were read each row is, from 0; rows left out make gaps.
-        counts: what became of the rows that were read.
-        rejects: the bad rows, in the order in which they were read; without those that a format leaves out on purpose,
-            which may be many and are only counted.
-    """
-
-    ids: NDArray[np.int32]
-    row_edges: NDArray[np.int64]
-    spans: NDArray[np.int32]
-    span_edges: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    places: NDArray[np.int64]
-    counts: Counts
-    rejects: tuple[Reject, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.row_edges) - 1
-
-    def __getitem__(self, index: int) -> EncodedRow:
-        first, last = self.row_edges[index : index + 2]
-        first_span, last_span = self.span_edges[index : index + 2]
-        return EncodedRow(self.ids[first:last], self.spans[first_span:last_span], float(self.weights[index]))
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[R] tokens of each row."""
-        return np.diff(self.row_edges)
-
-    @property
-    def supervised(self) -> NDArray[np.int64]:
-        """[R] supervised tokens of each row."""
-        total = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0], dtype=np.int64)])
-        return np.diff(total[self.span_edges])
-
-    @property
-    def weighted(self) -> int:
-        """Number of rows whose weight is not 1."""
-        return int((self.weights != 1).sum())
-
-
-Columns = dict[str, NDArray[Any]]
-"""What an `EncodedRows` consists of, so that appending rows is appending to each: `ids`, `lengths` of rows, `spans`,
-`turns` per row, `weights` and `places`."""
-
-
-def from_columns(columns: Columns, counts: Counts, rejects: Iterable[Reject]) -> EncodedRows:
-    """Rows from their columns; the large ones are taken as they are, without a copy."""
-    row_edges, span_edges = (
-        np.concatenate([[0], np.cumsum(columns[name], dtype=np.int64)]) for name in ("lengths", "turns")
-    )
-    spans = columns["spans"].reshape(-1, 2)
-    weights, places = columns["weights"], columns["places"]
-    return EncodedRows(columns["ids"], row_edges, spans, span_edges, weights, places, counts, tuple(rejects))
-
-
-def append_chunks(
-    chunks: Iterable[EncodedRows], append: Callable[[str, NDArray[Any]], object]
-) -> tuple[Counts, list[Reject]]:
-    """Hand the columns of chunk after chunk to a function that appends them to what it has under their name.
-
-    Returns:
-        Counts and rejects of all chunks together.
-    """
-    counts, rejects = Counts(), list[Reject]()
-    for chunk in chunks:
-        append("ids", chunk.ids)
-        append("lengths", chunk.lengths)
-        append("spans", chunk.spans)
-        append("turns", np.diff(chunk.span_edges))
-        append("weights", chunk.weights)
-        append("places", chunk.places + counts.read)
-        counts = counts.plus(chunk.counts)
-        rejects += chunk.rejects
-    return counts, rejects
-
-
-def join_chunks(chunks: Iterable[EncodedRows]) -> EncodedRows:
-    """At least one chunk, joined in memory."""
-    parts = defaultdict[str, list[NDArray[Any]]](list)
-    counts, rejects = append_chunks(chunks, lambda name, column: parts[name].append(column))
-    return from_columns({name: np.concatenate(part) for name, part in parts.items()}, counts, rejects)
 
 
 def encode_rows(
@@ -169,6 +51,9 @@ def encode_rows(
     (`truncate_left`), it loses what the first turns answer to; so a turn of the assistant is supervised only if it is
     there from its first token on and at least one token comes before it. `counts.turns_lost` says how many turns
     of the assistant are not supervised for either reason. A row that loses all of them is rejected as too long.
+
+    A row that is too long by far (`largest_conversation`, and `rows.LARGEST_ROW` in its file) is not tokenised: it is
+    dropped with `overlong` "drop", and rejected as too long where it would be cut.
 
     Args:
         rows: as they were read; what could not be read is handed on.
@@ -201,11 +86,24 @@ def encode_chunks(
     """As `encode_rows`, some rows at a time: at least one chunk, which may be empty."""
     # Once the tokenizer has used threads, a forked data worker would warn. One that tokenises does without threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    prepared = (_prepare(row, template, format) for row in rows)
-    batches = iter(lambda: list(itertools.islice(prepared, _BATCH)), [])
+    prepared = (_prepare(row, template, format, max_length) for row in rows)
+    batches = _batches(prepared)
     encode = partial(_encode_chunk, template=template, max_length=max_length, overlong=overlong)
     yield encode([])
     yield from _overlapped(encode, batches)
+
+
+def _batches(rows: Iterable["_Prepared | Reject"]) -> Iterator[list["_Prepared | Reject"]]:
+    batch, characters = list["_Prepared | Reject"](), 0
+    for row in rows:
+        batch.append(row)
+        if isinstance(row, _Prepared) and isinstance(row.content, Rendering):
+            characters += len(row.content.text)
+        if len(batch) == _BATCH or characters >= _CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
@@ -238,7 +136,20 @@ class _Prepared(NamedTuple):
     content: TokenRow | Rendering
 
 
-def _prepare(row: Row | Reject, template: ChatTemplate | None, format: FormatFunction | None) -> _Prepared | Reject:
+def largest_conversation(max_length: int) -> int:
+    """Characters of a conversation that is tokenised at all: 64 for each of `max_length` tokens, at least a million.
+
+    In any language 64 characters are about 10 tokens or more, so that nearly all of a longer one would be cut off.
+
+    >>> largest_conversation(2048), largest_conversation(131_072)
+    (1048576, 8388608)
+    """
+    return max(1 << 20, 64 * max_length)
+
+
+def _prepare(
+    row: Row | Reject, template: ChatTemplate | None, format: FormatFunction | None, max_length: int
+) -> _Prepared | Reject:
     if isinstance(row, Reject):
         return row
     try:
@@ -250,6 +161,13 @@ def _prepare(row: Row | Reject, template: ChatTemplate | None, format: FormatFun
         return _Prepared(row.origin, weight, example)
     if template is None:
         raise UserError(f"{row.origin}: to encode text data.tokenizer must name a tokenizer")
+    size = sum(len(message["content"]) + _MESSAGE for message in example)
+    if size > (largest := largest_conversation(max_length)):
+        reason = (
+            f"the conversation has {size:,} characters, more than the {largest:,} that are tokenised for max_length "
+            f"{max_length}, so that nearly all of it would be cut off; raise max_length or set overlong to drop"
+        )
+        return Reject(row.origin, "too long", reason)
     try:
         return _Prepared(row.origin, weight, template.render(example))
     except UserError as error:
@@ -268,7 +186,9 @@ def _encode_chunk(
     rejects: list[Reject] = []
     dropped = truncated = turns_lost = 0
     for place, (item, encoded) in enumerate(zip(batch, _tokenise(batch, template), strict=True)):
-        cut = encoded if isinstance(encoded, Reject) else _cut(item.origin, encoded, max_length, overlong)
+        cut = _cut(item.origin, encoded, max_length, overlong) if isinstance(encoded, Encoded) else encoded
+        if isinstance(cut, Reject) and cut.kind == "too long":
+            cut = _too_long(cut, overlong)
         if isinstance(cut, Reject):
             rejects.append(cut)
         elif cut is None:
@@ -306,6 +226,13 @@ class _Cut(NamedTuple):
     spans: list[Span]
     truncated: bool
     turns_lost: int
+
+
+def _too_long(reject: Reject, overlong: Overlong) -> Reject | None:
+    """What becomes of a row that is too long to be tokenised; None if it is dropped."""
+    if overlong == "raise":
+        raise UserError(f"{reject.origin}: {reject.reason}")
+    return None if overlong == "drop" else reject
 
 
 def _cut(origin: str, encoded: Encoded, max_length: int, overlong: Overlong) -> _Cut | Reject | None:

@@ -5,10 +5,12 @@ Nothing that comes with a data set is executed: from version 4 on the library ru
 tables are taken, so nothing is unpickled.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from ts2_lightning.data.files import reason_of
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -28,11 +30,13 @@ class Shard(NamedTuple):
         name: for messages.
         data: the `datasets.IterableDataset` of it.
         rows: how many there are; None if the data set does not say.
+        loader: of `TABLES`, the one that reads it.
     """
 
     name: str
     data: Any
     rows: float | None
+    loader: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -47,12 +51,13 @@ class Shard(NamedTuple):
         batches = self.data.iter(batch_size=_BATCH)
         while (batch := _tried(self.name, lambda: next(batches, None))) is not None:
             columns = list(batch)
+            _check_columns(self.name, self.loader, columns)
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def is_saved(folder: Path) -> bool:
     """Whether `datasets` wrote the folder with `save_to_disk`."""
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    return any(os.path.isfile(folder / name) for name in ("dataset_dict.json", "state.json"))
 
 
 def data_set_files(
@@ -73,9 +78,11 @@ def data_set_files(
     def load() -> list[Path]:
         if Path(path).is_dir() and is_saved(Path(path)):
             return _saved_files(path, split)
-        builder = _builder(path, name, revision)
+        builder, loader = _builder(path, name, revision)
         builder.download_and_prepare()
-        return _files(builder.as_dataset(split=_the_split(path, split, list(builder.info.splits or ()))))
+        data = builder.as_dataset(split=_the_split(path, split, list(builder.info.splits or ())))
+        _check_columns(path, loader, data.column_names)
+        return _files(data)
 
     return _tried(path, load)
 
@@ -91,7 +98,7 @@ def data_set_shards(
     def load() -> list[Path | Shard]:
         if Path(path).is_dir() and is_saved(Path(path)):
             return [*_saved_files(path, split)]
-        builder = _builder(path, name, revision)
+        builder, loader = _builder(path, name, revision)
         splits = builder.as_streaming_dataset()
         chosen = _the_split(path, split, list(splits))
         about = (builder.info.splits or {}).get(chosen)
@@ -100,7 +107,7 @@ def data_set_shards(
         rows = about.num_examples / count if about and about.num_examples else None
         what = f"{path}, {chosen}" if count == 1 else f"{path}, {chosen}, part "
         names = [what if count == 1 else f"{what}{number}" for number in range(1, count + 1)]
-        return [Shard(names[index], data.shard(count, index), rows) for index in range(count)]
+        return [Shard(names[index], data.shard(count, index), rows, loader) for index in range(count)]
 
     return _tried(path, load)
 
@@ -113,8 +120,7 @@ def _tried(what: str, function: Callable[[], T]) -> T:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        reason = " ".join(str(cause).split())[:300]
-        raise UserError(f"cannot load the data set {what} ({type(cause).__name__}: {reason})") from error
+        raise UserError(f"cannot load the data set {what} ({type(cause).__name__}: {reason_of(cause)})") from error
 
 
 def _saved_files(path: str, split: str | None) -> list[Path]:
@@ -125,7 +131,19 @@ def _saved_files(path: str, split: str | None) -> list[Path]:
     return _files(splits[_the_split(path, split, list(splits))])
 
 
-def _builder(path: str, name: str | None, revision: str | None) -> Any:
+def _check_columns(what: str, loader: str, columns: Collection[str]) -> None:
+    """Refuse a CSV with a column twice, of which the library calls the second `NAME.1`; it refuses other tables."""
+    for column in columns if loader == "csv" else ():
+        first, _, number = column.rpartition(".")
+        if number.isdigit() and first in columns:
+            raise UserError(
+                f"the data set {what}: the column {first!r} comes twice ({column!r} is the name that the second is "
+                "given); write each once, under its own name"
+            )
+
+
+def _builder(path: str, name: str | None, revision: str | None) -> tuple[Any, str]:
+    """What reads a data set, and the name of its loader."""
     import datasets
 
     builder = datasets.load_dataset_builder(path, name=name, revision=revision)
@@ -134,7 +152,7 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
         raise UserError(
             f"the data set {path} would be read by {type(builder).__module__}; only tables are: {', '.join(TABLES)}"
         )
-    return builder
+    return builder, loader
 
 
 def _the_split(path: str, split: str | None, known: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ts2_lightning.data.collate import collate
-from ts2_lightning.data.encoding import EncodedRows
+from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.types import Batch
 

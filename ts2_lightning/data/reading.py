@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
-from ts2_lightning.data.encoding import Counts, EncodedRows, Overlong, encode_chunks, join_chunks
+from ts2_lightning.data.encoded_rows import Counts, EncodedRows, join_chunks
+from ts2_lightning.data.encoding import Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection

@@ -4,9 +4,11 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ts2_lightning.data.files import writable
 from ts2_lightning.types import RejectKind, UserError
 
 _NAMED = 3  # rows that an error names
@@ -123,12 +125,18 @@ class Rejects:
 
     @staticmethod
     def _list(file: Path, mode: Literal["w", "a"], rejects: Sequence[Reject]) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, mode, encoding="utf-8", errors="backslashreplace") as lines:
-            lines.writelines(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
+        with writable(file, "let it be written, since bad rows are listed there"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, mode, encoding="utf-8", errors="backslashreplace") as lines:
+                lines.writelines(json.dumps(reject._asdict(), ensure_ascii=False) + "\n" for reject in rejects)
 
 
 def _rounded_up(share: float) -> str:
-    """The share with two digits, or as many as it takes for it not to be less."""
-    texts = (f"{share:.{digits}g}" for digits in range(2, 18))
-    return next(text for text in texts if float(text) >= share)
+    """The share with two digits, and no less.
+
+    >>> _rounded_up(1 / 50), _rounded_up(1 / 30)
+    ('0.02', '0.034')
+    """
+    nearest = Decimal(f"{share:.2g}")
+    enough = nearest if float(nearest) >= share else nearest + Decimal(1).scaleb(nearest.adjusted() - 1)
+    return f"{float(enough):g}"

@@ -9,11 +9,14 @@ drops, repeats, reorders or rewrites a content fails that test and is refused.
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ts2_lightning.data.formats import Message
 from ts2_lightning.types import RowError
+
+_SENTINEL = re.compile("\ue000\\d+\ue001")
 
 Span = tuple[int, int]
 """Start and end (exclusive)."""
@@ -61,11 +64,11 @@ def template_pieces(render: Render, roles: Sequence[str]) -> tuple[str, ...]:
     """
     sentinels = [f"\ue000{number}\ue001" for number in range(len(roles))]
     text = render([{"role": role, "content": mark} for role, mark in zip(roles, sentinels, strict=True)])
+    times = Counter(_SENTINEL.findall(text))  # all at once: there may be thousands of messages
     pieces, position = [], 0
     for number, (role, mark) in enumerate(zip(roles, sentinels, strict=True), start=1):
-        found = text.count(mark)
-        if found != 1:
-            fate = "drops" if found == 0 else "repeats"
+        if times[mark] != 1:
+            fate = "repeats" if times[mark] else "drops"
             raise RowError(f"the chat template {fate} the content of message {number} ({role})", "template")
         start = text.find(mark, position)
         if start < 0:

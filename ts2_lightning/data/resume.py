@@ -16,7 +16,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
-from ts2_lightning.data.encoding import EncodedRows
+from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.types import UserError
 
 

@@ -26,7 +26,8 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ts2_lightning.data.collate import collate
-from ts2_lightning.data.encoding import Counts, EncodedRows, encode_rows
+from ts2_lightning.data.encoded_rows import Counts, EncodedRows
+from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.loader import outlive_one_sigterm
 from ts2_lightning.data.plan import Shape, split_step
 from ts2_lightning.data.reading import Encoder, Totals, warn_of, why_empty

@@ -10,10 +10,9 @@ import hashlib
 import itertools
 import json
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from jinja2 import TemplateError
@@ -21,11 +20,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from ts2_lightning.data.alignment import Pieces, Whole, aligned, tokenizing
 from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.formats import Message
 from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.rendering import Rendering, Span, Turn, find_turns, locate_contents, template_pieces
+from ts2_lightning.data.sandbox import compiled, reason_of_failure
+from ts2_lightning.data.template_sources import find_template
 from ts2_lightning.types import RowError, UserError
+
+_KEPT = 64  # messages of a conversation of which is kept what the template writes around them
+_NAMED = 20  # roles that an error names
 
 TrainOn = Literal["all", "last"]
 """Whether every turn of the assistant is learnt, or only the last one of a conversation."""
@@ -44,48 +49,6 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     spans: list[Span]
-
-
-class _Pieces(NamedTuple):
-    """Tokens of a text that was encoded in pieces."""
-
-    ids: list[int]
-    offsets: list[Span]  # the characters of each token; white space may be in none, a character in several
-
-    def at(self, position: int) -> int:
-        """Index of the first token that reaches beyond a character's start."""
-        return bisect_right(self.offsets, position, key=lambda offset: offset[1])
-
-    def start_of(self, token: int) -> int:
-        """The first character of a token."""
-        return self.offsets[token][0]
-
-
-class _Whole:
-    """Tokens of a text that was encoded at once, as `_Pieces`.
-
-    The backend is asked for single tokens: Python's list of the offsets of all takes a good part of the time that
-    tokenising takes.
-    """
-
-    def __init__(self, encoding: Encoding) -> None:
-        self._encoding = encoding
-
-    @cached_property
-    def ids(self) -> list[int]:
-        """Of all tokens."""
-        return self._encoding.ids
-
-    def at(self, position: int) -> int:
-        """The token at a character; see `_Pieces`."""
-        token = self._encoding.char_to_token(position)
-        return _Pieces(self.ids, self._encoding.offsets).at(position) if token is None else token
-
-    def start_of(self, token: int) -> int:
-        """The first character of a token."""
-        covered = self._encoding.token_to_chars(token)
-        assert covered is not None
-        return covered[0]
 
 
 class ChatTemplate:
@@ -148,9 +111,14 @@ class ChatTemplate:
         longest_first = sorted(self._special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._pieces = lru_cache(maxsize=1024)(lambda roles: template_pieces(self._render, roles))
+        self._special_names = tokenizer.special_tokens_map  # as the template sees them
         self._lead = 0  # characters of white space before an answer that are learnt with it
         self._probed = ""
         self.end_of_turn_ids: tuple[int, ...] = ()
+        try:
+            self._compiled = compiled(jinja)
+        except Exception as error:  # of any kind: the source nests too deeply, for one
+            raise UserError(f"template {name!r} is not valid jinja ({reason_of_failure(error)}); mend it") from None
         try:
             self._probe()
         except UserError as error:
@@ -183,6 +151,9 @@ class ChatTemplate:
         prompt: list[Message] = [{"role": "user", "content": "Hello"}]
         rendering = self.render([*prompt, {"role": "assistant", "content": "Hello"}])
         self._probed = rendering.text
+        [probed] = self.encode([rendering])
+        if sum(end - start for start, end in probed.spans) == self.train_on_end:
+            raise UserError("the tokenizer makes no token of 'Hello'; is its vocabulary empty?")
         self._lead = self._leading_space(rendering, self._render(prompt, add_generation_prompt=True))
         self.end_of_turn_ids = (self._special[rendering.turns[0].control].number,)
         trained, generated = self.render_prompt(prompt), self._generation_prompt(prompt)
@@ -199,7 +170,7 @@ class ChatTemplate:
         """
         text, start = rendering.text, rendering.turns[0].start
         after_prompt = text[len(prompt) : start] if text.startswith(prompt) else ""
-        tokens = _Whole(self._encode_texts([text])[0])
+        tokens = Whole(self._encode_texts([text])[0])
         in_token = start - tokens.start_of(tokens.at(start))
         return max(in_token, len(after_prompt) if after_prompt.isspace() else 0)
 
@@ -208,17 +179,20 @@ class ChatTemplate:
         return self._encode_texts([text])[0].ids
 
     def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """What `tokenizer.apply_chat_template` would make of messages, within the bounds of the sandbox."""
         try:
-            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
-                messages,  # type: ignore[arg-type]
-                chat_template=self.jinja,
-                tokenize=False,
+            return self._compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
+                **self._special_names,
             )
-        except TemplateError as error:
-            reason = " ".join(str(error).split())
-            roles = ", ".join(message["role"] for message in messages)
-            raise RowError(f"the chat template refuses messages of the roles {roles} ({reason})", "template") from None
+        except Exception as error:  # a template may fail in any way
+            verb = "refuses" if type(error) is TemplateError else "fails on"
+            roles = ", ".join(message["role"] for message in messages[:_NAMED]) + (" ..." if messages[_NAMED:] else "")
+            reason = f"the chat template {verb} messages of the roles {roles} ({reason_of_failure(error)})"
+            raise RowError(reason, "template") from None
 
     def render(self, messages: list[Message]) -> Rendering:
         """Render a conversation and find its turns.
@@ -226,7 +200,8 @@ class ChatTemplate:
         Raises:
             RowError: if the template refuses the conversation or does more to a content than to strip it.
         """
-        pieces = self._pieces(tuple(message["role"] for message in messages))
+        roles = tuple(message["role"] for message in messages)
+        pieces = self._pieces(roles) if len(roles) <= _KEPT else template_pieces(self._render, roles)
         text = self._render(messages)
         return find_turns(text, locate_contents(text, pieces, messages), messages, self._control)
 
@@ -238,7 +213,7 @@ class ChatTemplate:
         """
         encodings = self._encode_texts([rendering.text for rendering in renderings])
         return [
-            self._encode_one(rendering, _Whole(encoding))
+            self._encode_one(rendering, aligned(encoding, len(rendering.turns)))
             for rendering, encoding in zip(renderings, encodings, strict=True)
         ]
 
@@ -264,7 +239,8 @@ class ChatTemplate:
         backend.no_truncation()  # rows that are too long are cut afterwards
         backend.no_padding()
         backend.encode_special_tokens = as_text
-        return backend.encode_batch(texts, add_special_tokens=False)
+        with tokenizing():
+            return backend.encode_batch(texts, add_special_tokens=False)
 
     @cached_property
     def _inside(self) -> Tokenizer:
@@ -275,7 +251,7 @@ class ChatTemplate:
         backend.encode_special_tokens = True
         return backend
 
-    def _encode_one(self, rendering: Rendering, whole: _Whole) -> Encoded:
+    def _encode_one(self, rendering: Rendering, whole: Whole | Pieces) -> Encoded:
         tokens = whole if rendering.plain else self._encode_pieces(rendering, [])
         starts = [self._start(rendering.text, turn) for turn in rendering.turns]
         # In generation no token reaches from the prompt into the answer.
@@ -289,7 +265,7 @@ class ChatTemplate:
         before = turn.start - self._lead
         return before if text[before : turn.start].isspace() else turn.start
 
-    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> _Pieces:
+    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> Pieces:
         """Encode the text between the template's control tokens as nothing but text, cut at `cuts` too."""
         text, position = rendering.text, 0
         ids: list[int] = []
@@ -299,14 +275,16 @@ class ChatTemplate:
             end_of_text = start
             if control is not None and control.lstrip:
                 end_of_text = position + len(text[position:start].rstrip())
-            edges = [position, *(cut for cut in cuts if position < cut < end_of_text), end_of_text]
+            inside = cuts[bisect_right(cuts, position) : bisect_left(cuts, end_of_text)]
+            edges = [position, *inside, end_of_text]
             for left, right in itertools.pairwise(edges):
                 part = text[left:right]
-                encoding = (
-                    self._inside.encode(part, add_special_tokens=False)
-                    if left
-                    else self._encode_texts([part], as_text=True)[0]
-                )
+                with tokenizing():
+                    encoding = (
+                        self._inside.encode(part, add_special_tokens=False)
+                        if left
+                        else self._encode_texts([part], as_text=True)[0]
+                    )
                 ids += encoding.ids
                 offsets += [(left + first, left + last) for first, last in encoding.offsets]
             position = end
@@ -317,7 +295,7 @@ class ChatTemplate:
                 ids.append(control.number)
                 offsets.append((end_of_text, position))
         self._check_text(ids, len(rendering.controls))
-        return _Pieces(ids, offsets)
+        return Pieces(ids, offsets)
 
     def _check_text(self, ids: list[int], written: int) -> None:
         """Make sure that no control token came from a content. Characters that are unknown may well do."""
@@ -327,7 +305,7 @@ class ChatTemplate:
             reason = "a content has the text of a control token, which this tokenizer cannot encode as text"
             raise RowError(reason, "template")
 
-    def _spans(self, rendering: Rendering, tokens: _Whole | _Pieces) -> Encoded:
+    def _spans(self, rendering: Rendering, tokens: Whole | Pieces) -> Encoded:
         ids, spans = tokens.ids, []
         for turn in rendering.turns if self.train_on == "all" else rendering.turns[-1:]:
             start = tokens.at(self._start(rendering.text, turn))
@@ -371,30 +349,8 @@ def make_template(
     Raises:
         UserError: for an unknown name, or a template that cannot be used with this tokenizer.
     """
-    own = _own_template(tokenizer)
-    if name == "auto":
-        name = "tokenizer" if own is not None else "plain"
-    jinja, controls = _source(name, own)
-    if name in TEMPLATES and "eos_token" in jinja and tokenizer.eos_token is None:
+    found = find_template(name, tokenizer)
+    if found.name in TEMPLATES and "eos_token" in found.jinja and tokenizer.eos_token is None:
         reason = "closes turns with the end-of-text token, but the tokenizer has no eos_token"
-        raise UserError(f"template {name!r} {reason}")
-    return ChatTemplate(name, jinja, tokenizer, controls, train_on, train_on_end)
-
-
-def _source(name: str, own: str | None) -> tuple[str, tuple[str, ...]]:
-    """Jinja and control strings of a template."""
-    if name == "tokenizer":
-        if own is None:
-            raise UserError("template 'tokenizer': the tokenizer has no chat template of its own; use 'plain'")
-        return own, ()
-    if name.endswith(".jinja"):
-        if not Path(name).is_file():
-            raise UserError(f"template: no file {name}")
-        return Path(name).read_text(encoding="utf-8"), ()
-    if name not in TEMPLATES:
-        raise unknown_name("template", name, ["auto", "tokenizer", *TEMPLATES])
-    return TEMPLATES[name].jinja, TEMPLATES[name].controls
-
-
-def _own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    return tokenizer.get_chat_template() if tokenizer.chat_template else None
+        raise UserError(f"template {found.name!r} {reason}")
+    return ChatTemplate(found.name, found.jinja, tokenizer, found.controls, train_on, train_on_end)

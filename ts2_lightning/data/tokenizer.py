@@ -1,30 +1,53 @@
 """Tokenizers by the names that settings give them."""
 
+import json
+import os
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ts2_lightning.data.files import expanded, reason_of, why_missing
 from ts2_lightning.data.sources import TOYWORLD
-from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
+
+_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+"""What a tokenizer is read from, each a JSON object."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A tokenizer from a directory, the hub, or the toy world.
 
     Raises:
-        UserError: if there is none; for a directory with the nearest name.
+        UserError: if there is none, with the nearest name of a directory, or the file that is broken.
     """
     if path == TOYWORLD.rstrip(":"):
         from ts2_lightning.data.toyworld import build_tokenizer
 
         return build_tokenizer()
-    place = Path(path).expanduser()
-    if not place.exists() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        siblings = [entry.name for entry in place.parent.iterdir()] if place.parent.is_dir() else []
-        raise UserError(f"data.tokenizer: no directory {path}{did_you_mean(place.name, siblings)}")
+    place = expanded(path, "data.tokenizer")
+    here = os.path.exists(place)
+    if here and not os.path.isdir(place):
+        raise UserError(f"data.tokenizer: {path} is a file; name the directory that it is in")
+    if not here and (path.startswith(("/", ".", "~")) or path.count("/") > 1 or os.path.islink(place)):
+        raise UserError(f"data.tokenizer: no directory {path}{why_missing(place)}")
     try:
-        return AutoTokenizer.from_pretrained(place if place.exists() else path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"data.tokenizer: cannot load {path!r} ({reason})") from error
+        return AutoTokenizer.from_pretrained(place if here else path, trust_remote_code=False)
+    except Exception as error:  # transformers raises what the files happen to lead to
+        reason = (here and _broken_file(place)) or f"{type(error).__name__}: {reason_of(error)}"
+        raise UserError(f"data.tokenizer: cannot load {path!r} ({reason}); fetch it again, or name another") from error
+
+
+def _broken_file(directory: Path) -> str | None:
+    """What is wrong with the first of a tokenizer's files that is no JSON object; None if all are."""
+    if not os.access(directory, os.R_OK | os.X_OK):
+        return "the directory cannot be read"
+    if not os.path.isfile(directory / "tokenizer.json"):
+        return "it has no tokenizer.json"
+    for file in (directory / name for name in _FILES):
+        if os.path.isfile(file):
+            try:
+                if not isinstance(json.loads(file.read_bytes()), dict):
+                    return f"{file.name} is no JSON object"
+            except (OSError, ValueError, RecursionError) as error:
+                return f"{file.name} is not readable JSON: {reason_of(error)}"
+    return None

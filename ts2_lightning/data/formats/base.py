@@ -6,14 +6,16 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from ts2_lightning.data.files import reason_of
 from ts2_lightning.data.naming import import_object, unknown_name
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import RejectKind, RowError, UserError
+from ts2_lightning.types import IGNORE_INDEX, RejectKind, RowError, UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 WEIGHT = "weight"
 """The field of a row's weight, in every format."""
 
+_LARGEST_ID = 2**31 - 1
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
@@ -95,7 +97,10 @@ def get_format(name: str) -> FormatFunction | None:
     if name in FORMATS:
         return FORMATS[name].function
     if "." in name:
-        return import_object(name, "format")
+        function = import_object(name, "format")
+        if not callable(function):
+            raise UserError(f"format {name!r} is no function from a row's fields to messages, but {shown(function)}")
+        return function
     raise unknown_name("format", name, ["auto", *FORMATS])
 
 
@@ -112,16 +117,13 @@ def parse(fields: Mapping[str, Any], function: FormatFunction | None = None) -> 
     function = function or detect(fields)
     try:
         example = function(fields)
+        return checked_tokens(*example) if isinstance(example, TokenRow) else checked_messages(example)
     except UserError:
         raise
     except Exception as error:  # a user's own function may fail in any way on a row that it does not expect
-        name = getattr(function, "__name__", str(function))
+        name = getattr(function, "__name__", None) or shown(function)
         kind: RejectKind = "missing field" if isinstance(error, KeyError) else "other"
-        reason = " ".join(str(error).split())[:200]
-        raise RowError(f"the format {name} failed with {type(error).__name__}: {reason}", kind) from error
-    if isinstance(example, TokenRow):
-        return example
-    return checked_messages(example)
+        raise RowError(f"the format {name} failed with {type(error).__name__}: {reason_of(error)}", kind) from error
 
 
 def row_weight(fields: Mapping[str, Any]) -> float:
@@ -199,6 +201,34 @@ def _fitting(fields: Mapping[str, Any], present: Collection[str]) -> dict[str, F
     return greatest or fitting
 
 
+def checked_tokens(ids: Any, labels: Any) -> TokenRow:
+    """Token ids and their labels, checked.
+
+    Raises:
+        RowError: for anything else than token ids, and labels that neither repeat them nor are `IGNORE_INDEX`.
+    """
+    _check_integers("input_ids", ids)
+    if labels is not ids:
+        _check_integers("labels", labels)
+    if not ids or min(ids) < 0 or max(ids) > _LARGEST_ID:
+        raise RowError("input_ids must be at least one token id, none of them negative or above 2^31 - 1", "wrong type")
+    if len(labels) != len(ids):
+        raise RowError(f"labels must be as long as input_ids ({len(ids)}), got {len(labels)}", "wrong type")
+    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
+        if label not in (token, IGNORE_INDEX):
+            raise RowError(
+                f"labels[{place}] is {shown(label)}: it must repeat input_ids[{place}] = {token} or be {IGNORE_INDEX} "
+                "(labels are not shifted)",
+                "wrong type",
+            )
+    return TokenRow(ids, labels)
+
+
+def _check_integers(name: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise RowError(f"{name} must be a list of integers, got {shown(value)}", "wrong type")
+
+
 def checked_messages(value: Any) -> list[Message]:
     """The messages with only their roles and contents, checked.
 
@@ -219,7 +249,7 @@ def _checked_message(message: Any, number: int) -> Message:
         kind: RejectKind = "missing field" if isinstance(message, Mapping) else "wrong type"
         raise RowError(f"message {number} must be an object with role and content, got {shown(message)}", kind)
     role, content = message["role"], message["content"]
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         hint = did_you_mean(role[:40], ROLES) if isinstance(role, str) else ""
         raise RowError(f"message {number}: unknown role {shown(role)}; known: {', '.join(ROLES)}{hint}", "unknown role")
     if message.get("tool_calls") or message.get(WEIGHT, 1) not in (1, None):
@@ -228,7 +258,7 @@ def _checked_message(message: Any, number: int) -> Message:
     text = checked_text(content, f"message {number} ({role}): content")
     if role == "assistant" and not text.strip():
         raise RowError(f"message {number}: the assistant's answer is empty", "empty answer")
-    return {"role": role, "content": text}
+    return {"role": str.__str__(role), "content": text}
 
 
 def checked_text(value: Any, what: str) -> str:
@@ -245,7 +275,7 @@ def checked_text(value: Any, what: str) -> str:
         except UnicodeEncodeError as error:
             half = shown(value[error.start])
             raise RowError(f"{what} has {half}, half of a surrogate pair and no character", "not UTF-8") from None
-    return value
+    return str.__str__(value)  # of a class of the user's it would have methods that a template may call
 
 
 def shown(value: Any) -> str:

@@ -14,12 +14,11 @@ from ts2_lightning.data.formats.base import (
     shown,
 )
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import IGNORE_INDEX, RowError
+from ts2_lightning.types import RowError
 
 BEST_SCORE = 7.0
 """The least score of a best completion of UltraFeedback (TOFU, appendix B)."""
 
-_LARGEST_ID = 2**31 - 1
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -39,20 +38,8 @@ def tokens(fields: Mapping[str, Any]) -> TokenRow:
 
     Without labels every token is supervised. No template is applied and nothing is added.
     """
-    ids = _integers(fields, "input_ids")
-    if not ids or min(ids) < 0 or max(ids) > _LARGEST_ID:
-        raise RowError("input_ids must be at least one token id, none of them negative or above 2^31 - 1", "wrong type")
-    labels = _integers(fields, "labels") if fields.get("labels") is not None else ids
-    if len(labels) != len(ids):
-        raise RowError(f"labels must be as long as input_ids ({len(ids)}), got {len(labels)}", "wrong type")
-    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if label not in (token, IGNORE_INDEX):
-            raise RowError(
-                f"labels[{place}] is {shown(label)}: it must repeat input_ids[{place}] = {token} or be {IGNORE_INDEX} "
-                "(labels are not shifted)",
-                "wrong type",
-            )
-    return TokenRow(ids, labels)
+    ids = _field(fields, "input_ids")
+    return TokenRow(ids, ids if fields.get("labels") is None else fields["labels"])
 
 
 @register_format("messages", "messages")
@@ -316,11 +303,4 @@ def _number(fields: Mapping[str, Any], key: str) -> float:
     value = _field(fields, key)
     if not isinstance(value, int | float) or isinstance(value, bool) or value != value:
         raise RowError(f"{key} must be a number, got {shown(value)}", "wrong type")
-    return value
-
-
-def _integers(fields: Mapping[str, Any], key: str) -> list[int]:
-    value = _field(fields, key)
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise RowError(f"{key} must be a list of integers, got {shown(value)}", "wrong type")
     return value

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.data.cache import cache_directory
+from ts2_lightning.data.files import writable
 from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
 from ts2_lightning.data.toyworld.world import load_world
 from ts2_lightning.ranges import SEED, check_number, whole_number
@@ -32,6 +33,7 @@ SPLITS = ("train", "validation", "test", "pretrain")
 COMPLETE = "complete.json"
 """The marker of a finished base model: its files and their sizes."""
 
+_MEND = "set TS2_CACHE_DIR to a directory that can be written"
 _CONTENT_FILES = ("world.yaml", "draws.py", "world.py", "rows.py", "tokenizer.py")
 
 
@@ -67,7 +69,7 @@ def resolve_source(uri: str) -> Path:
     split, seed = parse_source(uri)
     name = f"{split}-seed{seed}.jsonl" if split in SEEDED_SPLITS else f"{split}.jsonl"
     path = world_directory() / name
-    if not path.exists():
+    if not os.path.exists(path):
         _write_rows(path, _rows(split, seed))
     return path
 
@@ -125,16 +127,17 @@ def _rows(split: str, seed: int) -> Iterator[dict[str, Any]]:
 
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a .jsonl file so that it appears whole or not at all; the last of several writers wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.chmod(beside, 0o644)  # mkstemp's files are private; a cache may be shared
-        os.replace(beside, path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with writable(path, _MEND):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            os.chmod(beside, 0o644)  # mkstemp's files are private; a cache may be shared
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 def base_directory(seed: int = 0, recipe: Mapping[str, Any] | None = None) -> Path:
@@ -162,8 +165,9 @@ def is_complete(directory: str | Path) -> bool:
 def building_directory(directory: str | Path) -> Path:
     """A new private directory beside `directory`, in which a base model can be built. Hand it to `publish`."""
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    with writable(directory, _MEND):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
 
 
 def publish(built: str | Path, directory: str | Path) -> Path:
