@@ -307,7 +307,7 @@ def test_functions_of_the_user_that_cannot_be_had(tmp_path: Path, monkeypatch: p
 
 
 def test_registered_formats_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ts2_lightning.data.formats.FORMATS", dict(FORMATS))
+    monkeypatch.setattr("ts2_lightning.data.formats.base.FORMATS", dict(FORMATS))
 
     @register_format("riddle", "riddle", "solution")
     def riddle(fields: dict) -> list[dict]:
