@@ -46,7 +46,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "Decoder": {"projection": "entmax"},
     "Job": {
         "lm": LM, "loss": TS2Loss(), "engine": ChunkedEngine(), "strategy": "auto", "precision": "32-true", "rows": 8,
-        "micro_batch": 2, "max_length": 64, "packing": "none", "gpu": GPUS["h200"],
+        "micro_batch": 2, "max_length": 64, "packing": "none", "device": GPUS["h200"],
     },
     "LanguageModelConfig": {"path": "somewhere"},
     "SFTData": {"train": "rows.jsonl"},
@@ -59,6 +59,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 
 NO_SETTINGS: dict[str, str] = {
     "GPU": "a row of the table of known GPUs, which a user names",
+    "Machine": "the memory of the machine at hand, which it is asked for",
     "TokenMean": "what the metrics of tokens have in common, made by them",
 }
 """Classes with numbers that no user sets, and why. Of all others every number is checked; there is no exception."""
@@ -259,7 +260,8 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "PowerInflationLoss.alpha ExponentialInflationLoss.gamma LogarithmicInflationLoss.delta Validation.logit_scale "
         "SupportSize.logit_scale SupportSizes.logit_scale TailMass.logit_scale TokenStatistics.logit_scale "
         "GoldInSupport.logit_scale ZeroGradient.logit_scale Decoder.logit_scale SparsemaxLogitsProcessor.logit_scale "
-        "EntmaxLogitsProcessor.logit_scale NEFTune.alpha Throughput.peak_flops AdamWConfig.eps Diversity.temperature",
+        "EntmaxLogitsProcessor.logit_scale NEFTune.alpha Throughput.peak_flops AdamWConfig.eps Diversity.temperature "
+        "Job.write_speed",
     ),
     ([1e-30, 1e9], [0, -1.0, 1.1e9], "Watchdog.timeout"),
     ([0, 1e-30, 1e30], [-1.0, 1e-31, 1e31], "Decoder.temperature Settings.temperature Probes.temperature"),

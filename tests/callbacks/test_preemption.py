@@ -25,6 +25,9 @@ ROWS = make_rows([2, 2, 2, 2])
 def signals() -> Iterator[None]:
     """A run that was stopped keeps its handlers, since its process ends."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:  # the tests themselves may run under nohup
+            signal.signal(number, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

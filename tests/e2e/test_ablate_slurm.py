@@ -103,7 +103,7 @@ def test_the_script(here: Path, given: dict[str, Any], found: list[str]) -> None
         ({"setup": "module load cuda"}, r"slurm\.setup: expected a list, such as .*got 'module load cuda'"),
         ({"setup": [1]}, r"slurm: submitit cannot use these parameters: .*int"),
         ({"additional_parameters": "x"}, r"slurm\.additional_parameters: expected a mapping, got 'x'"),
-        ({"array_parallelism": "4"}, r"slurm\.array_parallelism: expected a whole number, got '4'"),
+        ({"array_parallelism": "4"}, r"slurm\.array_parallelism must be a whole number of at least 1, got '4'"),
         ({"partition": "gup"}, r"slurm: sbatch has not taken the jobs: .*invalid partition.*; sbatch: error: Batch"),
     ],
 )

@@ -252,7 +252,10 @@ def test_what_may_not_be_read_is_told_in_one_line(here: Path, monkeypatch: pytes
     if place == "model/.hidden":
         assert digest(), "hidden files are not looked at"
         return
-    with pytest.raises(UserError, match=rf"^grid.yaml:\d+: .*: {place}: cannot be read \(Permission denied\)$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^grid.yaml:\d+: .*: {place}: (cannot be read|not a readable data file) \(Permission denied\)$",
+    ):
         grid()
 
 

@@ -16,7 +16,7 @@ from ts2_lightning.planning.loss import loss_bytes
 from ts2_lightning.planning.model import Sizes, measure
 from ts2_lightning.planning.saving import WRITE_SPEED, Saving
 from ts2_lightning.planning.state import state_of
-from ts2_lightning.ranges import COUNT, Range, check_numbers
+from ts2_lightning.ranges import COUNT, POSITIVE, Range, check_numbers
 
 CONTEXT = 2 * 2**30
 """Bytes that a process needs beside its tensors on a GPU: the CUDA context, workspaces of cuBLAS and NCCL."""
@@ -114,7 +114,7 @@ class Job:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("rows", "micro_batch", "max_length", "gpus_per_node", "nodes"), COUNT)
-        check_numbers("Job: ", self, **counts, efficiency=Range(above=0, most=1))
+        check_numbers("Job: ", self, **counts, efficiency=Range(above=0, most=1), write_speed=POSITIVE)
 
     @property
     def gpus(self) -> int:
