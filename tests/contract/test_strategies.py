@@ -149,11 +149,7 @@ def test_mixed_precision_is_that_of_ddp(strategy: str, two_ranks: Callable[[str]
     for case in CASES:
         if case.precision == "bf16-mixed":
             found, wanted = (together(two_ranks(name), str(case)) for name in (strategy, "ddp"))
-            # ZeRO-3 gathers weights into other memory, and products of a CPU that has its own in bfloat16 may then be
-            # summed in another order: one last digit of bfloat16.
-            own_products = strategy == "zero3" and torch.cpu._is_avx512_bf16_supported()
-            bounds = ROUNDING._replace(update=5e-3) if own_products else ROUNDING
-            check_within(differences(found, wanted, weights_before(world, case.model), 1), bounds, str(case))
+            check_within(differences(found, wanted, weights_before(world, case.model), 1), ROUNDING, str(case))
 
 
 @pytest.mark.slow
