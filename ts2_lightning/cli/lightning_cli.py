@@ -35,7 +35,14 @@ from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.record import RunRecord, settings_of
-from ts2_lightning.cli.sources import check_config_files, check_order, config_files, find_origin, option_values
+from ts2_lightning.cli.sources import (
+    check_config_files,
+    check_order,
+    config_files,
+    find_origin,
+    option_values,
+    place_of,
+)
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
 from ts2_lightning.cli.writer_lock import WriterLock
 from ts2_lightning.types import UserError
@@ -130,6 +137,7 @@ class TS2CLI(LightningCLI):
         self.checkpoints: list[Path] = []
         self.destination: Destination | None = None
         self.record: RunRecord | None = None
+        self.config = Namespace({command: Namespace()})  # until it has been read
         self._began_with = (module, data)
 
     def run(self) -> None:
@@ -149,9 +157,9 @@ class TS2CLI(LightningCLI):
                 args=[self.command, *self.options],
             )
             finished = True
-        except UserError:
+        except UserError as error:
             self._discard_unused_directory()
-            raise
+            self._raise_with_place(error)
         except pickle.UnpicklingError as error:
             if self.destination is None or self.destination.checkpoint is None:
                 raise
@@ -161,6 +169,10 @@ class TS2CLI(LightningCLI):
                 "it may run code; if you trust it, type --weights_only false"
             ) from error
         except Exception as error:
+            users = users_error(error)
+            if users is not None:
+                self._discard_unused_directory()
+                self._raise_with_place(users)
             raise UnexpectedError(self._doing(), self.run_dir) from error
         except (KeyboardInterrupt, SystemExit) as stop:
             reason = stop if isinstance(stop, KeyboardInterrupt) else stop.__context__
@@ -177,6 +189,13 @@ class TS2CLI(LightningCLI):
                 metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
                 (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
+
+    def _raise_with_place(self, error: BaseException) -> NoReturn:
+        """Raises a user's error, after the line of the configuration file that gave the setting that it names."""
+        place = place_of(str(error), self.config[self.command], self.options)
+        if not place or type(error) is not UserError:  # all ranks tell another together, or it has a place of its own
+            raise error
+        raise UserError(f"{place}{error}") from error
 
     def _doing(self) -> str:
         """What was being done when an unexpected error came."""

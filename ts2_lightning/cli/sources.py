@@ -1,11 +1,14 @@
 """Where each setting comes from: the option or the line of a configuration file that gave it."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from ts2_lightning.cli.guard import CommandLineError
 from ts2_lightning.suggestions import did_you_mean
@@ -14,6 +17,7 @@ from ts2_lightning.yaml_files import compose_yaml, yaml_complaint
 
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")
+_ITEM = "[]"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,42 @@ def find_origin(key: str, arguments: Sequence[str], *aliases: str) -> Origin | N
         if matching:
             return matching[-1]
     return None
+
+
+def place_of(message: str, settings: Namespace, arguments: Sequence[str]) -> str:
+    """The file and line of the setting that a message begins with.
+
+    Args:
+        message: begins with a setting (`model.optimizer.lr must be ...`) or with a class and the name of one of its
+            settings (`TS2Loss: alpha must be ...`).
+        settings: what the command line was read as.
+        arguments: the command line after the command.
+
+    Returns:
+        `FILE:LINE: `, or nothing where it was typed, is a default, or cannot be told from others of its name.
+    """
+    begins = re.match(r"(?P<setting>\w+(\.\w+)*)(: (?P<argument>\w+))? ", message)
+    if begins is None:
+        return ""
+    setting, argument = begins["setting"], begins["argument"]
+    keys = {f"{key}.{argument}" for key in _keys_of_class(settings, setting)} if argument else {setting}
+    named = [place for place in origins(arguments) if any(place.key == key.replace(_ITEM, "") for key in keys)]
+    in_a_list = any(_ITEM in key for key in keys)  # whose items share the names of their settings
+    if not named or named[-1].file is None or (in_a_list and len(named) > 1):
+        return ""
+    return f"{named[-1].file}:{named[-1].line}: "
+
+
+def _keys_of_class(value: Any, name: str, key: str = "") -> Iterator[str]:
+    """The settings that are objects of a class."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _keys_of_class(item, name, key + _ITEM)
+    elif isinstance(value, Namespace):
+        if str(value.get("class_path")).rpartition(".")[2] == name:
+            yield key
+        for part, inner in vars(value).items():
+            yield from _keys_of_class(inner, name, key if part in _ELIDED else f"{key}.{part}".strip("."))
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
