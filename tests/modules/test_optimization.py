@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from tests.modules.architectures import random_model
 from ts2_lightning.engines import FullEngine
@@ -90,7 +91,7 @@ def formula(name: str, warmup: int, floor: float = 0.0, steps: int = STEPS) -> l
             "linear": 1 - progress,
             "cosine": floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2,
         }[name]
-        rates.append(t / warmup if t < warmup else decay)
+        rates.append((t + 1) / warmup if t < warmup else decay)
     return rates
 
 
@@ -100,6 +101,24 @@ def test_schedules(name: Any, ratio: float, warmup: int) -> None:
     """A ratio that is no whole number of steps is rounded up: 3% of 50 steps are 2."""
     found = learning_rates(ScheduleConfig(name, warmup_ratio=ratio))
     assert found == pytest.approx(formula(name, warmup), abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_after_the_warm_up_it_is_transformers_schedule(name: Any, warmup: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name if name != "constant" else "constant_with_warmup", optimizer, warmup, STEPS)
+    expected = [theirs.lr_lambdas[0](done) for done in range(warmup, STEPS)]
+    assert learning_rates(ScheduleConfig(name, warmup_steps=warmup))[warmup:] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_no_step_is_made_without_a_learning_rate(name: Any, steps: int) -> None:
+    """A run of one step, which is all warm-up, has the whole rate."""
+    rates = learning_rates(ScheduleConfig(name), steps)
+    assert min(rates) > 0
+    assert rates[0] == 1.0
 
 
 @pytest.mark.parametrize("warmup", [0, 7])
@@ -122,7 +141,7 @@ def test_a_run_that_only_time_ends() -> None:
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates == [0, 0.5, 1, 1]
+    assert rates == [0.5, 1, 1, 1]
     for config in (ScheduleConfig(), ScheduleConfig("linear", warmup_steps=0), ScheduleConfig("constant")):
         with pytest.raises(UserError, match="needs its number of steps; set"):
             make_schedule(optimizer, config, math.inf)

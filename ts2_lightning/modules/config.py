@@ -117,7 +117,8 @@ class ScheduleConfig:
     """The learning rate over the run.
 
     Args:
-        name: `cosine` or `linear` decay to `min_lr_ratio`, or `constant`; all after a linear warm-up.
+        name: `cosine` or `linear` decay to `min_lr_ratio`, or `constant`; all after a linear warm-up of w steps, whose
+            first has the peak's w-th part as its learning rate, and whose last the peak.
         warmup_ratio: share of all optimizer steps spent warming up, in [0, 1).
         warmup_steps: the same in steps; overrides the ratio.
         min_lr_ratio: the final learning rate over the peak, in [0, 1]. Only cosine decays to more than 0.

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ts2_lightning.modules.config import AdamWConfig, ScheduleConfig
 from ts2_lightning.types import UserError
@@ -15,7 +16,7 @@ def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(_groups(model, config), **_settings(config), fused=config.fused)
 
 
-def renew_settings(schedule: Any, model: nn.Module, config: AdamWConfig) -> None:
+def renew_settings(schedule: LambdaLR, model: nn.Module, config: AdamWConfig) -> None:
     """Gives optimizer and schedule the settings of this start; a checkpoint has restored those of an earlier one.
 
     The next step has the learning rate that its place has in this schedule, as if it had been the schedule from the
@@ -48,14 +49,12 @@ def _groups(model: nn.Module, config: AdamWConfig) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: float) -> Any:
+def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: float) -> LambdaLR:
     """The learning-rate schedule over `steps` optimizer steps, stepped after each.
 
     Raises:
         UserError: the steps are infinite, and the schedule depends on their number.
     """
-    from transformers import get_scheduler  # here, because it imports peft where that is installed, which takes seconds
-
     if math.isinf(steps):
         if config.name != "constant" or (config.warmup_ratio and config.warmup_steps is None):
             raise UserError(
@@ -66,11 +65,23 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, step
         steps = 0
     steps = int(steps)
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * steps)
-    if config.min_lr_ratio > 0:
-        extra = {"min_lr_rate": config.min_lr_ratio}
-        return get_scheduler("cosine_with_min_lr", optimizer, warmup, steps, scheduler_specific_kwargs=extra)
-    name = "constant_with_warmup" if config.name == "constant" else config.name
-    return get_scheduler(name, optimizer, warmup, steps)
+
+    def factor(done: int) -> float:
+        """The next step's learning rate over the peak, after so many steps."""
+        if done < warmup:
+            return (done + 1) / warmup  # transformers' is done / warmup: its first step has no learning rate
+        return _decayed(config, min(1.0, (done - warmup) / max(1, steps - warmup)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def _decayed(config: ScheduleConfig, progress: float) -> float:
+    """The learning rate over the peak, after a share of the steps that follow the warm-up."""
+    if config.name == "constant":
+        return 1.0
+    if config.name == "linear":
+        return 1.0 - progress
+    return config.min_lr_ratio + (1.0 - config.min_lr_ratio) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
