@@ -14,6 +14,7 @@ from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
 from ts2_lightning.data.encoded_rows import Counts, EncodedRows, join_chunks
 from ts2_lightning.data.encoding import Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
+from ts2_lightning.data.lengths import USUAL_LENGTH
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.sources import Row, file_digest
@@ -37,7 +38,7 @@ class Encoder:
 
     template: ChatTemplate | None
     format: str = "auto"
-    max_length: int = 2048
+    max_length: int = USUAL_LENGTH
     overlong: Overlong = "truncate"
     vocabulary: int | None = None
 

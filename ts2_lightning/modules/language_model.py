@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
+from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
@@ -57,6 +58,16 @@ def check_model_files(config: LanguageModelConfig) -> None:
         read_architecture(config.path, config.revision, config.init == "pretrained")
         if config.init == "pretrained":
             check_weight_files(config.path)
+
+
+def read_limits(config: LanguageModelConfig) -> ModelLimits:
+    """What a model takes, by its config.json alone.
+
+    Raises:
+        UserError: there is none that can be read; the message says what is there.
+    """
+    with _explained(config.path):
+        return limits_of(read_architecture(config.path, config.revision, pretrained=False))
 
 
 def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:

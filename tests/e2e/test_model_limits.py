@@ -1,0 +1,90 @@
+"""Models with a short context and a small vocabulary, from the command line to the export."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import GPT2Config
+
+from tests.e2e.command_line import CommandLine, json_lines, make_blank
+from ts2_lightning.data.toyworld import build_tokenizer
+
+WORDS = len(build_tokenizer())
+POSITIONS = 14  # of the toy world's rows some are longer
+ROWS = ("--data.train=toyworld:train", "--data.validation=toyworld:validation", "--data.limit_train=60",
+        "--data.limit_validation=20", "--data.batch_size=12", "--data.micro_batch_size=6")  # fmt: skip
+STEPS = ("--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+         "--model.lm.init=random")  # fmt: skip
+
+
+def write_gpt2(directory: str, vocabulary: int = WORDS) -> str:
+    """A model without weights, whose positions are learned, with the toy world's tokenizer."""
+    make_blank(Path(directory))
+    GPT2Config(
+        n_positions=POSITIONS, vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1
+    ).save_pretrained(directory)
+    return directory
+
+
+def fit(ts2: CommandLine, model: str, *options: str) -> Any:
+    return ts2("fit", "--name=run", f"--model.lm.path={model}", *STEPS, *ROWS, *options)
+
+
+@pytest.fixture
+def gpt2(ts2: CommandLine) -> str:
+    return write_gpt2("gpt2")
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("--data.packing=packed",), ("--data.streaming=true", "--data.limit_train=null")], ids=str
+)
+def test_rows_are_no_longer_than_the_model_takes(ts2: CommandLine, gpt2: str, more: tuple[str, ...]) -> None:
+    prompts = "[name a fruit, think of a single digit number]"
+    samples = ("--trainer.callbacks+=SampleGenerations", f"--trainer.callbacks.prompts={prompts}")
+    answer = fit(ts2, gpt2, *more, *samples, "--trainer.callbacks.max_new_tokens=500")
+    assert answer.status == 0, answer.err
+    run = Path("runs/run/1")
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["max_length"] is None
+    recorded = json.loads((run / "data.json").read_text())
+    assert recorded["max_length"] == POSITIONS
+    assert recorded["splits"]["validation"]["longest"] == POSITIONS
+    assert recorded["splits"]["validation"]["truncated"] > 0
+    assert len(json_lines(run / "samples.jsonl")) == 4
+
+
+def test_what_a_run_had_is_measured(ts2: CommandLine, gpt2: str) -> None:
+    """By `measure`, which knows the number from the run, and by the probes, which know it from the model."""
+    assert fit(ts2, gpt2).status == 0
+    answer = ts2("measure", "runs/run/1", "--spec", "{validation: {}, probes: {max_new_tokens: 300, limit: 3}}")
+    assert answer.status == 0, answer.err
+    answer = ts2("measure", "runs/run/1", "--spec", "{validation: {max_length: 300}}")
+    assert answer.status == 2
+    assert f"data.max_length is 300, more than the context of gpt2, {POSITIONS} tokens" in answer.err
+    few = ("--model", "a=runs/run/1", "--limit", "4", "--max_new_tokens", "300")
+    answer = ts2("probe", "all", *few, "--out", "out")
+    assert answer.status == 0, answer.err
+    answer = ts2("probe", "tail", *few, "--out", "out", "--max_length", "300")
+    assert answer.status == 2
+    assert answer.err.startswith(f"error: --max_length is 300, more than the context of gpt2, {POSITIONS} tokens")
+
+
+def test_more_than_the_model_takes(ts2: CommandLine, gpt2: str) -> None:
+    answer = fit(ts2, gpt2, f"--data.max_length={POSITIONS + 1}")
+    assert answer.status == 2
+    assert answer.err.splitlines()[-1].startswith(f"error: data.max_length is {POSITIONS + 1}, more than the context")
+    assert not Path("runs/run").exists()
+
+
+def test_a_run_that_recorded_a_number_goes_on(ts2: CommandLine, gpt2: str) -> None:
+    """Under a configuration that leaves it to the model; the other way round too."""
+    assert fit(ts2, gpt2, f"--data.max_length={POSITIONS}").status == 0
+    for length, steps in (("null", 3), (POSITIONS, 4)):
+        answer = fit(ts2, gpt2, f"--data.max_length={length}", f"--trainer.max_steps={steps}", "--ckpt_path=last")
+        assert answer.status == 0, answer.err
+        assert "runs/run/1 goes on: data.max_length " in answer.err
+    assert not Path("runs/run/2").exists()
+    answer = fit(ts2, gpt2, "--data.max_length=13", "--trainer.max_steps=5", "--ckpt_path=last")
+    assert answer.status == 2
+    assert "cannot resume: the checkpoint's training data has lengths of rows" in answer.err
