@@ -11,6 +11,8 @@ import pytest
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.lengths import check_length, row_length
+from ts2_lightning.data.streaming import REPORT
+from ts2_lightning.data.toyworld import build_tokenizer
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
 
@@ -125,3 +127,72 @@ def test_without_a_model_the_usual_length(tokens: str) -> None:
     assert data.row_length == 2048
     data.load("train")
     assert data.rows("train").lengths.max() == 12
+
+
+# Tokens ------------------------------------------------------------------------------------------------------------
+
+
+def error_of(data: SFTData) -> str:
+    with pytest.raises(UserError) as error:
+        data.setup("fit")
+    return str(error.value)
+
+
+def few(rows: int) -> ModelLimits:
+    return ModelLimits("llama", 64, is_table=False, embeddings=rows)
+
+
+def test_a_token_without_a_row_is_named_with_its_place(tokens: str) -> None:
+    """The third row's last token is 14."""
+    said = (
+        f"data.train: {tokens}:3: token id 14 has no row in the embedding of llama, which has 14; mend the row, or set "
+        "model.lm.resize_embeddings to 15 for new rows"
+    )
+    assert error_of(data_of(tokens, few(14))) == said
+    assert error_of(data_of(tokens, few(14))) == said, "from the cache"
+    data_of(tokens, few(15)).setup("fit")
+    data_of(tokens, few(15_000)).setup("fit")  # a vocabulary that is padded
+
+
+def test_a_streamed_one_too(tokens: str) -> None:
+    data = data_of(tokens, few(14), streaming=True, shuffle_buffer=2, cache=False)
+    data.setup("fit")
+    reports = [batch[REPORT] for batch in data.train_dataloader()]
+    [error] = {report.error for report in reports if report.error}
+    assert error.startswith(f"data.train: {tokens}:3: token id 14 has no row in the embedding of llama")
+
+
+def test_rows_that_were_left_out_count_for_the_place(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    good, bad = {"input_ids": [1, 2], "labels": [-100, 2]}, {"input_ids": "none"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (bad, good, bad, {"input_ids": [1, 9]}, good)))
+    with pytest.warns(UserWarning, match="left out 2 bad of 5 rows"):
+        said = error_of(data_of(str(file), few(9), max_rejects=0.5))
+    assert said.startswith(f"data.train: {file}:4: token id 9 has no row")
+
+
+def test_a_tokenizer_that_has_more(tokens: str) -> None:
+    """It may have tokens that the model has not, as Gemma 3's has one for pictures, if no row has one of them."""
+    tokenizer = build_tokenizer()
+    data = data_of(tokens, few(15))
+    data.tokenizer = tokenizer
+    data.setup("fit")
+    data = data_of(tokens, few(14))
+    data.tokenizer = tokenizer
+    assert error_of(data).endswith(
+        "token id 14 has no row in the embedding of llama, which has 14; take the model's own tokenizer, or set "
+        "model.lm.resize_embeddings to true for new rows"
+    )
+
+
+def test_padding_is_a_token_that_the_model_has(tokens: str) -> None:
+    data = data_of(tokens, None)
+    assert data.pad_id == 0
+    data.tokenizer = tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert tokenizer.pad_token_id > tokenizer.eos_token_id > 50
+    found = []
+    for rows in (1000, tokenizer.pad_token_id, tokenizer.eos_token_id):
+        data.limits = few(rows)
+        found.append(data.pad_id)
+    assert found == [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from transformers import GPT2Config
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from tests.e2e.command_line import CommandLine, json_lines, make_blank
 from ts2_lightning.data.toyworld import build_tokenizer
@@ -88,3 +90,32 @@ def test_a_run_that_recorded_a_number_goes_on(ts2: CommandLine, gpt2: str) -> No
     answer = fit(ts2, gpt2, "--data.max_length=13", "--trainer.max_steps=5", "--ckpt_path=last")
     assert answer.status == 2
     assert "cannot resume: the checkpoint's training data has lengths of rows" in answer.err
+
+
+def test_new_tokens_from_the_settings_to_the_export(ts2: CommandLine) -> None:
+    """A tokenizer with more tokens than the model: refused with a row's place, trained with new rows, gone on with."""
+    model = write_gpt2("gpt2", vocabulary=WORDS - 100)
+    answer = fit(ts2, model)
+    assert answer.status == 2
+    line = answer.err.splitlines()[-1]
+    assert f"has no row in the embedding of gpt2, which has {WORDS - 100}; take the model's own tokenizer" in line
+    answer = fit(ts2, model, "--model.lm.resize_embeddings=true")
+    assert answer.status == 0, answer.err
+    answer = fit(ts2, model, "--model.lm.resize_embeddings=true", "--trainer.max_steps=4", "--ckpt_path=last")
+    assert answer.status == 0, answer.err
+    run = Path("runs/run/1")
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["lm"]["resize_embeddings"] is True
+    assert ts2("export", "--name", "run", "--ckpt", "last", "--out", "out").status == 0
+    for place in (run / "export", Path("out")):
+        exported = AutoModelForCausalLM.from_pretrained(place)
+        assert exported.config.vocab_size == exported.get_input_embeddings().weight.shape[0] == WORDS
+    mine, theirs = (load_file(place / "model.safetensors") for place in (run / "export", Path("out")))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    checked = ts2("validate", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt"))
+    assert checked.status == 0, checked.err
+    said = json.loads(next(run.glob("validate/*/metrics.json")).read_text())["val/cross_entropy"]
+    assert ts2("measure", str(run), "--spec", "{validation: {}}").status == 0
+    [measured] = [json.loads(file.read_text()) for file in run.glob("measures/*.json")]
+    assert measured["values"]["validation/cross_entropy"] == pytest.approx(said, rel=1e-5)
+    answer = fit(ts2, model, f"--model.lm.resize_embeddings={WORDS + 9}", "--trainer.max_steps=5", "--ckpt_path=last")
+    assert answer.status == 2, "another network"

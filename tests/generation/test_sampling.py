@@ -217,3 +217,17 @@ def test_a_prompt_as_long_as_the_context(short: GPT2LMHeadModel, tokenizer: PreT
         "shorten it"
     )
     assert sample(short, tokenizer, [], max_new_tokens=1) == []
+
+
+def test_tokens_that_the_model_has_not(short: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError) as error:
+        sample(short, tokenizer, [[3], [4, 99]], max_new_tokens=1)
+    assert str(error.value) == (
+        f"sample: token id 99 of a prompt has no row in the embedding of gpt2, which has {len(WORDS)}; take the "
+        "model's own tokenizer"
+    )
+    other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    other.add_special_tokens({"pad_token": "<new>"})
+    assert other.pad_token_id >= len(WORDS)
+    wanted = sample(short, tokenizer, [[3], [4, 5, 6]], max_new_tokens=4, eos_ids=[])
+    assert sample(short, other, [[3], [4, 5, 6]], max_new_tokens=4, eos_ids=[]) == wanted, "padding is masked"

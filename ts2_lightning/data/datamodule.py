@@ -1,6 +1,7 @@
 """The datamodule: files in, batches of the plan out."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -273,7 +274,7 @@ class SFTData(LightningDataModule):
     @property
     def _encoder(self) -> Encoder:
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
-        return Encoder(self.template, self.format, self.row_length, self.overlong, vocabulary)
+        return Encoder(self.template, self.format, self.row_length, self.overlong, vocabulary, self.limits)
 
     def _reject_file(self, name: str) -> Path | None:
         """In the run's directory, which one rank writes to."""
@@ -342,9 +343,10 @@ class SFTData(LightningDataModule):
 
     @property
     def pad_id(self) -> int:
-        """Id of the padding, which is masked: the tokenizer's pad token, else its eos, else 0."""
+        """Id of the padding, which is masked: the tokenizer's pad token, else its eos, else 0; one that has a row."""
         ids = () if self.tokenizer is None else (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((int(number) for number in ids if number is not None), 0)
+        rows = math.inf if self.limits is None else self.limits.embeddings
+        return next((int(number) for number in ids if number is not None and number < rows), 0)
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
         """Micro-batches of the plan or the stream, from the optimizer step that the trainer stands at."""

@@ -176,8 +176,8 @@ def encode_rows(
     """
     check_length(max_length, limits, "--max_length")
     vocabulary = len(template.tokenizer)
-    encoder = Encoder(template, selection.format, row_length(max_length, limits), vocabulary=vocabulary)
-    rows = encoder.encode(row for _, row in selection.read())
+    encoder = Encoder(template, selection.format, row_length(max_length, limits), vocabulary=vocabulary, limits=limits)
+    rows = encoder.encode((row for _, row in selection.read()), "--rows")
     if rows.rejects:
         raise UserError(f"--rows {rows.rejects[0].origin}: {rows.rejects[0].reason}")
     if not len(rows):

@@ -87,12 +87,17 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[sl
         batch: as `ts2_lightning.types.Batch`, padded; N supervised tokens.
 
     Raises:
-        UserError: a row is longer than the model has positions for.
+        UserError: a row is longer than the model has positions for, or has a token that the model has not.
 
     Yields:
         Which of the N tokens, and their logits [n, K] in float32 at least, in memory that the next ones use again.
     """
     device, width, limits = model.device, batch["input_ids"].shape[1], limits_of(model.config)
+    if (largest := int(batch["input_ids"].max())) >= limits.embeddings:
+        raise UserError(
+            f"token id {largest} of a prompt or row has no row in the embedding of {limits.model}, which has "
+            f"{limits.embeddings:,}"
+        )
     if limits.is_table and limits.context is not None and width > limits.context:
         raise UserError(f"{width:,} tokens of a prompt or row are more than {limits.said}; shorten it")
     inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}

@@ -162,7 +162,8 @@ def sample(
         For each prompt its n samples.
 
     Raises:
-        UserError: a number out of its range, or a prompt without a token, or as long as the model's context.
+        UserError: a number out of its range, or a prompt without a token, as long as the model's context, or with
+            a token that the model has not.
     """
     for name, value in {"n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         check_number(f"sample: {name}", value, COUNT)
@@ -171,7 +172,7 @@ def sample(
     if empty := [number for number, prompt in enumerate(ids) if not prompt]:
         raise UserError(f"sample: prompt {empty[0]} has no token")
     ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
-    wanted, max_new_tokens = max_new_tokens, _within_context(model, ids, max_new_tokens)
+    wanted, max_new_tokens = max_new_tokens, _room(model, ids, max_new_tokens)
     jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
     found: dict[tuple[int, int], Sample] = {}
     quiet = not progress or len(jobs) <= batch_size
@@ -190,9 +191,15 @@ def sample(
     return [[found[i, j] for j in range(n)] for i in range(len(ids))]
 
 
-def _within_context(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many tokens each response may have, so that none reaches behind the model's context."""
+def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many tokens each response may have before one reaches behind the context, if the model takes the prompts."""
     limits = limits_of(model.config)
+    largest = max((max(prompt) for prompt in prompts), default=0)
+    if largest >= limits.embeddings:
+        raise UserError(
+            f"sample: token id {largest} of a prompt has no row in the embedding of {limits.model}, which has "
+            f"{limits.embeddings:,}; take the model's own tokenizer"
+        )
     number, longest = max(enumerate(map(len, prompts)), key=lambda prompt: prompt[1], default=(0, 0))
     if limits.context is None:
         return max_new_tokens
@@ -276,7 +283,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 def _generating(model: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pad_id: int | None) -> Iterator[None]:
     """Puts the model into evaluation, with nothing in its generation settings but what is wanted here."""
     settings, training = model.generation_config, model.training
-    pad = pad_id if pad_id is not None else eos_ids[0] if eos_ids else 0
+    rows = limits_of(model.config).embeddings
+    pad = next((number for number in (pad_id, *eos_ids) if number is not None and number < rows), 0)  # masked
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=eos_ids or None, pad_token_id=pad
     )

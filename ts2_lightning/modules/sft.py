@@ -24,7 +24,7 @@ from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, Sched
 from ts2_lightning.modules.cost import time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
-from ts2_lightning.modules.language_model import check_model_files, read_limits
+from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
@@ -97,12 +97,28 @@ class SFTModule(L.LightningModule):
             check_model_files(self.lm)
 
     def model_limits(self) -> ModelLimits:
-        """What the model takes, by its config; before there is a model, that is read from its files.
+        """What the model takes, by its config, or its files where it is not loaded yet; with rows for new tokens.
 
         Raises:
             UserError: there is nothing that can be loaded.
         """
-        return limits_of(self.language_model.config) if hasattr(self, "network") else read_limits(self.lm)
+        if hasattr(self, "network"):
+            return limits_of(self.language_model.config)
+        return read_limits(self._settled())
+
+    def _settled(self) -> LanguageModelConfig:
+        """The model's config with the number of rows that `resize_embeddings: true` means."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        tokenizer = getattr(data, "tokenizer", None)
+        return settle_embeddings(self.lm, None if tokenizer is None else len(tokenizer))
+
+    def setup(self, stage: str) -> None:
+        """Settles how many rows the embedding has, once the tokenizer is there; whoever loads the model has to know.
+
+        Raises:
+            UserError: that is not known, or fewer than there are.
+        """
+        self.lm = self._settled()
 
     def configure_model(self) -> None:
         """Loads the model, once; sharded as the strategy wants it."""
