@@ -57,6 +57,10 @@ class ModelLimits(NamedTuple):
         """The context in words, where there is one."""
         return f"the context of {self.model}, {self.context:,} tokens"
 
+    def is_behind(self, length: int) -> bool:
+        """Whether a row of so many tokens has some that there is no position for."""
+        return self.is_table and self.context is not None and length > self.context
+
 
 def limits_of(config: Any) -> ModelLimits:
     """The limits that a model's config states.

@@ -59,6 +59,32 @@ def test_more_than_there_are_positions_for(tokens: str) -> None:
     )
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_from_before_the_check_goes_on(tokens: str, streaming: bool) -> None:
+    """With the number that it has recorded, as long as no row is longer than the model takes."""
+    roomy = TABLE._replace(context=12)
+    settings: dict[str, Any] = {"max_length": 2048, "streaming": streaming, "shuffle_buffer": 2, "cache": False}
+    before = data_of(tokens, None, **settings)
+    before.setup("fit")
+    data = data_of(tokens, roomy, **settings)
+    data.goes_on = True
+    data.setup("fit")
+    data.load_state_dict(before.state_dict())
+    assert len(list(data.train_dataloader())) == len(list(before.train_dataloader()))
+    with pytest.raises(UserError, match=r"max_length is 2,048, more than the context of gpt2, 12 tokens"):
+        data_of(tokens, roomy, **settings).setup("fit")
+
+
+def test_but_no_row_that_the_model_does_not_take(tokens: str) -> None:
+    data = data_of(tokens, TABLE, max_length=2048)
+    data.goes_on = True
+    with pytest.raises(UserError) as error:
+        data.setup("fit")
+    assert str(error.value) == (
+        f"data.train: {tokens}:3: 12 tokens are more than the context of gpt2, 8 tokens; set data.max_length to 8"
+    )
+
+
 @pytest.mark.parametrize("limits", [TABLE, ROTARY, ENDLESS, LONG], ids=str)
 def test_what_a_model_takes_is_not_spoken_of(limits: ModelLimits) -> None:
     with warnings.catch_warnings():
@@ -66,8 +92,10 @@ def test_what_a_model_takes_is_not_spoken_of(limits: ModelLimits) -> None:
         check_length(8, limits)
 
 
-def test_a_rotary_model_is_warned_of(tokens: str) -> None:
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_rotary_model_is_warned_of(tokens: str, goes_on: bool) -> None:
     data = data_of(tokens, ROTARY, max_length=12)
+    data.goes_on = goes_on
     with pytest.warns(UserWarning, match=r"data.max_length is 12, more than the context of llama, 8 tokens: positions"):
         data.setup("fit")
     assert data.rows("train").lengths.tolist() == [4, 8, 12], "as the user wants it"

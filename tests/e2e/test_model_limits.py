@@ -21,11 +21,11 @@ STEPS = ("--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--trai
          "--model.lm.init=random")  # fmt: skip
 
 
-def write_gpt2(directory: str, vocabulary: int = WORDS) -> str:
+def write_gpt2(directory: str, vocabulary: int = WORDS, positions: int = POSITIONS) -> str:
     """A model without weights, whose positions are learned, with the toy world's tokenizer."""
     make_blank(Path(directory))
     GPT2Config(
-        n_positions=POSITIONS, vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1
+        n_positions=positions, vocab_size=vocabulary, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1
     ).save_pretrained(directory)
     return directory
 
@@ -90,6 +90,24 @@ def test_a_run_that_recorded_a_number_goes_on(ts2: CommandLine, gpt2: str) -> No
     answer = fit(ts2, gpt2, "--data.max_length=13", "--trainer.max_steps=5", "--ckpt_path=last")
     assert answer.status == 2
     assert "cannot resume: the checkpoint's training data has lengths of rows" in answer.err
+
+
+def test_a_run_from_before_the_check(ts2: CommandLine) -> None:
+    """It recorded 2048, the default, though the model has fewer positions; its rows are shorter than those."""
+    assert fit(ts2, write_gpt2("gpt2", positions=64)).status == 0
+    run = Path("runs/run/1")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["max_length"] = 2048
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    recorded = json.loads((run / "data.json").read_text())
+    del recorded["max_length"]
+    (run / "data.json").write_text(json.dumps(recorded))
+    last = str(run / "checkpoints/last.ckpt")
+    for command, *more in (("fit", "--trainer.max_steps=3"), ("validate",)):
+        answer = ts2(command, *more, f"--ckpt_path={last}")
+        assert answer.status == 0, answer.err
+    assert ts2("measure", str(run), "--spec", "{validation: {}}").status == 0
+    assert ts2("measure", str(run), "--spec", "{validation: {max_length: 65}}").status == 2
 
 
 def test_new_tokens_from_the_settings_to_the_export(ts2: CommandLine) -> None:

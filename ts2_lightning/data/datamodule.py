@@ -97,6 +97,8 @@ class SFTData(LightningDataModule):
 
     Attributes:
         sets: the sets of rows, see `RowSets`.
+        goes_on: these are the settings of a run that goes on, or is evaluated. One from before there was a check may
+            have recorded a `max_length` above the model's context; its rows are looked at one by one instead.
         limits: what the model takes. Default: asked of the trainer's module in `setup`; None if it is not known.
         tokenizer_path: the argument `tokenizer`.
         tokenizer: the tokenizer, after `setup`.
@@ -157,6 +159,7 @@ class SFTData(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
+        self.goes_on = False
         self.limits: ModelLimits | None = None
         self._splits: dict[str, Split] = {}
         self._stream: Stream | None = None  # of the training rows, which then are no split
@@ -264,7 +267,8 @@ class SFTData(LightningDataModule):
         ask = getattr(getattr(self.trainer, "lightning_module", None), "model_limits", None)
         if self.limits is None and ask is not None:
             self.limits = ask()
-        check_length(self.max_length, self.limits)
+        if not (self.goes_on and self.limits is not None and self.limits.is_table):
+            check_length(self.max_length, self.limits)
 
     @property
     def row_length(self) -> int:

@@ -44,7 +44,7 @@ def check_length(max_length: int | None, limits: ModelLimits | None, setting: st
     if max_length is None or limits is None or limits.context is None or max_length <= limits.context:
         return
     beyond = f"{setting} is {max_length:,}, more than {limits.said}"
-    if limits.is_table:
+    if limits.is_behind(max_length):
         raise UserError(
             f"{beyond}, and there is no position behind it; set it to {limits.context} at most, or to null, which is "
             "the model's"

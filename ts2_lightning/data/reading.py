@@ -72,7 +72,7 @@ class Encoder:
         return encoded
 
     def check(self, setting: str, rows: EncodedRows, origin: Callable[[int], str]) -> None:
-        """Make sure that the model has these tokens.
+        """Make sure that the model has these tokens, and positions for them.
 
         Args:
             setting: which names them, for messages.
@@ -80,8 +80,18 @@ class Encoder:
             origin: file and line of a row by its place among those that were read.
 
         Raises:
-            UserError: if there is one outside the vocabulary, or without a row of the embedding.
+            UserError: if there is one outside the vocabulary, or without a row of the embedding, or without a position.
         """
+        limits = self.limits
+        if limits is not None and limits.is_behind(length := int(rows.lengths.max(initial=0))):
+            row = int(rows.lengths.argmax())
+            raise UserError(
+                f"{setting}: {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.said}; set "
+                f"data.max_length to {limits.context}"
+            )
+        self._check_ids(setting, rows, origin)
+
+    def _check_ids(self, setting: str, rows: EncodedRows, origin: Callable[[int], str]) -> None:
         largest, limits = int(rows.ids.max(initial=0)), self.limits
         outside = self.vocabulary is not None and largest >= self.vocabulary
         if not outside and (limits is None or largest < limits.embeddings):

@@ -98,7 +98,7 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[sl
             f"token id {largest} of a prompt or row has no row in the embedding of {limits.model}, which has "
             f"{limits.embeddings:,}"
         )
-    if limits.is_table and limits.context is not None and width > limits.context:
+    if limits.is_behind(width):
         raise UserError(f"{width:,} tokens of a prompt or row are more than {limits.said}; shorten it")
     inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
     hidden = backbone(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)

@@ -211,12 +211,12 @@ def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int)
     return min(max_new_tokens, limits.context - longest)
 
 
-def _tell_of_cut(model: PreTrainedModel, found: list[Sample], wanted: int, allowed: int, eos_ids: list[int]) -> None:
-    cut = sum(len(one.ids) == allowed and one.ids[-1] not in eos_ids for one in found)
+def _tell_of_cut(model: PreTrainedModel, samples: list[Sample], wanted: int, allowed: int, ends: list[int]) -> None:
+    cut = sum(len(one.ids) == allowed and one.ids[-1] not in ends for one in samples)
     if cut:
         rank_zero_warn(
-            f"sample: {cut:,} of {len(found):,} responses were cut off after {allowed:,} tokens instead of {wanted:,} "
-            f"(max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
+            f"sample: {cut:,} of {len(samples):,} responses were cut off after {allowed:,} tokens instead of "
+            f"{wanted:,} (max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
         )
 
 

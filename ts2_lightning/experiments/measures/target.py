@@ -153,6 +153,9 @@ class Target:
     def read_rows(self, data: SFTData) -> SFTData:
         """Makes tokens of the rows of `validation_data`, this model's own."""
         data.tokenizer, data.template, data.limits = self.tokenizer, self.chat_template, self.limits
+        recorded = self.data.get("max_length") if self.run is not None else None
+        if recorded is not None and data.max_length == recorded and self.limits.is_behind(recorded):
+            data.max_length = self.limits.context  # it is from before there was a check: no row of the run was longer
         data.setup("validate")
         return data
 
