@@ -578,3 +578,19 @@ def test_a_model_that_is_not_here_is_no_hindrance(data: Data) -> None:
         status, out, err = data(*options, "--show", "0")
     assert status == 0, err
     assert "Tokens of a row (max_length 2,048)\n" in out
+
+
+def test_rows_with_tokens_that_the_model_is_to_be_given(data: Data, tokenizer_directory: str) -> None:
+    model = ("--model.lm.path", write_gpt2("gpt2", 64, tokenizer_directory))
+    config = json.loads(Path("gpt2/config.json").read_text())
+    Path("gpt2/config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    rows = ("--data.train", write("rows.jsonl", chats(["Yes."])), "--data.template", "plain")
+    status, out, err = data(*model, *rows)
+    assert (status, out) == (2, "")
+    assert re.search(
+        r"data.train: rows.jsonl:\d: token id \d+ has no row in the embedding of gpt2, which has 100;", err
+    )
+    assert data(*model, *rows, "--model.lm.resize_embeddings", "true")[0] == 0
+    status, _, err = data(*model, *rows, "--model.lm.resize_embeddings", "9")
+    assert status == 2
+    assert "model.lm.resize_embeddings is 9, and the embedding of gpt2 has 100 rows; none is taken away" in err

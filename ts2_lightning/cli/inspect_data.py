@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ts2_lightning.cli import program
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.limits import limits_at
+from ts2_lightning.cli.limits import limits_at, limits_with_new_rows
 from ts2_lightning.cli.marked_rows import COLOUR_LEGEND, LEGEND, laid_out, marked, painted, read_pieces, visible
 from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
@@ -88,14 +88,17 @@ class DataCLI(TS2CLI):
 
     def _limits(self) -> ModelLimits | None:
         """What the model takes, where one is named: rows can be looked at without access to it."""
-        path = self.settings.get("model.lm.path")
+        settings = self.settings
+        path, revision = settings.get("model.lm.path"), settings.get("model.lm.revision")
         if path is None:
             return None
         try:
-            return limits_at(path, self.settings.get("model.lm.revision"))
+            limits = limits_at(path, revision)
         except UserError as error:
             warnings.warn(f"what the model takes is not known, so it counts for nothing here: {error}", stacklevel=2)
             return None
+        resize = settings.get("model.lm.resize_embeddings")
+        return limits_with_new_rows(path, revision, resize, settings["data.tokenizer"]) if resize else limits
 
     def _run_subcommand(self, subcommand: str) -> None:
         settings = self.settings

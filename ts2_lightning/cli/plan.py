@@ -14,13 +14,12 @@ from rich.table import Table
 
 from ts2_lightning.cli import program
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.limits import with_config
+from ts2_lightning.cli.limits import with_config, with_rows_for_tokens
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data.lengths import check_length, row_length
-from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
-from ts2_lightning.modules.language_model import read_limits, settle_embeddings
+from ts2_lightning.modules.language_model import read_limits
 from ts2_lightning.planning import (
     EFFICIENCY,
     GPU,
@@ -143,8 +142,7 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
     """The job of the settings of `fit` and of `plan`."""
     trainer, data = settings.trainer, settings.data
     device = device_of(settings.gpu, trainer.accelerator)
-    if lm.resize_embeddings:
-        lm = settle_embeddings(lm, _tokens(data.tokenizer or model.lm.path))
+    lm = with_rows_for_tokens(lm, data.tokenizer or model.lm.path)
     limits = read_limits(lm)
     check_length(data.max_length, limits)
     return Job(
@@ -164,11 +162,6 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
         efficiency=settings.hfu,
         write_speed=settings.write_speed * _GB,
     )
-
-
-def _tokens(tokenizer: str) -> int:
-    is_toyworld = tokenizer.partition("?")[0] == "toyworld"
-    return len(load_tokenizer("toyworld" if is_toyworld else tokenizer))
 
 
 def devices(given: Any) -> int:
