@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
     "suggestions": set(),
     "ranges": {"types"},
+    "model_limits": {"types"},
     "yaml_files": {"types"},
     "checkpoint_files": {"types"},
     "hardware": {"types", "suggestions"},
@@ -21,23 +22,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"types", "ranges", "ops"},
     "engines": {"types", "ranges", "ops", "losses"},
     "metrics": {"types", "ranges", "ops"},
-    "data": {"types", "ranges", "suggestions"},
-    "generation": {"types", "ranges", "ops"},
+    "data": {"types", "ranges", "suggestions", "model_limits"},
+    "generation": {"types", "ranges", "ops", "model_limits"},
     "strategies": {"types", "ranges", "checkpoint_files"},
-    "modules": {"types", "ranges", "ops", "losses", "engines", "metrics", "strategies"},
+    "modules": {"types", "ranges", "ops", "losses", "engines", "metrics", "strategies", "model_limits"},
     "export": {"types", "modules", "checkpoint_files"},
     "planning": {"types", "ranges", "suggestions", "hardware", "ops", "losses", "engines", "modules", "strategies"},
     "callbacks": {
         "types", "ranges", "hardware", "ops", "metrics", "generation", "export", "checkpoint_files", "strategies",
     },
-    "evaluation": {"types", "ranges", "ops", "metrics", "generation", "engines", "modules", "data"},
+    "evaluation": {"types", "ranges", "ops", "metrics", "generation", "engines", "modules", "data", "model_limits"},
     "experiments": {
         "types", "ranges", "ops", "losses", "engines", "modules", "data", "callbacks", "metrics", "generation",
-        "evaluation", "strategies", "suggestions", "export", "yaml_files", "cli.run_directory",
+        "evaluation", "strategies", "suggestions", "export", "yaml_files", "model_limits", "cli.run_directory",
     },
     "cli": {
         "types", "ranges", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments", "export",
-        "checkpoint_files", "planning", "evaluation", "generation", "yaml_files",
+        "checkpoint_files", "planning", "evaluation", "generation", "yaml_files", "model_limits",
     },
 }  # fmt: skip
 

@@ -213,6 +213,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([1, 5], [0, -1, 2**63], "TopProbabilities.k SupportSizes.largest Distinct.n FSDP2.tensor_parallel_size"),
     ([2, 3], [1, 0], "Diversity.samples"),
     ([2, 3], [1, 0], "TSPD.m TSPDSetting.m"),
+    ([1, 2**24, True, False, None], [0, -1, 2**24 + 1], "LanguageModelConfig.resize_embeddings"),
     ([258, 2**20], [0, -1, 65, 2**63], "DistributionMonitor.positions"),
     ([1, 2**16], [0, 2**16 + 1], "AdapterConfig.r Trainer.num_nodes"),
     ([0, 1024], [-1, 1025], "SFTData.num_workers"),

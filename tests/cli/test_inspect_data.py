@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from rich.cells import cell_len
+from transformers import GPT2Config
 
 from tests.cli.standins import environment
 from tests.data.data_helpers import byte_level_tokenizer
@@ -545,3 +546,51 @@ def test_the_settings_that_fit_records(data: Data, capfd: pytest.CaptureFixture[
     status, out, err = data("-c", "config.yaml", "--show", "0")
     assert status == 0, err
     assert "  steps          67\n" in out
+
+
+def write_gpt2(name: str, positions: int, tokenizer_directory: str) -> str:
+    """A model that is a config.json, and a tokenizer."""
+    shutil.copytree(tokenizer_directory, name)
+    GPT2Config(n_positions=positions, architectures=["GPT2LMHeadModel"]).save_pretrained(name)
+    return name
+
+
+def test_rows_are_as_long_as_the_model_takes_them(data: Data, tokenizer_directory: str) -> None:
+    model = ("--model.lm.path", write_gpt2("gpt2", 16, tokenizer_directory))
+    rows = ("--data.train", write("rows.jsonl", chats(["Yes, and more of it.", "No."])), "--data.template", "plain")
+    status, out, err = data(*model, *rows)
+    assert status == 0, err
+    assert "Tokens of a row (max_length 16)\n" in out
+    assert "most 16;" in out
+    status, out, err = data(*model, *rows, "--data.max_length", "17")
+    assert (status, out) == (2, "")
+    assert err.strip() == (
+        "error: data.max_length is 17, more than the context of gpt2, 16 tokens, and there is no position behind it; "
+        "set it to 16 at most, or to null, which is the model's"
+    )
+    status, out, err = data("--data.tokenizer", tokenizer_directory, *rows)
+    assert "Tokens of a row (max_length 2,048)\n" in out
+
+
+def test_a_model_that_is_not_here_is_no_hindrance(data: Data) -> None:
+    options = ("--model.lm.path", "/nowhere", "--data.tokenizer", "toyworld", "--data.train", "toyworld:train")
+    with pytest.warns(UserWarning, match="what the model takes is not known, .* cannot load '/nowhere'"):
+        status, out, err = data(*options, "--show", "0")
+    assert status == 0, err
+    assert "Tokens of a row (max_length 2,048)\n" in out
+
+
+def test_rows_with_tokens_that_the_model_is_to_be_given(data: Data, tokenizer_directory: str) -> None:
+    model = ("--model.lm.path", write_gpt2("gpt2", 64, tokenizer_directory))
+    config = json.loads(Path("gpt2/config.json").read_text())
+    Path("gpt2/config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    rows = ("--data.train", write("rows.jsonl", chats(["Yes."])), "--data.template", "plain")
+    status, out, err = data(*model, *rows)
+    assert (status, out) == (2, "")
+    assert re.search(
+        r"data.train: rows.jsonl:\d: token id \d+ has no row in the embedding of gpt2, which has 100;", err
+    )
+    assert data(*model, *rows, "--model.lm.resize_embeddings", "true")[0] == 0
+    status, _, err = data(*model, *rows, "--model.lm.resize_embeddings", "9")
+    assert status == 2
+    assert "model.lm.resize_embeddings is 9, and the embedding of gpt2 has 100 rows; none is taken away" in err

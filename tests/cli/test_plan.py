@@ -7,11 +7,12 @@ from typing import Any
 
 import psutil
 import pytest
-from transformers import LlamaConfig
+from transformers import GPT2Config, LlamaConfig
 
 from ts2_lightning import hardware
 from ts2_lightning.cli import main
 from ts2_lightning.cli import plan as command
+from ts2_lightning.data.toyworld import build_tokenizer
 from ts2_lightning.hardware import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,3 +212,34 @@ def test_seventy_billion(plan: Plan) -> None:
     assert held == pytest.approx(20 * 70_553_706_496 / 32, rel=1e-3)
     assert result["checkpoint"]["bytes"] == pytest.approx(12 * 70_553_706_496, rel=1e-3)
     assert (result["checkpoint"]["warned_in_time"], result["checkpoint"]["warning_seconds"]) == (False, 1080)
+
+
+def test_null_is_the_models_context(plan: Plan) -> None:
+    """Its bytes are those of the number."""
+    GPT2Config(n_positions=48, n_embd=32, n_layer=2, n_head=2, vocab_size=301).save_pretrained("gpt2")
+    options = ("--model.lm.path", "gpt2", "--trainer.accelerator", "cpu")
+    status, out, err = plan(*options)
+    assert (status, err) == (0, "")
+    assert "micro-batches of 8 x 48 tokens" in out
+    assert found(plan, *options) == found(plan, *options, "--data.max_length", "48")
+    assert found(plan, *options) != found(plan, *options, "--data.max_length", "47")
+    assert "micro-batches of 8 x 2,048 tokens" in plan("--model.lm.path", "tiny")[1]
+    status, out, err = plan(*options, "--data.max_length", "49")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: data.max_length is 49, more than the context of gpt2, 48 tokens, and there is no")
+
+
+def test_new_rows_of_the_embedding_are_counted(plan: Plan) -> None:
+    """To the last parameter: tied rows of 48, and untied ones twice."""
+    build_tokenizer().save_pretrained("tokenizer")
+    tokens = len(build_tokenizer())
+    options = ("--model.lm.path", "small", "--trainer.accelerator", "cpu", "--data.tokenizer", "tokenizer")
+    for tied in (True, False):
+        LlamaConfig(**{**SHAPES["tiny"], "vocab_size": 90, "tie_word_embeddings": tied}).save_pretrained("small")
+        before, after = found(plan, *options), found(plan, *options, "--model.lm.resize_embeddings", "true")
+        added = (tokens - 90) * 48 * (1 if tied else 2)
+        assert added > 0
+        assert after["model"]["parameters"] - before["model"]["parameters"] == added
+        weights = [result["memory"]["no_checkpointing"]["weights"] for result in (before, after)]
+        assert weights[1] - weights[0] == 4 * added
+        assert found(plan, *options, "--model.lm.resize_embeddings", str(tokens)) == after

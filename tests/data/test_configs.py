@@ -91,7 +91,7 @@ def test_presets_take_rows_as_they_are_on_the_hub(file: Path, tmp_path: Path, to
     counts = data.describe()["splits"]["train"]
     assert counts["kept"] == (1 if "sample" in values["train"][0] else 2)
     assert sum(counts["rejected"].values()) == 1
-    assert counts["longest"] <= data.max_length
+    assert counts["longest"] <= data.row_length
     detected = built(values | local | {"format": "auto"})
     detected.setup("fit")
     assert detected.describe()["splits"]["train"]["rejected"] == counts["rejected"]
@@ -105,4 +105,4 @@ def test_the_papers_presets() -> None:
 
 def test_defaults_are_the_papers_settings() -> None:
     data = SFTData()
-    assert (data.batch_size, data.micro_batch_size, data.max_length, data.overlong) == (128, 8, 2048, "truncate")
+    assert (data.batch_size, data.micro_batch_size, data.row_length, data.overlong) == (128, 8, 2048, "truncate")

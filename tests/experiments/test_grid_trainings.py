@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import GPT2Config
 
 from ts2_lightning.experiments.grid import Grid, identity, read_grid
 from ts2_lightning.experiments.grid.reading import grid_name
@@ -181,6 +182,18 @@ def test_how_it_is_written_does_not_change_a_training(here: Path) -> None:
     assert digest({"data.test": "test.jsonl"}) == digest({"data.test": {"a": "test.jsonl"}}) == first, "no fit reads it"
     assert digest({"model.lm.adapter": None, "data.limit_train": None}) == first
     assert digest({"trainer.max_epochs": None}) == digest({"trainer.max_epochs": 3}), "as in fit"
+
+
+def test_a_length_that_is_left_to_the_model_is_a_number(here: Path) -> None:
+    """So that a run from before null was the default is the same training."""
+    toyworld = {"model.lm.path": "toyworld"}
+    assert digest({**toyworld, "data.max_length": None}) == digest({**toyworld, "data.max_length": 128})
+    hub = {"model.lm.path": "org/model"}
+    assert digest({**hub, "data.max_length": None}) != digest({**hub, "data.max_length": 2048}), "it may have fewer"
+    for positions, length in ((64, 64), (4096, 2048)):
+        GPT2Config(n_positions=positions).save_pretrained("gpt2")
+        gpt2 = {"model.lm.path": "gpt2"}
+        assert digest({**gpt2, "data.max_length": None}) == digest({**gpt2, "data.max_length": length})
 
 
 CHANGES: list[dict[str, Any]] = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import GPT2Config
 
 from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_spec, column, files_of, place_of
 from ts2_lightning.experiments.measures.base import Measured
@@ -139,7 +140,10 @@ def test_the_key_knows_a_tokenizer_and_a_template_that_are_not_the_models_own(tm
     files = [tmp_path / "tokenizer/tokenizer.json", tmp_path / "mine.jinja"]
     for file in files:
         file.write_text("before")
-    data = {"tokenizer": str(tmp_path / "tokenizer"), "template": str(files[1]), "validation": "toyworld:validation"}
+    data = {
+        "tokenizer": str(tmp_path / "tokenizer"), "template": str(files[1]), "validation": "toyworld:validation",
+        "max_length": 128,
+    }  # fmt: skip
     named = Target("named", [], str, tmp_path, data=data)
     asked = Target("asked", [], str, tmp_path, run=tmp_path, data=data, template=str(files[1]))
     of_run = Target("of run", [], str, tmp_path, run=tmp_path, data=data)
@@ -158,6 +162,16 @@ def test_the_key_knows_a_tokenizer_and_a_template_that_are_not_the_models_own(tm
     assert hub.asked_with == ["some/tokenizer"]
     [toyworld] = check_spec({"toyworld": {}}).measures
     assert (toyworld.inputs(of_run), toyworld.inputs(hub)) == (None, ["some/tokenizer"])
+
+
+def test_the_key_has_the_length_that_null_stands_for(tmp_path: Path) -> None:
+    def length(positions: int, max_length: int | None) -> int:
+        GPT2Config(n_positions=positions).save_pretrained(tmp_path / "model")
+        data = {"validation": "toyworld:validation", "max_length": max_length}
+        target = Target("model", [], lambda: str(tmp_path / "model"), tmp_path, data=data)
+        return target.row_identity(target.validation_data("rows", None))["max_length"]
+
+    assert [length(64, None), length(4096, None), length(64, 32)] == [64, 2048, 32]
 
 
 def answer(text: str) -> dict:

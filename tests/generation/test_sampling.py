@@ -1,11 +1,12 @@
 """The sampler against transformers' own greedy search, plain forward passes, and the distributions it draws from."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from tests.callbacks.tiny_llama import END, EOS, TRAINED_TEMPLATE, WORDS, edit, teach_to_stop, write_base
 from ts2_lightning.generation import Decoder, Sample, sample
@@ -180,3 +181,53 @@ def test_bad_arguments(
 
 def test_no_prompts(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     assert sample(model, tokenizer, []) == []
+
+
+@pytest.fixture(scope="module")
+def short(place: Path) -> GPT2LMHeadModel:
+    """Positions in a table of 12."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(WORDS), n_positions=12, n_embd=16, n_layer=1, n_head=2, eos_token_id=EOS)
+    )
+
+
+def test_responses_stay_within_the_context(short: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """With the longest prompt they fill it; each draws the tokens that it would draw with more room."""
+    prompts = [[3, 4, 5], [3, 4, 5, 6, 7, 8, 9]]
+    with pytest.warns(UserWarning, match="^sample: ") as told:
+        cut = sample(short, tokenizer, prompts, n=2, max_new_tokens=100, seed=1, eos_ids=[])
+    assert [[len(one.ids) for one in answers] for answers in cut] == [[5, 5], [5, 5]]
+    assert str(told[0].message) == (
+        "sample: 4 of 4 responses were cut off after 5 tokens instead of 100 (max_new_tokens): with the longest prompt "
+        "they fill the context of gpt2, 12 tokens"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert sample(short, tokenizer, prompts, n=2, max_new_tokens=5, seed=1, eos_ids=[]) == cut
+        ended = sample(short, tokenizer, prompts, max_new_tokens=100, eos_ids=list(range(len(WORDS))))
+    assert [len(one.ids) for answers in ended for one in answers] == [1, 1], "nothing was cut off"
+
+
+def test_a_prompt_as_long_as_the_context(short: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError) as error:
+        sample(short, tokenizer, [[3], [3] * 12], max_new_tokens=1)
+    assert str(error.value) == (
+        "sample: prompt 1 has 12 tokens, which leaves no room for a response in the context of gpt2, 12 tokens; "
+        "shorten it"
+    )
+    assert sample(short, tokenizer, [], max_new_tokens=1) == []
+
+
+def test_tokens_that_the_model_has_not(short: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError) as error:
+        sample(short, tokenizer, [[3], [4, 99]], max_new_tokens=1)
+    assert str(error.value) == (
+        f"sample: token id 99 of a prompt has no row in the embedding of gpt2, which has {len(WORDS)}; take the "
+        "model's own tokenizer"
+    )
+    other = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    other.add_special_tokens({"pad_token": "<new>"})
+    assert other.pad_token_id >= len(WORDS)
+    wanted = sample(short, tokenizer, [[3], [4, 5, 6]], max_new_tokens=4, eos_ids=[])
+    assert sample(short, other, [[3], [4, 5, 6]], max_new_tokens=4, eos_ids=[]) == wanted, "padding is masked"

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from tests.modules.architectures import ARCHITECTURES, random_model
+from tests.modules.weights_on_two_ranks import RESIZED
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
 from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
@@ -112,6 +113,17 @@ def test_what_is_tied_stays_one_parameter(way: str, answers: Answers, directory:
         assert found[case]["ties"] == [both]
         assert found[way]["ties"] == untied
         assert found[case].get("ties after", [both]) == [both]  # after a forward and backward pass under FSDP2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["untied", "tied"])
+@pytest.mark.parametrize("way", SHARDED)
+def test_new_rows_are_the_mean_on_every_rank(way: str, kind: str, answers: Answers, directory: Path) -> None:
+    wanted = stored(directory / kind)
+    for name in {"model.embed_tokens.weight", "lm_head.weight"} & wanted.keys():
+        mean = wanted[name].double().mean(0).to(torch.bfloat16)
+        wanted[name] = torch.cat([wanted[name], mean.expand(RESIZED - len(wanted[name]), -1)])
+    assert_shares(answers, f"{way}, {kind}, resized", wanted)
 
 
 @pytest.mark.slow

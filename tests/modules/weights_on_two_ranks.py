@@ -26,6 +26,7 @@ from ts2_lightning.modules.weights import load_weights
 from ts2_lightning.types import UserError
 
 IDS = torch.arange(12)[None]
+RESIZED = 101  # rows of the embedding, of which 4 are new
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -151,6 +152,9 @@ def main(directory: Path) -> None:
         found[name] = way(untied(gradient_checkpointing=True))
         if name != "tensor parallel":
             found[f"{name}, tied"] = way(tied())
+        if name in ("fsdp2", "zero3"):
+            for kind, config in (("untied", untied), ("tied", tied)):
+                found[f"{name}, {kind}, resized"] = way(config(resize_embeddings=RESIZED))
         torch.manual_seed(7 + rank)  # rank 0 draws
         found[f"{name}, random"] = way(untied(init="random"))
         if name in ("fsdp2", "zero3"):

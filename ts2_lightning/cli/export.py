@@ -15,6 +15,7 @@ from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
 from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.language_model import settle_embeddings
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
@@ -50,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
     config, data = _records(run)
     lm = _model(config, run)
     tokenizer = load_tokenizer(config["data"].get("tokenizer") or lm.path)
+    lm = settle_embeddings(lm, len(tokenizer))
     with tokenizer_files(tokenizer) as source:
         settings = ExportSettings(
             source or lm.path, data["chat_template"], data["end_of_turn_ids"], options.dtype, options.adapter

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ts2_lightning.cli import program
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
+from ts2_lightning.cli.limits import limits_at, limits_with_new_rows
 from ts2_lightning.cli.marked_rows import COLOUR_LEGEND, LEGEND, laid_out, marked, painted, read_pieces, visible
 from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
@@ -20,6 +21,7 @@ from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluati
 from ts2_lightning.data.collate import capacity_of, pack
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.sets import SPLITS, split_of
+from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -82,6 +84,21 @@ class DataCLI(TS2CLI):
         parser = Parser()
         parser.add_class_arguments(self.datamodule_class, "data")
         self.datamodule = parser.instantiate(Namespace(data=self.settings.data)).data
+        self.datamodule.limits = self._limits()
+
+    def _limits(self) -> ModelLimits | None:
+        """What the model takes, where one is named: rows can be looked at without access to it."""
+        settings = self.settings
+        path, revision = settings.get("model.lm.path"), settings.get("model.lm.revision")
+        if path is None:
+            return None
+        try:
+            limits = limits_at(path, revision)
+        except UserError as error:
+            warnings.warn(f"what the model takes is not known, so it counts for nothing here: {error}", stacklevel=2)
+            return None
+        resize = settings.get("model.lm.resize_embeddings")
+        return limits_with_new_rows(path, revision, resize, settings["data.tokenizer"]) if resize else limits
 
     def _run_subcommand(self, subcommand: str) -> None:
         settings = self.settings
@@ -193,7 +210,7 @@ def cost_of(data: SFTData, split: str, world_size: int = 1) -> Cost:
         steps = 0
     batches = [np.array(batch.rows, dtype=np.int64) for plan in plans for batch in plan]
     order = np.concatenate(batches)
-    capacity = capacity_of(data.packing, data.max_length)
+    capacity = capacity_of(data.packing, data.row_length)
     places = sum(places_of(lengths[batch], capacity) for batch in batches)
     return Cost(steps, len(plans[0]), len(order), int(lengths[order].sum()), int(supervised[order].sum()), places)
 
@@ -241,7 +258,7 @@ def report(data: SFTData, split: str, world_size: int = 1, show: int = 3, row: i
     sections = [
         _source_lines(about, files, split),
         _count_lines(rows, data.template is not None),
-        _length_lines(rows, width),
+        _length_lines(rows, data.row_length, width),
         _weight_lines(rows, data.times if split == "train" else None),
         _unknown_cost_lines(data, rows)
         if data.streaming and split == "train"
@@ -322,9 +339,9 @@ def _count_lines(rows: EncodedRows, has_turns: bool) -> Iterator[str]:
     yield _value(what, ", ".join(shown if len(shown) <= _BINS else [*shown[: _BINS - 1], "...", shown[-1]]))
 
 
-def _length_lines(rows: EncodedRows, width: int) -> Iterator[str]:
+def _length_lines(rows: EncodedRows, most: int, width: int) -> Iterator[str]:
     lengths = rows.lengths
-    yield "Tokens of a row"
+    yield f"Tokens of a row (max_length {most:,})"
     values = np.quantile(lengths, list(_QUANTILES.values()), method="inverted_cdf")
     quantiles = ", ".join(f"{name} {int(value):,}" for name, value in zip(_QUANTILES, values, strict=True))
     yield f"  {quantiles}; mean {lengths.mean():,.1f}"

@@ -367,6 +367,7 @@ class TS2CLI(LightningCLI):
         """Takes the run's directory and builds the trainer in it."""
         self.destination = agree(self._runs, self.argv, self._claim)
         self.run_dir = Path(self.destination.directory)
+        self.datamodule.goes_on = self.destination.checkpoint is not None
         if "ckpt_path" in self.config_init[self.command]:
             self.config_init[self.command]["ckpt_path"] = self.destination.checkpoint
         trainer = {**self.config_init[self.command].trainer.as_dict(), **kwargs}

@@ -1,5 +1,6 @@
 """`measure`: what is measured of trained models, each thing once, into their runs' directories."""
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -131,7 +132,20 @@ def _data_of_run(run: Path, runs: Path, given: str) -> dict[str, Any]:
     data = _data_of(file)
     if names_code(data):
         check_own_run(run, runs, file, given, "--config")
+    if data.get("max_length") is None:
+        data["max_length"] = _recorded_length(run / "data.json")
     return data
+
+
+def _recorded_length(file: Path) -> int | None:
+    """What `data.max_length: null` was to a run; None if that is not recorded."""
+    if not file.is_file():
+        return None
+    try:
+        length = json.loads(file.read_text(encoding="utf-8")).get("max_length")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: cannot be read ({one_line(str(error))})") from error
+    return length if isinstance(length, int) else None
 
 
 def _data_of(file: Path) -> dict[str, Any]:

@@ -4,10 +4,8 @@ No weights are read. A run on CPUs is planned for this machine: its memory is kn
 """
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from jsonargparse import Namespace
@@ -16,10 +14,12 @@ from rich.table import Table
 
 from ts2_lightning.cli import program
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
+from ts2_lightning.cli.limits import with_config, with_rows_for_tokens
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.parser import Parser
-from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
+from ts2_lightning.modules.language_model import read_limits
 from ts2_lightning.planning import (
     EFFICIENCY,
     GPU,
@@ -138,20 +138,13 @@ def device_of(gpu: str | None, accelerator: Any) -> GPU | Machine:
     return find_gpu(_GPU)
 
 
-@contextmanager
-def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
-    """The toy world's model is made on first use; its config is known without."""
-    if lm.path.partition("?")[0] != "toyworld":
-        yield lm
-        return
-    with tempfile.TemporaryDirectory() as directory:
-        yield replace(lm, path=str(write_blank_model(directory)))
-
-
 def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
     """The job of the settings of `fit` and of `plan`."""
     trainer, data = settings.trainer, settings.data
     device = device_of(settings.gpu, trainer.accelerator)
+    lm = with_rows_for_tokens(lm, data.tokenizer or model.lm.path)
+    limits = read_limits(lm)
+    check_length(data.max_length, limits)
     return Job(
         lm=lm,
         loss=model.loss,
@@ -161,7 +154,7 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
         precision=trainer.precision or ("bf16-mixed" if isinstance(device, GPU) else "32-true"),
         rows=data.batch_size,
         micro_batch=data.micro_batch_size,
-        max_length=data.max_length,
+        max_length=row_length(data.max_length, limits),
         packing=data.packing,
         device=device,
         gpus_per_node=settings.gpus or devices(trainer.devices),

@@ -35,7 +35,7 @@ from ts2_lightning.evaluation.inputs import (
     selection_of,
     toy_world_text,
 )
-from ts2_lightning.evaluation.models import check_device, file_stamps, load_model
+from ts2_lightning.evaluation.models import check_device, file_stamps, load_model, read_limits
 from ts2_lightning.evaluation.probes import (
     PROBES,
     SETTING_RANGES,
@@ -48,7 +48,7 @@ from ts2_lightning.evaluation.probes import (
 from ts2_lightning.evaluation.probes.report import REPORT, resumed
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.modules.head import check_head
-from ts2_lightning.ranges import COUNT, check_number, check_numbers
+from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -274,7 +274,7 @@ def _candidate(
         template,
         [encode_prompt(template, messages, inputs.opening) for messages in inputs.questions],
         [encode_prompt(template, messages) for messages in inputs.prompts],
-        None if inputs.rows is None else encode_rows(inputs.rows, template, options.max_length),
+        None if inputs.rows is None else encode_rows(inputs.rows, template, options.max_length, read_limits(place)),
     )
 
 
@@ -329,7 +329,7 @@ def _digest(text: str) -> str:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    check_numbers("--", options, batch_size=COUNT, max_length=COUNT, **SETTING_RANGES)
+    check_numbers("--", options, batch_size=COUNT, max_length=(COUNT, NULL), **SETTING_RANGES)
     if options.limit is not None:
         check_number("--limit", options.limit, COUNT)
     check_device(options.device)
@@ -372,7 +372,9 @@ def _parser() -> OptionParser:
     )
     parser.add_argument("--opening", help="micro: what the answer already says before its first token is looked at")
     parser.add_argument("--limit", type=int, help="use the first so many prompts and rows")
-    parser.add_argument("--max_length", type=int, default=2048, help="tokens of a row, at most (default: 2048)")
+    parser.add_argument(
+        "--max_length", type=int, help="tokens of a row, at most (default: 2048, or the model's context)"
+    )
     parser.add_argument("--batch_size", type=int, default=8, help="rows in one forward pass (default: 8)")
     parser.add_argument("--queries", type=int, default=usual.queries, help="micro: answers sampled (default: 100)")
     parser.add_argument("--samples", type=int, default=usual.samples, help="macro: responses per prompt (default: 1)")

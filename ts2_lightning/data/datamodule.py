@@ -1,6 +1,7 @@
 """The datamodule: files in, batches of the plan out."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ts2_lightning.data.collate import Packing, capacity_of
 from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.encoding import Overlong
+from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
 from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
@@ -23,6 +25,7 @@ from ts2_lightning.data.sets import SPLITS, Files, RowSets, SetsOfFiles
 from ts2_lightning.data.streaming import REPORT, Ledger, Steps, StreamLoader
 from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
 from ts2_lightning.data.tokenizer import load_tokenizer
+from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.ranges import COUNT, NULL, SEED, SHARE, Range, check_number, check_numbers
 from ts2_lightning.types import Batch, UserError
 
@@ -60,7 +63,8 @@ class SFTData(LightningDataModule):
         train_on_end: whether the token that closes a turn of the assistant is learnt.
         format: `auto` (found by each row's fields), a name from the table in `ts2_lightning.data.formats` such as
             `messages`, a registered name, or the import path of a function from a row's fields to messages.
-        max_length: tokens of a row, at most.
+        max_length: tokens of a row, at most; null: 2,048, or the model's context where that is shorter. More than the
+            context is refused where positions are looked up in a table (GPT-2, OPT, MPT), and warned of elsewhere.
         overlong: what happens to longer rows: `truncate` (the end is cut off), `truncate_left` (the beginning; a turn
             of the assistant that is cut is not supervised then), `drop` or `raise`. A conversation of more than 64
             characters for each of `max_length` tokens, and of more than 2^20, is not tokenised, nor is a row of more
@@ -93,6 +97,9 @@ class SFTData(LightningDataModule):
 
     Attributes:
         sets: the sets of rows, see `RowSets`.
+        goes_on: these are the settings of a run that goes on, or is evaluated. One from before there was a check may
+            have recorded a `max_length` above the model's context; its rows are looked at one by one instead.
+        limits: what the model takes. Default: asked of the trainer's module in `setup`; None if it is not known.
         tokenizer_path: the argument `tokenizer`.
         tokenizer: the tokenizer, after `setup`.
         template: the chat template, after `setup`; None if the format is `tokens`.
@@ -112,7 +119,7 @@ class SFTData(LightningDataModule):
         train_on: TrainOn = "all",
         train_on_end: bool = True,
         format: str = "auto",
-        max_length: int = 2048,
+        max_length: int | None = None,
         overlong: Overlong = "truncate",
         cache: bool = True,
         batch_size: int = 128,
@@ -152,6 +159,8 @@ class SFTData(LightningDataModule):
         self.shuffle_buffer = shuffle_buffer
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
+        self.goes_on = False
+        self.limits: ModelLimits | None = None
         self._splits: dict[str, Split] = {}
         self._stream: Stream | None = None  # of the training rows, which then are no split
         self._position = StreamPosition()
@@ -163,7 +172,7 @@ class SFTData(LightningDataModule):
         check_numbers(
             "data.",
             self,
-            max_length=COUNT,
+            max_length=(COUNT, NULL),
             batch_size=COUNT,
             micro_batch_size=COUNT,
             eval_batch_size=COUNT,
@@ -218,6 +227,7 @@ class SFTData(LightningDataModule):
         if self.tokenizer is None and self.tokenizer_path is not None:
             self.tokenizer = load_tokenizer(self.tokenizer_path)
         selection = self.sets.selection(name)
+        self._meet_model()
         is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
         if self.template is None and self.tokenizer is not None and is_text:
             self.template = make_template(self.template_name, self.tokenizer, self.train_on, self.train_on_end)
@@ -248,10 +258,27 @@ class SFTData(LightningDataModule):
             self._position = StreamPosition()
         self._ledger = Ledger(self.max_rejects, self._reject_file("train"), stream.selection.named())
 
+    def _meet_model(self) -> None:
+        """Learn what the model takes, and whether it takes rows that long.
+
+        Raises:
+            UserError: it does not.
+        """
+        ask = getattr(getattr(self.trainer, "lightning_module", None), "model_limits", None)
+        if self.limits is None and ask is not None:
+            self.limits = ask()
+        if not (self.goes_on and self.limits is not None and self.limits.is_table):
+            check_length(self.max_length, self.limits)
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of a row, at most: `max_length`, or what the model takes, once that is known."""
+        return row_length(self.max_length, self.limits)
+
     @property
     def _encoder(self) -> Encoder:
         vocabulary = None if self.tokenizer is None else len(self.tokenizer)
-        return Encoder(self.template, self.format, self.max_length, self.overlong, vocabulary)
+        return Encoder(self.template, self.format, self.row_length, self.overlong, vocabulary, self.limits)
 
     def _reject_file(self, name: str) -> Path | None:
         """In the run's directory, which one rank writes to."""
@@ -320,9 +347,10 @@ class SFTData(LightningDataModule):
 
     @property
     def pad_id(self) -> int:
-        """Id of the padding, which is masked: the tokenizer's pad token, else its eos, else 0."""
+        """Id of the padding, which is masked: the tokenizer's pad token, else its eos, else 0; one that has a row."""
         ids = () if self.tokenizer is None else (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((int(number) for number in ids if number is not None), 0)
+        rows = math.inf if self.limits is None else self.limits.embeddings
+        return next((int(number) for number in ids if number is not None and number < rows), 0)
 
     def train_dataloader(self) -> TrainLoader | StreamLoader:
         """Micro-batches of the plan or the stream, from the optimizer step that the trainer stands at."""
@@ -417,7 +445,7 @@ class SFTData(LightningDataModule):
 
     @property
     def _capacity(self) -> float | None:
-        return capacity_of(self.packing, self.max_length)
+        return capacity_of(self.packing, self.row_length)
 
     def teardown(self, stage: str) -> None:
         """Tell what became of the streamed rows of an epoch that the training did not finish."""
@@ -439,5 +467,6 @@ class SFTData(LightningDataModule):
             "end_of_turn_ids": [] if self.template is None else list(self.template.end_of_turn_ids),
             "train_on": self.train_on,
             "train_on_end": self.train_on_end,
+            "max_length": self.row_length,
             "splits": streamed | {split: rows.describe() for split, rows in self._splits.items()},
         }

@@ -1,6 +1,7 @@
 """The rows of a split that fit into memory or into the cache: read, encoded, judged, described."""
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
 from ts2_lightning.data.encoded_rows import Counts, EncodedRows, join_chunks
 from ts2_lightning.data.encoding import Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
+from ts2_lightning.data.lengths import USUAL_LENGTH
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.sources import Row, file_digest
 from ts2_lightning.data.templates import ChatTemplate
+from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
 
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
@@ -33,39 +36,78 @@ class Encoder:
         max_length: tokens of a row, at most.
         overlong: what happens to longer rows.
         vocabulary: number of token ids that there are; None if that is not known.
+        limits: of the model; None if they are not known.
     """
 
     template: ChatTemplate | None
     format: str = "auto"
-    max_length: int = 2048
+    max_length: int = USUAL_LENGTH
     overlong: Overlong = "truncate"
     vocabulary: int | None = None
+    limits: ModelLimits | None = None
 
     def chunks(self, rows: Iterable[Row | Reject]) -> Iterator[EncodedRows]:
         """See `encoding.encode_chunks`."""
         return encode_chunks(rows, self.template, get_format(self.format), self.max_length, self.overlong)
 
-    def encode(self, rows: Iterable[Row | Reject]) -> EncodedRows:
+    def encode(self, rows: Iterable[Row | Reject], setting: str = "data.train") -> EncodedRows:
         """A few rows, in memory.
+
+        Args:
+            rows: as they were read.
+            setting: which names them, for messages.
 
         Raises:
             UserError: see `encoding.encode_rows` and `check`.
         """
-        encoded = join_chunks(self.chunks(rows))
-        self.check("train", encoded)
+        origins: list[str] = []
+
+        def noted() -> Iterator[Row | Reject]:
+            for row in rows:
+                origins.append(row.origin)
+                yield row
+
+        encoded = join_chunks(self.chunks(noted()))
+        self.check(setting, encoded, origins.__getitem__)
         return encoded
 
-    def check(self, split: str, rows: EncodedRows) -> None:
-        """Make sure that the model has these tokens.
+    def check(self, setting: str, rows: EncodedRows, origin: Callable[[int], str]) -> None:
+        """Make sure that the model has these tokens, and positions for them.
+
+        Args:
+            setting: which names them, for messages.
+            rows: as they were encoded.
+            origin: file and line of a row by its place among those that were read.
 
         Raises:
-            UserError: if there is one outside the vocabulary.
+            UserError: if there is one outside the vocabulary, or without a row of the embedding, or without a position.
         """
-        largest = int(rows.ids.max(initial=0))
-        if self.vocabulary is not None and largest >= self.vocabulary:
+        limits = self.limits
+        if limits is not None and limits.is_behind(length := int(rows.lengths.max(initial=0))):
+            row = int(rows.lengths.argmax())
             raise UserError(
-                f"data.{split}: token id {largest} is outside the tokenizer's vocabulary of {self.vocabulary}"
+                f"{setting}: {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.said}; set "
+                f"data.max_length to {limits.context}"
             )
+        self._check_ids(setting, rows, origin)
+
+    def _check_ids(self, setting: str, rows: EncodedRows, origin: Callable[[int], str]) -> None:
+        largest, limits = int(rows.ids.max(initial=0)), self.limits
+        outside = self.vocabulary is not None and largest >= self.vocabulary
+        if not outside and (limits is None or largest < limits.embeddings):
+            return
+        row = int(np.searchsorted(rows.row_edges, rows.ids.argmax(), side="right")) - 1
+        where = f"{setting}: {origin(int(rows.places[row]))}: token id {largest}"
+        if outside:
+            raise UserError(f"{where} is outside the tokenizer's vocabulary of {self.vocabulary}")
+        assert limits is not None
+        mend, wanted = "take the model's own tokenizer", "true"
+        if self.vocabulary is None:
+            mend, wanted = "mend the row", str(largest + 1)
+        raise UserError(
+            f"{where} has no row in the embedding of {limits.model}, which has {limits.embeddings:,}; {mend}, or set "
+            f"model.lm.resize_embeddings to {wanted} for new rows"
+        )
 
     def identity(self) -> dict[str, Any]:
         """What determines the tokens, but for the rows and their formats; plain values."""
@@ -148,8 +190,12 @@ class Split:
         """
         if not len(self.rows):
             raise UserError(f"data.{self.name}: {why_empty(self.rows.counts)} in {self.selection.named()}")
-        encoder.check(self.name, self.rows)
+        encoder.check(f"data.{self.name}", self.rows, self._origin)
         rank_zero_info(f"Data, {self.name}: {Totals.of(self.rows).summary()}")
+
+    def _origin(self, place: int) -> str:
+        """File and line of a row that was read, which is read again."""
+        return next(row.origin for _, row in itertools.islice(self.selection.read(), place, None))
 
     @property
     def beside(self) -> Path | None:

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.encoding import EncodedRows
 from ts2_lightning.data.formats import FormatFunction, Message, TokenRow, get_format, parse
+from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.data.plan import evaluation_plan
 from ts2_lightning.data.reading import Encoder
@@ -17,6 +18,7 @@ from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.probes.micro import DIGIT_QUESTION
 from ts2_lightning.evaluation.probes.subject import Prompt
+from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import RowError, UserError
 
 _ANSWER = "?"
@@ -157,15 +159,25 @@ def encode_prompt(template: ChatTemplate, messages: list[Message], opening: str 
     return Prompt(text, encoded.ids[: encoded.spans[-1][1] - template.train_on_end])
 
 
-def encode_rows(selection: Selection, template: ChatTemplate, max_length: int) -> EncodedRows:
+def encode_rows(
+    selection: Selection, template: ChatTemplate, max_length: int | None = None, limits: ModelLimits | None = None
+) -> EncodedRows:
     """The rows that are read by teacher forcing, in the model's tokens.
 
+    Args:
+        selection: where they come from.
+        template: of the model.
+        max_length: tokens of a row, at most; None: see `data.lengths.row_length`.
+        limits: of the model, where they are known.
+
     Raises:
-        UserError: naming file and line of a bad row; or there is none, or a token that the tokenizer has not.
+        UserError: naming file and line of a bad row; or there is none, or a token that the tokenizer has not; or the
+            model has no positions for rows of that length.
     """
+    check_length(max_length, limits, "--max_length")
     vocabulary = len(template.tokenizer)
-    encoder = Encoder(template, selection.format, max_length, vocabulary=vocabulary)
-    rows = encoder.encode(row for _, row in selection.read())
+    encoder = Encoder(template, selection.format, row_length(max_length, limits), vocabulary=vocabulary, limits=limits)
+    rows = encoder.encode((row for _, row in selection.read()), "--rows")
     if rows.rejects:
         raise UserError(f"--rows {rows.rejects[0].origin}: {rows.rejects[0].reason}")
     if not len(rows):

@@ -1,6 +1,7 @@
 """Models to evaluate, from directories that transformers loads."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.engines.chunked import logits_in_chunks
+from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture
 from ts2_lightning.types import Batch, UserError
@@ -24,15 +26,34 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, 
         UserError: there is none, or it cannot be loaded.
     """
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-    try:
+    with _explained(path):
         read_architecture(str(path))
         check_weight_files(str(path))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, dtype=dtype)
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def read_limits(path: str | Path) -> ModelLimits:
+    """What a model takes, by its config; no weights are read.
+
+    Args:
+        path: a transformers directory, or a name on the hub.
+
+    Raises:
+        UserError: there is none, or its config cannot be read.
+    """
+    with _explained(path):
+        return limits_of(read_architecture(str(path), pretrained=False))
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    try:
+        yield
     except FAILURES as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(f"{path}: cannot load this model ({reason[0]})") from error
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
 def check_device(device: str) -> None:
@@ -65,10 +86,20 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[sl
         model: in evaluation mode, on any device.
         batch: as `ts2_lightning.types.Batch`, padded; N supervised tokens.
 
+    Raises:
+        UserError: a row is longer than the model has positions for, or has a token that the model has not.
+
     Yields:
         Which of the N tokens, and their logits [n, K] in float32 at least, in memory that the next ones use again.
     """
-    device = model.device
+    device, width, limits = model.device, batch["input_ids"].shape[1], limits_of(model.config)
+    if (largest := int(batch["input_ids"].max())) >= limits.embeddings:
+        raise UserError(
+            f"token id {largest} of a prompt or row has no row in the embedding of {limits.model}, which has "
+            f"{limits.embeddings:,}"
+        )
+    if limits.is_behind(width):
+        raise UserError(f"{width:,} tokens of a prompt or row are more than {limits.said}; shorten it")
     inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
     hidden = backbone(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
     yield from logits_in_chunks(output_head(model), hidden.index_select(0, batch["supervised"].to(device)))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -30,6 +31,7 @@ from ts2_lightning.generation.logits_processors import (
     EntmaxLogitsProcessor,
     SparsemaxLogitsProcessor,
 )
+from ts2_lightning.model_limits import limits_of
 from ts2_lightning.ops import ENTMAX_ORDERS, widest_float
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, Allowed, Only, Range, check_number, check_numbers
 from ts2_lightning.types import UserError
@@ -149,7 +151,7 @@ def sample(
         prompts: each text, messages or ids.
         n: samples of each prompt.
         decoder: how tokens are drawn.
-        max_new_tokens: of a response, at most.
+        max_new_tokens: of a response, at most; with the longest prompt never more than the model's context.
         seed: response j of prompt i is drawn from numbers that follow from (seed, i, j).
         eos_ids: tokens that end a response. Default: those of the model's generation settings, else the tokenizer's.
         batch_size: responses at a time.
@@ -160,7 +162,8 @@ def sample(
         For each prompt its n samples.
 
     Raises:
-        UserError: a number out of its range, or a prompt without a token.
+        UserError: a number out of its range, or a prompt without a token, as long as the model's context, or with
+            a token that the model has not.
     """
     for name, value in {"n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         check_number(f"sample: {name}", value, COUNT)
@@ -169,6 +172,7 @@ def sample(
     if empty := [number for number, prompt in enumerate(ids) if not prompt]:
         raise UserError(f"sample: prompt {empty[0]} has no token")
     ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
+    wanted, max_new_tokens = max_new_tokens, _room(model, ids, max_new_tokens)
     jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
     found: dict[tuple[int, int], Sample] = {}
     quiet = not progress or len(jobs) <= batch_size
@@ -182,7 +186,38 @@ def sample(
             for job, (tokens, log_probabilities) in zip(batch, answers, strict=True):
                 found[job] = Sample(_text(tokenizer, tokens), tokens, log_probabilities)
             bar.update(len(batch))
+    if max_new_tokens < wanted:
+        _tell_of_cut(model, list(found.values()), wanted, max_new_tokens, ends)
     return [[found[i, j] for j in range(n)] for i in range(len(ids))]
+
+
+def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many tokens each response may have before one reaches behind the context, if the model takes the prompts."""
+    limits = limits_of(model.config)
+    largest = max((max(prompt) for prompt in prompts), default=0)
+    if largest >= limits.embeddings:
+        raise UserError(
+            f"sample: token id {largest} of a prompt has no row in the embedding of {limits.model}, which has "
+            f"{limits.embeddings:,}; take the model's own tokenizer"
+        )
+    number, longest = max(enumerate(map(len, prompts)), key=lambda prompt: prompt[1], default=(0, 0))
+    if limits.context is None:
+        return max_new_tokens
+    if longest >= limits.context:
+        raise UserError(
+            f"sample: prompt {number} has {longest:,} tokens, which leaves no room for a response in {limits.said}; "
+            "shorten it"
+        )
+    return min(max_new_tokens, limits.context - longest)
+
+
+def _tell_of_cut(model: PreTrainedModel, samples: list[Sample], wanted: int, allowed: int, ends: list[int]) -> None:
+    cut = sum(len(one.ids) == allowed and one.ids[-1] not in ends for one in samples)
+    if cut:
+        rank_zero_warn(
+            f"sample: {cut:,} of {len(samples):,} responses were cut off after {allowed:,} tokens instead of "
+            f"{wanted:,} (max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
+        )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
@@ -248,7 +283,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 def _generating(model: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pad_id: int | None) -> Iterator[None]:
     """Puts the model into evaluation, with nothing in its generation settings but what is wanted here."""
     settings, training = model.generation_config, model.training
-    pad = pad_id if pad_id is not None else eos_ids[0] if eos_ids else 0
+    rows = limits_of(model.config).embeddings
+    pad = next((number for number in (pad_id, *eos_ids) if number is not None and number < rows), 0)  # masked
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=eos_ids or None, pad_token_id=pad
     )

@@ -7,6 +7,7 @@ from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, POSITIVE, SHARE, Ra
 from ts2_lightning.types import UserError
 
 _BELOW_ONE = Range(least=0, below=1)
+_ROWS = Range(least=1, most=2**24, whole=True, hint="true takes as many as the tokenizer has tokens")
 _RANK = Range(least=1, most=2**16, whole=True)  # no model is wider
 _RATE = Range(above=0, most=10)
 """AdamW moves a weight by about the rate in a step, and weights of language models are of the size of 0.02: sane rates
@@ -60,6 +61,8 @@ class LanguageModelConfig:
         adapter: train a LoRA adapter and leave the model's own weights as they are.
         quantization: `nf4` holds the linear layers, but the head, in 4 bits (with doubly quantised scales, and bfloat16
             products), below an adapter. Source: Dettmers et al. 2023, "QLoRA", https://arxiv.org/abs/2305.14314.
+        resize_embeddings: give the model rows for tokens that it has none for, at the mean of its own: `true` as many
+            as `data.tokenizer` has tokens, a number so many; fewer never. Not below an adapter, which trains none.
     """
 
     path: str
@@ -71,8 +74,16 @@ class LanguageModelConfig:
     gradient_checkpointing: bool = False
     adapter: AdapterConfig | None = None
     quantization: Literal["nf4"] | None = None
+    resize_embeddings: bool | int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.resize_embeddings, bool):
+            check_number("model.lm.resize_embeddings", self.resize_embeddings, _ROWS, NULL)
+        if self.resize_embeddings and self.adapter:
+            raise UserError(
+                "model.lm.resize_embeddings: an adapter leaves embeddings as they are, so that new tokens would all "
+                "stay the mean of the others; train the whole model, or take a tokenizer whose tokens it has"
+            )
         if self.quantization and self.adapter is None:
             raise UserError("model.lm.quantization: 4-bit weights cannot be trained; set model.lm.adapter too")
         if self.quantization and self.init == "random":

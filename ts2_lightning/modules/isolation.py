@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from ts2_lightning.model_limits import limits_of
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.types import Batch, UserError
 
-_LENGTH = 8  # tokens of a probing row; short, as a leak is largest next to the seam
+_LENGTH = 8  # tokens of a probing row, at most; short, as a leak is largest next to the seam
 _FINE, _COARSE = 1e-4, 0.1  # what counts as rounding, as a share of a whole leak: in 32 bits at least, and in fewer
 
 
@@ -47,7 +48,7 @@ def keeps_rows_apart(network: SFTNetwork) -> bool:
     rounding of another kernel. Both differences are held against those of rows joined to one, which is a whole leak.
 
     Args:
-        network: on its device, sharded or not. It is called three times, with 8 to 32 tokens, in evaluation mode.
+        network: on its device, sharded or not. It is called three times, with 32 tokens at most, in evaluation mode.
     """
     training = network.training
     network.eval()
@@ -75,13 +76,19 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return (left.float() - right.float()).norm().item()
 
 
+def _length(network: SFTNetwork) -> int:
+    """Tokens of a probing row, two of which have to find room in the model's context."""
+    context = limits_of(network.language_model.config).context
+    return _LENGTH if context is None else max(1, min(_LENGTH, context // 2))
+
+
 def _probes(network: SFTNetwork) -> list[Batch]:
     """A row alone, behind each of two others as if the two were one row, and packed behind each of them."""
-    device = next(network.parameters()).device
+    device, length = next(network.parameters()).device, _length(network)
     vocabulary = network.language_model.config.get_text_config().vocab_size
-    first, other, last = torch.linspace(1, vocabulary - 1, 3 * _LENGTH, device=device).long().view(3, 1, _LENGTH)
+    first, other, last = torch.linspace(1, vocabulary - 1, 3 * length, device=device).long().view(3, 1, length)
     pairs = torch.cat([torch.cat([first, last], dim=1), torch.cat([other, last], dim=1)])
-    own_places = torch.arange(_LENGTH, device=device).repeat(2, 2)
+    own_places = torch.arange(length, device=device).repeat(2, 2)
     return [
         {"input_ids": last, "attention_mask": torch.ones_like(last)},
         {"input_ids": pairs, "attention_mask": torch.ones_like(pairs)},
@@ -90,10 +97,10 @@ def _probes(network: SFTNetwork) -> list[Batch]:
 
 
 def _last_row(network: SFTNetwork, batch: Batch) -> Tensor:
-    """[B, 8, H] hidden states of the last row of each sequence, caught on their way to the loss head."""
-    ids = batch["input_ids"]
-    places = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, -_LENGTH:]
-    positions = torch.arange(1, _LENGTH + 1, device=ids.device).expand_as(places)
+    """[B, T, H] hidden states of the last row of each sequence, caught on their way to the loss head."""
+    ids, length = batch["input_ids"], _length(network)
+    places = torch.arange(ids.numel(), device=ids.device).view_as(ids)[:, -length:]
+    positions = torch.arange(1, length + 1, device=ids.device).expand_as(places)
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, args: Any) -> None:
@@ -102,9 +109,9 @@ def _last_row(network: SFTNetwork, batch: Batch) -> Tensor:
     whole: Batch = {
         **batch,
         "supervised": places.flatten(),
-        "labels": ids[:, -_LENGTH:].flatten(),
+        "labels": ids[:, -length:].flatten(),
         "positions": positions.flatten(),
-        "lengths": torch.full_like(places, _LENGTH).flatten(),
+        "lengths": torch.full_like(places, length).flatten(),
     }
     handle = network.loss_head.register_forward_pre_hook(catch)
     try:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,9 +14,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
+from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
+from ts2_lightning.modules.embeddings import resize_embeddings, with_number_of_rows
 from ts2_lightning.modules.head import check_head
 from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture, weight_paths
 from ts2_lightning.modules.nonfinite import first_nonfinite
@@ -37,12 +40,15 @@ def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None =
         UserError: nothing there that can be loaded, or not a model that can be trained here; the message says what was
             looked for.
     """
-    dtype = dtype or getattr(torch, config.dtype)
+    dtype, config = dtype or getattr(torch, config.dtype), settle_embeddings(config)
     if config.quantization and find_spec("bitsandbytes") is None:
         raise UserError("model.lm.quantization: bitsandbytes is not installed; pip install 'ts2-lightning[qlora]'")
     check_model_files(config)
     with _explained(config.path):
         model = _read(config, dtype) if config.init == "pretrained" else _from_config(config, dtype)
+    if config.resize_embeddings:
+        in_files = stored_dtype(config) if config.init == "pretrained" else None
+        resize_embeddings(model, config.resize_embeddings, in_files)
     _check_model(model, config)
     return _prepared(model, config)
 
@@ -57,6 +63,32 @@ def check_model_files(config: LanguageModelConfig) -> None:
         read_architecture(config.path, config.revision, config.init == "pretrained")
         if config.init == "pretrained":
             check_weight_files(config.path)
+
+
+def read_limits(config: LanguageModelConfig) -> ModelLimits:
+    """What a model takes, by its config.json alone, with the rows that it is to be given.
+
+    Raises:
+        UserError: there is none that can be read; the message says what is there.
+    """
+    with _explained(config.path):
+        limits = limits_of(read_architecture(config.path, config.revision, pretrained=False))
+    return limits._replace(embeddings=max(limits.embeddings, int(config.resize_embeddings or 0)))
+
+
+def settle_embeddings(config: LanguageModelConfig, tokens: int | None = None) -> LanguageModelConfig:
+    """A config with the number of rows that `resize_embeddings: true` means, which whoever loads the model has to know.
+
+    Args:
+        config: of the model.
+        tokens: of the tokenizer; None if there is none.
+
+    Raises:
+        UserError: as `with_number_of_rows` and `read_limits`.
+    """
+    if not config.resize_embeddings:
+        return config
+    return with_number_of_rows(config, read_limits(replace(config, resize_embeddings=None)), tokens)
 
 
 def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
@@ -84,6 +116,7 @@ def build_language_model(config: LanguageModelConfig, device: torch.device | str
         UserError: nothing there to build a model from, or weights that cannot be sharded.
     """
     check_shardable(config)
+    config = settle_embeddings(config)
     with torch.device(device) if device is not None else nullcontext(), no_init_weights():
         with _explained(config.path):
             model = _from_config(config, getattr(torch, config.dtype))
@@ -141,6 +174,8 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     architecture = read_architecture(config.path, config.revision, config.init == "pretrained")
+    if config.resize_embeddings:
+        architecture.get_text_config().vocab_size = config.resize_embeddings
     model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, **_options(config, dtype))
     return model
 

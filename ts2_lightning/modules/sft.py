@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from ts2_lightning.engines import ChunkedEngine, LossEngine
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.metrics import BySet, TokenMeans
+from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.adapters import check_trained_state, trained_state
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
 from ts2_lightning.modules.cost import time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
-from ts2_lightning.modules.language_model import check_model_files
+from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
@@ -94,6 +95,30 @@ class SFTModule(L.LightningModule):
         """
         if not hasattr(self, "network"):
             check_model_files(self.lm)
+
+    def model_limits(self) -> ModelLimits:
+        """What the model takes, by its config, or its files where it is not loaded yet; with rows for new tokens.
+
+        Raises:
+            UserError: there is nothing that can be loaded.
+        """
+        if hasattr(self, "network"):
+            return limits_of(self.language_model.config)
+        return read_limits(self._settled())
+
+    def _settled(self) -> LanguageModelConfig:
+        """The model's config with the number of rows that `resize_embeddings: true` means."""
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        tokenizer = getattr(data, "tokenizer", None)
+        return settle_embeddings(self.lm, None if tokenizer is None else len(tokenizer))
+
+    def setup(self, stage: str) -> None:
+        """Settles how many rows the embedding has, once the tokenizer is there; whoever loads the model has to know.
+
+        Raises:
+            UserError: that is not known, or fewer than there are.
+        """
+        self.lm = self._settled()
 
     def configure_model(self) -> None:
         """Loads the model, once; sharded as the strategy wants it."""

@@ -3,7 +3,8 @@
 The digest is of the resolved configuration, so that it does not matter whether a value was given in the grid, in a
 file or is a default, nor in which order. Left out are `name`, `runs_dir` and `ckpt_path`, which say where things lie,
 the rows of `test` and `predict`, which no fit reads unless they are held out of the training rows, and settings that
-are null, so that a later version's new settings make no new trainings while they are not used. Instead of the paths of
+are null, so that a later version's new settings make no new trainings while they are not used; a null
+`data.max_length` is the number that it stands for. Instead of the paths of
 local rows, models, tokenizers and templates it has what is in the files: moved data is the same data, and a changed row
 makes another training. What lies elsewhere (a model or a data set of the hub) is known by its name and revision.
 
@@ -18,9 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.data.lengths import row_length
 from ts2_lightning.data.sources import HUB, TOYWORLD, Source, file_digest, resolve_source
-from ts2_lightning.data.toyworld import base_directory, load_world, world_hash
+from ts2_lightning.data.toyworld import base_directory, load_world, model_config, world_hash
 from ts2_lightning.data.toyworld.cache import parse_source
+from ts2_lightning.model_limits import limits_of
+from ts2_lightning.modules.model_files import FAILURES, read_architecture
 from ts2_lightning.types import UserError
 
 _PLACES = ("name", "runs_dir", "ckpt_path")
@@ -51,8 +55,24 @@ def _digest_of(config: Mapping[str, Any]) -> str:
     model = config.get("model") or {}
     if isinstance(lm := model.get("lm"), Mapping):
         known["model"] = {**model, "lm": {**lm, "path": path_identity(lm.get("path"))}}
+        known["data"]["max_length"] = _row_length(known["data"].get("max_length"), lm.get("path"))
     text = json.dumps(_without_null(known), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _row_length(max_length: int | None, path: Any) -> int | None:
+    """Tokens of a row; None, if only a model that is not here could tell."""
+    if max_length is not None or not isinstance(path, str):
+        return max_length
+    if path.partition("?")[0] == TOYWORLD.rstrip(":"):
+        return row_length(None, limits_of(model_config()))
+    place = Path(path).expanduser()
+    if not (place / "config.json").is_file():
+        return None
+    try:
+        return row_length(None, limits_of(read_architecture(str(place), pretrained=False)))
+    except FAILURES:
+        return row_length(None, None)  # a fit says what is wrong with it
 
 
 def _without_null(value: Any) -> Any:

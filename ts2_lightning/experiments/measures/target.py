@@ -15,9 +15,10 @@ from ts2_lightning.data.formats import Message
 from ts2_lightning.data.sets import SPLITS, Files
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.evaluation.inputs import encode_prompt, read_messages, toy_world_text
-from ts2_lightning.evaluation.models import file_stamps, load_model
+from ts2_lightning.evaluation.models import file_stamps, load_model, read_limits
 from ts2_lightning.evaluation.probes import Prompt, is_toy_world
 from ts2_lightning.generation.sampling import end_ids
+from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules.head import check_head
 from ts2_lightning.types import UserError
 
@@ -80,6 +81,11 @@ class Target:
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from error
         return model
+
+    @cached_property
+    def limits(self) -> ModelLimits:
+        """What it takes, by its config."""
+        return read_limits(self.place)
 
     @property
     def asked_in_sentences(self) -> bool:
@@ -146,7 +152,10 @@ class Target:
 
     def read_rows(self, data: SFTData) -> SFTData:
         """Makes tokens of the rows of `validation_data`, this model's own."""
-        data.tokenizer, data.template = self.tokenizer, self.chat_template
+        data.tokenizer, data.template, data.limits = self.tokenizer, self.chat_template, self.limits
+        recorded = self.data.get("max_length") if self.run is not None else None
+        if recorded is not None and data.max_length == recorded and self.limits.is_behind(recorded):
+            data.max_length = self.limits.context  # it is from before there was a check: no row of the run was longer
         data.setup("validate")
         return data
 
@@ -165,13 +174,16 @@ class Target:
 
     def row_identity(self, data: SFTData) -> dict[str, Any]:
         """What determines the rows of `validation_data`, and how they become tokens; files by their content."""
+        if data.max_length is None:  # the number of tokens decides, whoever has set it
+            data.limits = self.limits
         names = data.sets.of("validation")
         for name in names:
             data.sets.prepare(name)
         sets = {name: data.sets.selection(name).identity() for name in names}
         for found in sets.values():
             found["files"] = [content for _, *content in found["files"]]  # wherever they lie
-        how = {name: getattr(data, name) for name in ("train_on", "train_on_end", "overlong", "max_length", "format")}
+        how = {name: getattr(data, name) for name in ("train_on", "train_on_end", "overlong", "format")}
+        how["max_length"] = data.row_length
         return {"sets": sets, "template": [data.template_name, self.template, *self.asked_with], **how}
 
 

@@ -1,0 +1,66 @@
+"""What a model takes, for commands that load none: read from its config alone."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ts2_lightning.data.tokenizer import load_tokenizer
+from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.model_limits import ModelLimits
+from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules.language_model import read_limits, settle_embeddings
+
+
+@contextmanager
+def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
+    """The toy world's model is made on first use; its config is known without."""
+    if lm.path.partition("?")[0] != "toyworld":
+        yield lm
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        yield replace(lm, path=str(write_blank_model(directory)))
+
+
+def with_rows_for_tokens(lm: LanguageModelConfig, tokenizer: str) -> LanguageModelConfig:
+    """A config with the number of rows that `resize_embeddings: true` means.
+
+    Args:
+        lm: whose path has a config.json.
+        tokenizer: its path or name, which may be the toy world's model's; read only if it decides.
+
+    Raises:
+        UserError: there is no such tokenizer, or a number is too small.
+    """
+    if lm.resize_embeddings is not True:
+        return settle_embeddings(lm)
+    name = "toyworld" if tokenizer.partition("?")[0] == "toyworld" else tokenizer
+    return settle_embeddings(lm, len(load_tokenizer(name)))
+
+
+def limits_at(path: str, revision: str | None = None) -> ModelLimits:
+    """The limits of the model at a path, which may be the toy world's.
+
+    Raises:
+        UserError: there is no config that can be read.
+
+    Example:
+        >>> limits_at("toyworld").context
+        128
+    """
+    with with_config(LanguageModelConfig(path, revision)) as lm:
+        return read_limits(lm)
+
+
+def limits_with_new_rows(path: str, revision: str | None, resize: bool | int, tokenizer: str) -> ModelLimits:
+    """As `limits_at`, with the rows that the embedding is to be given.
+
+    Raises:
+        UserError: as `limits_at` and `with_rows_for_tokens`.
+
+    Example:
+        >>> limits_with_new_rows("toyworld", None, 1024, "toyworld").embeddings
+        1024
+    """
+    with with_config(LanguageModelConfig(path, revision, resize_embeddings=resize)) as lm:
+        return read_limits(with_rows_for_tokens(lm, tokenizer))
