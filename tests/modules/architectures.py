@@ -36,6 +36,21 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
     ),
 }  # fmt: skip
 
+_ROUTED = {**_GROUPED, "num_experts_per_tok": 2}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+MIXTURES: dict[str, PreTrainedConfig] = {
+    "mixtral": transformers.MixtralConfig(**_ROUTED, num_local_experts=4),
+    "qwen2_moe": transformers.Qwen2MoeConfig(
+        **_ROUTED, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=24
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**_ROUTED, head_dim=8, num_experts=5, moe_intermediate_size=16),
+    "olmoe": transformers.OlmoeConfig(**_ROUTED, num_experts=4),
+    "gpt_oss": transformers.GptOssConfig(**_ROUTED, head_dim=8, num_local_experts=4, rope_parameters=_ROPE),
+    "granitemoe": transformers.GraniteMoeConfig(**_ROUTED, num_local_experts=4),
+    "jetmoe": transformers.JetMoeConfig(**_ROUTED, num_local_experts=4, kv_channels=8),
+}
+"""Mixtures of experts, whose routers' logits transformers tells."""
+
 PLAIN = {"llama", "llama, tied", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "olmo2", "gpt_neox", "opt"}
 """Those whose head is a matrix product and nothing else."""
 

@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, POSITIVE, SHARE, Range, check_number, check_numbers
+from ts2_lightning.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    NULL,
+    POSITIVE,
+    SHARE,
+    Range,
+    check_number,
+    check_numbers,
+)
 from ts2_lightning.types import UserError
 
 _BELOW_ONE = Range(least=0, below=1)
@@ -60,6 +70,9 @@ class LanguageModelConfig:
         adapter: train a LoRA adapter and leave the model's own weights as they are.
         quantization: `nf4` holds the linear layers, but the head, in 4 bits (with doubly quantised scales, and bfloat16
             products), below an adapter. Source: Dettmers et al. 2023, "QLoRA", https://arxiv.org/abs/2305.14314.
+        router_aux_loss_coef: factor of the load-balancing loss of a mixture of experts, which is added to the
+            objective (`train/router_loss` is the loss itself, see `modules.router`); 0 leaves it out. Default: as in
+            transformers, the factor in the model's config.json if `output_router_logits` is true there, else 0.
     """
 
     path: str
@@ -71,8 +84,10 @@ class LanguageModelConfig:
     gradient_checkpointing: bool = False
     adapter: AdapterConfig | None = None
     quantization: Literal["nf4"] | None = None
+    router_aux_loss_coef: float | None = None
 
     def __post_init__(self) -> None:
+        check_numbers("model.lm.", self, router_aux_loss_coef=(NOT_NEGATIVE, NULL))
         if self.quantization and self.adapter is None:
             raise UserError("model.lm.quantization: 4-bit weights cannot be trained; set model.lm.adapter too")
         if self.quantization and self.init == "random":

@@ -16,9 +16,10 @@ from transformers.utils import is_flash_attn_2_available
 from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
-from ts2_lightning.modules.head import check_head
+from ts2_lightning.modules.head import check_head, evaluated
 from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture, weight_paths
 from ts2_lightning.modules.nonfinite import first_nonfinite
+from ts2_lightning.modules.router import check_router_loss
 from ts2_lightning.types import UserError
 
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -67,7 +68,9 @@ def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
             "from them, so take another copy of the model, or another model.lm.dtype"
         )
     try:
-        check_head(model)
+        with evaluated(model):
+            check_head(model)
+            check_router_loss(model, config.router_aux_loss_coef)
     except UserError as error:
         raise UserError(f"model.lm.path: {_said(config.path)}: {error}") from error
 

@@ -20,6 +20,7 @@ from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.router import router_coefficient, tell_router_loss
 from ts2_lightning.modules.weights import load_weights
 from ts2_lightning.strategies import DeepSpeed
 from ts2_lightning.types import UserError
@@ -51,17 +52,22 @@ def make_network(
             "bfloat16; set ts2_lightning.strategies.DeepSpeed, as configs/strategy/zero2.yaml does"
         )
     if isinstance(strategy, ModelParallelStrategy):
-        network = SFTNetwork(build_language_model(lm, "meta"), loss, engine)
+        network = _network(build_language_model(lm, "meta"), lm, loss, engine)
         shard(network, strategy.device_mesh, strategy.precision_plugin.precision == "bf16-mixed")
         load_weights(network.language_model, lm, strategy.root_device)
     elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
-        network = SFTNetwork(build_language_model(lm, None), loss, engine)  # each layer is sharded as it is made
+        network = _network(build_language_model(lm, None), lm, loss, engine)  # each layer is sharded as it is made
         load_weights(network.language_model, lm, strategy.root_device)
     else:
-        network = SFTNetwork(load_language_model(lm), loss, engine)
+        network = _network(load_language_model(lm), lm, loss, engine)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
+    tell_router_loss(network.language_model, lm.router_aux_loss_coef)
     return network
+
+
+def _network(model: PreTrainedModel, lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine) -> SFTNetwork:
+    return SFTNetwork(model, loss, engine, router_coefficient(model, lm.router_aux_loss_coef))
 
 
 def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None:
