@@ -37,6 +37,9 @@ class AdapterConfig:
         target_modules: `all-linear` adapts every linear layer but the output head; a list names layers, or the last
             parts of their names.
         head: adapt the output head too.
+        target_parameters: weights in no linear layer to adapt too, as transformers 5 holds the experts of a mixture,
+            all of a layer in one: `all-experts`, or a list of the last parts of their names (`experts.down_proj`). Each
+            expert has a product of rank `r` of its own; dropout has to be 0.
     """
 
     r: int = 16
@@ -44,9 +47,19 @@ class AdapterConfig:
     dropout: float = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     head: bool = False
+    target_parameters: Literal["all-experts"] | list[str] | None = None
 
     def __post_init__(self) -> None:
         check_numbers("model.lm.adapter.", self, r=_RANK, alpha=COUNT, dropout=_BELOW_ONE)
+        if self.target_parameters == []:
+            raise UserError(
+                "model.lm.adapter: target_parameters must be null, all-experts or a list of names, got an empty list"
+            )
+        if self.target_parameters and self.dropout:
+            raise UserError(
+                f"model.lm.adapter: dropout must be 0 with target_parameters, got {self.dropout}: inputs of experts "
+                "cannot be dropped for their adapter alone"
+            )
         if not self.target_modules:
             raise UserError("model.lm.adapter: target_modules must be all-linear or a list of names, got an empty list")
 

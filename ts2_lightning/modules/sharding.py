@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.engines import LossEngine
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.modules.adapters import is_adapted
+from ts2_lightning.modules.adapter_report import tell_adapted
+from ts2_lightning.modules.adapter_targets import check_gathering
+from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
@@ -57,11 +59,14 @@ def make_network(
         load_weights(network.language_model, lm, strategy.root_device)
     elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
         network = _network(build_language_model(lm, None), lm, loss, engine)  # each layer is sharded as it is made
+        if is_adapted(network.language_model):
+            check_gathering(adapted_layers(network.language_model).values())
         load_weights(network.language_model, lm, strategy.root_device)
     else:
         network = _network(load_language_model(lm), lm, loss, engine)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
+    tell_adapted(network.language_model)
     tell_router_loss(network.language_model, lm.router_aux_loss_coef)
     return network
 
