@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.modules.adapter_targets import expert_parameters
 from ts2_lightning.modules.adapters import adapted_weights, is_adapted, plain_name
+from ts2_lightning.modules.text_part import is_below, left_out
 
 
 def tell_adapted(model: PreTrainedModel) -> None:
@@ -24,9 +25,10 @@ def adapter_line(model: PreTrainedModel) -> str:
         model: with an adapter, whole or sharded.
     """
     adapted = adapted_weights(model).keys()
-    experts = {plain_name(name) for name in expert_parameters(model)}
+    experts = {plain_name(name) for name in expert_parameters(model) if not is_below(name, left_out(model))}
     trained = total = 0
     left: Counter[str] = Counter()
+    outside = left_out(model)  # which a line of its own tells
     for name, parameter in model.named_parameters():
         size = int(getattr(parameter, "ds_numel", parameter.numel()))
         if ".lora_" in name:
@@ -34,7 +36,7 @@ def adapter_line(model: PreTrainedModel) -> str:
             continue
         total += size
         plain = plain_name(name)
-        if plain not in adapted and _dimensions(parameter) >= 2:
+        if plain not in adapted and not is_below(name, outside) and _dimensions(parameter) >= 2:
             left[_kind(plain)] += size
     frozen_experts = sorted({_kind(name) for name in experts - adapted})
     parts = [f"{kind} {size / total:.1%}" for kind, size in left.most_common()]

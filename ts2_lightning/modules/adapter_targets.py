@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ts2_lightning.modules.config import AdapterConfig
+from ts2_lightning.modules.text_part import is_below, left_out
 from ts2_lightning.types import UserError
 
 _EXPERTS = "all-experts"
@@ -20,7 +21,12 @@ def linear_targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
         UserError: one of them is not there.
     """
     head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    outside = left_out(model)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not is_below(name, outside)
+    }
     endings = {name.rpartition(".")[2]: module is head for name, module in linear.items()}
     if config.target_modules == "all-linear":
         wanted = [ending for ending, is_head in endings.items() if not is_head]
@@ -45,7 +51,8 @@ def parameter_targets(model: PreTrainedModel, config: AdapterConfig) -> list[str
     """
     if not config.target_parameters:
         return []
-    names = expert_parameters(model)
+    outside = left_out(model)
+    names = [name for name in expert_parameters(model) if not is_below(name, outside)]
     endings = sorted({".".join(name.split(".")[-2:]) for name in names})
     if config.target_parameters == _EXPERTS:
         if not endings:

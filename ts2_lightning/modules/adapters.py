@@ -1,6 +1,7 @@
 """LoRA adapters: added to a language model, kept alone in checkpoints, merged into the weights for an export."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from ts2_lightning.modules.adapter_targets import check_parameters, linear_targets, parameter_targets
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import AdapterConfig
+from ts2_lightning.modules.text_part import left_out
 from ts2_lightning.types import UserError
 
 NAME = "default"
@@ -52,6 +54,7 @@ def _lora_config(model: PreTrainedModel, config: AdapterConfig) -> Any:
     from peft import LoraConfig
 
     modules, parameters = linear_targets(model, config), parameter_targets(model, config)
+    outside = "|".join(re.escape(name) for name in left_out(model))
 
     def settings() -> Any:
         return LoraConfig(
@@ -60,6 +63,7 @@ def _lora_config(model: PreTrainedModel, config: AdapterConfig) -> Any:
             lora_dropout=config.dropout,
             target_modules=modules,
             target_parameters=parameters or None,
+            exclude_modules=rf"({outside})(\..*)?" if outside else None,
             task_type="CAUSAL_LM",
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
@@ -17,9 +17,10 @@ from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import check_head, evaluated
-from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture, weight_paths
+from ts2_lightning.modules.model_files import FAILURES, auto_class, check_weight_files, read_architecture, weight_paths
 from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.modules.router import check_router_loss
+from ts2_lightning.modules.text_part import freeze_left_out
 from ts2_lightning.types import UserError
 
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -124,7 +125,8 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    architecture = read_architecture(config.path, config.revision)
+    loaded: Any = auto_class(architecture).from_pretrained(
         config.path,
         revision=config.revision,
         use_safetensors=True,
@@ -144,7 +146,7 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
 
 def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     architecture = read_architecture(config.path, config.revision, config.init == "pretrained")
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, **_options(config, dtype))
+    model: PreTrainedModel = auto_class(architecture).from_config(architecture, **_options(config, dtype))
     return model
 
 
@@ -167,6 +169,7 @@ def _prepared(model: PreTrainedModel, config: LanguageModelConfig) -> PreTrained
     """What a config says of a model but for its weights."""
     if config.deterministic_attention:
         os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    freeze_left_out(model)
     if config.adapter is not None:
         add_adapter(model, config.adapter)
     if config.gradient_checkpointing:

@@ -10,8 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ts2_lightning.ranges import COUNT, trouble
@@ -22,6 +21,8 @@ FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 _AGAIN = "fetch or write it again"
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mistral3", "internvl", "idefics3", "smolvlm")
+"""Types whose models see images too, and have a language model with its head that text alone goes through."""
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes are called that a causal language model is saved from
 
 
@@ -60,10 +61,16 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
     return architecture
 
 
+def auto_class(architecture: PreTrainedConfig) -> Any:
+    """Transformers' class that loads the causal language model of a config."""
+    seeing = architecture.model_type in _SEEING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
 def _check_causal(architecture: PreTrainedConfig, saved_from: Any) -> None:
     """Whether a model is a causal language model, by its type and by the class that it was saved from."""
     classes = [name for name in (saved_from if isinstance(saved_from, list) else [saved_from]) if isinstance(name, str)]
-    type_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
+    type_class: Any = auto_class(architecture)._model_mapping.get(type(architecture), None)
     ours = type_class.__name__ if type_class else ""
     is_causal = not classes or any(name == ours or name.endswith(_CAUSAL) for name in classes)
     if ours and is_causal and not architecture.is_encoder_decoder:

@@ -19,10 +19,10 @@ from ts2_lightning.modules.adapter_report import tell_adapted
 from ts2_lightning.modules.adapter_targets import check_gathering
 from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
-from ts2_lightning.modules.head import backbone
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.router import router_coefficient, tell_router_loss
+from ts2_lightning.modules.text_part import tell_left_out, text_part
 from ts2_lightning.modules.weights import load_weights
 from ts2_lightning.strategies import DeepSpeed
 from ts2_lightning.types import UserError
@@ -66,6 +66,7 @@ def make_network(
         network = _network(load_language_model(lm), lm, loss, engine)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
+    tell_left_out(network.language_model)
     tell_adapted(network.language_model)
     tell_router_loss(network.language_model, lm.router_aux_loss_coef)
     return network
@@ -123,7 +124,7 @@ def split_layers(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     plan: dict[str, str] = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
     if trouble := _trouble_with_splitting(model, plan, mesh.size()):
         raise UserError(f"FSDP2(tensor_parallel_size): {type(model).__name__} {trouble}; set it to 1")
-    parallelize_module(backbone(model), mesh, {place: SPLITS[split]() for place, split in plan.items()})
+    parallelize_module(text_part(model), mesh, {place: SPLITS[split]() for place, split in plan.items()})
 
 
 def _trouble_with_splitting(model: PreTrainedModel, plan: dict[str, str], ranks: int) -> str:
@@ -144,6 +145,12 @@ def wrap_layers(network: SFTNetwork) -> None:
         for name, child in list(module.named_children()):
             if child in layers:
                 setattr(module, name, wrap(child))
+
+
+def text_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Those of `decoder_layers` that text goes through: none of a vision tower."""
+    inside = set(text_part(model).modules())
+    return [layer for layer in decoder_layers(model) if layer in inside]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

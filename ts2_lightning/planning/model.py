@@ -16,7 +16,7 @@ from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.language_model import build_language_model
 from ts2_lightning.modules.router import experts_per_token, router_coefficient
-from ts2_lightning.modules.sharding import decoder_layers, linear_parts
+from ts2_lightning.modules.sharding import decoder_layers, linear_parts, text_layers
 from ts2_lightning.planning.counting import FUSED, Activations, MicroBatch, count_activations
 from ts2_lightning.planning.experts import count_experts, share_of_tokens
 from ts2_lightning.planning.layout import Layout
@@ -192,7 +192,7 @@ def _count(
 def _sizes(
     model: PreTrainedModel, config: LanguageModelConfig, layout: Layout, batch: MicroBatch, quantized: set[Tensor]
 ) -> Sizes:
-    layers = decoder_layers(model)
+    layers = text_layers(model)
     dtypes = _gathered(model, layout)
     layer_of = {p: number for number, layer in enumerate(layers) for p in layer.parameters()}
     shares = share_of_tokens(model)
