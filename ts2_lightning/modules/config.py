@@ -1,6 +1,6 @@
 """What a user sets of model, optimizer and schedule, checked when it is set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ts2_lightning.ranges import (
@@ -40,6 +40,8 @@ class AdapterConfig:
         target_parameters: weights in no linear layer to adapt too, as transformers 5 holds the experts of a mixture,
             all of a layer in one: `all-experts`, or a list of the last parts of their names (`experts.down_proj`). Each
             expert has a product of rank `r` of its own; dropout has to be 0.
+        path: an adapter in PEFT's format to start from (a directory, or a name on the hub), which has the same `r`,
+            `alpha` and targets. Default: a new one, which changes nothing at first.
     """
 
     r: int = 16
@@ -48,6 +50,7 @@ class AdapterConfig:
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     head: bool = False
     target_parameters: Literal["all-experts"] | list[str] | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers("model.lm.adapter.", self, r=_RANK, alpha=COUNT, dropout=_BELOW_ONE)
@@ -98,6 +101,8 @@ class LanguageModelConfig:
     adapter: AdapterConfig | None = None
     quantization: Literal["nf4"] | None = None
     router_aux_loss_coef: float | None = None
+    given_path: str | None = field(default=None, init=False)
+    """The path as the user wrote it, where another has been put in its place: that of the embedded base model."""
 
     def __post_init__(self) -> None:
         check_numbers("model.lm.", self, router_aux_loss_coef=(NOT_NEGATIVE, NULL))

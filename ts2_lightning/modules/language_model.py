@@ -13,7 +13,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
-from ts2_lightning.modules.adapters import add_adapter
+from ts2_lightning.modules.adapter_start import check_adapter_files, start_adapter
+from ts2_lightning.modules.adapters import add_adapter, is_adapted
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import check_head, evaluated
@@ -45,8 +46,13 @@ def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None =
     check_model_files(config)
     with _explained(config.path):
         model = _read(config, dtype) if config.init == "pretrained" else _from_config(config, dtype)
+    if is_adapted(model):  # of a hub's repository with both
+        raise UserError(f"model.lm.path: {_said(config.path)} has a PEFT adapter beside its model; name one without")
     _check_model(model, config)
-    return _prepared(model, config)
+    model = _prepared(model, config)
+    if config.adapter is not None and config.adapter.path is not None:
+        start_adapter(model, config.adapter.path)
+    return model
 
 
 def check_model_files(config: LanguageModelConfig) -> None:
@@ -59,6 +65,7 @@ def check_model_files(config: LanguageModelConfig) -> None:
         read_architecture(config.path, config.revision, config.init == "pretrained")
         if config.init == "pretrained":
             check_weight_files(config.path)
+    check_adapter_files(config.adapter, config.given_path or config.path)
 
 
 def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
@@ -216,7 +223,7 @@ def _explain(path: str, error: Exception) -> str:
             else ("no directory of that name, and it could not be loaded from the hub")
         )
         return f"model.lm.path: cannot load {_said(path)}: {kind} ({reason[:200]})"
-    return f"model.lm.path: cannot load {_said(path)}: {reason[:300]}"
+    return f"model.lm.path: cannot load {_said(path)}: {reason[:900]}"
 
 
 def _said(path: str) -> str:

@@ -19,6 +19,7 @@ FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 """What a model's files end in where they cannot be loaded."""
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 _AGAIN = "fetch or write it again"
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mistral3", "internvl", "idefics3", "smolvlm")
@@ -39,11 +40,13 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
     """
     if Path(path).is_file():
         raise ValueError("it is a file; name the directory in which it lies")
-    file = _find(path, "config.json", revision)
+    file = find_file(path, "config.json", revision)
+    adapter = Path(path, ADAPTER_CONFIG)
+    if adapter.is_file():  # transformers would load it by itself, frozen, whatever lies beside it
+        raise ValueError(adapter_hint(path, adapter))
     if file is None:
-        is_adapter = Path(path, "adapter_config.json").is_file()
-        hint = "; it is an adapter, which has to be merged into its model" if is_adapter else ""
-        raise ValueError(f"there is no config.json in it{hint}")
+        on_hub = None if Path(path).is_dir() else find_file(path, ADAPTER_CONFIG, revision)
+        raise ValueError(adapter_hint(path, Path(on_hub)) if on_hub else "there is no config.json in it")
     stated = read_json(Path(file))
     if not isinstance(stated.get("model_type"), str):
         raise ValueError(f"its config.json has no model_type, which names the kind of model; {_AGAIN}")
@@ -59,6 +62,27 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
             raise ValueError(f"in its config.json {name} {wrong}")
     _check_causal(architecture, stated.get("architectures") if pretrained else None)
     return architecture
+
+
+def adapter_hint(path: str, file: Path) -> str:
+    """What a user is told who takes an adapter for a model.
+
+    Args:
+        path: of the adapter, as it was given.
+        file: its `adapter_config.json`.
+    """
+    try:
+        settings = read_json(file)
+    except ValueError as error:
+        return f"it is a PEFT adapter, no model, and {error}"
+    base = settings.get("base_model_name_or_path") or "BASE"
+    numbers = [(name, settings.get(key)) for name, key in (("r", "r"), ("alpha", "lora_alpha"))]
+    options = "".join(f" --model.lm.adapter.{name} {value}" for name, value in numbers if value)
+    return (
+        f"it is a PEFT adapter of {base!r}, no model: to go on training it, --model.lm.path {base} "
+        f"--model.lm.adapter.path {path}{options}; to use it as a model, merge it into its base first (export without "
+        "--adapter separate)"
+    )
 
 
 def auto_class(architecture: PreTrainedConfig) -> Any:
@@ -134,10 +158,10 @@ def weight_paths(path: str, revision: str | None = None) -> list[str]:
     """
     if Path(path).is_dir():
         return [str(Path(path, name)) for name in weight_files(Path(path))]
-    names, index = [WEIGHTS], _find(path, INDEX, revision)
+    names, index = [WEIGHTS], find_file(path, INDEX, revision)
     if index is not None:
         names = sorted(set(read_json(Path(index))["weight_map"].values()))
-    return [file for name in names if (file := _find(path, name, revision)) is not None]
+    return [file for name in names if (file := find_file(path, name, revision)) is not None]
 
 
 def _no_weights(directory: Path) -> str:
@@ -176,7 +200,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _find(path: str, name: str, revision: str | None) -> str | None:
+def find_file(path: str, name: str, revision: str | None = None) -> str | None:
     """A file of a model, in its directory or from the hub; None if it has no such file."""
     found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return found
