@@ -161,6 +161,8 @@ def _options(config: LanguageModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "attn_implementation": _attention(config),
         "dtype": dtype,  # from_pretrained would keep the checkpoint's
+        # The grouped product of a mixture's experts has no float64.
+        **({"experts_implementation": "eager"} if dtype == torch.float64 else {}),
         "trust_remote_code": False,  # left out, transformers asks on the terminal whether to run the model's code
     }
 

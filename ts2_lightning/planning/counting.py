@@ -205,7 +205,7 @@ def _results(decoder: PreTrainedModel, batch: MicroBatch, routed: int) -> list[T
 def _inputs(decoder: PreTrainedModel, batch: MicroBatch) -> dict[str, Tensor]:
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
-    if batch.packed:
+    if batch.packed or decoder.config.model_type == "opt":  # which counts them by a mask in two dimensions
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
     if batch.masked:  # in four dimensions transformers takes a mask as it is
         dtype = next(decoder.parameters()).dtype if decoder.config._attn_implementation == "eager" else torch.bool
