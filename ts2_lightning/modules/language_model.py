@@ -18,7 +18,14 @@ from ts2_lightning.modules.adapters import add_adapter, is_adapted
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import check_head, evaluated
-from ts2_lightning.modules.model_files import FAILURES, auto_class, check_weight_files, read_architecture, weight_paths
+from ts2_lightning.modules.model_files import (
+    FAILURES,
+    AdapterFoundError,
+    auto_class,
+    check_weight_files,
+    read_architecture,
+    weight_paths,
+)
 from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.modules.router import check_router_loss
 from ts2_lightning.modules.text_part import freeze_left_out
@@ -225,7 +232,9 @@ def _explain(path: str, error: Exception) -> str:
             else ("no directory of that name, and it could not be loaded from the hub")
         )
         return f"model.lm.path: cannot load {_said(path)}: {kind} ({reason[:200]})"
-    return f"model.lm.path: cannot load {_said(path)}: {reason[:900]}"
+    return (
+        f"model.lm.path: cannot load {_said(path)}: {reason if isinstance(error, AdapterFoundError) else reason[:300]}"
+    )
 
 
 def _said(path: str) -> str:

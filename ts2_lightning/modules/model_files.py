@@ -18,6 +18,11 @@ from ts2_lightning.ranges import COUNT, trouble
 FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 """What a model's files end in where they cannot be loaded."""
 
+
+class AdapterFoundError(ValueError):
+    """An adapter lies where a model was looked for; the message is for the user, and to be told in full."""
+
+
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 _AGAIN = "fetch or write it again"
@@ -43,10 +48,12 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
     file = find_file(path, "config.json", revision)
     adapter = Path(path, ADAPTER_CONFIG)
     if adapter.is_file():  # transformers would load it by itself, frozen, whatever lies beside it
-        raise ValueError(adapter_hint(path, adapter))
+        raise AdapterFoundError(adapter_hint(path, adapter))
     if file is None:
         on_hub = None if Path(path).is_dir() else find_file(path, ADAPTER_CONFIG, revision)
-        raise ValueError(adapter_hint(path, Path(on_hub)) if on_hub else "there is no config.json in it")
+        if on_hub is not None:
+            raise AdapterFoundError(adapter_hint(path, Path(on_hub)))
+        raise ValueError("there is no config.json in it")
     stated = read_json(Path(file))
     if not isinstance(stated.get("model_type"), str):
         raise ValueError(f"its config.json has no model_type, which names the kind of model; {_AGAIN}")
