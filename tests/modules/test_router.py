@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -258,6 +260,17 @@ def test_loading_looks_at_it_and_the_network_has_it(tmp_path: Path) -> None:
     random_model("llama").save_pretrained(tmp_path / "llama")
     with pytest.raises(UserError, match="no loss of the routers of LlamaForCausalLM"):
         load_language_model(LanguageModelConfig(str(tmp_path / "llama"), router_aux_loss_coef=0.5))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_experts_in_float64(dtype: Any, tmp_path: Path) -> None:
+    """By the model's dtype, or by the trainer's precision: the grouped product of experts has no float64."""
+    random_model(MIXTURES["olmoe"]).save_pretrained(tmp_path)
+    strategy = SingleDeviceStrategy(torch.device("cpu"), precision_plugin=DoublePrecision())
+    network = make_network(
+        LanguageModelConfig(str(tmp_path), dtype=dtype), CrossEntropyLoss(), ChunkedEngine(), strategy
+    )
+    assert network.double()(collate(rows(), range(len(LENGTHS)), 1, 0)).total.dtype == torch.float64
 
 
 # -- whole runs, on two ranks

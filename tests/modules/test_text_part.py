@@ -160,6 +160,27 @@ def test_separate_adapter_is_pefts(architecture: str, tmp_path: Path) -> None:
     assert len(stored(out)) == sum(p.requires_grad for p in model.parameters())
 
 
+def test_four_bits_are_of_the_language_model_alone(tmp_path: Path) -> None:
+    """What text does not reach would be exported in the values of 4 bits."""
+    pytest.importorskip("bitsandbytes")
+    base = write_base(tmp_path / "base")
+    config = copy.deepcopy(SEEING["gemma3"])
+    config.text_config.update({"hidden_size": 128, "intermediate_size": 128, "head_dim": 32})
+    random_model(config).to(torch.bfloat16).save_pretrained(base)
+    lm = LanguageModelConfig(str(base), adapter=AdapterConfig(r=4, alpha=8), quantization="nf4", dtype="bfloat16")
+    model = load_language_model(lm)
+    in_four_bits = {name for name, p in model.named_parameters() if hasattr(p, "quant_state")}
+    assert len(in_four_bits) == 2 * 7
+    assert not any(is_below(name, TOWERS["gemma3"]) for name in in_four_bits)
+    checkpoint = save_checkpoint(model, tmp_path / "last.ckpt")
+    out = export_checkpoint(checkpoint, lm, tmp_path / "export", settings(base))
+    before, after = stored(base), stored(out)
+    assert before.keys() == after.keys()
+    untouched = [name for name in before if "vision" in name or "projector" in name]
+    assert untouched
+    assert all(torch.equal(before[name], after[name]) for name in untouched)
+
+
 def test_merged_weights_are_all_of_them() -> None:
     model = random_model(SEEING["gemma3"])
     add_adapter(model, AdapterConfig(r=3))

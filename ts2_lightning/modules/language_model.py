@@ -28,7 +28,7 @@ from ts2_lightning.modules.model_files import (
 )
 from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.modules.router import check_router_loss
-from ts2_lightning.modules.text_part import freeze_left_out
+from ts2_lightning.modules.text_part import freeze_left_out, left_out
 from ts2_lightning.types import UserError
 
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -138,6 +138,7 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_never_quantized(config) if config.quantization else None,
     )
     architecture = read_architecture(config.path, config.revision)
     loaded: Any = auto_class(architecture).from_pretrained(
@@ -156,6 +157,14 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _never_quantized(config: LanguageModelConfig) -> list[str] | None:
+    """The head and what text does not reach, which is exported as it was; None: what transformers takes, the head."""
+    with torch.device("meta"), no_init_weights():
+        model = _from_config(config, torch.bfloat16)
+    outside, head = left_out(model), model.get_output_embeddings()
+    return [*outside, *(name for name, module in model.named_modules() if module is head)] if outside else None
 
 
 def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -66,10 +66,18 @@ def make_network(
         network = _network(load_language_model(lm), lm, loss, engine)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
+    if strategy is not None and strategy.precision_plugin.precision == "64-true":
+        call_experts_one_by_one(network.language_model)
     tell_left_out(network.language_model)
     tell_adapted(network.language_model)
     tell_router_loss(network.language_model, lm.router_aux_loss_coef)
     return network
+
+
+def call_experts_one_by_one(model: PreTrainedModel) -> None:
+    """Has a mixture's experts called one by one, as float64 needs: their grouped product has none."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
 
 
 def _network(model: PreTrainedModel, lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine) -> SFTNetwork:

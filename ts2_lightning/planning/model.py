@@ -17,6 +17,7 @@ from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.language_model import build_language_model
 from ts2_lightning.modules.router import experts_per_token, router_coefficient
 from ts2_lightning.modules.sharding import decoder_layers, linear_parts, text_layers
+from ts2_lightning.modules.text_part import is_below, left_out
 from ts2_lightning.planning.counting import FUSED, Activations, MicroBatch, count_activations
 from ts2_lightning.planning.experts import count_experts, share_of_tokens
 from ts2_lightning.planning.layout import Layout
@@ -137,8 +138,13 @@ def measure(
 
 
 def _quantized(model: PreTrainedModel) -> set[Tensor]:
-    """The matrices that are held in 4 bits: of the frozen linear layers, but for the head."""
-    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    """The matrices that are held in 4 bits: of the frozen linear layers that text goes through, but for the head."""
+    outside = left_out(model)
+    linear = {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not is_below(name, outside)
+    }
     return {p for p in linear if not p.requires_grad} - {model.get_output_embeddings().weight}
 
 
