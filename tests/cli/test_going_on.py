@@ -171,7 +171,7 @@ def test_every_setting_of_fit_has_its_fate(here: Path) -> None:
     assert len(names) > 60
     for name in names:
         assert fate_of(name)[0] in ("applied", "kept", "refused")
-    options = set(names) | {f"model.lm.adapter.{name}" for name in ("r", "dropout")}
+    options = set(names) | {f"model.lm.adapter.{name}" for name in ("r", "dropout", "path")}
     for prefix in TABLE:
         assert any(f"{name}.".startswith(f"{prefix}.") for name in options), prefix
     with pytest.raises(KeyError):
@@ -185,7 +185,8 @@ def test_every_setting_of_fit_has_its_fate(here: Path) -> None:
         ("model.loss.class_path", "applied"), ("model.schedule.name", "applied"), ("trainer.precision", "applied"),
         ("trainer.gradient_clip_val", "applied"), ("model.lm.adapter.alpha", "refused"), ("model.lm.init", "kept"),
         ("model.lm.dtype", "refused"), ("data.batch_size", "refused"), ("data.packing", "applied"),
-        ("seed_everything", "applied"),
+        ("seed_everything", "applied"), ("model.lm.adapter.path", "applied"),
+        ("model.lm.adapter.target_parameters", "refused"), ("model.lm.router_aux_loss_coef", "applied"),
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_setting(setting: str, fate: str) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ts2_lightning.modules.model_files import auto_class
 from ts2_lightning.types import Batch
 
 VOCABULARY = 97
@@ -35,6 +36,76 @@ ARCHITECTURES: dict[str, PreTrainedConfig] = {
         num_attention_heads=4, max_position_embeddings=64, dropout=0.0,
     ),
 }  # fmt: skip
+
+_ROUTED = {**_GROUPED, "num_experts_per_tok": 2}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
+MIXTURES: dict[str, PreTrainedConfig] = {
+    "mixtral": transformers.MixtralConfig(**_ROUTED, num_local_experts=4),
+    "qwen2_moe": transformers.Qwen2MoeConfig(
+        **_ROUTED, num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=24
+    ),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**_ROUTED, head_dim=8, num_experts=5, moe_intermediate_size=16),
+    "olmoe": transformers.OlmoeConfig(**_ROUTED, num_experts=4),
+    "gpt_oss": transformers.GptOssConfig(**_ROUTED, head_dim=8, num_local_experts=4, rope_parameters=_ROPE),
+    "granitemoe": transformers.GraniteMoeConfig(**_ROUTED, num_local_experts=4),
+    "jetmoe": transformers.JetMoeConfig(**_ROUTED, num_local_experts=4, kv_channels=8),
+}
+"""Mixtures of experts, whose routers' logits transformers tells."""
+
+_EYE = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+_TOWER = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "out_hidden_size": 32,
+    "patch_size": 4,
+}
+_TOKENS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+_THREE = {**_GROUPED, "rope_parameters": _SECTIONS}
+
+SEEING: dict[str, PreTrainedConfig] = {
+    "gemma3": transformers.Gemma3Config(
+        text_config={**_GROUPED, "head_dim": 8}, vision_config=_EYE, mm_tokens_per_image=4, image_token_index=90,
+        boi_token_index=91, eoi_token_index=92,
+    ),
+    "qwen2_vl": transformers.Qwen2VLConfig(
+        text_config=_THREE, **_TOKENS,
+        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2},
+    ),
+    "qwen2_5_vl": transformers.Qwen2_5_VLConfig(
+        text_config=_THREE, **_TOKENS, vision_config={**_TOWER, "fullatt_block_indexes": [0]}
+    ),
+    "qwen3_vl": transformers.Qwen3VLConfig(
+        text_config={**_THREE, "head_dim": 8}, **_TOKENS,
+        vision_config={**_TOWER, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+    ),
+    "llava": transformers.LlavaConfig(
+        text_config={**_GROUPED, "model_type": "llama"}, vision_config={**_EYE, "model_type": "clip_vision_model"},
+        image_token_index=90,
+    ),
+    "mistral3": transformers.Mistral3Config(
+        text_config={**_GROUPED, "model_type": "mistral", "head_dim": 8}, image_token_index=90,
+        vision_config={**_EYE, "model_type": "pixtral", "head_dim": 8},
+    ),
+    "internvl": transformers.InternVLConfig(
+        text_config={**_GROUPED, "model_type": "qwen2"}, image_token_id=90,
+        vision_config={**_EYE, "model_type": "internvl_vision", "image_size": [16, 16], "patch_size": [8, 8]},
+    ),
+    "idefics3": transformers.Idefics3Config(
+        text_config={**_GROUPED, "model_type": "llama"}, vision_config={**_EYE, "model_type": "idefics3_vision"},
+        image_token_id=90,
+    ),
+    "smolvlm": transformers.SmolVLMConfig(
+        text_config={**_GROUPED, "model_type": "llama"}, vision_config={**_EYE, "model_type": "smolvlm_vision"},
+        image_token_id=90,
+    ),
+}  # fmt: skip
+"""Models that see images too: a vision tower, and a language model."""
 
 PLAIN = {"llama", "llama, tied", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "olmo2", "gpt_neox", "opt"}
 """Those whose head is a matrix product and nothing else."""
@@ -92,7 +163,7 @@ def random_model(name: str | PreTrainedConfig, seed: int = 0, attention: str = "
     """A float64 model; its weights are large, so that a forgotten scale or soft cap shows."""
     torch.manual_seed(seed)
     config = copy.deepcopy(ARCHITECTURES[name] if isinstance(name, str) else name)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = auto_class(config).from_config(
         config, dtype=torch.float64, attn_implementation=attention, experts_implementation="eager"
     )
     with torch.no_grad():

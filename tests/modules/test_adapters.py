@@ -458,6 +458,7 @@ def test_a_fit_with_the_fragment_after_an_experiment(name: str, ts2: CommandLine
     config = yaml.safe_load((run / "config.yaml").read_text())["model"]["lm"]
     assert config["adapter"] == {
         "r": 16, "alpha": 16, "dropout": 0.0, "target_modules": "all-linear", "head": False,
+        "target_parameters": None, "path": None,
     }  # fmt: skip
     assert config["quantization"] == ("nf4" if name == "qlora" else None)
     objective = column(run, "train/objective")

@@ -167,7 +167,7 @@ def test_a_file_an_adapter_and_names_that_cannot_be(directory: Path, tmp_path: P
     assert "it is a file; name the directory in which it lies" in refused(directory / WEIGHTS)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    assert "it is an adapter, which has to be merged into its model" in refused(tmp_path / "adapter")
+    assert "it is a PEFT adapter of 'BASE', no model: to go on" in refused(tmp_path / "adapter")
     for path in ("a" * 300, "./" + "a" * 300, "x/" * 3000 + "y"):
         assert "(File name too long)" in refused(path)
     refused("/a\0b")

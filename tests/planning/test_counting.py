@@ -7,9 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, Gemma2Config, GPTNeoXConfig, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
+from ts2_lightning.modules.router import has_routers
 from ts2_lightning.planning.counting import FUSED, Activations, LiveBytes, MicroBatch, count_activations
+from ts2_lightning.planning.experts import count_experts
 
 B, T = 3, 40
 SIZES: dict[str, Any] = {
@@ -24,6 +35,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "pythia": GPTNeoXConfig(
         hidden_size=60, num_hidden_layers=3, num_attention_heads=5, intermediate_size=77, vocab_size=301
     ),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=36),
+    "gpt_oss": GptOssConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
 }
 PRECISIONS = {
     "32-true": (torch.float32, None),
@@ -40,7 +53,10 @@ def counted(
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype).train()
         if attention == "sdpa" and not real:
             model.set_attn_implementation(FUSED)
-        return count_activations(model.base_model, batch, checkpointing, autocast)
+        if not real:
+            count_experts(model)
+        routed = model.num_experts_per_tok if has_routers(model) else 0
+        return count_activations(model.base_model, batch, checkpointing, autocast, routed)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +67,8 @@ def counted(
         ("qwen3", "sdpa", "bf16-mixed"),
         ("gemma2", "eager", "bf16-mixed"),
         ("pythia", "sdpa", "bf16-mixed"),
+        *(("qwen3_moe", "sdpa", precision) for precision in PRECISIONS),
+        ("gpt_oss", "eager", "32-true"),
     ],
 )
 def test_as_on_real_tensors(name: str, attention: str, precision: str) -> None:

@@ -70,6 +70,7 @@ class ExportHuggingFace(Callback):
                 getattr(template, "end_of_turn_ids", ()),
                 self.dtype,
                 self.adapter,
+                module.lm.given_path or module.lm.path,
             )
             if checkpoint is None:
                 export_model(module.language_model, out, settings, module.lm.revision)

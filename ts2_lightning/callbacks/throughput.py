@@ -213,14 +213,14 @@ def model_flops(pl_module: Any, tokens: float, squares: float, supervised: float
     Source: Chowdhery et al. (2022), PaLM, appendix B; Narayanan et al. (2021), appendix.
 
     Args:
-        pl_module: with a dense `language_model`.
+        pl_module: with a dense `language_model`; a vision tower, which text does not reach, needs no operations.
         tokens: of rows.
         squares: sum of the squares of the rows' lengths.
         supervised: supervised tokens.
     """
     model = pl_module.language_model
     head = model.get_output_embeddings()
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    linear = [m for m in model.get_decoder().modules() if isinstance(m, nn.Linear) and m is not head]
     config = model.config.get_text_config()
     width = config.num_attention_heads * (getattr(config, "head_dim", None) or 0) or config.hidden_size
     return (

@@ -115,5 +115,5 @@ def _model(config: dict[str, Any], run: Path) -> LanguageModelConfig:
     except ParserMessage as said:
         raise UserError(f"{run_directory.latest_config(run)}: model.lm: {one_line(said.message)}") from said
     lm: LanguageModelConfig = parser.instantiate(parsed).lm
-    lm.path = resolve_model(lm.path)
+    lm.given_path, lm.path = lm.path, resolve_model(lm.path)
     return lm

@@ -32,6 +32,8 @@ TABLE: dict[str, tuple[Fate, str]] = {
     "model.lm.gradient_checkpointing": ("applied", ""),
     "model.lm.adapter": ("refused", "it is another network, and the optimizer's state is not of its weights"),
     "model.lm.adapter.dropout": ("applied", ""),
+    "model.lm.adapter.path": ("applied", "the adapter's weights are the checkpoint's"),
+    "model.lm.router_aux_loss_coef": ("applied", ""),
     "model.lm.quantization": ("refused", "it is another base below the adapter"),
     "model.lm": ("refused", "it may be another network"),
     "model.loss": ("applied", "the values before and after are of different objectives"),

@@ -139,6 +139,7 @@ class TS2CLI(LightningCLI):
         self.record: RunRecord | None = None
         self.config = Namespace({command: Namespace()})  # until it has been read
         self._began_with = (module, data)
+        self._given_path: str | None = None
 
     def run(self) -> None:
         """Parses, builds, runs, and says where things are."""
@@ -323,8 +324,16 @@ class TS2CLI(LightningCLI):
         if path is not None:
             with seeds_kept():
                 settings["model.lm.path"] = resolve_model(path)
+            self._given_path = path
             if "data.tokenizer" in settings and settings["data.tokenizer"] is None:
                 settings["data.tokenizer"] = settings["model.lm.path"]
+
+    def instantiate_classes(self) -> None:
+        """As Lightning does it; the module also learns how the user calls its model."""
+        super().instantiate_classes()
+        lm = getattr(self.model, "lm", None)
+        if lm is not None:
+            lm.given_path = self._given_path
 
     def check_model_and_data(self) -> None:
         """Makes module and data module once, which need neither weights nor rows, to have their settings looked at.

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.cli import export, run_directory
 from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -60,6 +61,8 @@ def find_model(given: str, option: str) -> ModelPlace:
         return ModelPlace(str(newest), run_directory.run_of(newest), is_checkpoint=True)
     if is_complete(path):
         return ModelPlace(str(path), run_directory.run_of(path), is_checkpoint=True)
+    if (path / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{option}: {adapter_hint(given, path / ADAPTER_CONFIG)}")
     if path.exists():
         raise UserError(
             f"{option}: neither a transformers directory (it has no config.json), nor a run, nor a complete checkpoint"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.head import backbone, output_head
-from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture
+from ts2_lightning.modules.model_files import FAILURES, auto_class, check_weight_files, read_architecture
 from ts2_lightning.types import Batch, UserError
 
 
@@ -27,10 +27,10 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, 
     """
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
     with _explained(path):
-        read_architecture(str(path))
+        loader = auto_class(read_architecture(str(path)))
         check_weight_files(str(path))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, dtype=dtype)
+        model: PreTrainedModel = loader.from_pretrained(path, trust_remote_code=False, dtype=dtype)
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 

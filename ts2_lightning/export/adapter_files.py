@@ -1,5 +1,6 @@
 """An adapter without its base model, in PEFT's format."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,13 +13,23 @@ from ts2_lightning.modules.adapters import NAME
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | None) -> None:
+def is_hub_name(base: str) -> bool:
+    """Whether a base model is named as everybody can have it: `owner/name`, and no directory here.
+
+    >>> is_hub_name("meta-llama/Llama-3.2-1B"), is_hub_name("/home/me/llama"), is_hub_name("toyworld?seed=1")
+    (True, False, False)
+    """
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not base.startswith(".") and not Path(base).exists()
+
+
+def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | None, base: str) -> None:
     """Writes `adapter_config.json`, which names the base model, and `adapter_model.safetensors`.
 
     Args:
         model: with an adapter.
         directory: is there.
         dtype: of the weights; None leaves them as they are.
+        base: name of the base model.
 
     Raises:
         UserError: a weight is not finite.
@@ -26,7 +37,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
     from peft import get_peft_model_state_dict
 
     config = model.peft_config[NAME]
-    config.base_model_name_or_path = model.name_or_path
+    config.base_model_name_or_path = base
     config.inference_mode = True
     config.save_pretrained(str(directory))
     # An adapted head would have PEFT put the embeddings beside it, which were not trained.

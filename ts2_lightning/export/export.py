@@ -30,7 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
-from ts2_lightning.export.adapter_files import ADAPTER_FILES, write_adapter
+from ts2_lightning.export.adapter_files import ADAPTER_FILES, is_hub_name, write_adapter
 from ts2_lightning.export.base_files import BaseWeights, base_json
 from ts2_lightning.export.companions import (
     TOKENIZER_FILES,
@@ -71,6 +71,7 @@ class ExportSettings:
         dtype: one of `WEIGHT_DTYPES`; None: of whole weights bfloat16 if the base model on disk is bfloat16, or was
             held in 4 bits, else their own dtype; of a separate adapter its own.
         adapter: of a model that has one: `merged` into whole weights, or `separate`, in PEFT's format.
+        base: how a separate adapter names its base model; None: as the model's `name_or_path`.
 
     Raises:
         UserError: if `dtype` or `adapter` is none of these.
@@ -81,6 +82,7 @@ class ExportSettings:
     end_of_turn_ids: Sequence[int] = ()
     dtype: str | None = None
     adapter: Literal["merged", "separate"] = "merged"
+    base: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in WEIGHT_DTYPES:
@@ -146,7 +148,10 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
         UserError: as `export_model`; if there is no such checkpoint, parts of it are missing, or it is another model's.
     """
     check_place(Path(out), [lm.path, settings.tokenizer_source], _EXPORTED_FILES)  # before anything large is loaded
+    settings = replace(settings, base=settings.base or lm.given_path or lm.path)
     lm = replace(lm, attn_implementation="auto", gradient_checkpointing=False)  # what the training machine had
+    if lm.adapter is not None:
+        lm = replace(lm, adapter=replace(lm.adapter, path=None))  # the checkpoint has its weights
     stored = read_checkpoint(checkpoint)
     if lm.adapter is None or settings.adapter == "separate":
         model = build_language_model(replace(lm, quantization=None), "meta")
@@ -239,8 +244,14 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def _export_adapter(model: PreTrainedModel, out: str | Path, settings: ExportSettings, revision: str | None) -> Path:
     """Writes an adapter by itself; below it there may be nothing but the names of the weights."""
-    dtype = WEIGHT_DTYPES.get(settings.dtype or "")
-    return _write(model, out, settings, revision, lambda place: write_adapter(model, place, dtype))
+    dtype, base = WEIGHT_DTYPES.get(settings.dtype or ""), settings.base or model.name_or_path or ""
+    result = _write(model, out, settings, revision, lambda place: write_adapter(model, place, dtype, base))
+    if not is_hub_name(base):
+        _LOG.warning(
+            f"{out}/adapter_config.json names its base model {base!r}, as model.lm.path does; that is no name on the "
+            "hub, so elsewhere the base has to be given too: PeftModel.from_pretrained(BASE, ADAPTER)"
+        )
+    return result
 
 
 def _write(

@@ -1,6 +1,7 @@
 """LoRA adapters: added to a language model, kept alone in checkpoints, merged into the weights for an export."""
 
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -9,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from ts2_lightning.modules.adapter_targets import check_parameters, linear_targets, parameter_targets
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import AdapterConfig
+from ts2_lightning.modules.text_part import left_out
 from ts2_lightning.types import UserError
 
 NAME = "default"
@@ -32,15 +34,7 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
     """
     if find_spec("peft") is None:
         raise UserError("model.lm.adapter: PEFT is not installed; pip install 'ts2-lightning[peft]'")
-    from peft import LoraConfig
-
-    lora = LoraConfig(
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=_targets(model, config),
-        task_type="CAUSAL_LM",
-    )
+    lora = _lora_config(model, config)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings=True.*")  # `merged` unties them
         model.add_adapter(lora, NAME)
@@ -48,6 +42,46 @@ def add_adapter(model: PreTrainedModel, config: AdapterConfig) -> None:
         if parameter.requires_grad and not hasattr(parameter, "ds_id"):  # DeepSpeed has its own dtype
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
     _draw(model)
+
+
+def _lora_config(model: PreTrainedModel, config: AdapterConfig) -> Any:
+    """PEFT's own settings of an adapter, with which PEFT adapts what is meant, here and where the adapter is loaded.
+
+    In some mixtures PEFT takes names such as `down_proj` for those that the experts had in transformers 4, and adapts
+    the experts in place of the linear layers called so (of dense layers, of shared experts). Named as parameters, those
+    layers are what they are.
+    """
+    from peft import LoraConfig
+
+    modules, parameters = linear_targets(model, config), parameter_targets(model, config)
+    outside = "|".join(re.escape(name) for name in left_out(model))
+
+    def settings() -> Any:
+        return LoraConfig(
+            r=config.r,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=modules,
+            target_parameters=parameters or None,
+            exclude_modules=rf"({outside})(\..*)?" if outside else None,
+            task_type="CAUSAL_LM",
+        )
+
+    renamed = _renamed_by_peft(model, settings())
+    if renamed:
+        check_parameters(model, renamed, config.dropout)
+        modules = [name for name in modules if name not in renamed]
+        parameters = [*parameters, *(f"{name}.weight" for name in renamed)]
+    return settings()
+
+
+def _renamed_by_peft(model: PreTrainedModel, lora: Any) -> list[str]:
+    """Names of linear layers that PEFT would take for the experts', as they were called in transformers 4."""
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    before = set(lora.target_modules)
+    convert_peft_config_for_transformers(lora, model, None)
+    return sorted(before - set(lora.target_modules))
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -62,24 +96,22 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
-def _targets(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
-    """The last parts of the names of the layers to adapt, or what the user calls them."""
-    head = model.get_output_embeddings()
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    endings = {name.rpartition(".")[2]: module is head for name, module in linear.items()}
-    if config.target_modules == "all-linear":
-        wanted = [ending for ending, is_head in endings.items() if not is_head]
-    else:
-        wanted = list(config.target_modules)
-    if config.head:
-        wanted += [name for name, module in linear.items() if module is head] or ["the output head"]
-    for target in wanted:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
-            raise UserError(
-                f"model.lm.adapter.target_modules: no linear layer of {type(model).__name__} is called {target!r}; it "
-                f"has {', '.join(sorted(endings))}"
-            )
-    return sorted(set(wanted))
+def adapted_weights(model: nn.Module) -> dict[str, Any]:
+    """PEFT's layers by the weight that each adapts, under the name that the weight had before.
+
+    Of a module with several such weights (experts) the layers are nested, each with one of them.
+    """
+    layers = adapted_layers(model)
+    return {f"{plain_name(name)}.{getattr(layer, 'parameter_name', 'weight')}": layer for name, layer in layers.items()}
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight or module had before it was put below a layer of PEFT's.
+
+    >>> plain_name("layers.0.mlp.experts.base_layer.base_layer.down_proj")
+    'layers.0.mlp.experts.down_proj'
+    """
+    return ".".join(part for part in name.split(".") if part != "base_layer")
 
 
 @torch.no_grad()
@@ -171,21 +203,42 @@ def merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
     """
     from peft.utils.integrations import dequantize_module_weight
 
-    layers = adapted_layers(model)
+    layers = adapted_weights(model)
     quantised = any(hasattr(parameter, "quant_state") for parameter in model.parameters())
-    inside = {part for layer in layers.values() for part in layer.modules()}
+    parts = {part for layer in layers.values() for part in _parts_of(layer)}
     for name, module in model.named_modules():
-        base = module
-        if name in layers:
-            base = module.get_base_layer()
-        elif module in inside:
+        if module in parts:
             continue
-        own: dict[str, Tensor] = {**dict(base.named_parameters(recurse=False)), **persistent_buffers(base, False)}
+        own: dict[str, Tensor] = {**dict(module.named_parameters(recurse=False)), **persistent_buffers(module, False)}
         for key, value in own.items():
             held = torch.bfloat16 if quantised and value.is_floating_point() else value.dtype
             if hasattr(value, "quant_state"):
-                value, held = dequantize_module_weight(base), torch.bfloat16
+                value, held = dequantize_module_weight(module), torch.bfloat16
             before = value = value.detach()
-            if name in layers and key == "weight":
-                value = value.to(torch.promote_types(value.dtype, torch.float32)) + module.get_delta_weight(NAME)
-            yield MergedWeight(f"{name}.{key}" if name else key, value, held, before)
+            plain = plain_name(f"{name}.{key}" if name else key)
+            if plain in layers:
+                value = value.to(torch.promote_types(value.dtype, torch.float32)) + _change(layers[plain])
+            yield MergedWeight(plain, value, held, before)
+
+
+def _parts_of(layer: nn.Module) -> Iterator[nn.Module]:
+    """The modules of one of PEFT's layers but for the layer below it."""
+    for name, child in layer.named_children():
+        if name != "base_layer":
+            yield from child.modules()
+
+
+def _change(layer: Any) -> Tensor:
+    """What an adapter adds to a weight, in the adapter's own dtype; PEFT rounds that of a parameter to the base's.
+
+    Of E experts with rank r, A is [E r, inputs], and B is [outputs, r E]: the columns of B count experts fastest.
+    """
+    if not hasattr(layer, "parameter_name"):
+        change: Tensor = layer.get_delta_weight(NAME)
+        return change
+    a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    a, b = a.view(layer.num_experts, -1, a.shape[-1]), b.view(b.shape[0], -1, layer.num_experts)
+    change = torch.einsum("ore,eri->eoi", b, a) * layer.scaling[NAME]
+    if getattr(layer.get_base_layer(), "is_transposed", False):  # [E, inputs, outputs]
+        change = change.transpose(1, 2)
+    return change if layer.get_param().dim() == 3 else change[0]

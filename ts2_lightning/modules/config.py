@@ -1,9 +1,19 @@
 """What a user sets of model, optimizer and schedule, checked when it is set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, POSITIVE, SHARE, Range, check_number, check_numbers
+from ts2_lightning.ranges import (
+    COUNT,
+    COUNT_OR_ZERO,
+    NOT_NEGATIVE,
+    NULL,
+    POSITIVE,
+    SHARE,
+    Range,
+    check_number,
+    check_numbers,
+)
 from ts2_lightning.types import UserError
 
 _BELOW_ONE = Range(least=0, below=1)
@@ -28,6 +38,11 @@ class AdapterConfig:
         target_modules: `all-linear` adapts every linear layer but the output head; a list names layers, or the last
             parts of their names.
         head: adapt the output head too.
+        target_parameters: weights in no linear layer to adapt too, as transformers 5 holds the experts of a mixture,
+            all of a layer in one: `all-experts`, or a list of the last parts of their names (`experts.down_proj`). Each
+            expert has a product of rank `r` of its own; dropout has to be 0.
+        path: an adapter in PEFT's format to start from (a directory, or a name on the hub), which has the same `r`,
+            `alpha` and targets. Default: a new one, which changes nothing at first.
     """
 
     r: int = 16
@@ -35,9 +50,20 @@ class AdapterConfig:
     dropout: float = 0.0
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     head: bool = False
+    target_parameters: Literal["all-experts"] | list[str] | None = None
+    path: str | None = None
 
     def __post_init__(self) -> None:
         check_numbers("model.lm.adapter.", self, r=_RANK, alpha=COUNT, dropout=_BELOW_ONE)
+        if self.target_parameters == []:
+            raise UserError(
+                "model.lm.adapter: target_parameters must be null, all-experts or a list of names, got an empty list"
+            )
+        if self.target_parameters and self.dropout:
+            raise UserError(
+                f"model.lm.adapter: dropout must be 0 with target_parameters, got {self.dropout}: inputs of experts "
+                "cannot be dropped for their adapter alone"
+            )
         if not self.target_modules:
             raise UserError("model.lm.adapter: target_modules must be all-linear or a list of names, got an empty list")
 
@@ -63,6 +89,9 @@ class LanguageModelConfig:
             products), below an adapter. Source: Dettmers et al. 2023, "QLoRA", https://arxiv.org/abs/2305.14314.
         resize_embeddings: give the model rows for tokens that it has none for, at the mean of its own: `true` as many
             as `data.tokenizer` has tokens, a number so many; fewer never. Not below an adapter, which trains none.
+        router_aux_loss_coef: factor of the load-balancing loss of a mixture of experts, which is added to the
+            objective (`train/router_loss` is the loss itself, see `modules.router`); 0 leaves it out. Default: as in
+            transformers, the factor in the model's config.json if `output_router_logits` is true there, else 0.
     """
 
     path: str
@@ -75,8 +104,12 @@ class LanguageModelConfig:
     adapter: AdapterConfig | None = None
     quantization: Literal["nf4"] | None = None
     resize_embeddings: bool | int | None = None
+    router_aux_loss_coef: float | None = None
+    given_path: str | None = field(default=None, init=False)
+    """The path as the user wrote it, where another has been put in its place: that of the embedded base model."""
 
     def __post_init__(self) -> None:
+        check_numbers("model.lm.", self, router_aux_loss_coef=(NOT_NEGATIVE, NULL))
         if not isinstance(self.resize_embeddings, bool):
             check_number("model.lm.resize_embeddings", self.resize_embeddings, _ROWS, NULL)
         if self.resize_embeddings and self.adapter:

@@ -67,7 +67,7 @@ def check_head(model: PreTrainedModel) -> None:
     """
     name, vocabulary = type(model).__name__, model.config.get_text_config().vocab_size
     ids = torch.tensor([[0, 1, 2], [0, 1, 3]], device=next(model.parameters()).device) % vocabulary
-    with _evaluated(model):
+    with evaluated(model):
         expected = model(input_ids=ids, use_cache=False).logits.float()
         logits = output_head(model)(backbone(model)(input_ids=ids, use_cache=False).last_hidden_state).float()
     if (expected.isnan() | expected.isposinf()).any():  # minus infinity masks a token
@@ -89,7 +89,7 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _evaluated(model: PreTrainedModel) -> Iterator[None]:
+def evaluated(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, and an attention that every device and dtype has: flash attention refuses a CPU, and float32."""
     attention, training = model.config._attn_implementation, model.training
     model.eval()

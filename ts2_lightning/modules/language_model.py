@@ -10,18 +10,28 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import is_flash_attn_2_available
 
 from ts2_lightning.model_limits import ModelLimits, limits_of
-from ts2_lightning.modules.adapters import add_adapter
+from ts2_lightning.modules.adapter_start import check_adapter_files, start_adapter
+from ts2_lightning.modules.adapters import add_adapter, is_adapted
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.embeddings import resize_embeddings, with_number_of_rows
-from ts2_lightning.modules.head import check_head
-from ts2_lightning.modules.model_files import FAILURES, check_weight_files, read_architecture, weight_paths
+from ts2_lightning.modules.head import check_head, evaluated
+from ts2_lightning.modules.model_files import (
+    FAILURES,
+    AdapterFoundError,
+    auto_class,
+    check_weight_files,
+    read_architecture,
+    weight_paths,
+)
 from ts2_lightning.modules.nonfinite import first_nonfinite
+from ts2_lightning.modules.router import check_router_loss
+from ts2_lightning.modules.text_part import freeze_left_out, left_out
 from ts2_lightning.types import UserError
 
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -46,11 +56,16 @@ def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None =
     check_model_files(config)
     with _explained(config.path):
         model = _read(config, dtype) if config.init == "pretrained" else _from_config(config, dtype)
+    if is_adapted(model):  # of a hub's repository with both
+        raise UserError(f"model.lm.path: {_said(config.path)} has a PEFT adapter beside its model; name one without")
     if config.resize_embeddings:
         in_files = stored_dtype(config) if config.init == "pretrained" else None
         resize_embeddings(model, config.resize_embeddings, in_files)
     _check_model(model, config)
-    return _prepared(model, config)
+    model = _prepared(model, config)
+    if config.adapter is not None and config.adapter.path is not None:
+        start_adapter(model, config.adapter.path)
+    return model
 
 
 def check_model_files(config: LanguageModelConfig) -> None:
@@ -63,6 +78,7 @@ def check_model_files(config: LanguageModelConfig) -> None:
         read_architecture(config.path, config.revision, config.init == "pretrained")
         if config.init == "pretrained":
             check_weight_files(config.path)
+    check_adapter_files(config.adapter, config.given_path or config.path)
 
 
 def read_limits(config: LanguageModelConfig) -> ModelLimits:
@@ -99,7 +115,9 @@ def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
             "from them, so take another copy of the model, or another model.lm.dtype"
         )
     try:
-        check_head(model)
+        with evaluated(model):
+            check_head(model)
+            check_router_loss(model, config.router_aux_loss_coef)
     except UserError as error:
         raise UserError(f"model.lm.path: {_said(config.path)}: {error}") from error
 
@@ -153,8 +171,10 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=_never_quantized(config) if config.quantization else None,
     )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    architecture = read_architecture(config.path, config.revision)
+    loaded: Any = auto_class(architecture).from_pretrained(
         config.path,
         revision=config.revision,
         use_safetensors=True,
@@ -172,11 +192,19 @@ def _read(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def _never_quantized(config: LanguageModelConfig) -> list[str] | None:
+    """The head and what text does not reach, which is exported as it was; None: what transformers takes, the head."""
+    with torch.device("meta"), no_init_weights():
+        model = _from_config(config, torch.bfloat16)
+    outside, head = left_out(model), model.get_output_embeddings()
+    return [*outside, *(name for name, module in model.named_modules() if module is head)] if outside else None
+
+
 def _from_config(config: LanguageModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     architecture = read_architecture(config.path, config.revision, config.init == "pretrained")
     if config.resize_embeddings:
         architecture.get_text_config().vocab_size = config.resize_embeddings
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(architecture, **_options(config, dtype))
+    model: PreTrainedModel = auto_class(architecture).from_config(architecture, **_options(config, dtype))
     return model
 
 
@@ -184,6 +212,8 @@ def _options(config: LanguageModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "attn_implementation": _attention(config),
         "dtype": dtype,  # from_pretrained would keep the checkpoint's
+        # The grouped product of a mixture's experts has no float64.
+        **({"experts_implementation": "eager"} if dtype == torch.float64 else {}),
         "trust_remote_code": False,  # left out, transformers asks on the terminal whether to run the model's code
     }
 
@@ -199,6 +229,7 @@ def _prepared(model: PreTrainedModel, config: LanguageModelConfig) -> PreTrained
     """What a config says of a model but for its weights."""
     if config.deterministic_attention:
         os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    freeze_left_out(model)
     if config.adapter is not None:
         add_adapter(model, config.adapter)
     if config.gradient_checkpointing:
@@ -245,7 +276,9 @@ def _explain(path: str, error: Exception) -> str:
             else ("no directory of that name, and it could not be loaded from the hub")
         )
         return f"model.lm.path: cannot load {_said(path)}: {kind} ({reason[:200]})"
-    return f"model.lm.path: cannot load {_said(path)}: {reason[:300]}"
+    return (
+        f"model.lm.path: cannot load {_said(path)}: {reason if isinstance(error, AdapterFoundError) else reason[:300]}"
+    )
 
 
 def _said(path: str) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ts2_lightning.ranges import COUNT, trouble
@@ -19,9 +18,17 @@ from ts2_lightning.ranges import COUNT, trouble
 FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
 """What a model's files end in where they cannot be loaded."""
 
+
+class AdapterFoundError(ValueError):
+    """An adapter lies where a model was looked for; the message is for the user, and to be told in full."""
+
+
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 _AGAIN = "fetch or write it again"
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mistral3", "internvl", "idefics3", "smolvlm")
+"""Types whose models see images too, and have a language model with its head that text alone goes through."""
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes are called that a causal language model is saved from
 
 
@@ -38,11 +45,15 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
     """
     if Path(path).is_file():
         raise ValueError("it is a file; name the directory in which it lies")
-    file = _find(path, "config.json", revision)
+    file = find_file(path, "config.json", revision)
+    adapter = Path(path, ADAPTER_CONFIG)
+    if adapter.is_file():  # transformers would load it by itself, frozen, whatever lies beside it
+        raise AdapterFoundError(adapter_hint(path, adapter))
     if file is None:
-        is_adapter = Path(path, "adapter_config.json").is_file()
-        hint = "; it is an adapter, which has to be merged into its model" if is_adapter else ""
-        raise ValueError(f"there is no config.json in it{hint}")
+        on_hub = None if Path(path).is_dir() else find_file(path, ADAPTER_CONFIG, revision)
+        if on_hub is not None:
+            raise AdapterFoundError(adapter_hint(path, Path(on_hub)))
+        raise ValueError("there is no config.json in it")
     stated = read_json(Path(file))
     if not isinstance(stated.get("model_type"), str):
         raise ValueError(f"its config.json has no model_type, which names the kind of model; {_AGAIN}")
@@ -60,10 +71,37 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
     return architecture
 
 
+def adapter_hint(path: str, file: Path) -> str:
+    """What a user is told who takes an adapter for a model.
+
+    Args:
+        path: of the adapter, as it was given.
+        file: its `adapter_config.json`.
+    """
+    try:
+        settings = read_json(file)
+    except ValueError as error:
+        return f"it is a PEFT adapter, no model, and {error}"
+    base = settings.get("base_model_name_or_path") or "BASE"
+    numbers = [(name, settings.get(key)) for name, key in (("r", "r"), ("alpha", "lora_alpha"))]
+    options = "".join(f" --model.lm.adapter.{name} {value}" for name, value in numbers if value)
+    return (
+        f"it is a PEFT adapter of {base!r}, no model: to go on training it, --model.lm.path {base} "
+        f"--model.lm.adapter.path {path}{options}; to use it as a model, merge it into its base first (export without "
+        "--adapter separate)"
+    )
+
+
+def auto_class(architecture: PreTrainedConfig) -> Any:
+    """Transformers' class that loads the causal language model of a config."""
+    seeing = architecture.model_type in _SEEING
+    return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
+
+
 def _check_causal(architecture: PreTrainedConfig, saved_from: Any) -> None:
     """Whether a model is a causal language model, by its type and by the class that it was saved from."""
     classes = [name for name in (saved_from if isinstance(saved_from, list) else [saved_from]) if isinstance(name, str)]
-    type_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(architecture), None)
+    type_class: Any = auto_class(architecture)._model_mapping.get(type(architecture), None)
     ours = type_class.__name__ if type_class else ""
     is_causal = not classes or any(name == ours or name.endswith(_CAUSAL) for name in classes)
     if ours and is_causal and not architecture.is_encoder_decoder:
@@ -127,10 +165,10 @@ def weight_paths(path: str, revision: str | None = None) -> list[str]:
     """
     if Path(path).is_dir():
         return [str(Path(path, name)) for name in weight_files(Path(path))]
-    names, index = [WEIGHTS], _find(path, INDEX, revision)
+    names, index = [WEIGHTS], find_file(path, INDEX, revision)
     if index is not None:
         names = sorted(set(read_json(Path(index))["weight_map"].values()))
-    return [file for name in names if (file := _find(path, name, revision)) is not None]
+    return [file for name in names if (file := find_file(path, name, revision)) is not None]
 
 
 def _no_weights(directory: Path) -> str:
@@ -169,7 +207,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _find(path: str, name: str, revision: str | None) -> str | None:
+def find_file(path: str, name: str, revision: str | None = None) -> str | None:
     """A file of a model, in its directory or from the hub; None if it has no such file."""
     found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     return found

@@ -16,7 +16,7 @@ def make_optimizer(model: nn.Module, config: AdamWConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(_groups(model, config), **_settings(config), fused=config.fused)
 
 
-def renew_settings(schedule: LambdaLR, model: nn.Module, config: AdamWConfig) -> None:
+def renew_settings(schedule: Any, model: nn.Module, config: AdamWConfig) -> None:
     """Gives optimizer and schedule the settings of this start; a checkpoint has restored those of an earlier one.
 
     The next step has the learning rate that its place has in this schedule, as if it had been the schedule from the

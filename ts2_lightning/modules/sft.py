@@ -25,20 +25,20 @@ from ts2_lightning.modules.cost import time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
-from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.network import NetworkOutput, SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
 from ts2_lightning.strategies import DeepSpeed, clip_gradients
-from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput, SharedError, UserError
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, SharedError, UserError
 
 
 class SFTModule(L.LightningModule):
     """Supervised fine-tuning of a causal language model under any objective.
 
     The loss of an optimizer step is the sum over all its supervised tokens, in all micro-batches and on all
-    ranks, divided by their number.
+    ranks, divided by their number. `model.lm.router_aux_loss_coef` may add the loss of a mixture's routers.
 
     Args:
         lm: the model.
@@ -201,7 +201,8 @@ class SFTModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One micro-batch. Publishes what was measured at its supervised tokens, for callbacks to read."""
         output = self._forward(batch, self._take_requested())
-        self._step_means.update({"objective": output.tokens["objective"]})
+        router = {} if output.router is None else {"router_loss": output.router}
+        self._step_means.update({"objective": output.tokens["objective"], **router})
         self._padding.update({"padding": padding(batch)})
         self._watch.add(batch["row_index"], output.total)
         total = output.total if self.nonfinite == "ignore" else spreading(output.total)
@@ -215,12 +216,12 @@ class SFTModule(L.LightningModule):
         kwargs = self.trainer.distributed_sampler_kwargs
         return 1 if kwargs is None else int(kwargs["num_replicas"])
 
-    def _forward(self, batch: Batch, statistics: Collection[str] = TOKEN_STATISTICS) -> LossOutput:
+    def _forward(self, batch: Batch, statistics: Collection[str] = TOKEN_STATISTICS) -> NetworkOutput:
         """Before anything is learnt from packed rows, the model has to show that it keeps them apart."""
         if "position_ids" in batch and not self._isolation_checked:
             check_isolation(self.network, self.trainer.strategy)
             self._isolation_checked = True
-        output: LossOutput = self.network(batch, statistics)
+        output: NetworkOutput = self.network(batch, statistics)
         return output
 
     def configure_gradient_clipping(

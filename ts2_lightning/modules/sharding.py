@@ -15,11 +15,14 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.engines import LossEngine
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.modules.adapters import is_adapted
+from ts2_lightning.modules.adapter_report import tell_adapted
+from ts2_lightning.modules.adapter_targets import check_gathering
+from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
-from ts2_lightning.modules.head import backbone
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.router import router_coefficient, tell_router_loss
+from ts2_lightning.modules.text_part import tell_left_out, text_part
 from ts2_lightning.modules.weights import load_weights
 from ts2_lightning.strategies import DeepSpeed
 from ts2_lightning.types import UserError
@@ -51,17 +54,34 @@ def make_network(
             "bfloat16; set ts2_lightning.strategies.DeepSpeed, as configs/strategy/zero2.yaml does"
         )
     if isinstance(strategy, ModelParallelStrategy):
-        network = SFTNetwork(build_language_model(lm, "meta"), loss, engine)
+        network = _network(build_language_model(lm, "meta"), lm, loss, engine)
         shard(network, strategy.device_mesh, strategy.precision_plugin.precision == "bf16-mixed")
         load_weights(network.language_model, lm, strategy.root_device)
     elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
-        network = SFTNetwork(build_language_model(lm, None), loss, engine)  # each layer is sharded as it is made
+        network = _network(build_language_model(lm, None), lm, loss, engine)  # each layer is sharded as it is made
+        if is_adapted(network.language_model):
+            check_gathering(adapted_layers(network.language_model).values())
         load_weights(network.language_model, lm, strategy.root_device)
     else:
-        network = SFTNetwork(load_language_model(lm), loss, engine)
+        network = _network(load_language_model(lm), lm, loss, engine)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
+    if strategy is not None and strategy.precision_plugin.precision == "64-true":
+        call_experts_one_by_one(network.language_model)
+    tell_left_out(network.language_model)
+    tell_adapted(network.language_model)
+    tell_router_loss(network.language_model, lm.router_aux_loss_coef)
     return network
+
+
+def call_experts_one_by_one(model: PreTrainedModel) -> None:
+    """Has a mixture's experts called one by one, as float64 needs: their grouped product has none."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
+
+
+def _network(model: PreTrainedModel, lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine) -> SFTNetwork:
+    return SFTNetwork(model, loss, engine, router_coefficient(model, lm.router_aux_loss_coef))
 
 
 def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None:
@@ -112,7 +132,7 @@ def split_layers(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     plan: dict[str, str] = getattr(model.config.get_text_config(), "base_model_tp_plan", None) or {}
     if trouble := _trouble_with_splitting(model, plan, mesh.size()):
         raise UserError(f"FSDP2(tensor_parallel_size): {type(model).__name__} {trouble}; set it to 1")
-    parallelize_module(backbone(model), mesh, {place: SPLITS[split]() for place, split in plan.items()})
+    parallelize_module(text_part(model), mesh, {place: SPLITS[split]() for place, split in plan.items()})
 
 
 def _trouble_with_splitting(model: PreTrainedModel, plan: dict[str, str], ranks: int) -> str:
@@ -133,6 +153,12 @@ def wrap_layers(network: SFTNetwork) -> None:
         for name, child in list(module.named_children()):
             if child in layers:
                 setattr(module, name, wrap(child))
+
+
+def text_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Those of `decoder_layers` that text goes through: none of a vision tower."""
+    inside = set(text_part(model).modules())
+    return [layer for layer in decoder_layers(model) if layer in inside]
 
 
 def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from ts2_lightning.modules.router import balance_of_rows
+
 FUSED = "counted_fused_attention"
 """Our name for fused attention, among transformers' implementations."""
 
@@ -162,7 +164,7 @@ class Activations(NamedTuple):
 
 
 def count_activations(
-    decoder: PreTrainedModel, batch: MicroBatch, checkpointing: bool, autocast: torch.dtype | None
+    decoder: PreTrainedModel, batch: MicroBatch, checkpointing: bool, autocast: torch.dtype | None, routed: int = 0
 ) -> Activations:
     """Runs a model without its head, forward and backward, and counts. Call it under `FakeTensorMode`.
 
@@ -172,6 +174,7 @@ def count_activations(
         batch: the largest micro-batch.
         checkpointing: whether layers are computed anew in the backward pass.
         autocast: to which dtype, or None.
+        routed: experts that a token goes to, if the loss of a mixture's routers is added; else 0.
     """
     for parameter in decoder.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
@@ -181,17 +184,28 @@ def count_activations(
     gradients = [parameter.grad for parameter in decoder.parameters() if parameter.grad is not None]
     with LiveBytes([*decoder.parameters(), *decoder.buffers(), *gradients]) as live:
         with torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False):
-            hidden_states = decoder(**_inputs(decoder, batch), use_cache=False).last_hidden_state
+            results = _results(decoder, batch, routed)
         kept, live.peak = live.now, live.now
-        if hidden_states.requires_grad:
-            hidden_states.backward(torch.empty_like(hidden_states))
+        differentiable = [result for result in results if result.requires_grad]
+        if differentiable:
+            torch.autograd.backward(differentiable, [torch.empty_like(result) for result in differentiable])
     return Activations(kept, live.peak - kept)
+
+
+def _results(decoder: PreTrainedModel, batch: MicroBatch, routed: int) -> list[Tensor]:
+    """The last hidden states, and the loss of the routers over each row, as the network has it."""
+    switches = {"output_router_logits": True} if routed else {}
+    output = decoder(**_inputs(decoder, batch), **switches, use_cache=False)
+    if not routed:
+        return [output.last_hidden_state]
+    spans = torch.zeros(batch.rows, 2, dtype=torch.long)
+    return [output.last_hidden_state, balance_of_rows(output.router_logits, spans, routed)]
 
 
 def _inputs(decoder: PreTrainedModel, batch: MicroBatch) -> dict[str, Tensor]:
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
-    if batch.packed:
+    if batch.packed or decoder.config.model_type == "opt":  # which counts them by a mask in two dimensions
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
     if batch.masked:  # in four dimensions transformers takes a mask as it is
         dtype = next(decoder.parameters()).dtype if decoder.config._attn_implementation == "eager" else torch.bool

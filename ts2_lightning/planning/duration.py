@@ -80,16 +80,17 @@ class Duration:
 def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool) -> Operations:
     """Operations of a micro-batch: 6 for every weight and token (2 forward, 4 backward), and the attention's.
 
-    A frozen weight takes 4. Checkpointing makes the layers' forward pass once more. The head has 6 K H a token and is
-    not computed again: the chunked engine makes its gradients in the forward pass. Attention multiplies every token
-    with all of its sequence, twice, 4 T d heads forward; fused kernels without a mask skip what is not
-    causal, half of it, and compute the scores once more in the backward pass (Dao 2023, section 3.1).
+    A frozen weight takes 4, and of a mixture's experts those count that a token goes to. Checkpointing makes the
+    forward pass of the layers once more. The head has 6 K H a token and is not computed again: the chunked engine makes
+    its gradients in the forward pass. Attention multiplies every token with all of its sequence, twice, 4 T d heads
+    forward; fused kernels without a mask skip what is not causal, half of it, and compute the scores once more in the
+    backward pass (Dao 2023, section 3.1).
 
     Source: Narayanan et al. (2021), Megatron-LM on GPU clusters, appendix; Kaplan et al. (2020), table 1.
     """
     matrices = [w for w in sizes.weights if w.linear]
-    forward = 2.0 * sum(w.elements for w in matrices)
-    backward = forward + 2.0 * sum(w.elements for w in matrices if w.trained)
+    forward = 2.0 * sum(w.elements * w.used for w in matrices)
+    backward = forward + 2.0 * sum(w.elements * w.used for w in matrices if w.trained)
     causal = 0.5 if sizes.attention == "fused" and not sizes.masked else 1.0
     attention = 4.0 * batch.length * sizes.heads_width * sizes.layers * causal
     attention_backward = attention * (2.5 if sizes.attention == "fused" else 2.0)

@@ -9,14 +9,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from transformers import AutoConfig, PreTrainedModel
 
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.language_model import build_language_model
-from ts2_lightning.modules.sharding import decoder_layers, linear_parts
+from ts2_lightning.modules.router import experts_per_token, router_coefficient
+from ts2_lightning.modules.sharding import decoder_layers, linear_parts, text_layers
+from ts2_lightning.modules.text_part import is_below, left_out
 from ts2_lightning.planning.counting import FUSED, Activations, MicroBatch, count_activations
+from ts2_lightning.planning.experts import count_experts, share_of_tokens
 from ts2_lightning.planning.layout import Layout
 from ts2_lightning.types import UserError
 
@@ -33,6 +36,7 @@ class Weight(NamedTuple):
         quantized: held in 4 bits.
         gathered: bytes of an element, as a strategy that shards weights gathers it.
         names: under how many the model has it; 2 for a tied head.
+        used: share of the tokens that it is multiplied with; below 1 for the experts of a mixture.
     """
 
     shape: tuple[int, ...]
@@ -43,6 +47,7 @@ class Weight(NamedTuple):
     quantized: bool = False
     gathered: int = 4
     names: int = 1
+    used: float = 1.0
 
     @property
     def elements(self) -> int:
@@ -126,14 +131,20 @@ def measure(
     batch = replace(batch, masked=config.attn_implementation != "flash_attention_2")
     sizes = _sizes(model, config, layout, batch, quantized)
     dtypes = _gathered(model, layout)
+    routed = experts_per_token(model) if router_coefficient(model, config.router_aux_loss_coef) else 0
     with FakeTensorMode():
         _recast(model, lambda p: torch.bfloat16 if p in quantized else dtypes[p])
-        return replace(sizes, activations=_count(model, layout, batch, modes))
+        return replace(sizes, activations=_count(model, layout, batch, modes, routed))
 
 
 def _quantized(model: PreTrainedModel) -> set[Tensor]:
-    """The matrices that are held in 4 bits: of the frozen linear layers, but for the head."""
-    linear = {module.weight for module in model.modules() if isinstance(module, nn.Linear)}
+    """The matrices that are held in 4 bits: of the frozen linear layers that text goes through, but for the head."""
+    outside = left_out(model)
+    linear = {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and not is_below(name, outside)
+    }
     return {p for p in linear if not p.requires_grad} - {model.get_output_embeddings().weight}
 
 
@@ -169,20 +180,28 @@ def _choose_attention(model: PreTrainedModel, config: LanguageModelConfig) -> st
 
 
 def _count(
-    model: PreTrainedModel, layout: Layout, batch: MicroBatch, modes: tuple[bool, ...]
+    model: PreTrainedModel, layout: Layout, batch: MicroBatch, modes: tuple[bool, ...], routed: int
 ) -> dict[bool, Activations]:
     decoder = backbone(model)
     assert isinstance(decoder, PreTrainedModel)
     able = [mode for mode in modes if model.supports_gradient_checkpointing or not mode]
-    return {mode: count_activations(decoder, batch, mode, layout.autocast) for mode in able}
+    count_experts(model)
+    try:
+        return {mode: count_activations(decoder, batch, mode, layout.autocast, routed) for mode in able}
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise UserError(
+            f"model.lm.path: {type(model).__name__} computes sizes from values, so its memory cannot be counted before "
+            f"it runs ({error.func})"
+        ) from error
 
 
 def _sizes(
     model: PreTrainedModel, config: LanguageModelConfig, layout: Layout, batch: MicroBatch, quantized: set[Tensor]
 ) -> Sizes:
-    layers = decoder_layers(model)
+    layers = text_layers(model)
     dtypes = _gathered(model, layout)
     layer_of = {p: number for number, layer in enumerate(layers) for p in layer.parameters()}
+    shares = share_of_tokens(model)
     names = Counter(p for _, p in model.named_parameters(remove_duplicate=False))
     weights = tuple(
         Weight(
@@ -194,6 +213,7 @@ def _sizes(
             quantized=p in quantized,
             gathered=dtypes[p].itemsize,
             names=names[p],
+            used=shares.get(p, 1.0),
         )
         for p in model.parameters()
     )
