@@ -227,6 +227,7 @@ def test_where_a_thought_ends(content: str, parts: tuple[str, str] | None) -> No
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:template 'mine'")  # the one without a prompt for generation
 def test_thoughts_that_cannot_be_learnt_are_refused_with_a_way_on(
     jinja: str, messages: list, reason: str, tokenizer: PreTrainedTokenizerFast
 ) -> None:

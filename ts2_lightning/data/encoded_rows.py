@@ -20,6 +20,22 @@ class EncodedRow(NamedTuple):
     weight: float = 1.0  # factor on the loss of each of them
 
 
+_NAMES = 200  # of fields that are counted each
+
+
+def most_frequent(names: Counter[str]) -> dict[str, int]:
+    """Numbers of names, of which those beyond the 200 most frequent are counted together, as `...`.
+
+    >>> most_frequent(Counter(id=2)), len(most_frequent(Counter(map(str, range(1000)))))
+    ({'id': 2}, 201)
+    """
+    if len(names) <= _NAMES + 1:
+        return dict(names)
+    others = names.pop("...", 0)
+    kept = dict(names.most_common(_NAMES))
+    return {**kept, "...": others + names.total() - sum(kept.values())}
+
+
 @dataclass(frozen=True)
 class Counts:
     """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together.
@@ -49,7 +65,7 @@ class Counts:
             self.turns_lost + other.turns_lost,
             self.masked + other.masked,
             self.thoughts + other.thoughts,
-            dict(Counter(self.unused) + Counter(other.unused)),
+            most_frequent(Counter(self.unused) + Counter(other.unused)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
         )
 

@@ -18,6 +18,7 @@ from ts2_lightning.data.encoded_rows import (
     EncodedRows,
     from_columns,
     join_chunks,
+    most_frequent,
 )
 from ts2_lightning.data.formats import Conversation, FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rejects import Reject
@@ -254,7 +255,7 @@ def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
         turns_lost=sum(fitted.turns_lost for _, fitted in kept),
         masked=sum(row.masked for row, _ in kept),
         thoughts=sum(row.thinks for row, _ in kept),
-        unused=dict(Counter(name for row, _ in kept for name in row.unused)),
+        unused=most_frequent(Counter(name for row, _ in kept for name in row.unused)),
     )
 
 

@@ -23,6 +23,7 @@ TrainOn = Literal["all", "last"]
 _NAMED = 20  # roles that an error names
 _ASIDE = ("name", "tool_call_id")  # fields of a turn that a template may write
 _MARK = "\ue000\ue001"
+_Flags = tuple[tuple[int, bool], ...]  # place of each learnt turn, and whether it has a thought
 
 
 class Rendered(NamedTuple):
@@ -77,7 +78,8 @@ class Renderer:
         self.manner = Manner(self.write, names)
         self._place = self.manner.place
         self._layouts = Layouts(self.write, control, self.manner.has_prompts)
-        self._kept = lru_cache(maxsize=1024)(lambda kind, learnt, _: self._layouts.sheets(_marks(kind), dict(learnt)))
+        self._usual = lru_cache(maxsize=2)(self._find_usual)
+        self._kept = lru_cache(maxsize=1024)(lambda kind, flags: self._found_sheets(_marks(kind), flags))
 
     def _check_arguments(self, names: frozenset[str]) -> None:
         for name in self._own:
@@ -154,22 +156,20 @@ class Renderer:
                 nothing of its functions or calls.
         """
         messages = settled(conversation.messages, self._thinking, self._place)
-        learnt = {
-            place: self.manner.arguments(self._thinks(messages[place]), conversation, self._own)
-            for place in self._learnt(conversation)
-        }
-        unused = {f"chat_template_kwargs.{name}" for name in conversation.arguments if name not in self.manner.names}
-        last = max(learnt)
+        flags = tuple((place, self._thinks(messages[place])) for place in self._learnt(conversation))
+        thinks, unused = flags[-1][1], set[str]()
         if _is_simple(conversation):
-            layouts, sheets = self._layouts, self._sheets(messages, learnt)
+            layouts, sheets = self._layouts, self._sheets(messages, flags)
         else:
+            own, manner = self._own, self.manner
+            learnt = {place: manner.arguments(flag, conversation, own) for place, flag in flags}
+            unused = {f"chat_template_kwargs.{name}" for name in conversation.arguments if name not in manner.names}
+            self._check_used(conversation, messages, learnt[flags[-1][0]], unused)
             layouts = self._with_tools(conversation)
-            self._check_used(conversation, messages, learnt[last], unused)
             sheets = layouts.sheets(with_sentinels(messages), learnt)
         texts = tuple(layouts.rendering(sheet, messages) for sheet in sheets)
-        thinks = self._thinks(messages[last])
-        fits = self.manner.switched(thinks, learnt[last]) is not None
-        return Rendered(texts, thinks, fits, tuple(sorted(unused)))
+        # Arguments of a row that do not fit have been refused.
+        return Rendered(texts, thinks, self._usual(thinks)[1], tuple(sorted(unused)))
 
     def _learnt(self, conversation: Conversation) -> list[int]:
         places = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
@@ -186,13 +186,18 @@ class Renderer:
         thought = split_thought(message["content"])
         return thought is not None and bool(thought[0])
 
-    def _sheets(self, messages: Sequence[Handed], learnt: Mapping[int, Arguments]) -> list[Sheet]:
+    def _find_usual(self, thinks: bool) -> tuple[Arguments, bool]:
+        """The arguments of a turn of a row that gives none, and whether the template prompts for such a turn."""
+        arguments = self.manner.arguments(thinks, Conversation([]), self._own)
+        return arguments, self.manner.switched(thinks, arguments) is not None
+
+    def _sheets(self, messages: Sequence[Handed], flags: _Flags) -> list[Sheet]:
         if len(messages) > KEPT:
-            return self._layouts.sheets(with_sentinels(messages), learnt)
-        kind = tuple((message["role"], *slots_of(message)) for message in messages)
-        # As a key: the arguments as JSON, in which true is not 1.
-        key = json.dumps([*learnt.values()], sort_keys=True)
-        return self._kept(kind, _Items(learnt), key)
+            return self._found_sheets(with_sentinels(messages), flags)
+        return self._kept(tuple((message["role"], *slots_of(message)) for message in messages), flags)
+
+    def _found_sheets(self, messages: Sequence[Handed], flags: _Flags) -> list[Sheet]:
+        return self._layouts.sheets(messages, {place: self._usual(thinks)[0] for place, thinks in flags})
 
     def _with_tools(self, conversation: Conversation) -> Layouts:
         """Layouts of this one conversation, whose functions and calls are part of what the template writes."""
@@ -228,16 +233,6 @@ class Renderer:
 
 
 _WRITES_NOTHING = "the chat template writes nothing; name a template that writes them, or remove the field"
-
-
-class _Items(tuple[tuple[int, Arguments], ...]):
-    """The learnt places with their arguments, of which the places alone make a key."""
-
-    def __new__(cls, learnt: Mapping[int, Arguments]) -> "_Items":
-        return super().__new__(cls, learnt.items())
-
-    def __hash__(self) -> int:
-        return hash(tuple(place for place, _ in self))
 
 
 def _marks(kind: tuple[tuple[str, ...], ...]) -> list[Handed]:

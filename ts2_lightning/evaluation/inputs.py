@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.encoding import EncodedRows
 from ts2_lightning.data.formats import Conversation, Example, FormatFunction, Message, TokenRow, get_format, parse
+from ts2_lightning.data.formats.turns import is_answer
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.data.plan import evaluation_plan
 from ts2_lightning.data.reading import Encoder
@@ -114,11 +115,11 @@ def _prompt(row: Row | Reject, function: FormatFunction | None) -> Conversation:
 
 def _answered(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     present = {name for name, value in fields.items() if value is not None}
-    messages = fields.get("messages")
-    if isinstance(messages, list) and messages:
-        last = messages[-1]
-        answered = isinstance(last, Mapping) and last.get("role") == "assistant"
-        return fields if answered else {**fields, "messages": [*messages, {"role": "assistant", "content": _ANSWER}]}
+    for key in ("messages", "conversations"):
+        turns = fields.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) and "chosen" not in present:
+            answer = {"role": "assistant", "content": _ANSWER}
+            return fields if is_answer(turns[-1]) else {**fields, key: [*turns, answer]}
     if "prompt" in present and not present & {"completion", "response", "chosen"}:
         return {**fields, "completion": _ANSWER}
     if "instruction" in present and not present & {"output", "response"}:

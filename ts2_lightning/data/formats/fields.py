@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from ts2_lightning.data.formats.values import is_filled, shown
 from ts2_lightning.types import RowError
 
+_LONGEST = 80  # characters of a name that is listed
+
 
 class Fate(Enum):
     """What becomes of a field; the value says it in docs/data.md."""
@@ -40,7 +42,7 @@ class Field(NamedTuple):
 
 
 def _is_not_false(value: Any) -> bool:
-    return value is not False and not (isinstance(value, int) and value == 0)
+    return value is not False
 
 
 def _is_false(value: Any) -> bool:
@@ -80,7 +82,7 @@ ROW = (
         ("label", "kto_tag"),
         Fate.REFUSED,
         "the answer is a bad one, which must not be learnt; remove the row, or the field if it means something else "
-        "(only `false` and `0` are refused)",
+        "(only `false` is refused)",
         _is_not_false,
     ),
     Field(
@@ -104,7 +106,9 @@ TURN = (
         Fate.MASK,
         "0: the turn is not learnt; 1: it is. Other numbers are refused: a factor is a field of the row",
     ),
-    Field(("train", "training", "trainable", "loss"), Fate.MASK, "false: the turn is not learnt; true: it is"),
+    Field(
+        ("train", "training", "trainable", "trained", "loss"), Fate.MASK, "false: the turn is not learnt; true: it is"
+    ),
     Field(("mask", "masked"), Fate.MASK, "true: the turn is not learnt; false: it is"),
     Field(
         ("reasoning_content", "reasoning", "thinking"),
@@ -206,7 +210,7 @@ def sorted_out(
             way = "the answer would be learnt without it; put it into the question, or remove it"
             raise RowError(f"{what}{name}: the row's format does not read it, so that {way}", "other")
         if field is None:
-            yield str(name)
+            yield str(name)[:_LONGEST]
         elif field.passes is None or not field.passes(value):
             raise RowError(f"{what}{name} is {shown(value)}: {field.says}", "other")
 

@@ -80,14 +80,11 @@ def complete(result: Result, fields: Mapping[str, Any], read: frozenset[str], as
     assert not isinstance(result, Conversation)
     messages, in_turns = checked_messages(_with_system(fields, result))
     unused = {*in_turns, *sorted_out(fields, ROW, read, "", ASKED if asks else ())}
-    kwargs = fields.get("chat_template_kwargs")
-    return Conversation(
-        messages,
-        tools_of(fields),
-        documents_of(fields),
-        arguments_of(kwargs, "chat_template_kwargs"),
-        tuple(sorted(unused)),
-    )
+    documents, kwargs = documents_of(fields), fields.get("chat_template_kwargs")
+    if documents is None and is_filled(fields.get("documents")):
+        unused.add("documents")  # no list of objects, which may well be something else
+    arguments = arguments_of(kwargs, "chat_template_kwargs")
+    return Conversation(messages, tools_of(fields), documents, arguments, tuple(sorted(unused)))
 
 
 def checked_messages(value: Any) -> tuple[list[Message], set[str]]:
@@ -177,7 +174,7 @@ def arguments_of(value: Any, what: str) -> dict[str, Any]:
         raise RowError(f"{what} must be an object of template arguments, got {shown(value)}", "wrong type")
     arguments: dict[str, Any] = plain(value, what)
     for name in arguments:
-        if not name.isidentifier() or name in RESERVED or name.endswith("_token"):
+        if not name.isidentifier() or name in RESERVED or name.endswith(("_token", "_tokens")):
             raise RowError(f"{what}: {shown(name)} is no name of an argument that a row or a setting may give", "other")
     return arguments
 

@@ -25,6 +25,7 @@ _SYNONYMS = {
 }
 _CALL = "function_call"  # a role of LLaMA-Factory's ShareGPT: a turn of the assistant whose text is a call
 _KNOWN_ROLES = (*ROLES, *_SYNONYMS, _CALL)
+_ROLE_AND_TEXT = {"role", "content"}
 _CALLS_REMEDY = 'write {"name": ..., "arguments": {...}} for each'
 
 
@@ -60,6 +61,8 @@ def checked_turn(turn: Any, number: int, unused: set[str]) -> Message:
         >>> checked_turn({"from": "gpt", "value": "Hi", "weight": 0}, 2, set())
         {'role': 'assistant', 'content': 'Hi', 'trained': False}
     """
+    if (simple := _simple(turn, number)) is not None:
+        return simple
     role, calls_in_content = _role(turn, number)
     what = f"message {number} ({role})"
     text, thought = _texts(turn, what)
@@ -78,8 +81,18 @@ def checked_turn(turn: Any, number: int, unused: set[str]) -> Message:
             message[name] = checked_text(turn[name], f"{what}: {name}")
     if role == "assistant" and not calls and not message["content"].strip():
         raise RowError(f"message {number}: the assistant's answer is empty", "empty answer")
-    unused.update(f"turns.{name}" for name in sorted_out(turn, TURN, ("trained",), f"{what}: "))
+    unused.update(f"turns.{name}" for name in sorted_out(turn, TURN, (), f"{what}: "))
     return message
+
+
+def _simple(turn: Any, number: int) -> Message | None:
+    """A turn that is a role and a text, as nearly all are; None if it may be more, or wrong."""
+    if type(turn) is not dict or turn.keys() != _ROLE_AND_TEXT:
+        return None
+    role, text = turn["role"], turn["content"]
+    if type(role) is not str or role not in ROLES or type(text) is not str or not text.strip():
+        return None
+    return {"role": role, "content": checked_text(text, f"message {number} ({role}): content")}
 
 
 def _role(turn: Any, number: int) -> tuple[str, bool]:
@@ -97,6 +110,16 @@ def _role(turn: Any, number: int) -> tuple[str, bool]:
     if role == _CALL:
         return "assistant", True
     return _SYNONYMS.get(role, str.__str__(role)), False
+
+
+def is_answer(turn: Mapping[str, Any]) -> bool:
+    """Whether a turn, whatever else is wrong with it, is the assistant's.
+
+    >>> is_answer({"from": "gpt", "value": "Hi"}), is_answer({"role": "user"}), is_answer({"role": ["?"]})
+    (True, False, False)
+    """
+    role = turn.get("role", turn.get("from"))
+    return isinstance(role, str) and (role in ("assistant", _CALL) or _SYNONYMS.get(role) == "assistant")
 
 
 def _one_of(turn: Mapping[str, Any], names: Iterable[str], what: str) -> Any:
@@ -165,8 +188,6 @@ def _trained(turn: Mapping[str, Any], role: str, what: str) -> bool | None:
     for field in TURN:
         if field.fate is Fate.MASK:
             said |= {name: _flag(turn[name], field.names[0], f"{what}: {name}") for name in field.names if name in turn}
-    if turn.get("trained") is not None:  # of a function of the user, which makes messages
-        said["trained"] = _flag(turn["trained"], "train", f"{what}: trained")
     said = {name: value for name, value in said.items() if value is not None}
     if len(set(said.values())) > 1:
         raise RowError(f"{what}: {' and '.join(said)} say different things of whether it is learnt", "other")

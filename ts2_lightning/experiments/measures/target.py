@@ -172,7 +172,10 @@ class Target:
         sets = {name: data.sets.selection(name).identity() for name in names}
         for found in sets.values():
             found["files"] = [content for _, *content in found["files"]]  # wherever they lie
-        how = {name: getattr(data, name) for name in (*_OF_TEMPLATE, "overlong", "max_length", "format")}
+        how = {
+            name: getattr(data, name)
+            for name in (*_OF_TEMPLATE, "chat_template_kwargs", "overlong", "max_length", "format")
+        }
         return {"sets": sets, "template": [data.template_name, self.template, *self.asked_with], **how}
 
 
