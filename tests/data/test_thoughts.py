@@ -417,3 +417,25 @@ def test_the_cache_knows_the_settings_and_the_thoughts(thinker: str, tmp_path: P
     other = json.loads(json.dumps(rows_with(1, 1)).replace('"t"', '"u"'))
     assert ids(other) != kept
     assert ids(other, thinking="drop") == dropped
+
+
+@pytest.mark.parametrize("packing", ["none", "packed", "padding_free"])
+@pytest.mark.parametrize("thoughts", [0, 7])
+def test_streamed_rows_become_the_same_texts(thoughts: int, packing: Any, thinker: str, tmp_path: Path) -> None:
+    """All of a row's texts are in the step that the row is in."""
+    more = [question("q"), turn("and", "so" if thoughts else None)]
+    rows = [{"messages": [*row["messages"], *more]} for row in rows_with(thoughts, 7 - thoughts)]
+    file = write_jsonl(tmp_path / "rows.jsonl", rows)
+    common: dict[str, Any] = {"tokenizer": thinker, "batch_size": 4, "micro_batch_size": 2, "packing": packing}
+    data = SFTData(train=file, cache=False, **common)
+    data.load("train")
+    texts = data.rows("train")
+    assert len(texts) == 14
+    streamed = SFTData(train=file, streaming=True, shuffle_buffer=3, num_workers=0, **common)
+    streamed.setup("fit")
+    batches = list(streamed.train_dataloader())
+    assert len(batches) == 4, "two steps of two micro-batches"
+    assert sum(len(batch["supervised"]) for batch in batches) == int(texts.supervised.sum())
+    assert sum(len(batch["row_index"]) for batch in batches) == 14
+    of_step = [int(batches[n]["divisor"]) for n in (0, 2)]
+    assert sum(of_step) == int(texts.supervised.sum())
