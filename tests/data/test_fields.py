@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from data_helpers import byte_level_tokenizer, write_jsonl
-from thinking_templates import QWEN3
+from thinking_templates import GPT_OSS, QWEN3
 from transformers import PreTrainedTokenizerFast
 
 from ts2_lightning.data import SFTData, formats
@@ -143,6 +143,7 @@ def test_the_last_turn_alone_is_learnt_unless_it_is_masked(tokenizer: PreTrained
             {"content": [{"type": "text", "text": "a", "train": False}]},
             r"content\[0\] has .*train.* would be lost",
         ),
+        ({"content": [{"type": ["text"], "text": "a"}]}, r"content\[0\] must be a text, got"),
         ({"content": [3]}, r"content\[0\] must be a text, got 3"),
         ({"value": "b"}, "different content and value"),
         ({"from": "human"}, "different role and from"),
@@ -343,6 +344,16 @@ def test_calls_are_learnt_as_the_template_writes_them(name: str, tokenizer: PreT
         tokenize=False,
     )  # fmt: skip
     assert tokenizer.decode(first.ids[: first.spans[0][0]]) == alone
+
+
+def test_calls_may_end_otherwise_than_answers(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Generation stops at either token."""
+    template = ChatTemplate("gpt-oss", GPT_OSS, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(template.end_of_turn_ids)) == ["<|eot_id|>", "<|end_of_text|>"]
+    turns = [USER, {**ANSWER, "content": "", "tool_calls": [CALL]}, {"role": "tool", "content": "ten"}, ANSWER]
+    call = '<|end_header_id|>call\n{"name": "get_time", "arguments": {"zone": "CET"}}<|end_of_text|>'
+    assert learnt(template, {"messages": turns}) == [call, "<|end_header_id|>final\na<|eot_id|>"]
+    assert ChatTemplate("qwen3", QWEN3, tokenizer).end_of_turn_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,15 @@ def test_templates_that_cannot_be_masked_are_refused(
     assert "\n" not in str(error.value)
 
 
+def test_turns_that_end_in_different_ways_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model would have to stop at a token that the template's ordinary turns do not end with."""
+    source = CLOSED.replace("<|im_end|>", "{{ '<|eot_id|>' if messages | length > 2 else '<|im_end|>' }}")
+    template = ChatTemplate("mine", source, tokenizer)
+    assert learnt(template, chat("a", "b")) == ["b<|im_end|>"]
+    with pytest.raises(RowError, match=r"turns with different tokens: <\|eot_id\|> and <\|im_end\|>"):
+        template.render(chat("a", "b", "c", "d"))
+
+
 def test_own_template(tokenizer: PreTrainedTokenizerFast) -> None:
     own = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<|end_of_text|>")
     assert make_template("auto", own).name == "plain"

@@ -26,8 +26,10 @@ R1 = (  # the prompt opens the thought, and every answer is written without its 
     "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
-GPT_OSS = (  # channels, with a field of another name; the end of the last answer is another token
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% if loop.last and not add_generation_prompt %}"
+GPT_OSS = (  # channels, with a field of another name; the end of the last answer is another token, and that of a call
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.tool_calls %}<|start_header_id|>assistant"
+    "<|end_header_id|>call\n{{ m.tool_calls[0].function | tojson }}<|end_of_text|>"
+    "{% elif loop.last and not add_generation_prompt %}"
     "{% if m.thinking is defined %}<|start_header_id|>assistant<|end_header_id|>analysis\n{{ m.thinking }}<|im_end|>"
     "{% endif %}<|start_header_id|>assistant<|end_header_id|>final\n{{ m.content }}<|eot_id|>{% else %}"
     "<|start_header_id|>assistant<|end_header_id|>final\n{{ m.content }}<|im_end|>{% endif %}{% else %}"

@@ -160,8 +160,7 @@ class SFTData(LightningDataModule):
         self.max_rejects = max_rejects
         self.num_workers = num_workers
         self.seed = seed
-        self.streaming = streaming
-        self.shuffle_buffer = shuffle_buffer
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
         self._splits: dict[str, Split] = {}

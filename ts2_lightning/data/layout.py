@@ -119,7 +119,8 @@ class Layouts:
             elif len(messages) > KEPT and place != last:
                 raise RowError(
                     f"the chat template writes message {place + 1} otherwise once others follow, so that each turn "
-                    f"becomes a text of its own; of {len(messages)} messages that is too much: split the conversation",
+                    f"becomes a text of its own; of {len(messages)} messages that is too much: split the conversation, "
+                    "or let data.train_on be last",
                     "template",
                 )
             else:

@@ -33,7 +33,7 @@ class Manner:
         self.names = names
         self.has_prompts = self._text([_QUESTION], {}, True) != self._text([_QUESTION], {}, False)
         self.place = self._find_place()
-        self._fitting = lru_cache(maxsize=256)(self._find_fitting)
+        self._fitting = lru_cache(maxsize=32)(self._find_fitting)  # each with up to 2^20 characters
 
     def _text(self, messages: Sequence[Handed], arguments: Arguments, prompt: bool) -> str | None:
         try:
@@ -55,23 +55,23 @@ class Manner:
             return Place("content")
         return Place("nowhere") if prompt is None else Place("prompt")
 
-    def _switches(self, given: Arguments) -> list[str]:
-        return [name for name in SWITCHES if name in self.names and name not in given]
+    def _switches(self, arguments: Arguments) -> list[str]:
+        return [name for name in SWITCHES if name in self.names and name not in arguments]
 
-    def switched(self, thinks: bool, given: Arguments) -> dict[str, Any] | None:
+    def switched(self, thinks: bool, arguments: Arguments) -> dict[str, Any] | None:
         """What is added to arguments so that a turn follows the prompt that the template makes with them.
 
         Args:
             thinks: whether the turn has a thought.
-            given: the arguments of the row and the settings.
+            arguments: those of the row and the settings.
 
         Returns:
             Nothing, or a switch; None if the template never prompts for such a turn.
         """
-        return self._fitting(thinks, json.dumps(given, sort_keys=True))
+        return self._fitting(thinks, json.dumps(arguments, sort_keys=True))
 
-    def _find_fitting(self, thinks: bool, given: str) -> dict[str, Any] | None:
-        arguments = json.loads(given)
+    def _find_fitting(self, thinks: bool, key: str) -> dict[str, Any] | None:
+        arguments = json.loads(key)
         default = self._text([_QUESTION], arguments, True)
         for name in self._switches(arguments):
             switched = {**arguments, name: thinks}
@@ -105,22 +105,22 @@ class Manner:
         Raises:
             RowError: if they ask for a thought where there is none, or for none where there is one.
         """
-        given = {**own, **{name: value for name, value in conversation.arguments.items() if name in self.names}}
-        switch = self.switched(thinks, given)
+        merged = {**own, **{name: value for name, value in conversation.arguments.items() if name in self.names}}
+        switch = self.switched(thinks, merged)
         if switch is not None:
-            return {**given, **switch}
-        said = [name for name in SWITCHES if name in given]
-        others = {name: value for name, value in given.items() if name not in said}
+            return {**merged, **switch}
+        said = [name for name in SWITCHES if name in merged]
+        others = {name: value for name, value in merged.items() if name not in said}
         if said and self.switched(thinks, others) is not None:
             asked, has = ("none", "one") if thinks else ("a thought", "none")
             raise RowError(
-                f"the template argument {said[0]} is {shown(given[said[0]])}, which asks for {asked}, but the answer "
+                f"the template argument {said[0]} is {shown(merged[said[0]])}, which asks for {asked}, but the answer "
                 f"has {has}; remove the argument",
                 "template",
             )
         if thinks and self.has_prompts:
             raise RowError(f"an answer has a thought, which the chat template never prompts for; {WAYS_ON}", "template")
-        return given
+        return merged
 
     def prompts_by_itself(self, own: Arguments) -> bool:
         """Whether the template, with the arguments of the settings alone, prompts for a thought."""

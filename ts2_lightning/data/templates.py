@@ -202,9 +202,20 @@ class ChatTemplate:
         if sum(end - start for start, end in probed.spans) == self.train_on_end:
             raise UserError("the tokenizer makes no token of 'Hello'; is its vocabulary empty?")
         self._lead = self._leading_space(rendering)
-        self.end_of_turn_ids = (self._special[rendering.turns[0].control].number,)
+        self.end_of_turn_ids = self._ends(rendering, prompt)
         if unfit and not thought:
             self._warn_of_prompt()
+
+    def _ends(self, answered: Rendering, prompt: list[Message]) -> tuple[int, ...]:
+        """The tokens that close an answer and, if the template writes calls and closes them otherwise, a call."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+        controls = [answered.turns[0].control]
+        try:
+            calling = self._probing([*prompt, {"role": "assistant", "content": "", "tool_calls": [call]}])
+            controls.append(calling.turns[0].control)
+        except RowError:  # it writes none
+            pass
+        return tuple(dict.fromkeys(self._special[control].number for control in controls))
 
     def _probing(self, messages: list[Message]) -> Rendering:
         """A rendering of one's own messages, whatever the settings do with thoughts."""
@@ -229,7 +240,7 @@ class ChatTemplate:
         """Characters of white space before what is learnt that are part of its first token, as in SentencePiece."""
         tokens = Whole(self._encode_texts([rendering.text])[0])
         start = rendering.turns[0].start
-        return start - tokens.start_of(tokens.at(start))
+        return max(start - tokens.start_of(tokens.at(start)), 0)
 
     def unroll(self, conversation: Conversation | list[Message]) -> Rendered:
         """Render a conversation; of a template that writes a turn otherwise once others follow it, in several texts.
@@ -248,10 +259,9 @@ class ChatTemplate:
 
     def _check_controls(self, renderings: Sequence[Rendering]) -> None:
         kinds = {turn.control for rendering in renderings for turn in rendering.turns}
-        if self.end_of_turn_ids and any(self._special[kind].number not in self.end_of_turn_ids for kind in kinds):
-            kinds |= {name for name, token in self._special.items() if token.number in self.end_of_turn_ids}
-        if len(kinds) > 1:
-            named = " and ".join(sorted(kinds))
+        ends = {name for name, token in self._special.items() if token.number in self.end_of_turn_ids}
+        if not kinds <= ends:
+            named = " and ".join(sorted(kinds | ends))
             raise RowError(f"the chat template closes the assistant's turns with different tokens: {named}", "template")
 
     def render(self, conversation: Conversation | list[Message]) -> Rendering:

@@ -201,9 +201,9 @@ def sorted_out(
     Raises:
         RowError: for a filled field that is refused, with the way on.
     """
-    known = _BY_NAME[id(table)]
+    treated = _BY_NAME[id(table)]
     for name, value in fields.items():
-        field = known.get(name)
+        field = treated.get(name)
         if name in read or not is_filled(value) or (field is not None and field.fate is not Fate.REFUSED):
             continue
         if name in asked:

@@ -52,14 +52,14 @@ def checked(result: Result) -> Example:
     """
     if isinstance(result, TokenRow):
         return checked_tokens(*result)
-    given = result if isinstance(result, Conversation) else Conversation(result)
-    messages, unused = checked_messages(given.messages)
+    whole = result if isinstance(result, Conversation) else Conversation(result)
+    messages, unused = checked_messages(whole.messages)
     return Conversation(
         messages,
-        tools_of({"tools": given.tools}),
-        documents_of({"documents": given.documents}),
-        arguments_of(given.arguments, "arguments"),
-        tuple(sorted({*given.unused, *unused})),
+        tools_of({"tools": whole.tools}),
+        documents_of({"documents": whole.documents}),
+        arguments_of(whole.arguments, "arguments"),
+        tuple(sorted({*whole.unused, *unused})),
     )
 
 
@@ -115,8 +115,8 @@ def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Mes
         raise RowError(f"the row has different {' and '.join(texts)}; remove one of them", "other")
     name, text = next(iter(texts.items()))
     first: Any = messages[0] if messages else None
-    if isinstance(first, Mapping) and first.get("role", first.get("from")) in ("system", "developer"):
-        if first.get("content", first.get("value")) == text:
+    if isinstance(first, Mapping) and (first.get("role") or first.get("from")) in ("system", "developer"):
+        if (first.get("content") or first.get("value")) == text:
             return messages
         raise RowError(f"{name} and the system turn of the messages differ; remove one of them", "other")
     return [{"role": "system", "content": text}, *messages]

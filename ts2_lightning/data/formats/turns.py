@@ -25,6 +25,7 @@ _SYNONYMS = {
 }
 _CALL = "function_call"  # a role of LLaMA-Factory's ShareGPT: a turn of the assistant whose text is a call
 _KNOWN_ROLES = (*ROLES, *_SYNONYMS, _CALL)
+_PARTS = {"text": "text", "output_text": "text", "input_text": "text", "thinking": "thinking", "reasoning": "thinking"}
 _ROLE_AND_TEXT = {"role", "content"}
 _CALLS_REMEDY = 'write {"name": ..., "arguments": {...}} for each'
 
@@ -97,10 +98,10 @@ def _simple(turn: Any, number: int) -> Message | None:
 
 def _role(turn: Any, number: int) -> tuple[str, bool]:
     """The role of a turn, and whether its content is a call."""
-    known = isinstance(turn, Mapping)
-    role = _one_of(turn, ("role", "from"), f"message {number}") if known else None
+    is_object = isinstance(turn, Mapping)
+    role = _one_of(turn, ("role", "from"), f"message {number}") if is_object else None
     if role is None or (not any(name in turn for name in ("content", "value")) and not _has_calls(turn)):
-        kind: RejectKind = "missing field" if known else "wrong type"
+        kind: RejectKind = "missing field" if is_object else "wrong type"
         what = f"message {number} must be an object with role and content, or from and value"
         raise RowError(f"{what}, got {shown(turn)}", kind)
     if not isinstance(role, str) or role not in _KNOWN_ROLES:
@@ -118,7 +119,7 @@ def is_answer(turn: Mapping[str, Any]) -> bool:
     >>> is_answer({"from": "gpt", "value": "Hi"}), is_answer({"role": "user"}), is_answer({"role": ["?"]})
     (True, False, False)
     """
-    role = turn.get("role", turn.get("from"))
+    role = turn.get("role") or turn.get("from")
     return isinstance(role, str) and (role in ("assistant", _CALL) or _SYNONYMS.get(role) == "assistant")
 
 
@@ -163,8 +164,8 @@ def _parts(parts: list[Any], what: str) -> tuple[str, str]:
     for place, part in enumerate(parts):
         where = f"{what}: content[{place}]"
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
-        kind = {"reasoning": "thinking", "output_text": "text", "input_text": "text"}.get(kind, kind)  # type: ignore[arg-type]
-        if kind not in texts:
+        kind = _PARTS.get(kind) if isinstance(kind, str) else None
+        if kind is None:
             raise RowError(f"{where} must be a text, got {shown(part)}; only text is learnt", "wrong type")
         if isinstance(part, str):
             texts["text"].append(checked_text(part, where))
@@ -244,5 +245,5 @@ def _call(call: dict[str, Any], what: str) -> dict[str, Any]:
         arguments = from_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise RowError(f"{what}: arguments must be an object or its JSON text, got {shown(function)}", "wrong type")
-    known = {"type": "function", "function": {"name": name, "arguments": plain(arguments, what, nulls=is_text)}}
-    return {"id": call["id"], **known} if call.get("id") else known
+    written = {"type": "function", "function": {"name": name, "arguments": plain(arguments, what, nulls=is_text)}}
+    return {"id": call["id"], **written} if call.get("id") else written
