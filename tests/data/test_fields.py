@@ -240,6 +240,21 @@ def test_a_part_of_a_question_is_used_or_refused(name: str, field: str) -> None:
             parse({**row, field: value}, get_format(name))
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+@pytest.mark.parametrize("format", FILLED)
+def test_a_thought_beside_an_answer_is_its_thought(format: str, name: str) -> None:
+    """In a row of a question and an answer; turns have their own. In the rows of GSM8K nothing else may be."""
+    row, _ = FILLED[format]
+    if format == "gsm8k":
+        with pytest.raises(RowError, match="no format fits"):
+            parse({**row, name: "hm"})
+        return
+    found = conversation({**row, name: "hm"})
+    assert (found.messages[-1].get("reasoning_content") == "hm") == FORMATS[format].asks
+    assert (name in found.unused) != FORMATS[format].asks
+    assert "reasoning_content" not in conversation({**row, name: ""}).messages[-1]
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -53,12 +53,21 @@ def _masks_the_user(value: Any) -> bool:
     return isinstance(value, str) and value.lower() in ("user", "human")
 
 
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Names of a thought, in a row and in a turn."""
+
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 _ONLY_TEXT = "only text is learnt; remove the field, or the row"
 
 ROW = (
     Field(("weight",), Fate.READ, "a factor on the losses of the row's tokens, a number of at least 0"),
     Field(("system", "system_prompt"), Fate.READ, "a system turn before all others, unless there already is the same"),
+    Field(
+        THOUGHTS,
+        Fate.THOUGHT,
+        "of a row of a question and an answer what the assistant thinks before it answers; not used in rows of turns, "
+        "which have their own",
+    ),
     Field(
         ("tools", "functions"),
         Fate.TEMPLATE,
@@ -111,7 +120,7 @@ TURN = (
     ),
     Field(("mask", "masked"), Fate.MASK, "true: the turn is not learnt; false: it is"),
     Field(
-        ("reasoning_content", "reasoning", "thinking"),
+        THOUGHTS,
         Fate.THOUGHT,
         "what the assistant thinks before it answers; see `data.thinking`",
     ),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ts2_lightning.data.formats.fields import ASKED, ROW, sorted_out
+from ts2_lightning.data.formats.fields import ASKED, ROW, THOUGHTS, sorted_out
 from ts2_lightning.data.formats.tokens import TokenRow, checked_tokens
 from ts2_lightning.data.formats.turns import Message, checked_turn
 from ts2_lightning.data.formats.values import checked_text, from_json, is_filled, objects, plain, shown
@@ -78,8 +78,10 @@ def complete(result: Result, fields: Mapping[str, Any], read: frozenset[str], as
     if isinstance(result, TokenRow):
         return checked_tokens(*result)
     assert not isinstance(result, Conversation)
-    messages, in_turns = checked_messages(_with_system(fields, result))
-    unused = {*in_turns, *sorted_out(fields, ROW, read, "", ASKED if asks else ())}
+    thoughts = {name: fields[name] for name in THOUGHTS if is_filled(fields.get(name))}
+    turns = _with_thoughts(result, thoughts) if asks else result
+    messages, in_turns = checked_messages(_with_system(fields, turns))
+    unused = {*in_turns, *(() if asks else thoughts), *sorted_out(fields, ROW, read, "", ASKED if asks else ())}
     documents, kwargs = documents_of(fields), fields.get("chat_template_kwargs")
     if documents is None and is_filled(fields.get("documents")):
         unused.add("documents")  # no list of objects, which may well be something else
@@ -102,6 +104,14 @@ def checked_messages(value: Any) -> tuple[list[Message], set[str]]:
     if not any(message["role"] == "assistant" and message.get("trained", True) for message in messages):
         raise RowError("every turn of the assistant is marked as not to be learnt", "no supervised token")
     return messages, unused
+
+
+def _with_thoughts(messages: list[Message], thoughts: Mapping[str, Any]) -> list[Message]:
+    """The messages, the last of which, the answer, gets the thoughts that the row has beside it."""
+    if not thoughts or not isinstance(messages[-1], Mapping):
+        return messages
+    answer: Any = {**messages[-1], **thoughts}
+    return [*messages[:-1], answer]
 
 
 def _with_system(fields: Mapping[str, Any], messages: list[Message]) -> list[Message]:

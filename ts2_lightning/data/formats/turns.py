@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from ts2_lightning.data.formats.fields import TURN, Fate, sorted_out
+from ts2_lightning.data.formats.fields import THOUGHTS, TURN, Fate, sorted_out
 from ts2_lightning.data.formats.values import checked_text, from_json, is_filled, objects, plain, shown
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import RejectKind, RowError
@@ -150,7 +150,7 @@ def _texts(turn: Mapping[str, Any], what: str) -> tuple[str, str]:
         content = ""
     text, thought = _parts(content, what) if isinstance(content, list) else (content, "")
     text = checked_text(text, f"{what}: content")
-    thoughts = {name: turn.get(name) for name in ("reasoning_content", "reasoning", "thinking")}
+    thoughts = {name: turn.get(name) for name in THOUGHTS}
     beside = _one_of({name: value for name, value in thoughts.items() if is_filled(value)}, thoughts, what)
     beside = "" if beside is None else checked_text(beside, f"{what}: its thought")
     if beside and thought and beside != thought:
