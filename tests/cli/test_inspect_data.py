@@ -513,7 +513,7 @@ def test_real_rows(data: Data, shared_data: Path, tokenizer_directory: str, file
     assert len(heads) == 20
     assert "  bad            0\n" in out  # so a row's number is its place in the file
     for number, text in zip(heads, shown, strict=True):
-        messages: Any = parse(rows[int(number)].fields)
+        messages: Any = parse(rows[int(number)].fields).messages  # type: ignore[union-attr]
         contents = [message["content"] for message in messages if message["role"] == "assistant"]
         assert learnt(text.rstrip("\n")) == [f"{content}<|im_end|>" for content in contents]
 
@@ -526,7 +526,7 @@ def test_a_sentencepiece_tokenizer(data: Data, shared_data: Path) -> None:
     assert status == 0, err
     shown = re.split(r"^-- Row \d+: (?:.*\n(?=  /)  .*\n|.*\n)", out, flags=re.M)[1:]
     for row, text in zip(read_rows(file), shown, strict=False):
-        messages: Any = parse(row.fields)  # type: ignore[union-attr]
+        messages: Any = parse(row.fields).messages  # type: ignore[union-attr]
         answer = re.sub(" +", " ", messages[-1]["content"])
         assert learnt(text.rstrip("\n")) == [f"{answer}</s>"]
 

@@ -161,7 +161,7 @@ def test_every_kind_of_bad_row_at_once(tmp_path: Path, tokenizer_directory: str)
         "not an object": b"[1, 2]",
         "missing field": b'{"prompt": "Hello"}',
         "wrong type": b'{"prompt": "Hello", "completion": 3}',
-        "unknown role": json.dumps({"messages": [USER, {**ANSWER, "role": "bot"}]}).encode(),
+        "unknown role": json.dumps({"messages": [USER, {**ANSWER, "role": "robot"}]}).encode(),
         "empty answer": b'{"prompt": "Hello", "completion": " "}',
         "no supervised token": json.dumps({"messages": [USER]}).encode(),
         "too long": json.dumps({"prompt": "Hello " * 200, "completion": "a"}).encode(),

@@ -1,27 +1,34 @@
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 import pytest
 from data_helpers import chat
 
-from ts2_lightning.data.rendering import find_turns, locate_contents, template_pieces
+from ts2_lightning.data.layout import Layouts, Sheet
+from ts2_lightning.data.rendering import locate, with_sentinels, written
 from ts2_lightning.types import UserError
 
 LOOP = "{%% for m in messages %%}<%s>%s<end>\n{%% endfor %%}"
+CONTROL = re.compile("<end>|<user>|<assistant>")
 
 
 def render(source: str):
     template = jinja2.Template(source, keep_trailing_newline=True)
-    return lambda messages: template.render(messages=messages)
+    return lambda messages, arguments=None, prompt=False: template.render(
+        messages=messages, add_generation_prompt=prompt, **(arguments or {})
+    )
 
 
 def pieces(source: str, messages: list) -> tuple[str, ...]:
-    return template_pieces(render(source), [message["role"] for message in messages])
+    return written(render(source)(with_sentinels(messages)), messages).pieces
 
 
 def spans(source: str, messages: list) -> list[str]:
     text = render(source)(messages)
-    return [text[slice(*span)] for span in locate_contents(text, pieces(source, messages), messages)]
+    found = written(render(source)(with_sentinels(messages)), messages)
+    return [text[slice(*span)] for span in locate(text, found.pieces, found.slots, messages)]
 
 
 def test_pieces_surround_the_contents() -> None:
@@ -78,10 +85,17 @@ def test_templates_that_do_more_are_refused(source: str, reason: str) -> None:
         spans(source, chat("why not", "<think>so</think>because"))
 
 
-def find(source: str, messages: list):
-    text = render(source)(messages)
-    contents = locate_contents(text, pieces(source, messages), messages)
-    return text, find_turns(text, contents, messages, re.compile("<end>|<user>|<assistant>"))
+def laid_out(source: str, messages: list, learnt: Sequence[int] | None = None) -> tuple[Layouts, list[Sheet]]:
+    layouts = Layouts(render(source), CONTROL, has_prompts="add_generation_prompt" in source)
+    places = [place for place, m in enumerate(messages) if m["role"] == "assistant"] if learnt is None else learnt
+    return layouts, layouts.sheets(with_sentinels(messages), {place: {} for place in places})
+
+
+def find(source: str, messages: list) -> Any:
+    layouts, [sheet] = laid_out(source, messages)
+    rendering = layouts.rendering(sheet, messages)
+    assert rendering.text == render(source)(messages)
+    return rendering.text, rendering
 
 
 def test_turns_end_with_the_first_control_token_after_the_content() -> None:
@@ -108,7 +122,45 @@ def test_a_control_string_that_content_and_template_form_together_is_noticed() -
 
 
 def test_turns_without_an_end_are_refused() -> None:
-    with pytest.raises(UserError, match="does not close the assistant's turn"):
-        find("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", chat("a", "b"))
-    with pytest.raises(UserError, match="with different tokens: <end> and <user>"):
-        find("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<end>", chat("a", "b", "c", "d"))
+    with pytest.raises(UserError, match=r"does not close the assistant's turn \(message 2\)"):
+        find("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", chat("a", "b"))
+
+
+PROMPTED = (  # answers after a prompt that opens a thought, which is taken out of what is not the last
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think>{{ m.thinking or '' }}"
+    "</think>{% endif %}{{ m.content }}<end>\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("learnt", [[1], [3], [1, 3], [1, 5], [1, 3, 5]])
+def test_a_turn_that_is_written_otherwise_at_the_end_is_learnt_there(learnt: list[int]) -> None:
+    messages = chat("q1", "a1", "q2", "a2", "q3", "a3")
+    for message in messages[1::2]:
+        message["thinking"] = f"t{message['content']}"
+    layouts, sheets = laid_out(PROMPTED, messages, learnt)
+    texts = [layouts.rendering(sheet, messages) for sheet in sheets]
+    assert [text.text for text in texts] == [render(PROMPTED)(messages[: place + 1]) for place in learnt]
+    for text, place in zip(texts, learnt, strict=True):
+        [turn] = text.turns
+        assert text.text[: turn.start] == render(PROMPTED)(messages[:place], prompt=True)
+        assert text.text[turn.start : turn.close] == f"<think>ta{place // 2 + 1}</think>a{place // 2 + 1}"
+
+
+def test_a_conversation_of_thousands_of_turns_is_looked_at_here_and_there() -> None:
+    source = LOOP % ("{{ m.role }}", "{{ m.content }}")
+    messages = chat(*map(str, range(3000)))
+    text, rendering = find(source, messages)
+    assert [text[turn.start : turn.close] for turn in rendering.turns] == [m["content"] for m in messages[1::2]]
+    with pytest.raises(UserError, match="of 3000 messages that is too much: split the conversation"):
+        laid_out(PROMPTED, messages)
+
+
+def test_an_error_names_the_message_that_makes_the_template_write_something_else() -> None:
+    """Also where what it writes differs before that message."""
+    source = "{% if messages[-1].content | length > 99 %}<user>long{% endif %}" + LOOP % (
+        "{{ m.role }}",
+        "{{ m.content }}",
+    )
+    layouts, [sheet] = laid_out(source, chat("a", "b" * 100))
+    with pytest.raises(UserError, match=r"rewrites the content of message 2 \(assistant\)"):
+        layouts.rendering(sheet, chat("a", "b" * 100))

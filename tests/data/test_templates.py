@@ -19,6 +19,7 @@ from ts2_lightning.types import RowError, UserError
 NAMES = ["llama3", "chatml", "plain"]  # those that need no more control tokens than the tokenizer has
 MULTI_TURN = chat("Hello there", "I am fine.", "Tell me a story\n\nplease", "Once  upon\na time", system="Be kind.")
 NO_TURN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+CLOSED = NO_TURN.replace("}}\n{%", "}}<|im_end|>\n{%")
 THINKING = (  # closes like ChatML; a thinking block, stripped answers and a default system turn like Qwen-3 and 2.5
     "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are helpful.<|im_end|>\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}"
@@ -133,15 +134,17 @@ def test_prompts_are_prefixes_of_training(name: str, answer: str, tokenizer: Pre
 
 
 def test_thinking_blocks_are_not_learnt_and_prompts_hold_them(tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.warns(UserWarning, match="the template's generation prompt gives"):
-        template = ChatTemplate("thinking", THINKING, tokenizer)
+    """The empty block stands before the last answer only, so that each answer is learnt at the end of a text."""
+    template = ChatTemplate("thinking", THINKING, tokenizer).asking(thoughts=False)
     conversation = chat("Hello", "yes\n", "why", "\n\nso")
-    assert learnt(template, conversation) == ["yes\n<|im_end|>", "so<|im_end|>"]
-    ids, spans = encode(template, conversation)
-    prompt = template.render_prompt(conversation[:3])
-    assert prompt == ids[: spans[1][0]]
-    assert tokenizer.decode(prompt).endswith("<think>\n\n</think>\n\n")
-    assert prompt == golden(template, conversation[:3], add_generation_prompt=True, enable_thinking=False)
+    first, second = template.encode(template.unroll(conversation).renderings)
+    for encoded, answer, asked in ((first, "yes\n", conversation[:1]), (second, "so", conversation[:3])):
+        [(start, end)] = encoded.spans
+        assert tokenizer.decode(encoded.ids[start:end]) == f"{answer}<|im_end|>"
+        assert encoded.ids[:start] == template.render_prompt(asked)
+        assert encoded.ids[:start] == golden(template, asked, add_generation_prompt=True)
+        assert tokenizer.decode(encoded.ids[:start]).endswith("<think>\n\n</think>\n\n")
+    assert encode(template, conversation) == second
 
 
 def test_sentencepiece_words_keep_their_space(metaspace: PreTrainedTokenizerFast) -> None:
@@ -161,7 +164,7 @@ def test_sentencepiece_words_keep_their_space(metaspace: PreTrainedTokenizerFast
     [
         (NO_TURN, "does not close the assistant's turn"),
         (NO_TURN.replace("{{ m.content }}", "{{ m.content }}</s>"), "does not close the assistant's turn"),
-        (NO_TURN.replace("m.content", "m.content | upper"), "rewrites the content of message 1"),
+        (CLOSED.replace("m.content", "m.content | upper"), "rewrites the content of message 1"),
         ("{{ raise_exception('no users here') }}", r"refuses messages of the roles user, assistant \(no users here\)"),
     ],
 )
@@ -172,6 +175,15 @@ def test_templates_that_cannot_be_masked_are_refused(
         ChatTemplate("mine", source, tokenizer)
     assert str(error.value).startswith("template 'mine' cannot be used with this tokenizer: ")
     assert "\n" not in str(error.value)
+
+
+def test_turns_that_end_in_different_ways_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A model would have to stop at a token that the template's ordinary turns do not end with."""
+    source = CLOSED.replace("<|im_end|>", "{{ '<|eot_id|>' if messages | length > 2 else '<|im_end|>' }}")
+    template = ChatTemplate("mine", source, tokenizer)
+    assert learnt(template, chat("a", "b")) == ["b<|im_end|>"]
+    with pytest.raises(RowError, match=r"turns with different tokens: <\|eot_id\|> and <\|im_end\|>"):
+        template.render(chat("a", "b", "c", "d"))
 
 
 def test_own_template(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -326,7 +338,9 @@ def test_white_space_that_the_templates_prompt_leaves_out_is_learnt(tokenizer: P
     last = ChatTemplate(
         "last", source.replace("{{ ' ' + m.content", "{{ (' ' if loop.last else '') + m.content"), tokenizer
     )
-    assert learnt(last, chat("a", "Hello", "b", "é")) == ["Hello<|im_end|>", " é<|im_end|>"]
+    texts = last.encode(last.unroll(chat("a", "Hello", "b", "é")).renderings)
+    found = [tokenizer.decode(text.ids[start:end]) for text in texts for start, end in text.spans]
+    assert found == [" Hello<|im_end|>", " é<|im_end|>"], "both as in generation, so each in a text of its own"
 
 
 class TestStories260K:
@@ -363,7 +377,7 @@ class TestStories260K:
         """Decoded, what is learnt is the answer and its end; the tokenizer itself merges and drops spaces."""
         template = make_template("plain", stories)
         for row, _ in zip(read_rows(shared_data / f"{name}.jsonl.gz"), range(150), strict=False):
-            messages = parse(row.fields)
+            messages = parse(row.fields).messages
             answers = [m["content"].strip() for m in messages if m["role"] == "assistant"]
             assert ["".join(text.split()) for text in learnt(template, messages)] == [
                 "".join(f"{answer}</s>".split()) for answer in answers

@@ -1,5 +1,6 @@
 """`data`: what a configuration's rows look like to a training, and what an epoch of them costs. No model is loaded."""
 
+import json
 import textwrap
 import warnings
 from collections import Counter
@@ -19,6 +20,7 @@ from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
+from ts2_lightning.data.reading import unused_fields
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.sets import SPLITS, split_of
 from ts2_lightning.model_limits import ModelLimits
@@ -311,13 +313,25 @@ def _source_lines(about: dict[str, Any], files: list[dict[str, Any]], split: str
         unlearnt_end = "" if about["train_on_end"] else ", not the token that ends them"
         learnt = {"all": "all turns of the assistant", "last": "the last turn of the assistant"}[about["train_on"]]
         yield _value("template", f"{about['template']}; learnt: {learnt}{unlearnt_end}")
+    if about["chat_template_kwargs"]:
+        arguments = ", ".join(f"{name}: {json.dumps(value)}" for name, value in about["chat_template_kwargs"].items())
+        yield _value("asked with", visible(arguments))
 
 
 def _count_lines(rows: EncodedRows, has_turns: bool) -> Iterator[str]:
     counts = rows.counts
     yield "Rows"
     yield _value("read", f"{counts.read:,}")
-    yield _value("kept", f"{counts.kept:,}")
+    unrolled = (
+        f", as {len(rows):,} texts: the template writes a last turn otherwise than earlier ones"
+        if counts.unrolled
+        else ""
+    )
+    yield _value("kept", f"{counts.kept:,}{unrolled}")
+    if counts.thoughts:
+        yield _value("thoughts", f"in {counts.thoughts:,} of the kept, before the last learnt answer")
+    if counts.masked:
+        yield _value("masked", f"{_counted(counts.masked, 'turn')} of the assistant, as their rows say")
     lost = f"; {_counted(counts.turns_lost, 'turn')} in them not learnt any more" if counts.turns_lost else ""
     yield _value("truncated", f"{counts.truncated:,} of the kept{lost}")
     yield _value("dropped", f"{counts.dropped:,} as too long")
@@ -331,6 +345,8 @@ def _count_lines(rows: EncodedRows, has_turns: bool) -> Iterator[str]:
         yield f"    {visible(reject.origin)}: {visible(one_line(reject.reason))}"
     if len(rows.rejects) > _NAMED:
         yield f"    and {len(rows.rejects) - _NAMED:,} more"
+    if counts.unused:
+        yield _value("not used", f"the fields {visible(unused_fields(counts.unused))}")
     tokens, supervised = len(rows.ids), int(rows.supervised.sum())
     yield _value("tokens", f"{tokens:,}, of which {supervised:,} supervised ({supervised / tokens:.1%})")
     turns = Counter(np.diff(rows.span_edges).tolist())

@@ -6,9 +6,14 @@ from typing import Any, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ts2_lightning.data import SFTData
+
 
 class PredictionFile(Callback):
     """Writes the dictionaries that `predict_step` returns to `predictions.jsonl`, one line per row, in the rows' order.
+
+    Where rows have become several texts (see `data.layout`), there is a line for each text, and `place` says which of
+    the rows that were read it is of, from 0.
 
     Every rank writes its share as it goes; at the end rank 0 puts them together.
 
@@ -22,12 +27,16 @@ class PredictionFile(Callback):
         self.directory = directory
         self._stream: TextIO | None = None
         self._has_own_rows = True
+        self._places: Any = None  # of the rows that the texts are of
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Opens this rank's share."""
         # Ranks of a tensor-parallel group, which are neighbours, have the same rows.
         replicas = (trainer.distributed_sampler_kwargs or {"num_replicas": 1})["num_replicas"]
         self._has_own_rows = trainer.global_rank % (trainer.world_size // replicas) == 0
+        data: Any = getattr(trainer, "datamodule", None)
+        texts = data.rows("predict") if isinstance(data, SFTData) else None
+        self._places = texts.places if texts is not None and texts.counts.unrolled else None
         self.directory.mkdir(parents=True, exist_ok=True)
         self._stream = self._share(trainer.global_rank).open("w", encoding="utf-8")
 
@@ -43,6 +52,8 @@ class PredictionFile(Callback):
         """Writes one batch's rows."""
         assert self._stream is not None
         for row in (outputs or []) if self._has_own_rows else []:
+            if self._places is not None:
+                row = {"place": int(self._places[row["row"]]), **row}
             self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

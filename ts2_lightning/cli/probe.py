@@ -21,7 +21,7 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.data.encoding import EncodedRows
-from ts2_lightning.data.formats import Message
+from ts2_lightning.data.formats import Conversation
 from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.evaluation.distributions import DECODINGS
@@ -88,10 +88,10 @@ class Inputs(NamedTuple):
         sources: where prompts and rows come from.
     """
 
-    questions: list[list[Message]]
+    questions: list[Conversation]
     opening: str
     first_token: bool
-    prompts: list[list[Message]]
+    prompts: list[Conversation]
     rows: Selection | None
     sources: dict[str, str]
 
@@ -242,12 +242,12 @@ def _inputs(options: argparse.Namespace, probes: list[str], toy_world: bool) -> 
                 users = ", ".join(probe for probe in probes if PROBES[probe].reads == kind)
                 raise UserError(f"--{kind}: none given; name a file for {users}")
             sources[kind] = given or _TOY_WORLD_ROWS
-    prompts: list[list[Message]] = []
+    prompts: list[Conversation] = []
     if "prompts" in sources:
         selection = selection_of(sources["prompts"], options.format, None)
         prompts = read_messages(selection, "--prompts", options.limit)
     questions, opening = micro_questions(toy_world)
-    asked = prompts if alone else [[Message(role="user", content=question)] for question in questions]
+    asked = prompts if alone else [Conversation.asking(question) for question in questions]
     return Inputs(
         asked if "questions" in reads else [],
         opening if options.opening is None else options.opening,

@@ -12,18 +12,20 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.collate import Packing, capacity_of
-from ts2_lightning.data.encoded_rows import EncodedRows
+from ts2_lightning.data.encoded_rows import Counts, EncodedRows
 from ts2_lightning.data.encoding import Overlong
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.loader import BatchLoader, TrainLoader
 from ts2_lightning.data.naming import unknown_name
 from ts2_lightning.data.plan import Shape, evaluation_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.data.reading import Encoder, Split, read_split
+from ts2_lightning.data.renderer import TrainOn
 from ts2_lightning.data.resume import StreamPosition, align_progress, check_plan_state, digest, plan_state
 from ts2_lightning.data.row_stream import Stream
 from ts2_lightning.data.sets import SPLITS, Files, RowSets, SetsOfFiles
 from ts2_lightning.data.streaming import REPORT, Ledger, Steps, StreamLoader
-from ts2_lightning.data.templates import ChatTemplate, TrainOn, make_template
+from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.data.thoughts import Thinking
 from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.ranges import COUNT, NULL, SEED, SHARE, Range, check_number, check_numbers
@@ -61,6 +63,12 @@ class SFTData(LightningDataModule):
             is bounded in time and memory, see `ts2_lightning.data.sandbox`.
         train_on: `all` turns of the assistant, or only the `last` one of each conversation.
         train_on_end: whether the token that closes a turn of the assistant is learnt.
+        thinking: what becomes of the thoughts of the assistant, which a row has beside an answer (`reasoning_content`,
+            `reasoning`, `thinking`) or in front of it (`<think>...</think>`): `keep` (learnt with it), `drop` (left
+            out, and learnt is the answer alone), or `refuse` (the row is a bad one).
+        chat_template_kwargs: arguments of the template for all rows that give no others, such as `enable_thinking`.
+            Without them each turn is written with the one with which the template prompts for such a turn. The
+            export's template has them, and the one of most training rows, as what counts where nobody gives others.
         format: `auto` (found by each row's fields), a name from the table in `ts2_lightning.data.formats` such as
             `messages`, a registered name, or the import path of a function from a row's fields to messages.
         max_length: tokens of a row, at most; null: 2,048, or the model's context where that is shorter. More than the
@@ -118,6 +126,8 @@ class SFTData(LightningDataModule):
         template: str = "auto",
         train_on: TrainOn = "all",
         train_on_end: bool = True,
+        thinking: Thinking = "keep",
+        chat_template_kwargs: dict[str, Any] | None = None,
         format: str = "auto",
         max_length: int | None = None,
         overlong: Overlong = "truncate",
@@ -144,6 +154,8 @@ class SFTData(LightningDataModule):
         self.template_name = template
         self.train_on: TrainOn = train_on
         self.train_on_end = train_on_end
+        self.thinking: Thinking = thinking
+        self.chat_template_kwargs = chat_template_kwargs
         self.format = format
         self.max_length = max_length
         self.overlong: Overlong = overlong
@@ -155,8 +167,7 @@ class SFTData(LightningDataModule):
         self.max_rejects = max_rejects
         self.num_workers = num_workers
         self.seed = seed
-        self.streaming = streaming
-        self.shuffle_buffer = shuffle_buffer
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.template: ChatTemplate | None = None
         self.goes_on = False
@@ -185,6 +196,8 @@ class SFTData(LightningDataModule):
             check_number(f"data.limit_{split}", limit, COUNT, NULL)
         if self.overlong not in (choices := get_args(Overlong)):
             raise unknown_name("data.overlong", self.overlong, choices)
+        if self.thinking not in (choices := get_args(Thinking)):
+            raise unknown_name("data.thinking", self.thinking, choices)
         if self.packing not in (choices := get_args(Packing)):
             raise unknown_name("data.packing", self.packing, choices)
         self.sets.check()
@@ -230,16 +243,26 @@ class SFTData(LightningDataModule):
         self._meet_model()
         is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
         if self.template is None and self.tokenizer is not None and is_text:
-            self.template = make_template(self.template_name, self.tokenizer, self.train_on, self.train_on_end)
+            learnt = (self.train_on, self.train_on_end, self.thinking, self.chat_template_kwargs)
+            self.template = make_template(self.template_name, self.tokenizer, *learnt)
         if self.streaming and name == "train":
             self._stream = Stream.of(selection, self.seed, self.shuffle_buffer)
+            undecided = self.template is not None and self.template.asks_in_two_ways
+            self._ask_as(self._encoder.peek(selection) if undecided else Counts(kept=1))
             return
         # With a cache only one process of all tokenises, whichever it is.
         quiet = self._replica()[1] != 0 and not self.cache
         rows = read_split(name, selection, self._encoder, self.max_rejects, self.cache, quiet)
         rows.judge(self.max_rejects, rows.beside if self.trainer is None else self._reject_file(name))
         rows.check(self._encoder)
+        if name == "train" or "train" not in self._splits:
+            self._ask_as(rows.rows.counts)
         self._splits[name] = rows
+
+    def _ask_as(self, counts: Counts) -> None:
+        """Let the template's prompts, and those of the trained model's own, be as most of the rows have them."""
+        if self.template is not None and counts.kept:
+            self.template = self.template.asking(thoughts=2 * counts.thoughts >= counts.kept)
 
     def _begin_stream(self, stream: Stream) -> None:
         """Start at the beginning, or where the trainer has come to in an earlier call of `fit`.
@@ -468,5 +491,7 @@ class SFTData(LightningDataModule):
             "train_on": self.train_on,
             "train_on_end": self.train_on_end,
             "max_length": self.row_length,
+            "thinking": self.thinking,
+            "chat_template_kwargs": {} if self.template is None else self.template.recorded,
             "splits": streamed | {split: rows.describe() for split, rows in self._splits.items()},
         }

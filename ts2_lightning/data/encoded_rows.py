@@ -20,15 +20,38 @@ class EncodedRow(NamedTuple):
     weight: float = 1.0  # factor on the loss of each of them
 
 
+_NAMES = 200  # of fields that are counted each
+
+
+def most_frequent(names: Counter[str]) -> dict[str, int]:
+    """Numbers of names, of which those beyond the 200 most frequent are counted together, as `...`.
+
+    >>> most_frequent(Counter(id=2)), len(most_frequent(Counter(map(str, range(1000)))))
+    ({'id': 2}, 201)
+    """
+    if len(names) <= _NAMES + 1:
+        return dict(names)
+    others = names.pop("...", 0)
+    kept = dict(names.most_common(_NAMES))
+    return {**kept, "...": others + names.total() - sum(kept.values())}
+
+
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together."""
+    """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together.
+
+    Rows of an `EncodedRows` are the texts of the kept ones: `kept` and `unrolled` together.
+    """
 
     read: int = 0
     kept: int = 0
     dropped: int = 0  # longer than max_length, with overlong "drop"
+    unrolled: int = 0  # texts of the kept rows beyond one for each
     truncated: int = 0  # of the kept rows
     turns_lost: int = 0  # turns of the assistant in truncated rows of which nothing is supervised any more
+    masked: int = 0  # turns of the assistant in kept rows that the rows mark as not to be learnt
+    thoughts: int = 0  # kept rows whose last learnt turn has a thought
+    unused: dict[str, int] = field(default_factory=dict)  # field -> kept rows in which it says something, unused
     rejected: dict[RejectKind, int] = field(default_factory=dict)
 
     def plus(self, other: "Counts") -> "Counts":
@@ -37,8 +60,12 @@ class Counts:
             self.read + other.read,
             self.kept + other.kept,
             self.dropped + other.dropped,
+            self.unrolled + other.unrolled,
             self.truncated + other.truncated,
             self.turns_lost + other.turns_lost,
+            self.masked + other.masked,
+            self.thoughts + other.thoughts,
+            most_frequent(Counter(self.unused) + Counter(other.unused)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
         )
 

@@ -1,10 +1,12 @@
 """From rows to token ids and the spans of them that are learnt."""
 
+import json
 import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -16,8 +18,9 @@ from ts2_lightning.data.encoded_rows import (
     EncodedRows,
     from_columns,
     join_chunks,
+    most_frequent,
 )
-from ts2_lightning.data.formats import FormatFunction, TokenRow, parse, row_weight
+from ts2_lightning.data.formats import Conversation, FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.rendering import Rendering, Span
 from ts2_lightning.data.rows import Row
@@ -51,6 +54,9 @@ def encode_rows(
     (`truncate_left`), it loses what the first turns answer to; so a turn of the assistant is supervised only if it is
     there from its first token on and at least one token comes before it. `counts.turns_lost` says how many turns
     of the assistant are not supervised for either reason. A row that loses all of them is rejected as too long.
+
+    Of a template that writes a turn otherwise once others follow it (see `layout`), a row may become several texts,
+    which then are rows of the result with the same place; `counts.unrolled` says how many there are beyond one per row.
 
     A row that is too long by far (`largest_conversation`, and `rows.LARGEST_ROW` in its file) is not tokenised: it is
     dropped with `overlong` "drop", and rejected as too long where it would be cut.
@@ -86,8 +92,7 @@ def encode_chunks(
     """As `encode_rows`, some rows at a time: at least one chunk, which may be empty."""
     # Once the tokenizer has used threads, a forked data worker would warn. One that tokenises does without threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    prepared = (_prepare(row, template, format, max_length) for row in rows)
-    batches = _batches(prepared)
+    batches = _batches(_prepare(row, template, format, max_length) for row in rows)
     encode = partial(_encode_chunk, template=template, max_length=max_length, overlong=overlong)
     yield encode([])
     yield from _overlapped(encode, batches)
@@ -97,8 +102,8 @@ def _batches(rows: Iterable["_Prepared | Reject"]) -> Iterator[list["_Prepared |
     batch, characters = list["_Prepared | Reject"](), 0
     for row in rows:
         batch.append(row)
-        if isinstance(row, _Prepared) and isinstance(row.content, Rendering):
-            characters += len(row.content.text)
+        if isinstance(row, _Prepared):
+            characters += sum(len(text.text) for text in row.contents if isinstance(text, Rendering))
         if len(batch) == _BATCH or characters >= _CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -129,11 +134,23 @@ def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
 
 
 class _Prepared(NamedTuple):
-    """A row that waits for the tokenizer."""
+    """A row that waits for the tokenizer.
+
+    Attributes:
+        origin: as of a row.
+        weight: of its tokens' losses.
+        contents: what it became: tokens, or the texts of a conversation, mostly one.
+        thinks: whether its last learnt turn has a thought.
+        masked: its turns of the assistant that are marked as not to be learnt.
+        unused: its fields that say something, but nothing that is used.
+    """
 
     origin: str
     weight: float
-    content: TokenRow | Rendering
+    contents: tuple[TokenRow | Rendering, ...]
+    thinks: bool = False
+    masked: int = 0
+    unused: tuple[str, ...] = ()
 
 
 def largest_conversation(max_length: int) -> int:
@@ -158,20 +175,31 @@ def _prepare(
     except UserError as error:
         return _reject(row.origin, error, "other")
     if isinstance(example, TokenRow):
-        return _Prepared(row.origin, weight, example)
+        return _Prepared(row.origin, weight, (example,), unused=example.unused)
     if template is None:
         raise UserError(f"{row.origin}: to encode text data.tokenizer must name a tokenizer")
-    size = sum(len(message["content"]) + _MESSAGE for message in example)
-    if size > (largest := largest_conversation(max_length)):
+    if (size := _size(example)) > (largest := largest_conversation(max_length)):
         reason = (
             f"the conversation has {size:,} characters, more than the {largest:,} that are tokenised for max_length "
             f"{max_length}, so that nearly all of it would be cut off; raise max_length or set overlong to drop"
         )
         return Reject(row.origin, "too long", reason)
     try:
-        return _Prepared(row.origin, weight, template.render(example))
+        rendered = template.unroll(example)
     except UserError as error:
         return _reject(row.origin, error, "template")
+    unused = (*example.unused, *rendered.unused)
+    masked = sum(message.get("trained") is False for message in example.messages)
+    return _Prepared(row.origin, weight, rendered.renderings, rendered.thinks, masked, unused)
+
+
+def _size(conversation: Conversation) -> int:
+    """Characters of all that a row hands to a template."""
+    texts = sum(len(message["content"]) + _MESSAGE for message in conversation.messages)
+    texts += sum(len(message.get("reasoning_content", "")) for message in conversation.messages)
+    more = [conversation.tools, conversation.documents, conversation.arguments]
+    calls = [message["tool_calls"] for message in conversation.messages if "tool_calls" in message]
+    return texts + (len(json.dumps([more, calls])) if calls or any(more) else 0)
 
 
 def _reject(origin: str, error: UserError, kind: RejectKind) -> Reject:
@@ -183,28 +211,27 @@ def _encode_chunk(
     batch: Sequence[_Prepared | Reject], template: ChatTemplate | None, max_length: int, overlong: Overlong
 ) -> EncodedRows:
     columns: dict[str, list[Any]] = {"ids": [], "lengths": [], "spans": [], "turns": [], "weights": [], "places": []}
-    rejects: list[Reject] = []
-    dropped = truncated = turns_lost = 0
+    kept, dropped, rejects = list[tuple[_Prepared, _Fitted]](), 0, list[Reject]()
     for place, (item, encoded) in enumerate(zip(batch, _tokenise(batch, template), strict=True)):
-        cut = _cut(item.origin, encoded, max_length, overlong) if isinstance(encoded, Encoded) else encoded
-        if isinstance(cut, Reject) and cut.kind == "too long":
-            cut = _too_long(cut, overlong)
-        if isinstance(cut, Reject):
-            rejects.append(cut)
-        elif cut is None:
+        fate = encoded if isinstance(encoded, Reject) else _fit(item.origin, encoded, max_length, overlong)
+        if isinstance(fate, Reject) and fate.kind == "too long":
+            fate = _too_long(fate, overlong)
+        if isinstance(fate, Reject):
+            rejects.append(fate)
+        elif fate is None:
             dropped += 1
         else:
             assert isinstance(item, _Prepared)
-            columns["ids"].append(cut.ids)
-            columns["lengths"].append(len(cut.ids))
-            columns["spans"] += cut.spans
-            columns["turns"].append(len(cut.spans))
-            columns["weights"].append(item.weight)
-            columns["places"].append(place)
-            truncated += cut.truncated
-            turns_lost += cut.turns_lost
-    kept = len(batch) - dropped - len(rejects)
+            for cut in fate.texts:
+                columns["ids"].append(cut.ids)
+                columns["lengths"].append(len(cut.ids))
+                columns["spans"] += cut.spans
+                columns["turns"].append(len(cut.spans))
+                columns["weights"].append(item.weight)
+                columns["places"].append(place)
+            kept.append((item, fate))
     kinds = Counter(reject.kind for reject in rejects)
+    counts = replace(_counts_of(kept), read=len(batch), dropped=dropped, rejected=dict(kinds))
     return from_columns(
         {
             "ids": np.concatenate([np.zeros(0, dtype=np.int32), *columns["ids"]]),
@@ -214,13 +241,34 @@ def _encode_chunk(
             "weights": np.array(columns["weights"], dtype=np.float32),
             "places": np.array(columns["places"], dtype=np.int64),
         },
-        Counts(len(batch), kept, dropped, truncated, turns_lost, dict(kinds)),
+        counts,
         [reject for reject in rejects if reject.kind != "left out"],
     )
 
 
+def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
+    """What became of kept rows."""
+    return Counts(
+        kept=len(kept),
+        unrolled=sum(len(fitted.texts) - 1 for _, fitted in kept),
+        truncated=sum(fitted.truncated for _, fitted in kept),
+        turns_lost=sum(fitted.turns_lost for _, fitted in kept),
+        masked=sum(row.masked for row, _ in kept),
+        thoughts=sum(row.thinks for row, _ in kept),
+        unused=most_frequent(Counter(name for row, _ in kept for name in row.unused)),
+    )
+
+
+class _Fitted(NamedTuple):
+    """A row after its length was seen to, with at least one text."""
+
+    texts: list["_Cut"]
+    truncated: bool
+    turns_lost: int
+
+
 class _Cut(NamedTuple):
-    """A row after its length was seen to."""
+    """A text of a row after its length was seen to."""
 
     ids: NDArray[np.int32]
     spans: list[Span]
@@ -235,8 +283,21 @@ def _too_long(reject: Reject, overlong: Overlong) -> Reject | None:
     return None if overlong == "drop" else reject
 
 
+def _fit(origin: str, encoded: Sequence[Encoded], max_length: int, overlong: Overlong) -> _Fitted | Reject | None:
+    """Cut the texts of a row that are too long; if none is left, what becomes of the last one, the longest."""
+    fates = [_cut(origin, text, max_length, overlong) for text in encoded]
+    texts = [fate for fate in fates if isinstance(fate, _Cut)]
+    if not texts:
+        fate = fates[-1]
+        assert not isinstance(fate, _Cut)
+        return fate
+    lost = sum(len(text.spans) for text, fate in zip(encoded, fates, strict=True) if not isinstance(fate, _Cut))
+    truncated = len(texts) < len(fates) or any(text.truncated for text in texts)
+    return _Fitted(texts, truncated, lost + sum(text.turns_lost for text in texts))
+
+
 def _cut(origin: str, encoded: Encoded, max_length: int, overlong: Overlong) -> _Cut | Reject | None:
-    """Cut a row if it is too long; None if it is dropped."""
+    """Cut a text if it is too long; None if it is dropped."""
     length = len(encoded.ids)
     too_long = length > max_length
     if too_long and overlong == "raise":
@@ -276,23 +337,24 @@ def _why_unsupervised(encoded: Encoded, max_length: int, overlong: Overlong) -> 
     )
 
 
-def _tokenise(batch: Sequence[_Prepared | Reject], template: ChatTemplate | None) -> Iterator[Encoded | Reject]:
+def _tokenise(batch: Sequence[_Prepared | Reject], template: ChatTemplate | None) -> Iterator[list[Encoded] | Reject]:
     """What each row of a batch is in tokens."""
-    chats = [row for row in batch if isinstance(row, _Prepared) and not isinstance(row.content, TokenRow)]
+    chats = [row for row in batch if isinstance(row, _Prepared) and isinstance(row.contents[0], Rendering)]
     encoded = iter(_tokenise_chats(chats, template) if template is not None and chats else [])
     for row in batch:
         if isinstance(row, Reject):
             yield row
-        elif isinstance(row.content, TokenRow):
-            yield _encode_tokens(row.content)
+        elif isinstance(content := row.contents[0], TokenRow):
+            yield [_encode_tokens(content)]
         else:
             yield next(encoded)
 
 
-def _tokenise_chats(rows: Sequence[_Prepared], template: ChatTemplate) -> list[Encoded | Reject]:
-    renderings: list[Any] = [row.content for row in rows]
+def _tokenise_chats(rows: Sequence[_Prepared], template: ChatTemplate) -> list[list[Encoded] | Reject]:
+    renderings: list[Any] = [text for row in rows for text in row.contents]
     try:
-        return list(template.encode(renderings))
+        encoded = iter(template.encode(renderings))
+        return [[next(encoded) for _ in row.contents] for row in rows]
     except UserError as error:
         if len(rows) == 1:
             return [_reject(rows[0].origin, error, "template")]

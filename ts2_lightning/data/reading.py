@@ -1,7 +1,7 @@
 """The rows of a split that fit into memory or into the cache: read, encoded, judged, described."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
 from ts2_lightning.data.encoded_rows import Counts, EncodedRows, join_chunks
 from ts2_lightning.data.encoding import Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
+from ts2_lightning.data.formats.values import named
 from ts2_lightning.data.lengths import USUAL_LENGTH
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection
@@ -23,6 +24,8 @@ from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
 
+_PEEKED = 100  # rows of a stream that are looked at beforehand
+_FIELDS = 20  # that are not used, and are named
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
 
@@ -70,6 +73,14 @@ class Encoder:
         encoded = join_chunks(self.chunks(noted()))
         self.check(setting, encoded, origins.__getitem__)
         return encoded
+
+    def peek(self, selection: Selection) -> Counts:
+        """What would become of the first rows; bad ones are passed over, and left to those who read all."""
+        return join_chunks(self._peeked(selection)).counts
+
+    def _peeked(self, selection: Selection) -> Iterator[EncodedRows]:
+        rows = itertools.islice((row for _, row in selection.read()), _PEEKED)
+        return encode_chunks(rows, self.template, get_format(self.format), self.max_length, "truncate")
 
     def check(self, setting: str, rows: EncodedRows, origin: Callable[[int], str]) -> None:
         """Make sure that the model has these tokens, and positions for them.
@@ -148,6 +159,12 @@ class Totals:
         """The numbers in words; those that are usually 0 only if they are not."""
         counts = self.counts
         parts = [f"{counts.kept} rows", f"{self.tokens} tokens", f"{self.supervised} supervised"]
+        if counts.unrolled:
+            parts.append(f"{counts.kept + counts.unrolled} texts, as the template writes a last turn otherwise")
+        if counts.thoughts:
+            parts.append(f"{counts.thoughts} rows with a thought before the last answer")
+        if counts.masked:
+            parts.append(f"{counts.masked} turns masked by their rows")
         if self.weighted:
             parts.append(f"{self.weighted} rows with a weight other than 1")
         if counts.truncated:
@@ -158,7 +175,20 @@ class Totals:
             parts.append(f"{counts.dropped} rows dropped as too long")
         if unwanted := counts.rejected.get("left out"):
             parts.append(f"{unwanted} rows left out by their format")
+        if counts.unused:
+            parts.append(f"fields not used: {unused_fields(counts.unused)}")
         return ", ".join(parts)
+
+
+def unused_fields(unused: Mapping[str, int]) -> str:
+    """The fields that are not used, the most frequent first, each with the number of rows in which it says something.
+
+    >>> unused_fields({"id": 3, "turns.name": 5})
+    'turns.name (5), id (3)'
+    """
+    frequent = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+    more = f" and {len(frequent) - _FIELDS} more" if len(frequent) > _FIELDS else ""
+    return ", ".join(f"{named([name])} ({rows:,})" for name, rows in frequent[:_FIELDS]) + more
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,36 @@
-"""Which characters of a rendered conversation are contents: pure functions over strings.
+"""Which characters of a rendered conversation come from its messages: pure functions over strings.
 
-A chat template is arbitrary jinja. To find the contents in its output without searching for their text, the
-template is rendered once per sequence of roles with a private-use sentinel in place of each content. The output
-then splits into the template's own pieces, `piece_0 content_0 piece_1 ... content_n-1 piece_n`, and the rendering
-of a real conversation must be exactly those pieces around the contents, as they are or stripped. A template that
-drops, repeats, reorders or rewrites a content fails that test and is refused.
+A chat template is arbitrary jinja. To find contents and thoughts in its output without searching for their text, the
+template is rendered once per kind of conversation with a private-use sentinel in place of each. The output then splits
+into the template's own pieces, `piece_0 text_0 piece_1 ... text_n-1 piece_n`, and the rendering of a real conversation
+must be exactly those pieces around the texts, as they are or stripped. A template that drops, repeats, reorders or
+rewrites a content fails that test and is refused.
 """
 
-import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
-from ts2_lightning.data.formats import Message
+from ts2_lightning.data.thoughts import CLOSING, FIELDS, WAYS_ON
 from ts2_lightning.types import RowError
-
-_SENTINEL = re.compile("\ue000\\d+\ue001")
 
 Span = tuple[int, int]
 """Start and end (exclusive)."""
 
-Render = Callable[[list[Message]], str]
-"""From messages to the template's output."""
+Handed = dict[str, Any]
+"""A message as a template is handed it."""
+
+Slot = tuple[int, str]
+"""A text of a conversation: the place of its message, and the field of it."""
+
+_SENTINEL = re.compile("\ue000\\d+\ue001")
 
 
 class Turn(NamedTuple):
     """Where an assistant turn lies in the rendering, in characters."""
 
-    start: int  # of the content
+    start: int  # of what is learnt
     close: int  # of the control token that closes the turn
     control: str  # that control token
 
@@ -39,7 +41,7 @@ class Rendering(NamedTuple):
     Attributes:
         text: the template's output.
         controls: the control tokens that the template itself wrote; the same strings inside contents are text.
-        turns: the assistant's turns.
+        turns: the assistant's turns that are learnt.
         plain: whether no other part of the text looks like a control token.
     """
 
@@ -49,33 +51,77 @@ class Rendering(NamedTuple):
     plain: bool
 
 
-def template_pieces(render: Render, roles: Sequence[str]) -> tuple[str, ...]:
-    """What the template writes around contents of messages with these roles.
+class Written(NamedTuple):
+    """What a template writes of a conversation whose texts are sentinels.
+
+    Attributes:
+        text: the output.
+        slots: the texts that are in it, in their order.
+        spans: where each of them lies.
+    """
+
+    text: str
+    slots: tuple[Slot, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """What lies around the texts: one more than there are of them, any of which may be empty."""
+        edges = [0, *(edge for span in self.spans for edge in span), len(self.text)]
+        return tuple(self.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
+
+    def of(self, message: int) -> list[Span]:
+        """Where the texts of a message lie."""
+        return [span for slot, span in zip(self.slots, self.spans, strict=True) if slot[0] == message]
+
+
+def slots_of(message: Handed) -> tuple[str, ...]:
+    """The fields of a message that are texts of the row: the thought before the content; no content beside calls."""
+    thoughts = tuple(name for name in FIELDS if message.get(name))
+    return thoughts if message.get("tool_calls") and not message["content"] else (*thoughts, "content")
+
+
+def with_sentinels(messages: Sequence[Handed]) -> list[Handed]:
+    """The messages with a sentinel in place of each text."""
+    return [
+        {**message, **{name: _sentinel((place, name)) for name in slots_of(message)}}
+        for place, message in enumerate(messages)
+    ]
+
+
+def _sentinel(slot: Slot) -> str:
+    return f"\ue000{2 * slot[0] + (slot[1] == 'content')}\ue001"  # no letters: a template may change their case
+
+
+def written(text: str, messages: Sequence[Handed], needed: int | None = None) -> Written:
+    """Find the sentinels in a template's output.
 
     Args:
-        render: the template.
-        roles: R roles.
-
-    Returns:
-        R + 1 strings, any of which may be empty.
+        text: the rendering of `with_sentinels(messages)`.
+        messages: any with the same fields.
+        needed: place of the message whose thought must be there; from others a template may take the thoughts out.
 
     Raises:
-        RowError: if a content does not come out exactly once and in its place.
+        RowError: if a text does not come out exactly once and in its place.
     """
-    sentinels = [f"\ue000{number}\ue001" for number in range(len(roles))]
-    text = render([{"role": role, "content": mark} for role, mark in zip(roles, sentinels, strict=True)])
     times = Counter(_SENTINEL.findall(text))  # all at once: there may be thousands of messages
-    pieces, position = [], 0
-    for number, (role, mark) in enumerate(zip(roles, sentinels, strict=True), start=1):
-        if times[mark] != 1:
-            fate = "repeats" if times[mark] else "drops"
-            raise RowError(f"the chat template {fate} the content of message {number} ({role})", "template")
-        start = text.find(mark, position)
-        if start < 0:
-            raise RowError(f"the chat template moves the content of message {number} ({role})", "template")
-        pieces.append(text[position:start])
-        position = start + len(mark)
-    return (*pieces, text[position:])
+    slots, spans, position = list[Slot](), list[Span](), 0
+    for place, message in enumerate(messages):
+        for name in slots_of(message):
+            mark = _sentinel((place, name))
+            what = f"the {'content' if name == 'content' else 'thought'} of message {place + 1} ({message['role']})"
+            if not times[mark] and name != "content" and place != needed:
+                continue
+            if times[mark] != 1:
+                fate = "repeats" if times[mark] else "drops"
+                raise RowError(f"the chat template {fate} {what}", "template")
+            start = text.find(mark, position)
+            if start < 0:
+                raise RowError(f"the chat template moves {what}", "template")
+            position = start + len(mark)
+            slots.append((place, name))
+            spans.append((start, position))
+    return Written(text, tuple(slots), tuple(spans))
 
 
 def _as_rendered(content: str) -> Iterator[str]:
@@ -89,13 +135,14 @@ def _as_rendered(content: str) -> Iterator[str]:
     yield content.strip("\n")
 
 
-def locate_contents(text: str, pieces: Sequence[str], messages: Sequence[Message]) -> list[Span]:
-    """Where the contents lie in the template's output.
+def locate(text: str, pieces: Sequence[str], slots: Sequence[Slot], messages: Sequence[Handed]) -> list[Span]:
+    """Where the texts lie in the template's output.
 
     Args:
         text: the rendering of `messages`.
-        pieces: `template_pieces` for their roles.
-        messages: R messages.
+        pieces: of the `Written` for them.
+        slots: R texts.
+        messages: that have them.
 
     Returns:
         R spans of characters.
@@ -106,9 +153,9 @@ def locate_contents(text: str, pieces: Sequence[str], messages: Sequence[Message
     spans = []
     position = len(pieces[0])
     whole = text.startswith(pieces[0])
-    for number, message in enumerate(messages, start=1):
-        following, last = pieces[number], number == len(messages)
-        for content in _as_rendered(message["content"]):
+    for number, (place, name) in enumerate(slots, start=1):
+        following, last = pieces[number], number == len(slots)
+        for content in _as_rendered(messages[place][name]):
             end = position + len(content)
             fits = text.startswith(content, position) and text.startswith(following, end)
             if whole and fits and (not last or end + len(following) == len(text)):
@@ -116,44 +163,14 @@ def locate_contents(text: str, pieces: Sequence[str], messages: Sequence[Message
                 position = end + len(following)
                 break
         else:
-            raise RowError(
-                f"the chat template rewrites the content of message {number} ({message['role']})", "template"
-            )
+            raise rewritten(messages, place)
     return spans
 
 
-def find_turns(text: str, contents: Sequence[Span], messages: Sequence[Message], control: re.Pattern[str]) -> Rendering:
-    """Find the template's control tokens and the assistant's turns.
-
-    Args:
-        text: the rendering of `messages`.
-        contents: `locate_contents` of it.
-        messages: R messages.
-        control: matches any control token.
-
-    Raises:
-        RowError: if no control token closes a turn of the assistant, or different ones do.
-    """
-    edges = [(0, 0), *contents, (len(text), len(text))]
-    between = [
-        [match.span() for match in control.finditer(text, before[1], after[0])]
-        for before, after in itertools.pairwise(edges)
-    ]
-    turns = []
-    for number, (message, (start, _)) in enumerate(zip(messages, contents, strict=True), start=1):
-        if message["role"] != "assistant":
-            continue
-        closing = between[number]
-        if not closing:
-            raise RowError(
-                f"the chat template does not close the assistant's turn (message {number}) with a special token "
-                "of the tokenizer, so a model could not learn to stop",
-                "template",
-            )
-        turns.append(Turn(start, closing[0][0], text[slice(*closing[0])]))
-    if len({turn.control for turn in turns}) > 1:
-        kinds = " and ".join(sorted({turn.control for turn in turns}))
-        raise RowError(f"the chat template closes the assistant's turns with different tokens: {kinds}", "template")
-    controls = tuple(span for spans in between for span in spans)
-    plain = tuple(match.span() for match in control.finditer(text)) == controls
-    return Rendering(text, controls, tuple(turns), plain)
+def rewritten(messages: Sequence[Handed], place: int) -> RowError:
+    """The error for a message whose content comes out as another one."""
+    message = messages[place]
+    thinks = message["role"] == "assistant" and CLOSING in message["content"]
+    way = f"; what lies before {CLOSING} is no thought at its beginning: {WAYS_ON}" if thinks else ""
+    reason = f"the chat template rewrites the content of message {place + 1} ({message['role']}){way}"
+    return RowError(reason, "template")

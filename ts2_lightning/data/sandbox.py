@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes, pass_context
 from jinja2.compiler import CodeGenerator, Frame, find_undeclared
 from jinja2.filters import make_attrgetter
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import Context, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -291,6 +292,15 @@ def compiled(source: str) -> Template:
 characters
     """
     return _sandbox().from_string(source)
+
+
+def names_taken(source: str) -> frozenset[str]:
+    """What a chat template takes from outside, by name.
+
+    >>> sorted(names_taken("{% for m in messages %}{{ m.content if enable_thinking }}{% endfor %}"))
+    ['enable_thinking', 'messages']
+    """
+    return frozenset(find_undeclared_variables(_sandbox().parse(source)))
 
 
 def reason_of_failure(error: Exception) -> str:

@@ -60,7 +60,7 @@ def _of_file(name: str) -> str:
     path = expanded(name, "template")
     if not os.path.isfile(path):
         raise UserError(f"template: no file {path}{why_missing(path)}")
-    with readable(path, "template", UnicodeDecodeError), open(path, encoding="utf-8") as file:
+    with readable(path, "template", UnicodeDecodeError), open(path, encoding="utf-8-sig") as file:
         return file.read(LARGEST_TEMPLATE + 1)
 
 
@@ -80,4 +80,4 @@ def _of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         raise UserError(
             f"template 'tokenizer': {where} is no text but {type(own).__name__}; mend its chat_template, or use 'plain'"
         )
-    return own
+    return own.removeprefix("\ufeff")  # a mark of the encoding, which would stand before every row

@@ -1,47 +1,38 @@
 """Chat templates: from a conversation to token ids, and to the tokens that are learnt.
 
-Supervised are, in every turn of the assistant, the content and what follows it up to and including the control
-token that closes the turn; never the template's text before the content or after the closing token (a newline,
-an empty thinking block). Whatever a turn of the assistant consists of is its content: a call of a tool, or a thought,
-is learnt if it is written there, as the text that the model is to produce.
+Supervised is, in every turn of the assistant, what the model is to produce: from the end of the prompt for generation
+up to and including the control token that closes the turn, so the thought and the calls of functions where the row has
+them, and the content; never a text of the template's own before the content (an empty thinking block), or what follows
+the closing token (a newline). See `layout` for turns that a template writes differently once others follow them.
 """
 
+import copy
 import hashlib
 import itertools
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, NamedTuple, get_args
 
-from jinja2 import TemplateError
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.alignment import Pieces, Whole, aligned, tokenizing
 from ts2_lightning.data.bundled import TEMPLATES
-from ts2_lightning.data.formats import Message
+from ts2_lightning.data.controls import special_tokens
+from ts2_lightning.data.formats import Conversation, Message, arguments_of
+from ts2_lightning.data.manner import with_defaults
 from ts2_lightning.data.naming import unknown_name
-from ts2_lightning.data.rendering import Rendering, Span, Turn, find_turns, locate_contents, template_pieces
-from ts2_lightning.data.sandbox import compiled, reason_of_failure
+from ts2_lightning.data.renderer import Rendered, Renderer, TrainOn
+from ts2_lightning.data.rendering import Rendering, Span, Turn
+from ts2_lightning.data.sandbox import reason_of_failure
 from ts2_lightning.data.template_sources import find_template
+from ts2_lightning.data.thoughts import Thinking
 from ts2_lightning.types import RowError, UserError
-
-_KEPT = 64  # messages of a conversation of which is kept what the template writes around them
-_NAMED = 20  # roles that an error names
-
-TrainOn = Literal["all", "last"]
-"""Whether every turn of the assistant is learnt, or only the last one of a conversation."""
-
-
-class _Control(NamedTuple):
-    """A token that only a template may write."""
-
-    number: int
-    lstrip: bool = False  # whether it takes in white space before it, as Phi 4's do
-    rstrip: bool = False  # and after it
 
 
 class Encoded(NamedTuple):
@@ -66,14 +57,16 @@ class ChatTemplate:
         train_on: `all` turns of the assistant, or the `last` one.
         train_on_end: whether the token that closes a turn is learnt. A model that has not learnt it elsewhere does
             not stop.
+        thinking: whether the thoughts of the assistant are learnt (`keep`), left out (`drop`), or refused (`refuse`).
+        arguments: of the template, where a row gives no others.
 
     Attributes:
-        jinja: source that plain transformers can use for the trained model.
         end_of_turn_ids: ids of the tokens that close a turn of the assistant; generation stops at them, learnt here
             or not.
 
     Raises:
-        UserError: if the template cannot be masked, its control strings are no single tokens, or `train_on` is neither.
+        UserError: if the template cannot be masked, its control strings are no single tokens, it does not take the
+            arguments, or `train_on` or `thinking` is neither.
 
     Example:
         >>> from ts2_lightning.data.toyworld import build_tokenizer
@@ -93,30 +86,37 @@ class ChatTemplate:
         controls: Sequence[str] = (),
         train_on: TrainOn = "all",
         train_on_end: bool = True,
+        thinking: Thinking = "keep",
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        if train_on not in get_args(TrainOn):
-            raise unknown_name("train_on", train_on, get_args(TrainOn))
+        for option, value, choices in (("train_on", train_on, TrainOn), ("thinking", thinking, Thinking)):
+            if value not in get_args(choices):
+                raise unknown_name(option, value, get_args(choices))
         if not tokenizer.is_fast:
             raise UserError(
                 f"the tokenizer {type(tokenizer).__name__} is not a fast one (tokenizer.json), "
                 "so it does not say which characters a token covers"
             )
         self.name = name
-        self.jinja = jinja
         self.tokenizer = tokenizer
         self.train_on: TrainOn = train_on
         self.train_on_end = train_on_end
+        self.thinking: Thinking = thinking
+        self.arguments = arguments_of(arguments, "data.chat_template_kwargs")
+        self._source = jinja
         self._controls = tuple(controls)
-        self._special = _special_tokens(tokenizer, self._controls, name)
+        self._special = special_tokens(tokenizer, self._controls, name)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self._pieces = lru_cache(maxsize=1024)(lambda roles: template_pieces(self._render, roles))
-        self._special_names = tokenizer.special_tokens_map  # as the template sees them
-        self._lead = 0  # characters of white space before an answer that are learnt with it
+        self._lead = 0  # characters of white space before what is learnt that belong to its first token
         self._probed = ""
+        self._recorded = self.arguments  # what the source of the trained model says
+        self._unfit_seen = False
         self.end_of_turn_ids: tuple[int, ...] = ()
         try:
-            self._compiled = compiled(jinja)
+            self._renderer = self._made_renderer(tokenizer.special_tokens_map)
+        except UserError as error:
+            raise UserError(f"template {name!r}: {error}") from None
         except Exception as error:  # of any kind: the source nests too deeply, for one
             raise UserError(f"template {name!r} is not valid jinja ({reason_of_failure(error)}); mend it") from None
         try:
@@ -124,9 +124,26 @@ class ChatTemplate:
         except UserError as error:
             raise UserError(f"template {name!r} cannot be used with this tokenizer: {error}") from None
 
+    def _made_renderer(self, special_names: Mapping[str, Any]) -> Renderer:
+        return Renderer(self._source, special_names, self._control, self.train_on, self.thinking, self.arguments)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        arguments = (self.name, self.jinja, self.tokenizer, self._controls, self.train_on, self.train_on_end)
-        return type(self), arguments
+        arguments = (self.name, self._source, self.tokenizer, self._controls, self.train_on, self.train_on_end)
+        made = (*arguments, self.thinking, self.arguments)
+        return type(self), made, {"_recorded": self._recorded, "_prompts_thought": self._prompts_thought}
+
+    @property
+    def jinja(self) -> str:
+        """Source that plain transformers can use for the trained model.
+
+        It is the template's own, with the arguments that were trained as what counts where nobody gives others.
+        """
+        return with_defaults(self._source, self._recorded)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The arguments that the source of the trained model has for those who give no others."""
+        return dict(self._recorded)
 
     @cached_property
     def identity(self) -> str:
@@ -136,74 +153,120 @@ class ChatTemplate:
         """
         tokenizer: Any = self.tokenizer
         parts = [
-            self.jinja,
+            self._source,
             self._probed,
             {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
             self._special,
             self.train_on,
             self.train_on_end,
+            self.thinking,
+            self.arguments,
             tokenizer.backend_tokenizer.to_str(),
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def asks_in_two_ways(self) -> bool:
+        """Whether it asks otherwise for an answer with a thought than for one without."""
+        manner = self._renderer.manner
+        return self.thinking == "keep" and manner.switched(True, self.arguments) != manner.switched(
+            False, self.arguments
+        )
+
+    def asking(self, thoughts: bool) -> "ChatTemplate":
+        """The same template, whose prompts are those of turns with a thought, or of turns without.
+
+        Its source (`jinja`) gets the argument, if there is one, with which the template prompts for such turns.
+
+        Args:
+            thoughts: whether most of the trained turns have a thought.
+        """
+        switch = self._renderer.manner.switched(thoughts, self.arguments)
+        other = copy.copy(self)
+        other._prompts_thought = thoughts if switch is not None else self._prompts_thought
+        other._recorded = {**self.arguments, **(switch or {})}
+        return other
+
     def _probe(self) -> None:
         """Encode a conversation to learn how turns end, and whether prompts for generation fit the training."""
+        manner = self._renderer.manner
+        self._prompts_thought = manner.prompts_by_itself(self.arguments)
+        unfit = manner.switched(False, self.arguments) is None
+        thought = {"reasoning_content": "Hello"} if unfit and manner.switched(True, self.arguments) is not None else {}
         prompt: list[Message] = [{"role": "user", "content": "Hello"}]
-        rendering = self.render([*prompt, {"role": "assistant", "content": "Hello"}])
+        answer: Message = {"role": "assistant", "content": "Hello", **thought}  # type: ignore[typeddict-item]
+        rendering = self._probing([*prompt, answer])
         self._probed = rendering.text
+        self._lead = 0
         [probed] = self.encode([rendering])
         if sum(end - start for start, end in probed.spans) == self.train_on_end:
             raise UserError("the tokenizer makes no token of 'Hello'; is its vocabulary empty?")
-        self._lead = self._leading_space(rendering, self._render(prompt, add_generation_prompt=True))
-        self.end_of_turn_ids = (self._special[rendering.turns[0].control].number,)
-        trained, generated = self.render_prompt(prompt), self._generation_prompt(prompt)
-        if trained != generated:
+        self._lead = self._leading_space(rendering)
+        self.end_of_turn_ids = self._ends(rendering, prompt)
+        if unfit and not thought:
+            self._warn_of_prompt()
+
+    def _ends(self, answered: Rendering, prompt: list[Message]) -> tuple[int, ...]:
+        """The tokens that close an answer and, if the template writes calls and closes them otherwise, a call."""
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+        controls = [answered.turns[0].control]
+        try:
+            calling = self._probing([*prompt, {"role": "assistant", "content": "", "tool_calls": [call]}])
+            controls.append(calling.turns[0].control)
+        except RowError:  # it writes none
+            pass
+        return tuple(dict.fromkeys(self._special[control].number for control in controls))
+
+    def _probing(self, messages: list[Message]) -> Rendering:
+        """A rendering of one's own messages, whatever the settings do with thoughts."""
+        renderer = self._renderer
+        if self.thinking != "keep":
+            special_names = self.tokenizer.special_tokens_map
+            renderer = Renderer(self._source, special_names, self._control, self.train_on, "keep", self.arguments)
+        return renderer.render(Conversation(messages)).renderings[-1]
+
+    def _warn_of_prompt(self) -> None:
+        prompt: list[Message] = [{"role": "user", "content": "Hello"}]
+        text = self._renderer.write(prompt, self.arguments, True)  # type: ignore[arg-type]
+        trained = self.encode([self._probing([*prompt, {"role": "assistant", "content": "Hello"}])])[0]
+        before, generated = trained.ids[: trained.spans[-1][0]], self._encode_texts([text])[0].ids
+        if before != generated:
             rank_zero_warn(
-                f"template {self.name!r}: in training an answer follows {self.tokenizer.decode(trained)!r}, but "
+                f"template {self.name!r}: in training an answer follows {self.tokenizer.decode(before)!r}, but "
                 f"the template's generation prompt gives {self.tokenizer.decode(generated)!r}; sample with the former",
             )
 
-    def _leading_space(self, rendering: Rendering, prompt: str) -> int:
-        """Characters before an answer that are the model's to produce.
+    def _leading_space(self, rendering: Rendering) -> int:
+        """Characters of white space before what is learnt that are part of its first token, as in SentencePiece."""
+        tokens = Whole(self._encode_texts([rendering.text])[0])
+        start = rendering.turns[0].start
+        return max(start - tokens.start_of(tokens.at(start)), 0)
 
-        These are white space after the template's own prompt, and, in SentencePiece, the space that is part of a word.
-        """
-        text, start = rendering.text, rendering.turns[0].start
-        after_prompt = text[len(prompt) : start] if text.startswith(prompt) else ""
-        tokens = Whole(self._encode_texts([text])[0])
-        in_token = start - tokens.start_of(tokens.at(start))
-        return max(in_token, len(after_prompt) if after_prompt.isspace() else 0)
-
-    def _generation_prompt(self, messages: list[Message]) -> list[int]:
-        text = self._render(messages, add_generation_prompt=True)
-        return self._encode_texts([text])[0].ids
-
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """What `tokenizer.apply_chat_template` would make of messages, within the bounds of the sandbox."""
-        try:
-            return self._compiled.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special_names,
-            )
-        except Exception as error:  # a template may fail in any way
-            verb = "refuses" if type(error) is TemplateError else "fails on"
-            roles = ", ".join(message["role"] for message in messages[:_NAMED]) + (" ..." if messages[_NAMED:] else "")
-            reason = f"the chat template {verb} messages of the roles {roles} ({reason_of_failure(error)})"
-            raise RowError(reason, "template") from None
-
-    def render(self, messages: list[Message]) -> Rendering:
-        """Render a conversation and find its turns.
+    def unroll(self, conversation: Conversation | list[Message]) -> Rendered:
+        """Render a conversation; of a template that writes a turn otherwise once others follow it, in several texts.
 
         Raises:
-            RowError: if the template refuses the conversation or does more to a content than to strip it.
+            RowError: if the template refuses the conversation, does more to a content than to strip it, or writes
+                nothing of its functions or calls.
         """
-        roles = tuple(message["role"] for message in messages)
-        pieces = self._pieces(roles) if len(roles) <= _KEPT else template_pieces(self._render, roles)
-        text = self._render(messages)
-        return find_turns(text, locate_contents(text, pieces, messages), messages, self._control)
+        whole = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
+        rendered = self._renderer.render(whole)
+        if not rendered.fits and not self._unfit_seen:
+            self._unfit_seen = True
+            self._warn_of_prompt()
+        self._check_controls(rendered.renderings)
+        return rendered
+
+    def _check_controls(self, renderings: Sequence[Rendering]) -> None:
+        kinds = {turn.control for rendering in renderings for turn in rendering.turns}
+        ends = {name for name, token in self._special.items() if token.number in self.end_of_turn_ids}
+        if not kinds <= ends:
+            named = " and ".join(sorted(kinds | ends))
+            raise RowError(f"the chat template closes the assistant's turns with different tokens: {named}", "template")
+
+    def render(self, conversation: Conversation | list[Message]) -> Rendering:
+        """Render a conversation: of the texts of `unroll` the one in which its last turn is learnt."""
+        return self.unroll(conversation).renderings[-1]
 
     def encode(self, renderings: Sequence[Rendering]) -> list[Encoded]:
         """Tokenise renderings, many at once.
@@ -217,17 +280,29 @@ class ChatTemplate:
             for rendering, encoding in zip(renderings, encodings, strict=True)
         ]
 
-    def render_prompt(self, messages: list[Message]) -> list[int]:
+    def render_prompt(
+        self, conversation: Conversation | list[Message], opening: str = "", thoughts: bool | None = None
+    ) -> list[int]:
         """The ids that an answer of the assistant follows, exactly as in training.
 
         Args:
-            messages: a conversation whose next turn is the assistant's.
+            conversation: whose next turn is the assistant's.
+            opening: what the answer already says, after its thought.
+            thoughts: whether the answer is to have a thought; None: as the template asks by itself, or in a run as most
+                of its training rows have it.
 
         Returns:
-            Ids to generate from: a prefix of the training ids of the conversation with any answer.
+            Ids to generate from: without an opening a prefix of the training ids of the conversation with any such
+            answer.
         """
-        [encoded] = self.encode([self.render([*messages, {"role": "assistant", "content": "Hello"}])])
-        return encoded.ids[: encoded.spans[-1][0]]
+        asked = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
+        thinks = not opening and (self._prompts_thought if thoughts is None else thoughts) and self.thinking == "keep"
+        answer: Message = {"role": "assistant", "content": opening or "Hello"}
+        if thinks:
+            answer["reasoning_content"] = "Hello"
+        [encoded] = self.encode([self.render(replace(asked, messages=[*asked.messages, answer]))])
+        start, end = encoded.spans[-1]
+        return encoded.ids[: end - self.train_on_end] if opening else encoded.ids[:start]
 
     def _encode_texts(self, texts: list[str], as_text: bool = False) -> list[Encoding]:
         """Encodings of texts; `as_text` leaves special tokens unparsed.
@@ -307,7 +382,7 @@ class ChatTemplate:
 
     def _spans(self, rendering: Rendering, tokens: Whole | Pieces) -> Encoded:
         ids, spans = tokens.ids, []
-        for turn in rendering.turns if self.train_on == "all" else rendering.turns[-1:]:
+        for turn in rendering.turns:
             start = tokens.at(self._start(rendering.text, turn))
             close = tokens.at(turn.close)
             if close == len(ids) or ids[close] != self._special[turn.control].number:
@@ -316,26 +391,13 @@ class ChatTemplate:
         return Encoded(ids, spans)
 
 
-def _special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str], template: str) -> dict[str, _Control]:
-    """The tokens that only a template may write: the tokenizer's special ones and the template's own."""
-    added = tokenizer.added_tokens_decoder
-    special = {
-        token.content: _Control(number, token.lstrip, token.rstrip) for number, token in added.items() if token.special
-    }
-    for control in controls:
-        ids = tokenizer.encode(control, add_special_tokens=False)
-        if len(ids) != 1 or tokenizer.convert_ids_to_tokens(ids[0]) != control:
-            raise UserError(
-                f"template {template!r} needs {control} to be a single token, but the tokenizer makes {len(ids)} "
-                "of it; use a tokenizer that has it, or the template 'plain'"
-            )
-        token = added.get(ids[0])
-        special[control] = _Control(ids[0]) if token is None else _Control(ids[0], token.lstrip, token.rstrip)
-    return special
-
-
 def make_template(
-    name: str, tokenizer: PreTrainedTokenizerBase, train_on: TrainOn = "all", train_on_end: bool = True
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    train_on: TrainOn = "all",
+    train_on_end: bool = True,
+    thinking: Thinking = "keep",
+    arguments: Mapping[str, Any] | None = None,
 ) -> ChatTemplate:
     """The chat template of a name.
 
@@ -345,6 +407,8 @@ def make_template(
         tokenizer: encodes it.
         train_on: `all` turns of the assistant, or the `last` one.
         train_on_end: whether the token that closes a turn is learnt.
+        thinking: whether thoughts are learnt (`keep`), left out (`drop`), or refused (`refuse`).
+        arguments: of the template, where a row gives no others.
 
     Raises:
         UserError: for an unknown name, or a template that cannot be used with this tokenizer.
@@ -353,4 +417,4 @@ def make_template(
     if found.name in TEMPLATES and "eos_token" in found.jinja and tokenizer.eos_token is None:
         reason = "closes turns with the end-of-text token, but the tokenizer has no eos_token"
         raise UserError(f"template {found.name!r} {reason}")
-    return ChatTemplate(found.name, found.jinja, tokenizer, found.controls, train_on, train_on_end)
+    return ChatTemplate(found.name, found.jinja, tokenizer, found.controls, train_on, train_on_end, thinking, arguments)

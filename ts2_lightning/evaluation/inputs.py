@@ -1,12 +1,14 @@
 """What a model is asked, made by the data room: rows and prompts in its own tokens, as in training."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.encoding import EncodedRows
-from ts2_lightning.data.formats import FormatFunction, Message, TokenRow, get_format, parse
+from ts2_lightning.data.formats import Conversation, Example, FormatFunction, Message, TokenRow, get_format, parse
+from ts2_lightning.data.formats.turns import is_answer
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.data.plan import evaluation_plan
@@ -74,7 +76,7 @@ def named_template(name: str, tokenizer: PreTrainedTokenizerBase, model: str) ->
 
 def read_messages(
     selection: Selection, option: str, limit: int | None = None, tolerant: bool = False
-) -> list[list[Message]]:
+) -> list[Conversation]:
     """The conversations of a prompt file up to where the assistant answers (last); each once, in their order.
 
     A row may have an answer, of whatever format; it is left out. Or it has none: `prompt` alone, `instruction` with or
@@ -90,15 +92,15 @@ def read_messages(
         UserError: naming file and line of a row that is no prompt; or there is none.
     """
     function = get_format(selection.format)
-    found: dict[str, list[Message]] = {}
+    found: dict[str, Conversation] = {}
     for _, row in selection.read():
         try:
-            messages = _prompt(row, function)
+            prompt = _prompt(row, function)
         except RowError as error:
             if tolerant:
                 continue
             raise UserError(f"{option} {row.origin}: {error}") from error
-        found.setdefault(repr(messages), messages)
+        found.setdefault(repr(replace(prompt, unused=())), prompt)
         if len(found) == limit:
             break
     if not found:
@@ -106,20 +108,20 @@ def read_messages(
     return list(found.values())
 
 
-def _prompt(row: Row | Reject, function: FormatFunction | None) -> list[Message]:
+def _prompt(row: Row | Reject, function: FormatFunction | None) -> Conversation:
     """What comes before the answer. Raises RowError if it is none."""
     if isinstance(row, Reject):
         raise RowError(row.reason)
-    return _before_answer(row.fields, parse(_answered(row.fields), row.format or function))
+    return _before_answer(parse(_answered(row.fields), row.format or function))
 
 
 def _answered(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     present = {name for name, value in fields.items() if value is not None}
-    messages = fields.get("messages")
-    if isinstance(messages, list) and messages:
-        last = messages[-1]
-        answered = isinstance(last, Mapping) and last.get("role") == "assistant"
-        return fields if answered else {**fields, "messages": [*messages, {"role": "assistant", "content": _ANSWER}]}
+    for key in ("messages", "conversations"):
+        turns = fields.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], Mapping) and "chosen" not in present:
+            answer = {"role": "assistant", "content": _ANSWER}
+            return fields if is_answer(turns[-1]) else {**fields, key: [*turns, answer]}
     if "prompt" in present and not present & {"completion", "response", "chosen"}:
         return {**fields, "completion": _ANSWER}
     if "instruction" in present and not present & {"output", "response"}:
@@ -127,21 +129,21 @@ def _answered(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return fields
 
 
-def _before_answer(fields: Mapping[str, Any], example: list[Message] | TokenRow) -> list[Message]:
+def _before_answer(example: Example) -> Conversation:
     if isinstance(example, TokenRow):
         raise RowError("a prompt must be text, got token ids", "wrong type")
-    last = max(i for i, message in enumerate(example) if message["role"] == "assistant")
+    last = max(i for i, message in enumerate(example.messages) if message["role"] == "assistant")
     if not last:
         raise RowError("nothing comes before the assistant's answer", "other")
-    return example[:last]
+    return replace(example, messages=example.messages[:last])
 
 
-def encode_prompt(template: ChatTemplate, messages: list[Message], opening: str = "") -> Prompt:
+def encode_prompt(template: ChatTemplate, prompt: Conversation | list[Message], opening: str = "") -> Prompt:
     """A prompt in tokens: those that the answer follows in training.
 
     Args:
         template: of the model.
-        messages: a conversation whose next turn is the assistant's.
+        prompt: a conversation whose next turn is the assistant's.
         opening: what the answer already says.
 
     Example:
@@ -152,11 +154,8 @@ def encode_prompt(template: ChatTemplate, messages: list[Message], opening: str 
         >>> tokenizer.decode(prompt.ids)
         '<s> <|user|> name a fruit <|assistant|> the answer is'
     """
-    text = messages[-1]["content"]
-    if not opening:
-        return Prompt(text, template.render_prompt(messages))
-    [encoded] = template.encode([template.render([*messages, {"role": "assistant", "content": opening}])])
-    return Prompt(text, encoded.ids[: encoded.spans[-1][1] - template.train_on_end])
+    messages = prompt.messages if isinstance(prompt, Conversation) else prompt
+    return Prompt(messages[-1]["content"], template.render_prompt(prompt, opening))
 
 
 def encode_rows(

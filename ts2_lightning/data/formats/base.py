@@ -1,45 +1,22 @@
-"""What a format is, how a row finds its own, and what its result must be."""
+"""What a format is, and how a row finds its own."""
 
-import reprlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ts2_lightning.data.files import reason_of
+from ts2_lightning.data.formats.parsing import Example, Result, checked, complete
+from ts2_lightning.data.formats.values import named, shown
 from ts2_lightning.data.naming import import_object, unknown_name
-from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import IGNORE_INDEX, RejectKind, RowError, UserError
+from ts2_lightning.types import RejectKind, RowError, UserError
 
-ROLES = ("system", "user", "assistant", "tool")
 WEIGHT = "weight"
 """The field of a row's weight, in every format."""
 
-_LARGEST_ID = 2**31 - 1
 _LARGEST_WEIGHT = float(np.finfo(np.float32).max)
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHORT.maxlevel = 3
 
-
-class Message(TypedDict):
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-class TokenRow(NamedTuple):
-    """A row that comes tokenised."""
-
-    input_ids: list[int]
-    labels: list[int]  # as input_ids, or IGNORE_INDEX where the token is not supervised
-
-
-Example = list[Message] | TokenRow
-"""What a row becomes: a conversation, which still needs a template, or tokens."""
-
-FormatFunction = Callable[[Mapping[str, Any]], Example]
+FormatFunction = Callable[[Mapping[str, Any]], Result]
 
 
 class Format(NamedTuple):
@@ -49,11 +26,16 @@ class Format(NamedTuple):
         function: from a row's fields to an example; raises RowError without naming the row, the caller does.
         keys: fields that a row of this format has.
         fits: what else is true of a row of this format; its docstring says it, to follow the keys in a message.
+        reads: fields that it reads besides; None for a function of the user, which alone decides what it uses. Of a
+            format of the package what is not read is listed or refused (see `fields`).
+        asks: whether a row is a question and an answer, so that other fields may belong to the question.
     """
 
     function: FormatFunction
     keys: frozenset[str]
     fits: Callable[[Mapping[str, Any]], bool] | None = None
+    reads: frozenset[str] | None = None
+    asks: bool = False
 
     def __str__(self) -> str:
         keys = " + ".join(sorted(self.keys))
@@ -65,22 +47,34 @@ FORMATS: dict[str, Format] = {}
 
 
 def register_format(
-    name: str, *keys: str, fits: Callable[[Mapping[str, Any]], bool] | None = None
+    name: str,
+    *keys: str,
+    fits: Callable[[Mapping[str, Any]], bool] | None = None,
+    reads: Collection[str] | None = None,
+    asks: bool = False,
 ) -> Callable[[FormatFunction], FormatFunction]:
     """Make a decorated function known as format `name`, found by `auto` in rows that have all `keys` and fit.
+
+    Args:
+        name: of the format.
+        keys: fields that a row of it has.
+        fits: what else is true of a row of it; its docstring follows the keys in messages.
+        reads: fields that it reads besides; with it, even empty, the row's other fields become what `fields` says:
+            a `system` text a turn, `tools` the template's. Without it the function alone decides.
+        asks: whether a row is a question and an answer.
 
     Example:
         >>> @register_format("riddle", "riddle", "solution")
         ... def riddle(fields):
         ...     return [{"role": "user", "content": fields["riddle"]},
         ...             {"role": "assistant", "content": fields["solution"]}]
-        >>> parse({"riddle": "What has keys?", "solution": "A piano."})[1]["content"]
+        >>> parse({"riddle": "What has keys?", "solution": "A piano."}).messages[1]["content"]
         'A piano.'
         >>> _ = FORMATS.pop("riddle")
     """
 
     def register(function: FormatFunction) -> FormatFunction:
-        FORMATS[name] = Format(function, frozenset(keys), fits)
+        FORMATS[name] = Format(function, frozenset(keys), fits, None if reads is None else frozenset(reads), asks)
         return function
 
     return register
@@ -114,10 +108,12 @@ def parse(fields: Mapping[str, Any], function: FormatFunction | None = None) -> 
     Raises:
         RowError: if no format or more than one fits, or the format gives no conversation that can be trained on.
     """
-    function = function or detect(fields)
+    function = detect(fields) if function is None or function is detected else function
+    known = next((known for known in FORMATS.values() if known.function is function), None)
     try:
-        example = function(fields)
-        return checked_tokens(*example) if isinstance(example, TokenRow) else checked_messages(example)
+        if known is None or known.reads is None:
+            return checked(function(fields))
+        return complete(function(fields), fields, known.keys | known.reads, known.asks)
     except UserError:
         raise
     except Exception as error:  # a user's own function may fail in any way on a row that it does not expect
@@ -184,7 +180,7 @@ def detect(fields: Mapping[str, Any]) -> FormatFunction:
     return known.function
 
 
-def detected(fields: Mapping[str, Any]) -> Example:
+def detected(fields: Mapping[str, Any]) -> Result:
     """The format `auto` as a function."""
     return detect(fields)(fields)
 
@@ -199,91 +195,3 @@ def _fitting(fields: Mapping[str, Any], present: Collection[str]) -> dict[str, F
     everything = frozenset().union(*(known.keys for known in fitting.values()))
     greatest = {name: known for name, known in fitting.items() if known.keys == everything}
     return greatest or fitting
-
-
-def checked_tokens(ids: Any, labels: Any) -> TokenRow:
-    """Token ids and their labels, checked.
-
-    Raises:
-        RowError: for anything else than token ids, and labels that neither repeat them nor are `IGNORE_INDEX`.
-    """
-    _check_integers("input_ids", ids)
-    if labels is not ids:
-        _check_integers("labels", labels)
-    if not ids or min(ids) < 0 or max(ids) > _LARGEST_ID:
-        raise RowError("input_ids must be at least one token id, none of them negative or above 2^31 - 1", "wrong type")
-    if len(labels) != len(ids):
-        raise RowError(f"labels must be as long as input_ids ({len(ids)}), got {len(labels)}", "wrong type")
-    for place, (token, label) in enumerate(zip(ids, labels, strict=True)):
-        if label not in (token, IGNORE_INDEX):
-            raise RowError(
-                f"labels[{place}] is {shown(label)}: it must repeat input_ids[{place}] = {token} or be {IGNORE_INDEX} "
-                "(labels are not shifted)",
-                "wrong type",
-            )
-    return TokenRow(ids, labels)
-
-
-def _check_integers(name: str, value: Any) -> None:
-    if not isinstance(value, list) or not all(type(item) is int for item in value):
-        raise RowError(f"{name} must be a list of integers, got {shown(value)}", "wrong type")
-
-
-def checked_messages(value: Any) -> list[Message]:
-    """The messages with only their roles and contents, checked.
-
-    Raises:
-        RowError: for a wrong shape or role, a content that is no text, no assistant turn, or an empty one; and for tool
-            calls and weights of messages, which would be lost.
-    """
-    if not isinstance(value, list) or not value:
-        raise RowError(f"messages must be a list of at least one message, got {shown(value)}", "wrong type")
-    messages = [_checked_message(message, number) for number, message in enumerate(value, start=1)]
-    if all(message["role"] != "assistant" for message in messages):
-        raise RowError("no message of the role assistant, so nothing to learn", "no supervised token")
-    return messages
-
-
-def _checked_message(message: Any, number: int) -> Message:
-    if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-        kind: RejectKind = "missing field" if isinstance(message, Mapping) else "wrong type"
-        raise RowError(f"message {number} must be an object with role and content, got {shown(message)}", kind)
-    role, content = message["role"], message["content"]
-    if not isinstance(role, str) or role not in ROLES:
-        hint = did_you_mean(role[:40], ROLES) if isinstance(role, str) else ""
-        raise RowError(f"message {number}: unknown role {shown(role)}; known: {', '.join(ROLES)}{hint}", "unknown role")
-    if message.get("tool_calls") or message.get(WEIGHT, 1) not in (1, None):
-        lost = "tool_calls" if message.get("tool_calls") else f"a {WEIGHT} of its own"
-        raise RowError(f"message {number} ({role}) has {lost}, which would be lost; write calls as content", "other")
-    text = checked_text(content, f"message {number} ({role}): content")
-    if role == "assistant" and not text.strip():
-        raise RowError(f"message {number}: the assistant's answer is empty", "empty answer")
-    return {"role": str.__str__(role), "content": text}
-
-
-def checked_text(value: Any, what: str) -> str:
-    """A string that UTF-8 can hold: JSON may write half of a surrogate pair, which no tokenizer takes.
-
-    Raises:
-        RowError: naming what it is.
-    """
-    if not isinstance(value, str):
-        raise RowError(f"{what} must be a string, got {shown(value)}", "wrong type")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            half = shown(value[error.start])
-            raise RowError(f"{what} has {half}, half of a surrogate pair and no character", "not UTF-8") from None
-    return str.__str__(value)  # of a class of the user's it would have methods that a template may call
-
-
-def shown(value: Any) -> str:
-    """A value in one short line."""
-    return _SHORT.repr(value)
-
-
-def named(fields: Mapping[str, Any]) -> str:
-    """The keys of a row in one short line."""
-    keys = [key if key.isprintable() and len(key) <= 40 else shown(key) for key in map(str, fields)]
-    return ", ".join(keys[:12]) + (f" and {len(keys) - 12} more" if len(keys) > 12 else "") if keys else "(none)"

@@ -4,47 +4,34 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ts2_lightning.data.formats.base import (
-    WEIGHT,
-    Message,
-    TokenRow,
-    checked_text,
-    named,
-    register_format,
-    shown,
-)
-from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.data.formats.base import WEIGHT, register_format
+from ts2_lightning.data.formats.tokens import TokenRow, read_tokens
+from ts2_lightning.data.formats.turns import Message
+from ts2_lightning.data.formats.values import checked_text, is_filled, named, shown
 from ts2_lightning.types import RowError
 
 BEST_SCORE = 7.0
 """The least score of a best completion of UltraFeedback (TOFU, appendix B)."""
 
-_SHAREGPT_ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
+_GSM8K = {"question", "answer", "system", "system_prompt", "chat_template_kwargs", WEIGHT}
+_PAIR = ("user", "bot")
 _GUANACO = re.compile(r"### (Human|Assistant):")
 
 
-@register_format("tokens", "input_ids")
+@register_format("tokens", "input_ids", reads=())
 def tokens(fields: Mapping[str, Any]) -> TokenRow:
     """Rows already tokenised: `input_ids`, and `labels` that repeat them or are -100 where nothing is learnt.
 
-    Without labels every token is supervised. No template is applied and nothing is added.
+    Without labels every token is supervised, but for those that a mask leaves out. No template is applied and nothing
+    is added.
     """
-    ids = _field(fields, "input_ids")
-    return TokenRow(ids, ids if fields.get("labels") is None else fields["labels"])
+    _field(fields, "input_ids")
+    return read_tokens(fields)
 
 
-@register_format("messages", "messages")
+@register_format("messages", "messages", reads=())
 def messages(fields: Mapping[str, Any]) -> list[Message]:
-    """`messages`: a list of objects with `role` (system, user, assistant, tool) and `content`."""
+    """`messages`: a list of objects with `role` (system, user, assistant, tool) and `content`; see `turns`."""
     return _field(fields, "messages")
 
 
@@ -53,18 +40,18 @@ def _turns_are_objects(fields: Mapping[str, Any]) -> bool:
     return not _turns_are_strings(fields)
 
 
-@register_format("sharegpt", "conversations", fits=_turns_are_objects)
+@register_format("sharegpt", "conversations", fits=_turns_are_objects, reads=())
 def sharegpt(fields: Mapping[str, Any]) -> list[Message]:
-    """`conversations`: a list of objects with `from` (human, gpt, system, tool and their synonyms) and `value`."""
-    system = _optional("system", fields, "system")
-    turns = enumerate(_objects(fields, "conversations"), start=1)
-    return [*system, *(_sharegpt_message(turn, f"turn {number}") for number, turn in turns)]
+    """`conversations`: a list of objects with `from` (human, gpt, ... or as `messages`) and `value`; see `turns`."""
+    turns: Any = _objects(fields, "conversations")
+    return turns  # `parse` checks them
 
 
-@register_format("sharegpt_chosen", "conversations", "chosen", "rejected")
+@register_format("sharegpt_chosen", "conversations", "chosen", "rejected", reads=())
 def sharegpt_chosen(fields: Mapping[str, Any]) -> list[Message]:
     """`conversations` that end before the answer, and `chosen`, the answer that was preferred."""
-    return [*sharegpt(fields), _sharegpt_message(_object(_field(fields, "chosen"), "chosen"), "chosen")]
+    turns: Any = [*_objects(fields, "conversations"), _object(_field(fields, "chosen"), "chosen")]
+    return turns
 
 
 def _turns_are_strings(fields: Mapping[str, Any]) -> bool:
@@ -73,7 +60,7 @@ def _turns_are_strings(fields: Mapping[str, Any]) -> bool:
     return isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) for turn in turns)
 
 
-@register_format("lima", "conversations", fits=_turns_are_strings)
+@register_format("lima", "conversations", fits=_turns_are_strings, reads=())
 def lima(fields: Mapping[str, Any]) -> list[Message]:
     """`conversations`: a list of strings, the user's and the assistant's in turn."""
     turns = _list(fields, "conversations")
@@ -88,23 +75,23 @@ def _not_judged(fields: Mapping[str, Any]) -> bool:
     return fields.get("label") is None  # KTO's rows say with it whether the completion is good or bad
 
 
-@register_format("prompt_completion", "prompt", "completion", fits=_not_judged)
+@register_format("prompt_completion", "prompt", "completion", fits=_not_judged, reads=("history",), asks=True)
 def prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
     """`prompt` and `completion`: both strings, or both lists of messages."""
     return _prompt_and(fields, "completion")
 
 
-@register_format("prompt_response", "prompt", "response")
+@register_format("prompt_response", "prompt", "response", reads=("history",), asks=True)
 def prompt_response(fields: Mapping[str, Any]) -> list[Message]:
     """`prompt` and `response`: both strings, or both lists of messages."""
     return _prompt_and(fields, "response")
 
 
-@register_format("alpaca", "instruction", "output")
+@register_format("alpaca", "instruction", "output", reads=("input", "history"), asks=True)
 def alpaca(fields: Mapping[str, Any]) -> list[Message]:
     """`instruction`, `output` and, if there is one, `input`, which follows the instruction after a blank line.
 
-    Also, as LLaMA-Factory writes them (LIMA too), a `system` prompt and a `history` of pairs of earlier turns.
+    Also, as LLaMA-Factory writes it (LIMA too), a `history` of pairs of earlier turns.
     """
     return [*_history(fields), *_instruction(fields, ("input",), "output")]
 
@@ -114,25 +101,25 @@ def _by_name(fields: Mapping[str, Any]) -> bool:
     return False
 
 
-@register_format("alpaca_tofu", "instruction", "output", fits=_by_name)
+@register_format("alpaca_tofu", "instruction", "output", fits=_by_name, reads=("input", "history"), asks=True)
 def alpaca_tofu(fields: Mapping[str, Any]) -> list[Message]:
     """As `alpaca`, but the `input` is a user turn of its own, as the template `tofu` wants it."""
     user, answer = _instruction(fields, (), "output")
     return [*_history(fields), user, *_optional("user", fields, "input"), answer]
 
 
-@register_format("dolly", "instruction", "response")
+@register_format("dolly", "instruction", "response", reads=("context", "input", "history"), asks=True)
 def dolly(fields: Mapping[str, Any]) -> list[Message]:
     """`instruction`, `response` and, if there is one, `context` or `input`, which follows after a blank line."""
-    return _instruction(fields, ("context", "input"), "response")
+    return [*_history(fields), *_instruction(fields, ("context", "input"), "response")]
 
 
 def _nothing_else(fields: Mapping[str, Any]) -> bool:
     """and nothing else"""
-    return {key for key, value in fields.items() if value is not None} <= {"question", "answer", WEIGHT}
+    return {key for key, value in fields.items() if value is not None} <= _GSM8K
 
 
-@register_format("gsm8k", "question", "answer", fits=_nothing_else)
+@register_format("gsm8k", "question", "answer", fits=_nothing_else, reads=())
 def gsm8k(fields: Mapping[str, Any]) -> list[Message]:
     """`question` and `answer`. Rows with more fields, such as choices, are often something else: name the format."""
     return [
@@ -141,7 +128,7 @@ def gsm8k(fields: Mapping[str, Any]) -> list[Message]:
     ]
 
 
-@register_format("ultrafeedback_binarized", "messages", "chosen", "rejected")
+@register_format("ultrafeedback_binarized", "messages", "chosen", "rejected", reads=())
 def ultrafeedback_binarized(fields: Mapping[str, Any]) -> list[Message]:
     """`messages`, which end in the chosen answer; without them `chosen`, the same list in the rows of TRL."""
     turns = _objects(fields, "chosen" if fields.get("messages") is None else "messages")
@@ -150,7 +137,7 @@ def ultrafeedback_binarized(fields: Mapping[str, Any]) -> list[Message]:
     return list(turns)  # type: ignore[arg-type]  # `parse` checks them
 
 
-@register_format("ultrafeedback", "instruction", "completions")
+@register_format("ultrafeedback", "instruction", "completions", reads=(), asks=True)
 def ultrafeedback(fields: Mapping[str, Any]) -> list[Message]:
     """`instruction` and the one of its `completions` with the best `overall_score`, the first of equals.
 
@@ -168,7 +155,7 @@ def ultrafeedback(fields: Mapping[str, Any]) -> list[Message]:
     ]
 
 
-@register_format("numina_math", "messages", "problem", "solution")
+@register_format("numina_math", "messages", "problem", "solution", reads=())
 def numina_math(fields: Mapping[str, Any]) -> list[Message]:
     r"""`problem` and `solution`; a row whose solution has no `\boxed{` is left out."""
     solution = _message("assistant", _field(fields, "solution"), "solution")
@@ -183,7 +170,7 @@ def _has_markers(fields: Mapping[str, Any]) -> bool:
     return isinstance(text, str) and text.startswith("### Human:") and fields.get("messages") is None
 
 
-@register_format("guanaco", "text", fits=_has_markers)
+@register_format("guanaco", "text", fits=_has_markers, reads=())
 def guanaco(fields: Mapping[str, Any]) -> list[Message]:
     """`text`: OASST threads in one string, each turn after `### Human:` or `### Assistant:`."""
     before, *parts = _GUANACO.split(_message("user", _field(fields, "text"), "text")["content"])
@@ -196,7 +183,7 @@ def guanaco(fields: Mapping[str, Any]) -> list[Message]:
     ]
 
 
-@register_format("oasst", "message_tree_id", "prompt")
+@register_format("oasst", "message_tree_id", "prompt", reads=())
 def oasst(fields: Mapping[str, Any]) -> list[Message]:
     """A tree of OASST: from `prompt` down, the reply of the best `rank` each time, to the last of the assistant.
 
@@ -218,6 +205,23 @@ def oasst(fields: Mapping[str, Any]) -> list[Message]:
     return thread
 
 
+def _has_pairs(fields: Mapping[str, Any]) -> bool:
+    """a list of objects with user and bot, and no instruction or prompt"""
+    turns = fields["history"]
+    alone = not any(is_filled(fields.get(name)) for name in ("instruction", "prompt"))
+    return alone and isinstance(turns, list) and bool(turns) and all(_is_pair(turn) for turn in turns)
+
+
+def _is_pair(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and all(key in turn for key in _PAIR)
+
+
+@register_format("mt_bench_101", "history", fits=_has_pairs, reads=())
+def mt_bench_101(fields: Mapping[str, Any]) -> list[Message]:
+    """`history`: a list of objects with `user` and `bot`, a question and its answer each."""
+    return _history({"history": _field(fields, "history")})
+
+
 def _rank(reply: Mapping[str, Any]) -> float:
     return float("inf") if reply.get("rank") is None else _number(reply, "rank")
 
@@ -225,8 +229,9 @@ def _rank(reply: Mapping[str, Any]) -> float:
 def _prompt_and(fields: Mapping[str, Any], key: str) -> list[Message]:
     prompt, answer = _field(fields, "prompt"), _field(fields, key)
     if isinstance(prompt, list) and isinstance(answer, list):
-        return [*prompt, *answer]
-    return [_message("user", _filled(fields, "prompt"), "prompt"), _message("assistant", answer, key)]
+        return [*_history(fields), *prompt, *answer]
+    question = _message("user", _filled(fields, "prompt"), "prompt")
+    return [*_history(fields), question, _message("assistant", answer, key)]
 
 
 def _instruction(fields: Mapping[str, Any], extras: Sequence[str], answer: str) -> list[Message]:
@@ -238,24 +243,19 @@ def _instruction(fields: Mapping[str, Any], extras: Sequence[str], answer: str) 
 
 
 def _history(fields: Mapping[str, Any]) -> list[Message]:
-    """What comes before an instruction: a system prompt and earlier turns, if there are any."""
-    messages = _optional("system", fields, "system")
-    pairs = [] if fields.get("history") is None else _list(fields, "history")
+    """The earlier turns of a row, if there are any: pairs of a question and an answer."""
+    pairs = [] if fields.get("history") in (None, "") else _list(fields, "history")
+    turns: list[Message] = []
     for place, pair in enumerate(pairs):
-        if not isinstance(pair, list) or len(pair) != 2:
+        texts = [pair.get(key) for key in _PAIR] if isinstance(pair, Mapping) else pair
+        if not isinstance(texts, list) or len(texts) != 2 or None in texts:
             raise RowError(f"history[{place}] must be a question and an answer, got {shown(pair)}", "wrong type")
-        messages += [
-            _message(role, text, f"history[{place}]") for role, text in zip(("user", "assistant"), pair, strict=True)
+        if isinstance(pair, Mapping) and (more := [key for key in pair if key not in _PAIR and is_filled(pair[key])]):
+            raise RowError(f"history[{place}] has {named(more)} besides {' and '.join(_PAIR)}; remove it", "other")
+        turns += [
+            _message(role, text, f"history[{place}]") for role, text in zip(("user", "assistant"), texts, strict=True)
         ]
-    return messages
-
-
-def _sharegpt_message(turn: Mapping[str, Any], what: str) -> Message:
-    role = _field(turn, "from")
-    if not isinstance(role, str) or role not in _SHAREGPT_ROLES:
-        hint = did_you_mean(role[:40], _SHAREGPT_ROLES) if isinstance(role, str) else ""
-        raise RowError(f"{what}: unknown role {shown(role)}; known: {', '.join(_SHAREGPT_ROLES)}{hint}", "unknown role")
-    return _message(_SHAREGPT_ROLES[role], _field(turn, "value"), f"{what}: value")
+    return turns
 
 
 def _field(fields: Mapping[str, Any], key: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.formats import Message
+from ts2_lightning.data.formats import Conversation
 from ts2_lightning.data.loader import BatchLoader
 from ts2_lightning.evaluation.inputs import encode_prompt, micro_questions
 from ts2_lightning.evaluation.probes import PROBES, SETTING_RANGES, Settings, Subject, write_probe
@@ -108,7 +108,7 @@ class Probes(Measure):
     def _subject(self, target: Target) -> Subject:
         """What is asked; what no probe needs is not read."""
         questions, opening = micro_questions(target.is_toy_world)
-        asked = [[Message(role="user", content=question)] for question in questions]
+        asked = [Conversation.asking(question) for question in questions]
         prompts, batches = [], _AllBatches()
         if self._reads("prompts"):
             prompts = target.prompts("probes.prompts", self._data(target, "prompts"), self.limit)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.datamodule import load_tokenizer
-from ts2_lightning.data.formats import Message
+from ts2_lightning.data.formats import Conversation
 from ts2_lightning.data.sets import SPLITS, Files
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.evaluation.inputs import encode_prompt, read_messages, toy_world_text
@@ -25,6 +25,7 @@ from ts2_lightning.types import UserError
 Rows = Files | dict[str, Files]
 """Files or other sources of the data room, or several sets of them; None: the validation rows of the run."""
 
+_OF_TEMPLATE = ("train_on", "train_on_end", "thinking")
 _TOY_WORLD_ROWS = "toyworld:validation"
 
 
@@ -98,14 +99,14 @@ class Target:
         if self.asked_in_sentences:
             return toy_world_text(self.tokenizer)
         name = self._template_name
-        learnt = {option: self.data[option] for option in ("train_on", "train_on_end") if option in self.data}
-        return make_template(name, self.tokenizer, **learnt)
+        learnt = {option: self.data[option] for option in _OF_TEMPLATE if option in self.data}
+        return make_template(name, self.tokenizer, arguments=self._of_data("chat_template_kwargs"), **learnt)
 
     @property
     def _template_name(self) -> str:
         return (self._of_data("template") or "auto") if self.template == "auto" else self.template
 
-    def _of_data(self, setting: str) -> str | None:
+    def _of_data(self, setting: str) -> Any:
         """A setting of `data.*` that counts for a model of no run; a run's export carries what it was trained with."""
         return self.data.get(setting) if self.run is None else None
 
@@ -165,7 +166,7 @@ class Target:
         Raises:
             UserError: a row is no prompt, unless `data.max_rejects` allows for bad rows; or there is none.
         """
-        found: list[list[Message]] = []
+        found: list[Conversation] = []
         for name in data.sets.of("validation"):
             if limit is None or len(found) < limit:
                 left = None if limit is None else limit - len(found)
@@ -182,7 +183,7 @@ class Target:
         sets = {name: data.sets.selection(name).identity() for name in names}
         for found in sets.values():
             found["files"] = [content for _, *content in found["files"]]  # wherever they lie
-        how = {name: getattr(data, name) for name in ("train_on", "train_on_end", "overlong", "format")}
+        how = {name: getattr(data, name) for name in (*_OF_TEMPLATE, "chat_template_kwargs", "overlong", "format")}
         how["max_length"] = data.row_length
         return {"sets": sets, "template": [data.template_name, self.template, *self.asked_with], **how}
 
