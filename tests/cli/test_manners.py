@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from ts2_lightning import cli
 from ts2_lightning.cli import main
 from ts2_lightning.cli.guard import guarded
 from ts2_lightning.types import SharedError, UserError
@@ -327,3 +328,11 @@ def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, cap
         capfd.readouterr().err.splitlines()[-1]
         == "error: TS2Loss: alpha must be a finite number of at least 0, got -1.0"
     )
+
+
+def test_a_command_that_another_runs_is_called_as_the_user_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_STARTED_AS", "somewhere/cli.py")
+    with cli.relaunchable(["fit"]):
+        assert cli.program() == "python cli.py"
+    monkeypatch.setattr(cli, "_STARTED_AS", "bin/ts2")
+    assert cli.program() == "ts2"

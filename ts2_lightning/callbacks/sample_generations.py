@@ -33,6 +33,7 @@ class SampleGenerations(Callback):
       `samples/mean_probability`: means over prompts.
 
     Prompts are turns of a user, rendered as in training; without a chat template they are texts to go on with.
+    The weights are those that are trained; an export may round them, which its last line then says.
 
     Args:
         prompts: the prompts, or a file with one in each line.

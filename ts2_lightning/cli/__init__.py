@@ -12,6 +12,8 @@ from ts2_lightning.suggestions import did_you_mean
 
 __all__ = ["COMMANDS", "Command", "main"]
 
+_STARTED_AS = next(iter(sys.argv), "")  # a command that runs another has its own in its place
+
 USAGE = """usage: {program} COMMAND [options]
 
 {about}
@@ -67,7 +69,7 @@ def usage() -> str:
 
 def program() -> str:
     """How the user calls the command line: `python cli.py`, or `ts2` where it is installed."""
-    return "python cli.py" if Path(sys.argv[0]).name == "cli.py" else "ts2"
+    return "python cli.py" if "cli.py" in (Path(sys.argv[0]).name, Path(_STARTED_AS).name) else "ts2"
 
 
 def no_such_command(word: str) -> str:
