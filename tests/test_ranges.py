@@ -264,6 +264,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "EntmaxLogitsProcessor.logit_scale NEFTune.alpha Throughput.peak_flops AdamWConfig.eps Diversity.temperature "
         "Job.write_speed",
     ),
+    ([0, 1e30, None], [-1e-9, 1e31], "LanguageModelConfig.router_aux_loss_coef"),
     ([1e-30, 1e9], [0, -1.0, 1.1e9], "Watchdog.timeout"),
     ([0, 1e-30, 1e30], [-1.0, 1e-31, 1e31], "Decoder.temperature Settings.temperature Probes.temperature"),
     (

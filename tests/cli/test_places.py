@@ -41,6 +41,8 @@ def test_the_line_of_a_setting(files: Path) -> None:
     assert place_of("trainer.max_epochs must be ...", settings(), options) == ""
     assert place_of("max_steps must be ...", settings(), options) == ""
     assert place_of("", settings(), options) == ""
+    assert place_of("trainer source 'x': must be ...", settings(), options) == ""
+    assert place_of("trainer: something else", settings(), options) == ""
 
 
 @pytest.mark.parametrize(("file", "place"), [("loss.yaml", "loss.yaml:5: "), ("parts.yaml", "loss/ts2.yaml:3: ")])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from ts2_lightning.modules.text_part import freeze_left_out, is_below, left_out,
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.layout import read_layout
 from ts2_lightning.planning.model import measure
+from ts2_lightning.types import UserError
 
 _PROJECTED = ["model.multi_modal_projector", "model.vision_tower"]
 _CONNECTED = ["model.connector", "model.vision_model"]
@@ -144,6 +146,24 @@ def test_the_export_is_whole(architecture: str, adapter: AdapterConfig | None, t
     loaded, _ = load_model(out)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-4, atol=1e-5)
     assert json.loads((out / "config.json").read_text())["architectures"] == [type(model).__name__]
+
+
+def test_what_a_checkpoint_leaves_out_is_the_base_models(tmp_path: Path) -> None:
+    base = base_of("gemma3", tmp_path / "base")
+    lm = LanguageModelConfig(str(base))
+    model = load_language_model(lm)
+    shake(model)
+    checkpoint = save_checkpoint(model, tmp_path / "last.ckpt")  # without frozen weights
+    out = export_checkpoint(checkpoint, lm, tmp_path / "export", settings(base))
+    before, after = stored(base), stored(out)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before if "vision" in name or "projector" in name)
+    torch.testing.assert_close(logits(load_model(out)[0]), logits(model), rtol=1e-4, atol=1e-5)
+    other = LanguageModelConfig(str(tmp_path / "config alone"), init="random")
+    shutil.copytree(base, other.path, ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(UserError, match=r"ckpt: it has no model\.vision_tower\..*, which was not trained, and no base"):
+        export_checkpoint(checkpoint, other, tmp_path / "another", settings(base))
+    assert not (tmp_path / "another").exists()
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "qwen2_5_vl", "llava"])

@@ -18,6 +18,7 @@ from ts2_lightning.yaml_files import compose_yaml, yaml_complaint
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")
 _ITEM = "[]"
+_NAMED_SETTING = r"(?P<setting>\w+(\.\w+)+|\w+(?=: \w+ must be )|\w+(?= must be ))(: (?P<argument>\w+))? "
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def place_of(message: str, settings: Namespace, arguments: Sequence[str]) -> str
     Returns:
         `FILE:LINE: `, or nothing where it was typed, is a default, or cannot be told from others of its name.
     """
-    begins = re.match(r"(?P<setting>\w+(\.\w+)*)(: (?P<argument>\w+))? ", message)
+    begins = re.match(_NAMED_SETTING, message)
     if begins is None:
         return ""
     setting, argument = begins["setting"], begins["argument"]

@@ -167,7 +167,25 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
     recall_conversions(model, lm.path, lm.revision)
     starts = BaseWeights(lm.path if lm.init == "pretrained" else None, lm.revision)
     trained = (Weight(name, w.read(), w.dtype, starts.reading(name)) for name, w in weights.items())
-    return _export(model, trained, out, settings, lm.revision)
+    left_out = _left_out(model, weights.keys(), lm, checkpoint)
+    return _export(model, itertools.chain(trained, left_out), out, settings, lm.revision)
+
+
+def _left_out(
+    model: PreTrainedModel, stored: Collection[str], lm: LanguageModelConfig, checkpoint: Path
+) -> list[Weight]:
+    """The weights that were not trained and that a checkpoint leaves out, such as a vision tower's: the base model's.
+
+    Raises:
+        UserError: there is no base model that has them.
+    """
+    names = [name for name, parameter in model.named_parameters() if not (parameter.requires_grad or name in stored)]
+    if not names:
+        return []
+    if lm.init == "random":
+        raise UserError(f"{checkpoint}: it has no {names[0]}, which was not trained, and no base model has it either")
+    base = load_language_model(lm, stored_dtype(lm)).state_dict()  # files may have them under other names
+    return [Weight(name, base[name], base[name].dtype, partial(_itself, base[name])) for name in names]
 
 
 def checkpoint_step(checkpoint: Path) -> int:
