@@ -1,49 +1,53 @@
 """The arrows between the rooms point one way: the table of docs/architecture.md, held true by reading the imports."""
 
 import ast
+import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ts2_lightning"
 NAME = "ts2_lightning"
 
-# Room -> rooms it may import. `types` is the file; `""` is the package's own __init__ (its version), free to all.
-MAY_IMPORT: dict[str, set[str]] = {
-    "": set(),
-    "types": set(),
-    "suggestions": set(),
-    "ranges": {"types"},
-    "model_limits": {"types"},
-    "yaml_files": {"types"},
-    "checkpoint_files": {"types"},
-    "hardware": {"types", "suggestions"},
-    "ops": {"types", "ranges"},
-    "losses": {"types", "ranges", "ops"},
-    "engines": {"types", "ranges", "ops", "losses"},
-    "metrics": {"types", "ranges", "ops"},
-    "data": {"types", "ranges", "suggestions", "model_limits"},
-    "generation": {"types", "ranges", "ops", "model_limits"},
-    "strategies": {"types", "ranges", "checkpoint_files"},
-    "modules": {"types", "ranges", "ops", "losses", "engines", "metrics", "strategies", "model_limits"},
-    "export": {"types", "modules", "checkpoint_files"},
-    "planning": {"types", "ranges", "suggestions", "hardware", "ops", "losses", "engines", "modules", "strategies"},
-    "callbacks": {
-        "types", "ranges", "hardware", "ops", "metrics", "generation", "export", "checkpoint_files", "strategies",
-    },
-    "evaluation": {"types", "ranges", "ops", "metrics", "generation", "engines", "modules", "data", "model_limits"},
-    "experiments": {
-        "types", "ranges", "ops", "losses", "engines", "modules", "data", "callbacks", "metrics", "generation",
-        "evaluation", "strategies", "suggestions", "export", "yaml_files", "model_limits", "cli.run_directory",
-    },
-    "cli": {
-        "types", "ranges", "suggestions", "modules", "data", "callbacks", "losses", "engines", "experiments", "export",
-        "checkpoint_files", "planning", "evaluation", "generation", "yaml_files", "model_limits",
-    },
-}  # fmt: skip
+PAGE = PACKAGE.parent / "docs" / "architecture.md"
 
-# Inside a function, or by name through importlib: where what is below starts what is above.
-MAY_IMPORT_LATE: dict[str, set[str]] = {"experiments": {"cli"}}
+
+class Arrows(NamedTuple):
+    """Rooms that a room may import.
+
+    Attributes:
+        below: at any time.
+        late: inside a function, or by name through importlib: where what is below starts what is above.
+    """
+
+    below: frozenset[str]
+    late: frozenset[str]
+
+
+def read_table(page: str) -> dict[str, Arrows]:
+    """The table of rooms: what each may import. Rooms that every room may import are added to all others."""
+    rows = [
+        tuple(cell.strip() for cell in line.strip("|").split("|"))
+        for line in page.splitlines()
+        if re.match(r"\| `(cli\.py`, `)?ts2_lightning/", line)
+    ]
+    names = [re.findall(r"ts2_lightning/(\w+)", place)[0] for place, _, _ in rows]
+    free = [name for name, (_, what, _) in zip(names, rows, strict=True) if "every room may import it" in what]
+    table = {"": Arrows(frozenset(), frozenset())}  # the package's own __init__ (its version), free to all
+    for name, (_, _, may) in zip(names, rows, strict=True):
+        below, _, late = may.partition("; inside functions: ")
+        always = free[: free.index(name)] if name in free else free
+        table[name] = Arrows(frozenset([*_listed(below), *always]), frozenset(_listed(late)))
+    return table
+
+
+def _listed(cell: str) -> list[str]:
+    return [word.strip() for word in cell.split(",") if word.strip()]
+
+
+TABLE = read_table(PAGE.read_text(encoding="utf-8"))
 
 # Third parties that the lower rooms may use: pure tensor functions know neither models nor trainers.
 MAY_USE: dict[str, set[str]] = {
@@ -109,7 +113,7 @@ def _beginning(argument: ast.expr) -> str:
     return str(argument.value) if isinstance(argument, ast.Constant) else ""
 
 
-def allowed(name: str, rooms: set[str]) -> bool:
+def allowed(name: str, rooms: Collection[str]) -> bool:
     """Whether a dotted name of the package lies in one of the rooms."""
     return any(f"{name}.".startswith(f"{NAME}.{room}.") for room in rooms)
 
@@ -121,7 +125,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
         top = name.split(".")[0]
         if top == NAME:
             target = room_of(name)
-            rooms = {room} | MAY_IMPORT[room] | (set() if at_once else MAY_IMPORT_LATE.get(room, set()))
+            rooms = {room} | TABLE[room].below | (frozenset() if at_once else TABLE[room].late)
             own = target in ("", "__version__", room)
             if not (own or allowed(name, rooms)):
                 wrong.append(f"{module}:{line}: {room} must not import {name}")
@@ -133,7 +137,9 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
 def test_every_room_is_in_the_table() -> None:
     rooms = {room_of(module) for module in modules()}
     assert {"types", "ops", "losses", "engines", "modules", "data", "cli"} <= rooms
-    assert rooms <= MAY_IMPORT.keys(), f"say what {rooms - MAY_IMPORT.keys()} may import"
+    assert rooms == TABLE.keys(), f"docs/architecture.md: {rooms ^ TABLE.keys()}"
+    named = {room for arrows in TABLE.values() for room in arrows.below | arrows.late}
+    assert named <= rooms, f"docs/architecture.md: no such rooms: {named - rooms}"
 
 
 @pytest.mark.parametrize("module", modules())
@@ -145,13 +151,9 @@ def test_the_table_is_true(module: str) -> None:
 def test_the_table_has_no_circle() -> None:
     """Following the arrows never leads back; only late imports may point up."""
     order: list[str] = []
-    while len(order) < len(MAY_IMPORT):
-        free = [
-            room
-            for room, below in MAY_IMPORT.items()
-            if room not in order and all(b.split(".")[0] in order for b in below - {"cli.run_directory"})
-        ]
-        assert free, f"a circle among {MAY_IMPORT.keys() - set(order)}"
+    while len(order) < len(TABLE):
+        free = [room for room, arrows in TABLE.items() if room not in order and arrows.below <= {*order}]
+        assert free, f"a circle among {TABLE.keys() - set(order)}"
         order += free
 
 
@@ -182,7 +184,7 @@ def test_a_wrong_import_is_found(module: str, source: str, wrong: str) -> None:
     ("module", "source"),
     [
         ("experiments.x", "def run():\n    from ts2_lightning.cli import main"),
-        ("experiments.x", "from ts2_lightning.cli.run_directory import numbers"),
+        ("experiments.x", "from ts2_lightning.runs.directory import numbers"),
         ("evaluation.x", "from ts2_lightning.data.toyworld import load_world"),
         ("evaluation.x", "from ts2_lightning.data.toyworld.world import World"),
         ("losses.x", "from ts2_lightning.ops import LogitRows"),

@@ -16,7 +16,7 @@ from publisher import Publisher, loader, make_rows, make_trainer
 
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.callbacks.checkpoints import StraightToFile
-from ts2_lightning.cli.run_directory import newest_checkpoint
+from ts2_lightning.runs.checkpoints import newest_checkpoint
 from ts2_lightning.types import UserError
 
 ROWS = make_rows([2, 2, 2, 2])

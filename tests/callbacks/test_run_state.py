@@ -11,7 +11,7 @@ import pytest
 from publisher import Publisher, loader, make_rows, make_trainer
 
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, RunState, Stopped
-from ts2_lightning.callbacks.run_state import FILE, read_state
+from ts2_lightning.runs.state import STATE, read_state
 
 ROWS = make_rows([1] * 8)
 
@@ -25,7 +25,7 @@ class Observed(RunState):
 
     def _write(self, trainer: Any, state: Any) -> None:
         super()._write(trainer, state)
-        self.seen.append(json.loads((Path(trainer.default_root_dir) / FILE).read_text()))
+        self.seen.append(json.loads((Path(trainer.default_root_dir) / STATE).read_text()))
 
 
 def fit(directory: Path, module: Publisher, state: RunState, ckpt_path: str | None = None) -> None:
@@ -109,7 +109,7 @@ def test_each_end_is_told_and_the_time_goes_on(tmp_path: Path, clock: Clock, end
 def test_a_training_that_was_over_is_finished(tmp_path: Path, clock: Clock) -> None:
     """Killed between the last checkpoint and the export: the resumed run has nothing left to train."""
     fit(tmp_path, Trains(clock), RunState())
-    (tmp_path / FILE).unlink()
+    (tmp_path / STATE).unlink()
     fit(tmp_path, Trains(clock), RunState(), str(tmp_path / "checkpoints" / "last.ckpt"))
     told = read_state(tmp_path)
     assert told is not None
@@ -178,14 +178,14 @@ def test_a_state_that_cannot_be_written_ends_no_training(
     known, full = os.replace, [True]
 
     def replace(source: Any, target: Any) -> None:
-        if full[0] and Path(target).name == FILE:
+        if full[0] and Path(target).name == STATE:
             raise OSError(errno.ENOSPC, "No space left on device")
         known(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(ValueError, match="the first error"):
         fit(tmp_path, Trains(clock, ValueError("the first error")), RunState())
-    assert [record.message for record in caplog.records if FILE in record.message] == [
+    assert [record.message for record in caplog.records if STATE in record.message] == [
         "state.json: cannot be written ([Errno 28] No space left on device); how far the run is, is not seen"
     ]
     with pytest.raises(OSError, match="No space left on device"):
@@ -203,6 +203,6 @@ def test_a_state_that_cannot_be_written_ends_no_training(
 
 
 def test_what_is_not_whole_is_nothing(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"state": "fini')
+    (tmp_path / STATE).write_text('{"state": "fini')
     assert read_state(tmp_path) is None
     assert read_state(tmp_path / "elsewhere") is None

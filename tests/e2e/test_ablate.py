@@ -18,8 +18,8 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.e2e.command_line import QUICKSTART, ROOT, empty_working_directory
-from ts2_lightning.callbacks.run_state import read_state
 from ts2_lightning.cli import main
+from ts2_lightning.runs.state import read_state
 
 STEPS = 120
 LOSS = """

@@ -16,9 +16,9 @@ import yaml
 
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import CONFIGS, ROOT, CommandLine, column, empty_working_directory, make_blank
-from ts2_lightning.callbacks.run_state import read_state
 from ts2_lightning.data.plan import Shape
 from ts2_lightning.planning import WARNING_SECONDS
+from ts2_lightning.runs.state import read_state
 
 SHAPES = {"1x4": (1, 4), "1x8": (1, 8), "4x8": (4, 8)}
 REHEARSALS = {"1x4": "zero2", "1x8": "fsdp2", "4x8": "zero3"}

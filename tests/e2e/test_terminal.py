@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.command_line import QUICKSTART, ROOT, empty_working_directory
-from ts2_lightning.callbacks.run_state import read_state
-from ts2_lightning.cli.run_directory import newest_checkpoint
+from ts2_lightning.runs.checkpoints import newest_checkpoint
+from ts2_lightning.runs.state import read_state
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,6 @@ from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution import local, work
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.local import environments, run_locally, shares
-from ts2_lightning.experiments.execution.locks import FILE, Lock, is_orphaned, is_taken
 from ts2_lightning.experiments.execution.processes import Processes, last_words
 from ts2_lightning.experiments.execution.task import (
     FAILED,
@@ -37,6 +36,7 @@ from ts2_lightning.experiments.execution.task import (
     write_failure,
 )
 from ts2_lightning.experiments.grid import BaseModel, Grid, Point, Training
+from ts2_lightning.runs.process_lock import FILE, Lock, is_orphaned, is_taken
 from ts2_lightning.types import UserError
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_command.py")))

@@ -1,21 +1,17 @@
 """How far a run is, in a small file that whoever watches it can read."""
 
-import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-FILE = "state.json"
+from ts2_lightning.runs.state import STATE, State, write_state
 
 _LOG = logging.getLogger("lightning.pytorch")
-
-State = Literal["running", "finished", "stopped", "failed"]
 
 
 class RunState(Callback):
@@ -112,7 +108,7 @@ class RunState(Callback):
             self._write(trainer, state)
         except OSError as error:
             if not self._warned:
-                _LOG.warning(f"{FILE}: cannot be written ({error}); how far the run is, is not seen")
+                _LOG.warning(f"{STATE}: cannot be written ({error}); how far the run is, is not seen")
             self._warned = True
 
     def _write(self, trainer: Trainer, state: State) -> None:
@@ -129,19 +125,7 @@ class RunState(Callback):
             "val_cross_entropy": self._cross_entropy,
             "updated": round(time.time(), 3),
         }
-        file = Path(self.directory or trainer.default_root_dir) / FILE
-        beside = file.with_name(f".{FILE}.new")
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(beside, file)
-
-
-def read_state(run: Path) -> dict[str, Any] | None:
-    """What `RunState` has last written in a run's directory; None where there is nothing, or nothing whole."""
-    try:
-        state: dict[str, Any] = json.loads((run / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return state
+        write_state(Path(self.directory or trainer.default_root_dir), content)
 
 
 def _latest(trainer: Trainer, name: str) -> float | None:

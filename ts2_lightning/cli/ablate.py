@@ -138,7 +138,6 @@ def state_of(grid: Grid, point: Point) -> str:
     """How far a point is: `running`, `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried
     again.
     """
-    from ts2_lightning.experiments.execution.locks import is_taken
     from ts2_lightning.experiments.execution.task import (
         has_measures,
         is_trained,
@@ -146,6 +145,7 @@ def state_of(grid: Grid, point: Point) -> str:
         read_failure,
         tasks_of,
     )
+    from ts2_lightning.runs.process_lock import is_taken
 
     task = tasks_of(grid, [point])[-1]
     if is_taken(task.directory):

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.going_on import choose_whole
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.lightning_cli import resolve_model
@@ -16,6 +15,8 @@ from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import settle_embeddings
+from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
+from ts2_lightning.runs.directory import latest_config, run_name
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
@@ -40,9 +41,9 @@ def run(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     quieten("export")
-    named = Path(options.runs_dir) / run_directory.run_name(options.name, [])
+    named = Path(options.runs_dir) / run_name(options.name, [])
     checkpoint = _find_checkpoint(options.ckpt, named)
-    run = run_directory.run_of(checkpoint)
+    run = run_of(checkpoint)
     if run is None:
         raise UserError(
             f"--ckpt {checkpoint}: it lies in no run, whose config.yaml and data.json say which model, tokenizer and "
@@ -84,7 +85,7 @@ def _parser() -> OptionParser:
 def _find_checkpoint(wanted: str, named: Path) -> Path:
     """The checkpoint, whole: of `last` the newest one that is."""
     try:
-        return Path(choose_whole([str(path) for path in run_directory.find_checkpoints(wanted, named)]))
+        return Path(choose_whole([str(path) for path in find_checkpoints(wanted, named)]))
     except UserError as error:
         message = str(error).replace("--ckpt_path", "--ckpt").replace("nothing to resume: ", "")
         raise UserError(message) from error
@@ -95,7 +96,7 @@ def _records(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not (run / "data.json").is_file():
         raise UserError(f"{run}: no data.json, which says which tokenizer and which chat template were used")
     try:
-        settings = run_directory.latest_config(run)
+        settings = latest_config(run)
         config = load_yaml(settings.read_text(encoding="utf-8"), str(settings))
         data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -113,7 +114,7 @@ def _model(config: dict[str, Any], run: Path) -> LanguageModelConfig:
     try:
         parsed = parser.parse_object({"lm": config["model"].get("lm")})
     except ParserMessage as said:
-        raise UserError(f"{run_directory.latest_config(run)}: model.lm: {one_line(said.message)}") from said
+        raise UserError(f"{latest_config(run)}: model.lm: {one_line(said.message)}") from said
     lm: LanguageModelConfig = parser.instantiate(parsed).lm
     lm.given_path, lm.path = lm.path, resolve_model(lm.path)
     return lm

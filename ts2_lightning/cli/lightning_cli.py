@@ -23,7 +23,6 @@ from omegaconf.errors import OmegaConfBaseException
 from ts2_lightning import __version__
 from ts2_lightning.callbacks import Preemption, Stopped, Watchdog
 from ts2_lightning.callbacks.requeue import requeue
-from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.explain import explain, explain_interpolation
 from ts2_lightning.cli.going_on import check_own_run, differences, readable, tell_differences
 from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
@@ -44,7 +43,9 @@ from ts2_lightning.cli.sources import (
     place_of,
 )
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
-from ts2_lightning.cli.writer_lock import WriterLock
+from ts2_lightning.runs.checkpoints import find_checkpoint, find_checkpoints, newest_first, run_of
+from ts2_lightning.runs.directory import claim_next, discard, latest_config, run_name
+from ts2_lightning.runs.writer_lock import WriterLock
 from ts2_lightning.types import UserError
 
 _SKIPPED = {
@@ -104,13 +105,13 @@ def with_config_of_run(options: Sequence[str]) -> list[str]:
     wanted = option_values(options, "--ckpt_path")
     if not wanted or option_values(options, "-c", "--config"):
         return list(options)
-    name = run_directory.run_name(next(iter(option_values(options, "--name")), None), [])
+    name = run_name(next(iter(option_values(options, "--name")), None), [])
     runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
-    checkpoint = run_directory.find_checkpoint(wanted[-1], runs / name)
-    run = run_directory.run_of(checkpoint)
+    checkpoint = find_checkpoint(wanted[-1], runs / name)
+    run = run_of(checkpoint)
     if run is None:
         return [*options]
-    config = run_directory.latest_config(run)
+    config = latest_config(run)
     check_own_run(run, runs, config, f"--ckpt_path {checkpoint}")
     return ["-c", str(config), *options]
 
@@ -281,7 +282,7 @@ class TS2CLI(LightningCLI):
     def settle(self) -> None:
         """Settles what the user left open, as far as it is the same on every machine."""
         settings = self.settings
-        settings.name = run_directory.run_name(settings.name, config_files(self.options))
+        settings.name = run_name(settings.name, config_files(self.options))
         trainer = settings.trainer
         if (
             self.command == "fit"
@@ -352,11 +353,11 @@ class TS2CLI(LightningCLI):
         settings = self.settings
         if settings.ckpt_path is None or not is_rank_zero():
             return
-        paths = run_directory.find_checkpoints(settings.ckpt_path, self._runs / settings.name)
+        paths = find_checkpoints(settings.ckpt_path, self._runs / settings.name)
         self.checkpoints = readable(paths, self.command == "fit", settings.weights_only)
-        run = run_directory.run_of(self.checkpoints[0])
+        run = run_of(self.checkpoints[0])
         if run is not None and self.command == "fit":
-            before = run_directory.latest_config(run).read_text(encoding="utf-8")
+            before = latest_config(run).read_text(encoding="utf-8")
             tell_differences(run, differences(settings_of(before), settings_of(self.recorded_config)))
 
     @staticmethod
@@ -405,19 +406,19 @@ class TS2CLI(LightningCLI):
     def _choose(self, before: Destination | None) -> Destination:
         settings = self.settings
         if before is not None and Path(before.directory).is_dir():  # a requeued job goes on where it was
-            whole = [*map(str, run_directory.newest_first(Path(before.directory)))] if self.command == "fit" else []
+            whole = [*map(str, newest_first(Path(before.directory)))] if self.command == "fit" else []
             newest = whole[0] if whole else before.checkpoint
             return Destination(before.directory, newest, fresh=False, older=whole[1:])
         named = self._runs / settings.name
         if settings.ckpt_path is None:
-            return Destination(str(run_directory.claim_next(named)))
+            return Destination(str(claim_next(named)))
         checkpoint, *older = map(str, self.checkpoints)
-        run = run_directory.run_of(Path(checkpoint))
+        run = run_of(Path(checkpoint))
         if run is None:
-            return Destination(str(run_directory.claim_next(named)), checkpoint)
+            return Destination(str(claim_next(named)), checkpoint)
         if self.command == "fit":
             return Destination(str(run), checkpoint, fresh=False, older=older)
-        return Destination(str(run_directory.claim_next(run / self.command)), checkpoint, older=older)
+        return Destination(str(claim_next(run / self.command)), checkpoint, older=older)
 
     def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
         """The user's callbacks, our defaults where the user has none of that class, and the record."""
@@ -459,7 +460,7 @@ class TS2CLI(LightningCLI):
         began = self.record is not None and self.record.began
         fresh = self.destination is not None and self.destination.fresh
         if fresh and not began and is_rank_zero() and self.run_dir is not None:
-            run_directory.discard(self.run_dir, self._runs)
+            discard(self.run_dir, self._runs)
 
 
 def resolve_model(path: str) -> str:

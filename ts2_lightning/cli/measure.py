@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from ts2_lightning.cli import run_directory
 from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.model_places import ModelPlace, find_model, is_embedded_base
@@ -19,8 +18,10 @@ from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.models import check_device, file_stamps
+from ts2_lightning.evaluation.models import check_device
 from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, column, make_measures
+from ts2_lightning.runs.directory import latest_config
+from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
@@ -128,7 +129,7 @@ def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any
 
 def _data_of_run(run: Path, runs: Path, given: str) -> dict[str, Any]:
     """The settings of `data.*` that a run has recorded; a function that they name is called, so it is code."""
-    file = run_directory.latest_config(run)
+    file = latest_config(run)
     data = _data_of(file)
     if names_code(data):
         check_own_run(run, runs, file, given, "--config")

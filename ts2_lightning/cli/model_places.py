@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ts2_lightning.checkpoint_files import is_complete
-from ts2_lightning.cli import export, run_directory
+from ts2_lightning.cli import export
 from ts2_lightning.cli.lightning_cli import resolve_model
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
+from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of
+from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -48,19 +50,19 @@ def find_model(given: str, option: str) -> ModelPlace:
         UserError: if there is none.
     """
     path = Path(given).expanduser()
-    attempts = run_directory.numbers(path)
-    if attempts and not any((path / file).is_file() for file in (run_directory.CONFIG, "config.json")):
+    attempts = numbers(path)
+    if attempts and not any((path / file).is_file() for file in (CONFIG, "config.json")):
         path = path / str(attempts[-1])
     for directory, run in ((path, path.parent), (path / "export", path)):
         if (directory / "config.json").is_file():
-            return ModelPlace(str(directory), run if (run / run_directory.CONFIG).is_file() else None)
-    if (path / run_directory.CHECKPOINTS).is_dir():
-        newest = run_directory.newest_checkpoint(path)
+            return ModelPlace(str(directory), run if (run / CONFIG).is_file() else None)
+    if (path / CHECKPOINTS).is_dir():
+        newest = newest_checkpoint(path)
         if newest is None:
             raise UserError(f"{option}: a run without export and without complete checkpoint")
-        return ModelPlace(str(newest), run_directory.run_of(newest), is_checkpoint=True)
+        return ModelPlace(str(newest), run_of(newest), is_checkpoint=True)
     if is_complete(path):
-        return ModelPlace(str(path), run_directory.run_of(path), is_checkpoint=True)
+        return ModelPlace(str(path), run_of(path), is_checkpoint=True)
     if (path / ADAPTER_CONFIG).is_file():
         raise UserError(f"{option}: {adapter_hint(given, path / ADAPTER_CONFIG)}")
     if path.exists():

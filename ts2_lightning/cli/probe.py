@@ -35,7 +35,7 @@ from ts2_lightning.evaluation.inputs import (
     selection_of,
     toy_world_text,
 )
-from ts2_lightning.evaluation.models import check_device, file_stamps, load_model, read_limits
+from ts2_lightning.evaluation.models import check_device, load_model, read_limits
 from ts2_lightning.evaluation.probes import (
     PROBES,
     SETTING_RANGES,
@@ -49,6 +49,7 @@ from ts2_lightning.evaluation.probes.report import REPORT, resumed
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.modules.head import check_head
 from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
+from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 

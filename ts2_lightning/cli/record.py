@@ -21,8 +21,8 @@ from ts2_lightning.cli import program
 from ts2_lightning.cli.going_on import choose_whole, load_instead
 from ts2_lightning.cli.launch import Destination
 from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
-from ts2_lightning.cli.run_directory import ENVIRONMENT, next_config
-from ts2_lightning.cli.writer_lock import WriterLock
+from ts2_lightning.runs.directory import ENVIRONMENT, next_config
+from ts2_lightning.runs.writer_lock import WriterLock
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from ts2_lightning.checkpoint_files.reading import read_checkpoint
 from ts2_lightning.cli import program
 from ts2_lightning.cli.predictions import PredictionFile
-from ts2_lightning.cli.run_directory import best_checkpoint, latest_config, newest_checkpoint
+from ts2_lightning.runs.checkpoints import best_checkpoint, newest_checkpoint
+from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 

@@ -12,10 +12,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
-from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.evaluation.picture import draw_next_token
 from ts2_lightning.evaluation.style import write_whole
 from ts2_lightning.evaluation.toyworld import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
@@ -26,6 +24,8 @@ from ts2_lightning.experiments.report import Results, Row, Run
 from ts2_lightning.experiments.report.tables import plain, results_table
 from ts2_lightning.experiments.toyworld_base import ensure_base
 from ts2_lightning.ranges import SEED, check_numbers
+from ts2_lightning.runs.directory import numbers
+from ts2_lightning.runs.stamps import file_stamps
 
 CONFIG = shipped_config("experiment/quickstart.yaml")
 BASE = "base"

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 
 from ts2_lightning.callbacks.requeue import requeue
-from ts2_lightning.experiments.execution.locks import Lock
 from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Task, forget_failure, is_trained
 from ts2_lightning.experiments.execution.work import measure, train
+from ts2_lightning.runs.process_lock import Lock
 
 SECONDS = 2.0
 """Between two looks at a lock."""

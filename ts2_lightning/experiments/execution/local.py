@@ -12,10 +12,10 @@ from types import FrameType
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.locks import Lock, is_orphaned
 from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
 from ts2_lightning.experiments.execution.work import Outcome, settled, work
+from ts2_lightning.runs.process_lock import Lock, is_orphaned
 from ts2_lightning.types import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ts2_lightning.callbacks.run_state import read_state
-from ts2_lightning.cli.run_directory import newest_checkpoint, numbers
 from ts2_lightning.experiments.grid import Grid, Point
 from ts2_lightning.experiments.measures import check_spec, files_of
+from ts2_lightning.runs.checkpoints import newest_checkpoint
+from ts2_lightning.runs.directory import numbers
+from ts2_lightning.runs.state import read_state
 
 FAILED = "failed.json"
 

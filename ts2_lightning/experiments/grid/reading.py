@@ -33,8 +33,8 @@ def read_grid(file: str | Path, runs_dir: str | Path = "runs", name: str | None 
     Raises:
         UserError: for whatever is wrong, in one line with the file, its line and the row.
     """
-    from ts2_lightning.cli.run_directory import run_name
     from ts2_lightning.cli.settings import SettingsReader
+    from ts2_lightning.runs.directory import run_name
 
     file, runs_dir = Path(nearer(Path(file).expanduser())), Path(runs_dir)
     form = read_form(file)

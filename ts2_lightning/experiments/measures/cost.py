@@ -1,21 +1,17 @@
 """What a run cost, from what it has written."""
 
-import csv
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ts2_lightning.callbacks.run_state import FILE as STATE
-from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.runs.contents import METRICS, read_curves, read_json
+from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError
-
-METRICS = Path("csv", "metrics.csv")
-"""The log of a run, in its directory."""
 
 _Sum = Callable[[Sequence[float]], float]
 _LOGGED: dict[str, tuple[str, _Sum]] = {
@@ -52,33 +48,25 @@ class Cost(Measure):
             UserError: a file is damaged.
         """
         assert target.run is not None
-        found = _of_state(target.run / STATE) | _of_log(target.run / METRICS)
+        try:
+            found = _of_state(target.run) | _of_log(target.run)
+        except UserError as error:
+            raise UserError(f"cost: {error}") from error
         if not found:
             raise UserError(f"cost: {target.run} has logged nothing")
         return Measured(found)
 
 
-def _of_state(file: Path) -> dict[str, float]:
-    if not file.is_file():
+def _of_state(run: Path) -> dict[str, float]:
+    if not (run / STATE).is_file():
         return {}
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        state = read_json(run / STATE)
         return {"seconds": float(state["seconds"]), "steps": float(state["step"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cost: {file} cannot be read ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run / STATE}: cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _of_log(file: Path) -> dict[str, float]:
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    found: dict[str, float] = {}
-    for name, (column, summed) in _LOGGED.items():
-        try:
-            values = [float(row[column]) for row in rows if row.get(column)]
-        except ValueError as error:
-            raise UserError(f"cost: {file}: not a number in {column} ({error})") from error
-        if values:
-            found[name] = summed(values)
-    return found
+def _of_log(run: Path) -> dict[str, float]:
+    curves = read_curves(run)
+    return {name: summed([*curves[column].values()]) for name, (column, summed) in _LOGGED.items() if column in curves}

@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.models import file_stamps
 from ts2_lightning.evaluation.probes import Prompt
 from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.digests import digest
@@ -20,6 +19,7 @@ from ts2_lightning.generation.sampling import DECODING, Decoder, sample
 from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
+from ts2_lightning.runs.stamps import file_stamps
 
 ORDERS = (1, 2, 3)
 """The papers' n."""

@@ -15,11 +15,12 @@ from ts2_lightning.data.formats import Conversation
 from ts2_lightning.data.sets import SPLITS, Files
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.evaluation.inputs import encode_prompt, read_messages, toy_world_text
-from ts2_lightning.evaluation.models import file_stamps, load_model, read_limits
+from ts2_lightning.evaluation.models import load_model, read_limits
 from ts2_lightning.evaluation.probes import Prompt, is_toy_world
 from ts2_lightning.generation.sampling import end_ids
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules.head import check_head
+from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
 
 Rows = Files | dict[str, Files]

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.callbacks.run_state import FILE as STATE
-from ts2_lightning.cli.run_directory import numbers
 from ts2_lightning.experiments.execution.task import FAILED
 from ts2_lightning.experiments.grid import GRID
 from ts2_lightning.experiments.measures.results import Result, files_of, read_result
 from ts2_lightning.experiments.measures.spec import check_spec
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings, told_apart
-from ts2_lightning.experiments.report.runs import make_run, outdated, read_json, why_unfinished
+from ts2_lightning.experiments.report.runs import make_run, outdated
+from ts2_lightning.runs.contents import read_json, why_unfinished
+from ts2_lightning.runs.directory import numbers
+from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.run_directory import CONFIG
 from ts2_lightning.experiments.report.grouping import ClassName, flat, label_of, labels_of, seeds_of, without_seeds
 from ts2_lightning.experiments.report.results import Missing, Row, Run
-from ts2_lightning.experiments.report.runs import make_run, outdated, read_config, read_measures, why_unfinished
+from ts2_lightning.experiments.report.runs import make_run, outdated, read_measures
+from ts2_lightning.runs.contents import read_config, why_unfinished
+from ts2_lightning.runs.directory import CONFIG
 from ts2_lightning.types import UserError
 
 _LONG = 48  # characters of a label; a longer one tells less than the run's name

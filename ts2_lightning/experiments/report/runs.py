@@ -1,53 +1,19 @@
 """What a run's directory says: its settings, its curves, its measures, and why it has none."""
 
-import csv
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.callbacks.run_state import FILE as STATE
-from ts2_lightning.cli.run_directory import ENVIRONMENT, latest_config, newest_checkpoint
-from ts2_lightning.evaluation.models import file_stamps
-from ts2_lightning.experiments.measures.cost import METRICS
 from ts2_lightning.experiments.measures.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
-from ts2_lightning.types import UserError
-from ts2_lightning.yaml_files import load_yaml
+from ts2_lightning.runs.checkpoints import newest_checkpoint
+from ts2_lightning.runs.contents import read_curves, read_json
+from ts2_lightning.runs.directory import ENVIRONMENT
+from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.state import STATE
 
 LOGGED = ("val/", "train/")
 """Logged names whose last values are values of the run."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a file of JSON.
-
-    Raises:
-        UserError: it is none.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The configuration of the latest start of a run.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    path = latest_config(run)
-    try:
-        found = load_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected settings, got {type(found).__name__}")
-    return found
 
 
 def read_measures(directory: Path) -> list[Result]:
@@ -60,29 +26,6 @@ def read_measures(directory: Path) -> list[Result]:
     return sorted(found, key=lambda result: result.changed)
 
 
-def read_curves(run: Path) -> dict[str, Curve]:
-    """What was logged while a run trained; nothing where there is no file. A last line that was cut short is left out.
-
-    Raises:
-        UserError: something in it is not a number.
-    """
-    path = run / METRICS
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    curves: dict[str, dict[int, float]] = {}
-    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
-    for number, row in enumerate(rows, start=2):
-        try:
-            step = int(row.pop("step"))
-            logged = {name: float(text) for name, text in row.items() if text}
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}:{number}: not a row of numbers with a step ({error})") from error
-        for name, value in logged.items():
-            curves.setdefault(name, {})[step] = value
-    return dict(curves)
-
-
 def last_values(curves: Mapping[str, Curve]) -> dict[str, float]:
     """The last value of each curve that has to do with the model.
 
@@ -91,22 +34,6 @@ def last_values(curves: Mapping[str, Curve]) -> dict[str, float]:
         {'train/entropy': 0.5}
     """
     return {name: curve[max(curve)] for name, curve in curves.items() if name.startswith(LOGGED)}
-
-
-def why_unfinished(run: Path) -> str:
-    """Why a run is not finished; empty if it is, or if nothing in its directory says that it is not.
-
-    Raises:
-        UserError: its `state.json` cannot be read.
-    """
-    if not (run / STATE).is_file():
-        return ""
-    found = read_json(run / STATE)
-    state, step, steps = (found.get(key) for key in ("state", "step", "steps"))
-    if state == "finished":
-        return ""
-    said = "still running, or killed," if state == "running" else str(state)
-    return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
 
 
 def outdated(run: Path, measures: Iterable[Result]) -> str:

@@ -12,8 +12,8 @@ from ts2_lightning.experiments.report.figures import Picture, against, plane
 from ts2_lightning.experiments.report.markdown import COLUMNS, as_markdown, seeds_said
 from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.results import Results
-from ts2_lightning.experiments.report.runs import read_json
 from ts2_lightning.experiments.report.tables import booktabs, results_table
+from ts2_lightning.runs.contents import read_json
 from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ts2_lightning.cli import writer_lock
-from ts2_lightning.cli.writer_lock import FILE, Writer, WriterLock
+from ts2_lightning.runs import writer_lock
+from ts2_lightning.runs.writer_lock import FILE, Writer, WriterLock
 from ts2_lightning.types import UserError
 
-HOLD = "import sys, time; from pathlib import Path; from ts2_lightning.cli.writer_lock import WriterLock; "
+HOLD = "import sys, time; from pathlib import Path; from ts2_lightning.runs.writer_lock import WriterLock; "
 HOLD += "WriterLock.take(Path(sys.argv[1])); print('taken', flush=True); time.sleep(600)"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ts2_lightning.cli import run_directory
+from ts2_lightning.runs.checkpoints import best_checkpoint, find_checkpoint, newest_checkpoint, run_of
+from ts2_lightning.runs.directory import claim_next, discard, latest_config, next_config, run_name
 from ts2_lightning.types import UserError
 
 
@@ -30,27 +31,27 @@ def checkpoint(path: Path, age: int, **content: object) -> Path:
     ],
 )
 def test_name(given: str | None, files: list[str], name: str) -> None:
-    assert run_directory.run_name(given, files) == name
+    assert run_name(given, files) == name
 
 
 @pytest.mark.parametrize("name", ["/x", "../x", "a//b", ".", ".hidden", "a/3", "a/"])
 def test_a_name_outside_of_the_runs_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="--name"):
-        run_directory.run_name(name, [])
+        run_name(name, [])
 
 
 def test_numbers_go_up_and_are_not_used_again(tmp_path: Path) -> None:
-    claimed = [run_directory.claim_next(tmp_path / "a").name for _ in range(3)]
+    claimed = [claim_next(tmp_path / "a").name for _ in range(3)]
     assert claimed == ["1", "2", "3"]
     (tmp_path / "a" / "2").rmdir()
     (tmp_path / "a" / "11").mkdir()
     (tmp_path / "a" / "notes").mkdir()
-    assert run_directory.claim_next(tmp_path / "a").name == "12"
+    assert claim_next(tmp_path / "a").name == "12"
 
 
 def test_concurrent_claims_never_share(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from ts2_lightning.cli.run_directory import claim_next\n"
+        "import sys; from pathlib import Path; from ts2_lightning.runs.directory import claim_next\n"
         "print('ready', flush=True)\n"
         "sys.stdin.readline()\n"
         "for _ in range(50): print(claim_next(Path(sys.argv[1])))"
@@ -74,11 +75,11 @@ def test_concurrent_claims_never_share(tmp_path: Path) -> None:
 
 def test_discard_keeps_what_others_use(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    first, second = run_directory.claim_next(runs / "a"), run_directory.claim_next(runs / "a")
-    run_directory.discard(second, runs)
+    first, second = claim_next(runs / "a"), claim_next(runs / "a")
+    discard(second, runs)
     assert first.is_dir()
     assert not second.exists()
-    run_directory.discard(first, runs)
+    discard(first, runs)
     assert not runs.exists()
     assert tmp_path.exists()
 
@@ -91,15 +92,15 @@ def test_last_is_the_newest_complete_checkpoint_of_the_newest_run_that_has_one(t
     cut = named / "11/checkpoints/last.ckpt"
     cut.write_bytes(old.read_bytes()[:-30])
     assert not zipfile.is_zipfile(cut)
-    assert run_directory.find_checkpoint("last", named) == old
+    assert find_checkpoint("last", named) == old
     newer = checkpoint(named / "10/checkpoints/best.ckpt", age=10)
-    assert run_directory.find_checkpoint("last", named) == newer
+    assert find_checkpoint("last", named) == newer
 
 
 def test_of_two_of_the_same_age_last_is_taken(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a/1/checkpoints/best.ckpt", age=5)
     last = checkpoint(tmp_path / "a/1/checkpoints/last.ckpt", age=5)
-    assert run_directory.find_checkpoint("last", tmp_path / "a") == last
+    assert find_checkpoint("last", tmp_path / "a") == last
 
 
 def test_sharded_checkpoints_count_when_their_last_file_is_there(tmp_path: Path) -> None:
@@ -107,47 +108,47 @@ def test_sharded_checkpoints_count_when_their_last_file_is_there(tmp_path: Path)
     shards.mkdir(parents=True)
     for name in (".metadata", "__0_0.distcp"):
         (shards / name).write_text("x")
-        assert run_directory.newest_checkpoint(tmp_path / "a/1") is None
+        assert newest_checkpoint(tmp_path / "a/1") is None
     (shards / "meta.pt").write_text("x")
-    assert run_directory.newest_checkpoint(tmp_path / "a/1") == shards
+    assert newest_checkpoint(tmp_path / "a/1") == shards
 
 
 def test_best_of_another_callback_is_found_though_the_run_was_moved(tmp_path: Path) -> None:
     state = {"ModelCheckpoint{}": {"best_model_path": "/elsewhere/checkpoints/epoch=1.ckpt"}}
     run = tmp_path / "a/1"
     checkpoint(run / "checkpoints/last.ckpt", age=0, callbacks=state)
-    assert run_directory.best_checkpoint(run) is None
+    assert best_checkpoint(run) is None
     best = checkpoint(run / "checkpoints/epoch=1.ckpt", age=5)
-    assert run_directory.best_checkpoint(run) == best
+    assert best_checkpoint(run) == best
 
 
 @pytest.mark.parametrize("wanted", ["last", "best"])
 def test_nothing_to_resume_says_where_it_looked(tmp_path: Path, wanted: str) -> None:
     with pytest.raises(UserError, match=r"nothing to resume: there is no run in .*alpah"):
-        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpah")
+        find_checkpoint(wanted, tmp_path / "runs/alpah")
     (tmp_path / "runs/alpha/1").mkdir(parents=True)
     with pytest.raises(UserError, match="did you mean --name alpha"):
-        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpah")
+        find_checkpoint(wanted, tmp_path / "runs/alpah")
     with pytest.raises(UserError, match=r"no complete checkpoint in .*alpha/\*/checkpoints"):
-        run_directory.find_checkpoint(wanted, tmp_path / "runs/alpha")
+        find_checkpoint(wanted, tmp_path / "runs/alpha")
 
 
 def test_a_model_directory_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"give it as --model\.lm\.path"):
-        run_directory.find_checkpoint(str(tmp_path), tmp_path)
+        find_checkpoint(str(tmp_path), tmp_path)
 
 
 def test_run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = checkpoint(tmp_path / "runs/a/1/checkpoints/last.ckpt", age=0)
-    assert run_directory.run_of(path) is None, "no run without its configuration"
+    assert run_of(path) is None, "no run without its configuration"
     (tmp_path / "runs/a/1/config.yaml").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert run_directory.run_of(path) == Path("runs/a/1")
+    assert run_of(path) == Path("runs/a/1")
 
 
 def test_configurations_of_later_starts_lie_beside_the_first(tmp_path: Path) -> None:
     for name in ("config.yaml", "config-resume-1.yaml", "config-resume-2.yaml"):
-        assert run_directory.next_config(tmp_path).name == name
+        assert next_config(tmp_path).name == name
         (tmp_path / name).write_text("")
-        assert run_directory.latest_config(tmp_path).name == name
+        assert latest_config(tmp_path).name == name

@@ -1,0 +1,84 @@
+"""What the files in a run's directory say: its settings, what it logged, and why it is not finished."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.runs.directory import latest_config
+from ts2_lightning.runs.state import STATE
+from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
+
+METRICS = Path("csv", "metrics.csv")
+"""The log of a run, in its directory."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file of JSON.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The configuration of the latest start of a run.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    path = latest_config(run)
+    try:
+        found = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected settings, got {type(found).__name__}")
+    return found
+
+
+def read_curves(run: Path) -> dict[str, dict[int, float]]:
+    """What was logged while a run trained; nothing where there is no file. A last line that was cut short is left out.
+
+    Raises:
+        UserError: something in it is not a number.
+    """
+    path = run / METRICS
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    curves: dict[str, dict[int, float]] = {}
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    for number, row in enumerate(rows, start=2):
+        try:
+            step = int(row.pop("step"))
+            logged = {name: float(text) for name, text in row.items() if text}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}:{number}: not a row of numbers with a step ({error})") from error
+        for name, value in logged.items():
+            curves.setdefault(name, {})[step] = value
+    return dict(curves)
+
+
+def why_unfinished(run: Path) -> str:
+    """Why a run is not finished; empty if it is, or if nothing in its directory says that it is not.
+
+    Raises:
+        UserError: its `state.json` cannot be read.
+    """
+    if not (run / STATE).is_file():
+        return ""
+    found = read_json(run / STATE)
+    state, step, steps = (found.get(key) for key in ("state", "step", "steps"))
+    if state == "finished":
+        return ""
+    said = "still running, or killed," if state == "running" else str(state)
+    return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
