@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ts2_lightning.cli import main as command_line
+from ts2_lightning.cli.quickstart import fit, fits, latest_export, nearer
 from ts2_lightning.experiments.configs import shipped_config
 from ts2_lightning.experiments.names import slug
-from ts2_lightning.experiments.quickstart import fit, fits, latest_export, nearer
 
 OUT = Path(__file__).with_name("probes")
 OBJECTIVES = {"GEM": "gem", "TOFU": "tofu"}

@@ -11,7 +11,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ts2_lightning.callbacks import Stopped
 from ts2_lightning.cli import program
+from ts2_lightning.cli.guard import Interrupted
 from ts2_lightning.cli.lightning_cli import resolve_model
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
@@ -199,7 +201,11 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     write_record(grid)
     prepare(points)
     parallel = options.parallel or default_parallel(points)
-    failures = execute(grid, points, parallel, options.slurm, options.device)
+    try:
+        failures = execute(grid, points, parallel, options.slurm, options.device)
+    except Stopped as stop:
+        message = f"stopped by {stop.signal.name}: the same command goes on from here"
+        raise Interrupted(message, 128 + stop.signal) from stop
     try:
         run_report([str(grid.directory), *(["--latex"] if options.latex else [])])
     except UserError as error:

@@ -31,7 +31,7 @@ _TRAINER = "ts2_lightning.cli.lightning_cli:run_command"
 
 COMMANDS: dict[str, Command] = {
     "quickstart": Command(
-        "ts2_lightning.experiments.quickstart:run", "the whole story on a toy world, in minutes, without a download"
+        "ts2_lightning.cli.quickstart:run", "the whole story on a toy world, in minutes, without a download"
     ),
     "fit": Command(_TRAINER, "fine-tune a language model", named=True),
     "validate": Command(_TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True),

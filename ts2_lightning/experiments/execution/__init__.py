@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.local import run_locally
 from ts2_lightning.experiments.execution.task import Failure, tasks_of
@@ -29,20 +28,14 @@ def execute(
         What failed, in the order in which it did.
 
     Raises:
-        Interrupted: if it was told to end, by Ctrl-C or SIGTERM; nothing that it has started runs on.
+        Stopped: if it was told to end, by Ctrl-C or SIGTERM; nothing that it has started runs on.
         UserError: if a run cannot be locked, or not be submitted.
     """
-    from ts2_lightning.cli.guard import Interrupted
-
     tasks = tasks_of(grid, points, device)
-    try:
-        if slurm:
-            from ts2_lightning.experiments.execution.slurm import run_on_slurm
+    if slurm:
+        from ts2_lightning.experiments.execution.slurm import run_on_slurm
 
-            with Board(tasks, parallel=len(tasks)) as board:
-                return run_on_slurm(tasks, grid, board)
-        with Board(tasks, parallel) as board:
-            return run_locally(tasks, parallel, board)
-    except Stopped as stop:
-        message = f"stopped by {stop.signal.name}: the same command goes on from here"
-        raise Interrupted(message, 128 + stop.signal) from stop
+        with Board(tasks, parallel=len(tasks)) as board:
+            return run_on_slurm(tasks, grid, board)
+    with Board(tasks, parallel) as board:
+        return run_locally(tasks, parallel, board)

@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ts2_lightning.cli import main
+from ts2_lightning.cli.quickstart import CONFIG, compare, fit, fits, latest_export
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.experiments.names import slug
-from ts2_lightning.experiments.quickstart import CONFIG, compare, fit, fits, latest_export
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         lines.append(list(arguments))
         return 7
 
-    monkeypatch.setattr("ts2_lightning.cli.main", run)
+    monkeypatch.setattr("ts2_lightning.cli.quickstart.main", run)
     return lines
 
 

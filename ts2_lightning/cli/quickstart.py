@@ -12,6 +12,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ts2_lightning.cli import main
+from ts2_lightning.cli.output import put
+from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
 from ts2_lightning.evaluation.picture import draw_next_token
@@ -52,8 +55,6 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit status: that of the first fit that failed, else 0.
     """
-    from ts2_lightning.cli.quiet import quieten  # the command line imports its commands, not the other way round
-
     options = _parser().parse_args(argv)
     check_numbers("--", options, seed=SEED)
     quieten("quickstart")
@@ -90,8 +91,6 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
         out: directory, made if need be.
         seed: of the runs.
     """
-    from ts2_lightning.cli.output import put
-
     world = load_world()
     family = next(family for family in world.seen if len(family.taught) == 2)
     request = family.held_out[0]
@@ -138,8 +137,6 @@ def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "run
     Returns:
         The exit status of `fit`.
     """
-    from ts2_lightning.cli import main
-
     options = list(extra)
     if seed:  # 0 is what the configuration has
         options += ["--seed_everything", str(seed), "--data.seed", str(seed)]
