@@ -4,7 +4,6 @@ import ast
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -14,19 +13,7 @@ NAME = "ts2_lightning"
 PAGE = PACKAGE.parent / "docs" / "architecture.md"
 
 
-class Arrows(NamedTuple):
-    """Rooms that a room may import.
-
-    Attributes:
-        below: at any time.
-        late: inside a function, or by name through importlib: where what is below starts what is above.
-    """
-
-    below: frozenset[str]
-    late: frozenset[str]
-
-
-def read_table(page: str) -> dict[str, Arrows]:
+def read_table(page: str) -> dict[str, frozenset[str]]:
     """The table of rooms: what each may import. Rooms that every room may import are added to all others."""
     rows = [
         tuple(cell.strip() for cell in line.strip("|").split("|"))
@@ -35,11 +22,9 @@ def read_table(page: str) -> dict[str, Arrows]:
     ]
     names = [re.findall(r"ts2_lightning/(\w+)", place)[0] for place, _, _ in rows]
     free = [name for name, (_, what, _) in zip(names, rows, strict=True) if "every room may import it" in what]
-    table = {"": Arrows(frozenset(), frozenset())}  # the package's own __init__ (its version), free to all
-    for name, (_, _, may) in zip(names, rows, strict=True):
-        below, _, late = may.partition("; inside functions: ")
-        always = free[: free.index(name)] if name in free else free
-        table[name] = Arrows(frozenset([*_listed(below), *always]), frozenset(_listed(late)))
+    table = {"": frozenset[str]()}  # the package's own __init__ (its version), free to all
+    for name, (_, _, below) in zip(names, rows, strict=True):
+        table[name] = frozenset([*_listed(below), *(free[: free.index(name)] if name in free else free)])
     return table
 
 
@@ -59,8 +44,8 @@ MAY_USE: dict[str, set[str]] = {
 }
 STANDARD = {"abc", "collections", "contextlib", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
 
-Import = tuple[str, int, bool]
-"""Dotted name, line, and whether it runs when the module is imported."""
+Import = tuple[str, int]
+"""Dotted name and line."""
 
 
 def room_of(module: str) -> str:
@@ -80,15 +65,9 @@ def modules() -> dict[str, Path]:
 def imports(source: str, module: str, is_package: bool = False) -> list[Import]:
     """Every import of a module, also relative ones, those inside functions, and `import_module("...")`."""
     tree = ast.parse(source)
-    late = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for inner in ast.walk(node)
-    }
     found: list[Import] = []
     for node in ast.walk(tree):
-        found += [(name, node.lineno, id(node) not in late) for name in _named(node, module, is_package)]
+        found += [(name, node.lineno) for name in _named(node, module, is_package)]
     return found
 
 
@@ -121,11 +100,11 @@ def allowed(name: str, rooms: Collection[str]) -> bool:
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
     """What a module imports and must not."""
     room, wrong = room_of(module), []
-    for name, line, at_once in imports(source, module, is_package):
+    for name, line in imports(source, module, is_package):
         top = name.split(".")[0]
         if top == NAME:
             target = room_of(name)
-            rooms = {room} | TABLE[room].below | (frozenset() if at_once else TABLE[room].late)
+            rooms = {room} | TABLE[room]
             own = target in ("", "__version__", room)
             if not (own or allowed(name, rooms)):
                 wrong.append(f"{module}:{line}: {room} must not import {name}")
@@ -138,7 +117,7 @@ def test_every_room_is_in_the_table() -> None:
     rooms = {room_of(module) for module in modules()}
     assert {"types", "ops", "losses", "engines", "modules", "data", "cli"} <= rooms
     assert rooms == TABLE.keys(), f"docs/architecture.md: {rooms ^ TABLE.keys()}"
-    named = {room for arrows in TABLE.values() for room in arrows.below | arrows.late}
+    named = {room for below in TABLE.values() for room in below}
     assert named <= rooms, f"docs/architecture.md: no such rooms: {named - rooms}"
 
 
@@ -149,10 +128,10 @@ def test_the_table_is_true(module: str) -> None:
 
 
 def test_the_table_has_no_circle() -> None:
-    """Following the arrows never leads back; only late imports may point up."""
+    """Following the arrows never leads back, not even inside a function."""
     order: list[str] = []
     while len(order) < len(TABLE):
-        free = [room for room, arrows in TABLE.items() if room not in order and arrows.below <= {*order}]
+        free = [room for room, below in TABLE.items() if room not in order and below <= {*order}]
         assert free, f"a circle among {TABLE.keys() - set(order)}"
         order += free
 
@@ -170,6 +149,7 @@ def test_the_table_has_no_circle() -> None:
         ("metrics.x", "import_module('ts2_lightning.losses')", "metrics must not import ts2_lightning.losses"),
         ("evaluation.x", "from ts2_lightning.export import layout", "evaluation must not import ts2_lightning.export"),
         ("experiments.x", "from ts2_lightning.cli import main", "experiments must not import ts2_lightning.cli.main"),
+        ("experiments.x", "def f():\n    import ts2_lightning.cli", "experiments must not import ts2_lightning.cli"),
         ("ops.rows", "from ts2_lightning.helpers import x", "ops must not import ts2_lightning.helpers.x"),
         ("modules.x", "from ts2_lightning.callbacks import monitor", "modules must not import ts2_lightning.callbacks"),
     ],
@@ -183,7 +163,6 @@ def test_a_wrong_import_is_found(module: str, source: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("experiments.x", "def run():\n    from ts2_lightning.cli import main"),
         ("experiments.x", "from ts2_lightning.runs.directory import numbers"),
         ("evaluation.x", "from ts2_lightning.data.toyworld import load_world"),
         ("evaluation.x", "from ts2_lightning.data.toyworld.world import World"),

@@ -54,7 +54,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("grid"))
         Path("toy.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
-        return read_grid("toy.yaml", "runs")
+        return read_grid("toy.yaml", SettingsReader().read, "runs")
 
 
 # Showing ------------------------------------------------------------------------------------------------------------
@@ -281,9 +281,9 @@ def test_the_base_model_is_measured_as_the_first_training(asked: Asked) -> None:
     assert main(["ablate", "-c", "more.yaml", "--only", "seed=3"]) == 0
     (file,) = Path("runs/more").glob("base-*.yaml")
     config = yaml.safe_load(file.read_text())
-    assert config == read_grid("more.yaml").points[0].training.config
+    assert config == read_grid("more.yaml", SettingsReader().read).points[0].training.config
     assert (config["data"]["validation"], config["data"]["limit_validation"]) == ("toyworld:test", 7)
-    task = tasks_of(read_grid("more.yaml"), asked.points)[0]
+    task = tasks_of(read_grid("more.yaml", SettingsReader().read), asked.points)[0]
     assert (task.directory, task.config) == (file.with_suffix(""), str(file))
 
 

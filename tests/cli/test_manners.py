@@ -331,8 +331,8 @@ def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, cap
 
 
 def test_a_command_that_another_runs_is_called_as_the_user_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_STARTED_AS", "somewhere/cli.py")
+    monkeypatch.setattr("ts2_lightning.program._STARTED_AS", "somewhere/cli.py")
     with cli.relaunchable(["fit"]):
         assert cli.program() == "python cli.py"
-    monkeypatch.setattr(cli, "_STARTED_AS", "bin/ts2")
+    monkeypatch.setattr("ts2_lightning.program._STARTED_AS", "bin/ts2")
     assert cli.program() == "ts2"

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from transformers import GPT2Config
 
+from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.experiments.grid import Grid, identity, read_grid
 from ts2_lightning.experiments.grid.reading import grid_name
 from ts2_lightning.types import UserError
@@ -52,7 +53,7 @@ def grid(file: str | Path = "grid.yaml", runs_dir: str | Path = "runs", name: st
     """A grid of the given parts; by default of one row on the base."""
     content = {"base": "base.yaml", "axes": ONE, **parts}
     Path(file).write_text(yaml.safe_dump(content, sort_keys=False))
-    return read_grid(file, runs_dir, name)
+    return read_grid(file, SettingsReader().read, runs_dir, name)
 
 
 def digest(overrides: dict[str, Any] | None = None, **parts: Any) -> str:

@@ -78,7 +78,7 @@ def test_its_links_lead_somewhere() -> None:
 
 def test_the_table_has_a_row_for_every_fit() -> None:
     block = PAGE.split(TABLE.BEGIN)[1].split(TABLE.END)[0]
-    rows = re.findall(r"^\| ([^|]+?) \|", block, re.M)
+    rows = [line.split("|")[1].strip() for line in block.splitlines() if line.startswith("|")]
     assert rows[2:] == [GRID["base_model"]["label"], *CHOICES]
 
 

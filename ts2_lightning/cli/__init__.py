@@ -8,11 +8,10 @@ from pathlib import Path
 
 from ts2_lightning import __version__
 from ts2_lightning.cli.commands import COMMANDS, Command
+from ts2_lightning.program import program
 from ts2_lightning.suggestions import did_you_mean
 
-__all__ = ["COMMANDS", "Command", "main"]
-
-_STARTED_AS = next(iter(sys.argv), "")  # a command that runs another has its own in its place
+__all__ = ["COMMANDS", "Command", "main", "program"]
 
 USAGE = """usage: {program} COMMAND [options]
 
@@ -65,11 +64,6 @@ def usage() -> str:
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     about = "Fine-tune large language models without losing their diversity, and see why."
     return USAGE.format(program=program(), about=about, commands="\n".join(lines)).rstrip()
-
-
-def program() -> str:
-    """How the user calls the command line: `python cli.py`, or `ts2` where it is installed."""
-    return "python cli.py" if "cli.py" in (Path(sys.argv[0]).name, Path(_STARTED_AS).name) else "ts2"
 
 
 def no_such_command(word: str) -> str:

@@ -18,6 +18,7 @@ from ts2_lightning.cli.lightning_cli import resolve_model
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.suggestions import did_you_mean
@@ -49,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
         check_number("--parallel", options.parallel, COUNT)
     if options.parallel is not None and options.slurm:
         raise UserError("--parallel is of runs on this machine; with --slurm, give the grid `slurm.array_parallelism`")
-    grid = read_grid(options.config, options.runs_dir, options.name)
+    grid = read_grid(options.config, SettingsReader().read, options.runs_dir, options.name)
     points = only(grid, options.only)
     if options.dry_run:
         put(plan(grid, points))

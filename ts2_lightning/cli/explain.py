@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 from ts2_lightning.cli.guard import one_line
-from ts2_lightning.cli.sources import Origin, find_origin, no_such_file
+from ts2_lightning.cli.sources import Origin, find_origin
+from ts2_lightning.config_files import no_such_file
 from ts2_lightning.suggestions import did_you_mean
 
 _LONGEST = 400
@@ -196,7 +197,7 @@ def _required(complaint: Complaint, match: re.Match[str]) -> str:
 
 
 def _no_file(complaint: Complaint, match: re.Match[str]) -> str:
-    return no_such_file(match["path"], "-c")
+    return f"-c {no_such_file(match['path'])}"
 
 
 def _no_sub_config(complaint: Complaint, match: re.Match[str]) -> str:
@@ -206,7 +207,7 @@ def _no_sub_config(complaint: Complaint, match: re.Match[str]) -> str:
 def _missing_file(complaint: Complaint, key: str, word: str) -> str:
     origin = complaint.origin(key)
     path = os.path.normpath(os.path.join(os.path.dirname(origin.file), word)) if origin and origin.file else word
-    return complaint.about(key, no_such_file(path).lstrip())
+    return complaint.about(key, no_such_file(path))
 
 
 def _wrong_value(complaint: Complaint, match: re.Match[str]) -> str:

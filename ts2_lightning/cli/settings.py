@@ -6,8 +6,10 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback
 
+from ts2_lightning.cli.guard import CommandLineError
 from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
 from ts2_lightning.cli.objects import built
+from ts2_lightning.types import UserError
 
 
 class SettingsReader(TS2CLI):
@@ -27,9 +29,17 @@ class SettingsReader(TS2CLI):
             options: the command line after `fit`.
 
         Raises:
-            CommandLineError, UserError: as `fit` would.
+            UserError: where `fit` would refuse it.
         """
         self.options = list(options)
+        try:
+            return self._read()
+        except CommandLineError as error:
+            raise UserError(str(error)) from None
+        except UserError as error:
+            self._raise_with_place(error)
+
+    def _read(self) -> dict[str, Any]:
         check_options(self.options)
         if self._is_made:
             self.parse_arguments(self.parser, ["fit", *self.options])

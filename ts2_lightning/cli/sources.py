@@ -1,6 +1,5 @@
 """Where each setting comes from: the option or the line of a configuration file that gave it."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,8 @@ import yaml
 from jsonargparse import Namespace
 
 from ts2_lightning.cli.guard import CommandLineError
-from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.config_files import check_config, compose_config, named_file, no_such_file
 from ts2_lightning.types import UserError
-from ts2_lightning.yaml_files import compose_yaml, yaml_complaint
 
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")
@@ -137,12 +135,12 @@ def check_config_files(arguments: Sequence[str]) -> None:
     for file in config_files(arguments):
         if "://" in file:
             continue
-        root = _compose(file)
-        if root is None:
-            continue
-        if not isinstance(root, yaml.MappingNode):
-            raise CommandLineError(f"{file}: expected `key: value` lines at the top level")
-        _check(root, file)
+        if not Path(file).is_file():
+            raise CommandLineError(f"-c {no_such_file(file)}")
+        try:
+            check_config(file)
+        except UserError as error:
+            raise CommandLineError(str(error)) from None
 
 
 def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
@@ -175,70 +173,15 @@ def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
                 raise CommandLineError(f"--{early} comes before --{key}, which would reset it; give --{key} first")
 
 
-def no_such_file(path: str, option: str = "") -> str:
-    """One line for a file that is not there, with the nearest one that is."""
-    here = Path(path)
-    parent = here.parent
-    while not parent.is_dir() and parent != parent.parent:
-        parent = parent.parent
-    if parent != here.parent:
-        inside = [str(p) for p in parent.iterdir() if p.is_dir()]
-        missing = here.parents[list(here.parents).index(parent) - 1]
-        return f"{option} {path}: no directory {missing}{did_you_mean(str(missing), inside)}"
-    kind = "is a directory, not a file" if here.is_dir() else "no such file"
-    return f"{option} {path}: {kind}{did_you_mean(path, (str(p) for p in parent.iterdir() if p.is_file()))}"
-
-
 def _is_text(value: str) -> bool:
     """Whether the value of `-c` is YAML text itself rather than a path."""
     return "\n" in value or value.lstrip().startswith("{") or ": " in value
 
 
-def _compose(file: str) -> yaml.Node | None:
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        return compose_yaml(text, file)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise CommandLineError(no_such_file(file, "-c")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandLineError(f"-c {file}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise CommandLineError(yaml_complaint(error, file)) from None
-    except UserError as error:
-        raise CommandLineError(str(error)) from None
-
-
-def _check(node: yaml.Node, file: str) -> None:
-    """Refuses a key given twice, in a file and in the files of settings that it names."""
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _check(item, file)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines and name != "<<":
-            raise CommandLineError(f"{file}:{line}: {name} was given before, on line {lines[name]}; keep one")
-        lines[name] = line
-        named = _named_file(value, file)
-        inner = _compose(named) if named else value
-        if inner is not None:
-            _check(inner, named or file)
-
-
-def _named_file(value: yaml.Node, file: str) -> str | None:
-    """The file of settings that a value names (`lm: ../model/llama.yaml`), relative to the file that names it."""
-    if not isinstance(value, yaml.ScalarNode) or not str(value.value).endswith((".yaml", ".yml")):
-        return None
-    named = os.path.normpath(Path(file).parent / str(value.value))
-    return named if Path(named).is_file() else None
-
-
 def _file_origins(file: str) -> Iterator[Origin]:
     if "://" in file or not Path(file).is_file():
         return
-    root = _compose(file)
+    root = compose_config(file)
     if root is not None:
         yield from _node_origins(root, "", file)
 
@@ -254,8 +197,8 @@ def _node_origins(node: yaml.Node, prefix: str, file: str) -> Iterator[Origin]:
         full = prefix if name in _ELIDED else f"{prefix}.{name}".strip(".")
         if full != prefix:
             yield Origin(full, file, key.start_mark.line + 1)
-        named = _named_file(value, file)
-        inner = _compose(named) if named else value
+        named = named_file(value, file)
+        inner = compose_config(named) if named else value
         if inner is not None:
             yield from _node_origins(inner, full, file if inner is value else str(named))
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from ts2_lightning.config_files import check_config, no_such_file
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
-from ts2_lightning.yaml_files import compose_yaml
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,9 @@ def read_entries(file: Path) -> Entry:
     Raises:
         UserError: if there is no such file, it does not parse, is empty, or gives a key twice.
     """
-    from ts2_lightning.cli.guard import CommandLineError
-    from ts2_lightning.cli.sources import check_config_files, no_such_file
-
     if not file.is_file():
-        raise UserError(no_such_file(str(file)).strip())
-    try:
-        check_config_files(["-c", str(file)])
-    except CommandLineError as error:
-        raise UserError(str(error).removeprefix("-c ")) from None
-    node = compose_yaml(file.read_text(encoding="utf-8"), str(file))
+        raise UserError(no_such_file(str(file)))
+    node = check_config(str(file))
     if node is None:
         raise UserError(f"{file}: the file is empty; it needs at least base and axes")
     return Entry(str(file), node)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.experiments.grid.expansion import title_of
+from ts2_lightning.program import program
 
 GRID = "grid.json"
 """What `Grid.record` says, in the grid's directory."""
@@ -36,8 +37,6 @@ class Training:
     @property
     def command(self) -> str:
         """What repeats the training alone, as one types it into a shell."""
-        from ts2_lightning.cli import program
-
         return f"{program()} {shlex.join(['fit', *self.options])}"
 
 

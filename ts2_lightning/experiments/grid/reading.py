@@ -14,6 +14,7 @@ from ts2_lightning.experiments.grid.objects import BaseModel, Grid, Point, Train
 from ts2_lightning.experiments.grid.paths import nearer
 from ts2_lightning.experiments.grid.settings import merged, options_of, origin_of, with_seed
 from ts2_lightning.experiments.names import slug
+from ts2_lightning.runs.directory import run_name
 from ts2_lightning.types import UserError
 
 _DIGITS = 8
@@ -22,24 +23,22 @@ _LONGEST = 80  # characters of the labels in the name of a run
 Read = Callable[[list[str]], dict[str, Any]]
 
 
-def read_grid(file: str | Path, runs_dir: str | Path = "runs", name: str | None = None) -> Grid:
+def read_grid(file: str | Path, read: Read, runs_dir: str | Path = "runs", name: str | None = None) -> Grid:
     """A grid, with every row resolved.
 
     Args:
         file: the grid file.
+        read: gives the whole configuration of a command line of `fit`, such as `cli.settings.SettingsReader().read`.
         runs_dir: directory of all runs. A run that is there already keeps its name, whatever its row is called now.
         name: of the grid; by default its path below `configs/grid` with hyphens, else the stem of the file.
 
     Raises:
         UserError: for whatever is wrong, in one line with the file, its line and the row.
     """
-    from ts2_lightning.cli.settings import SettingsReader
-    from ts2_lightning.runs.directory import run_name
-
     file, runs_dir = Path(nearer(Path(file).expanduser())), Path(runs_dir)
     form = read_form(file)
     name = run_name(name or grid_name(file), [])
-    resolver = _Resolver(form, name, runs_dir, SettingsReader().read)
+    resolver = _Resolver(form, name, runs_dir, read)
     points = tuple(resolver.point(row, seed) for row in form.rows for seed in form.seeds)
     return Grid(
         name=name,
@@ -92,8 +91,6 @@ class _Resolver:
             UserError: in the words of `fit` or of a measure, with the row in front; the line is that of the setting, if
                 the file gives it.
         """
-        from ts2_lightning.cli.guard import CommandLineError
-
         layers = self._form.layers(row.labels)
         measure: dict[str, Any] = {}
         for layer in layers:
@@ -102,7 +99,7 @@ class _Resolver:
             check_measure(measure, self._specifications)
             options = options_of([*layers, with_seed(self._form.seeded, seed)])
             return Point(row.labels, seed, self._training(row.labels, seed, options), measure)
-        except (UserError, CommandLineError) as error:
+        except UserError as error:
             origin = origin_of(str(error), layers) or row.origin
             raise origin.error(f"{title_of(row.labels)}, seed {seed}: {error}") from None
 

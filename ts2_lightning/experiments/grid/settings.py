@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ts2_lightning.config_files import no_such_file
 from ts2_lightning.experiments.grid.entries import Entry
 from ts2_lightning.experiments.grid.measuring import read_measure
 from ts2_lightning.experiments.grid.paths import beside
@@ -49,13 +50,11 @@ def read_configs(entry: Entry) -> tuple[str, ...]:
     Raises:
         UserError: for a file that is not there.
     """
-    from ts2_lightning.cli.sources import no_such_file
-
     found = []
     for item in entry.one_or_more("a configuration file or a list of them"):
         path = beside(item.file, item.text)
         if not os.path.isfile(path):
-            raise item.error(no_such_file(path).strip())
+            raise item.error(no_such_file(path))
         found.append(path)
     return tuple(found)
 
