@@ -52,6 +52,19 @@ def test_the_line_of_a_classs_setting(file: str, place: str, files: Path) -> Non
     assert place_of(ALPHA.replace("TS2Loss", "GEMLoss"), settings(), options) == ""
 
 
+def test_a_sentence_behind_a_setting(files: Path) -> None:
+    (files / "lm.yaml").write_text("model:\n  lm:\n    adapter:\n      dropout: 0.1\n    router_aux_loss_coef: 1\n")
+    options = ["-c", f"{files}/lm.yaml"]
+    for message, line in (
+        ("model.lm.router_aux_loss_coef: transformers has no loss", 5),
+        ("model.lm.adapter: dropout must be 0", 4),
+        ("model.lm.adapter: a sentence", 3),
+    ):
+        assert place_of(message, settings(), options) == f"{files}/lm.yaml:{line}: "
+    assert place_of(f"{files}/lm.yaml:5: model.lm.router_aux_loss_coef: said", settings(), options) == ""
+    assert place_of("lm.yaml:5: model.lm.router_aux_loss_coef: said", settings(), options) == ""
+
+
 def test_what_is_typed_wins_over_files(files: Path) -> None:
     options = ["-c", f"{files}/trainer.yaml", "--trainer.max_steps=-6"]
     assert place_of("trainer.max_steps must be ...", settings(), options) == ""

@@ -1,6 +1,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -88,6 +89,12 @@ def test_weights_of_every_format(fields: dict, chatml: ChatTemplate) -> None:
     assert encoded.ids.tolist() == plain.ids.tolist(), "nothing else changes"
     assert encoded.spans.tolist() == plain.spans.tolist()
     assert plain.weighted == 0
+
+
+def test_a_row_with_a_weight_counts_once_however_many_texts_it_becomes() -> None:
+    encoded = encode_rows(rows(*token_rows([3, 4, 5])), None, max_length=9)
+    texts = replace(encoded, places=np.array([0, 0, 2]), weights=np.array([2.0, 2.0, 1.0], dtype=np.float32))
+    assert texts.weighted == 1
 
 
 def test_weights_pass_by_a_format_of_the_user(chatml: ChatTemplate) -> None:

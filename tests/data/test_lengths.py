@@ -182,6 +182,15 @@ def test_a_token_without_a_row_is_named_with_its_place(tokens: str) -> None:
     data_of(tokens, few(15_000)).setup("fit")  # a vocabulary that is padded
 
 
+def test_the_first_such_row_is_named_whatever_others_have(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in ([1, 2], [3, 15, 4], [5, 19, 14])))
+    assert error_of(data_of(str(file), few(14))) == (
+        f"data.train: {file}:2: token id 15 has no row in the embedding of llama, which has 14; mend the row, or set "
+        "model.lm.resize_embeddings to 20 for new rows"
+    )
+
+
 def test_a_streamed_one_too(tokens: str) -> None:
     data = data_of(tokens, few(14), streaming=True, shuffle_buffer=2, cache=False)
     data.setup("fit")

@@ -397,6 +397,13 @@ def test_a_run_asks_as_most_of_its_rows_were_trained(
     prompt = data.tokenizer.decode(data.template.render_prompt([question("q")]))  # type: ignore[union-attr]
     assert prompt == plainly(data.tokenizer, about["chat_template"], [question("q")])
     assert prompt.endswith("<think>\n\n</think>\n\n") == bool(recorded)
+    others = write_jsonl(tmp_path / "others.jsonl", rows_with(without, thoughts))
+    data = SFTData(
+        train=file, validation={"a": others, "b": others}, tokenizer=thinker, thinking=thinking, streaming=streaming,
+        cache=False,
+    )  # fmt: skip
+    data.setup("fit")
+    assert data.describe()["chat_template_kwargs"] == recorded, "rows that are not trained on have no say"
     if not streaming:
         split = about["splits"]["train"]
         assert split["thoughts"] == (thoughts if thinking == "keep" else 0)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,12 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
         "8; to use it as a model, merge it into its base first (export without --adapter separate)"
     )
     assert refused(LanguageModelConfig(str(out))) == wanted
+    gone = AdapterConfig(r=4, alpha=8, path=str(tmp_path / "gone"))
+    message = refused(replace(lm, adapter=gone))
+    assert message.startswith(
+        f"model.lm.adapter.path: there is no directory {gone.path!r}, nor such an adapter on the hub"
+    )
+    assert message.endswith("to go on from one, give --model.lm.adapter.path null")
     # Transformers would take the base's config.json, or the model beside it, and put the adapter on it, frozen.
     load(Path(lm.path)).save_pretrained(out)
     assert refused(LanguageModelConfig(str(out))) == wanted

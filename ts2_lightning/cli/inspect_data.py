@@ -298,7 +298,8 @@ def _headline(rows: EncodedRows, number: int, origin: str) -> str:
     encoded = rows[number]
     supervised = int((encoded.spans[:, 1] - encoded.spans[:, 0]).sum())
     weight = "" if encoded.weight == 1 else f", weight {encoded.weight:g}"
-    return f"-- Row {number}: {len(encoded.ids):,} tokens, {supervised:,} supervised{weight}; {origin}"
+    text = f"Text {number}, of row {rows.places[number]}" if rows.counts.unrolled else f"Row {number}"
+    return f"-- {text}: {len(encoded.ids):,} tokens, {supervised:,} supervised{weight}; {origin}"
 
 
 def _source_lines(about: dict[str, Any], files: list[dict[str, Any]], split: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
+from ts2_lightning.modules.adapter_start import check_adapter_files
 from ts2_lightning.modules.language_model import read_limits
 from ts2_lightning.planning import (
     EFFICIENCY,
@@ -104,6 +105,7 @@ class PlanCLI(TS2CLI):
         self.model = parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data)).model
 
     def _run_subcommand(self, subcommand: str) -> None:
+        check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
         with with_config(self.model.lm) as lm:
             plan = make_plan(job_of(self.settings, self.model, lm))
         put(json.dumps(as_json(plan), indent=2) if self.settings.json else report(plan))

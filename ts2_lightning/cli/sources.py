@@ -16,7 +16,7 @@ from ts2_lightning.types import UserError
 CONFIG_OPTIONS = ("-c", "--config")
 _ELIDED = ("init_args", "dict_kwargs")
 _ITEM = "[]"
-_NAMED_SETTING = r"(?P<setting>\w+(\.\w+)+|\w+(?=: \w+ must be )|\w+(?= must be ))(: (?P<argument>\w+))? "
+_NAMED_SETTING = r"(?P<setting>\w+(\.\w+)+(?=:? )|\w+(?=: \w+ must be )|\w+(?= must be ))(: (?P<argument>\w+))?"
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def place_of(message: str, settings: Namespace, arguments: Sequence[str]) -> str
     """The file and line of the setting that a message begins with.
 
     Args:
-        message: begins with a setting (`model.optimizer.lr must be ...`) or with a class and the name of one of its
-            settings (`TS2Loss: alpha must be ...`).
+        message: begins with a setting (`model.optimizer.lr must be ...`, `data.template: ...`) or with a class and the
+            name of one of its settings (`TS2Loss: alpha must be ...`).
         settings: what the command line was read as.
         arguments: the command line after the command.
 
@@ -106,8 +106,13 @@ def place_of(message: str, settings: Namespace, arguments: Sequence[str]) -> str
     if begins is None:
         return ""
     setting, argument = begins["setting"], begins["argument"]
-    keys = {f"{key}.{argument}" for key in _keys_of_class(settings, setting)} if argument else {setting}
-    named = [place for place in origins(arguments) if any(place.key == key.replace(_ITEM, "") for key in keys)]
+    places = origins(arguments)
+    if "." in setting:  # what follows a colon may be one of its settings, or the beginning of a sentence
+        inner = f"{setting}.{argument}"
+        keys = {inner if any(place.key == inner for place in places) else setting}
+    else:
+        keys = {f"{key}.{argument}" for key in _keys_of_class(settings, setting)} if argument else {setting}
+    named = [place for place in places if any(place.key == key.replace(_ITEM, "") for key in keys)]
     in_a_list = any(_ITEM in key for key in keys)  # whose items share the names of their settings
     if not named or named[-1].file is None or (in_a_list and len(named) > 1):
         return ""

@@ -255,7 +255,7 @@ class SFTData(LightningDataModule):
         rows = read_split(name, selection, self._encoder, self.max_rejects, self.cache, quiet)
         rows.judge(self.max_rejects, rows.beside if self.trainer is None else self._reject_file(name))
         rows.check(self._encoder)
-        if name == "train" or "train" not in self._splits:
+        if name == "train" or (self._stream is None and not self._splits):  # else others have decided
             self._ask_as(rows.rows.counts)
         self._splits[name] = rows
 

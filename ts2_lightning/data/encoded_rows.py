@@ -116,8 +116,8 @@ class EncodedRows:
 
     @property
     def weighted(self) -> int:
-        """Number of rows whose weight is not 1."""
-        return int((self.weights != 1).sum())
+        """Number of rows whose weight is not 1, however many texts each has become."""
+        return len(np.unique(self.places[self.weights != 1]))
 
 
 Columns = dict[str, NDArray[Any]]

@@ -107,9 +107,12 @@ class Encoder:
         outside = self.vocabulary is not None and largest >= self.vocabulary
         if not outside and (limits is None or largest < limits.embeddings):
             return
-        row = int(np.searchsorted(rows.row_edges, rows.ids.argmax(), side="right")) - 1
-        where = f"{setting}: {origin(int(rows.places[row]))}: token id {largest}"
-        if outside:
+        bound = min(self.vocabulary or largest, largest if limits is None else limits.embeddings)
+        first = int((rows.ids >= bound).argmax())
+        row = int(np.searchsorted(rows.row_edges, first, side="right")) - 1
+        token = int(rows.ids[first])
+        where = f"{setting}: {origin(int(rows.places[row]))}: token id {token}"
+        if self.vocabulary is not None and token >= self.vocabulary:
             raise UserError(f"{where} is outside the tokenizer's vocabulary of {self.vocabulary}")
         assert limits is not None
         mend, wanted = "take the model's own tokenizer", "true"

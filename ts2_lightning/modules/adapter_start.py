@@ -115,6 +115,11 @@ def _read_settings(path: str) -> dict[str, Any]:
         if file is not None:
             return read_json(Path(file))
     except (OSError, ValueError) as error:
+        if not Path(path).exists():
+            raise UserError(
+                f"{_SETTING}: there is no directory {path!r}, nor such an adapter on the hub; a checkpoint of a run "
+                "has its adapter's weights: to go on from one, give --model.lm.adapter.path null"
+            ) from error
         raise UserError(f"{_SETTING}: cannot read {path!r}: {' '.join(str(error).split())[:300]}") from error
     raise UserError(f"{_SETTING}: there is no {ADAPTER_CONFIG} in {path!r}, as an adapter in PEFT's format has")
 

@@ -117,9 +117,10 @@ def _check_model(model: PreTrainedModel, config: LanguageModelConfig) -> None:
     try:
         with evaluated(model):
             check_head(model)
-            check_router_loss(model, config.router_aux_loss_coef)
     except UserError as error:
         raise UserError(f"model.lm.path: {_said(config.path)}: {error}") from error
+    with evaluated(model):
+        check_router_loss(model, config.router_aux_loss_coef)
 
 
 def build_language_model(config: LanguageModelConfig, device: torch.device | str | None = "meta") -> PreTrainedModel:

@@ -5,6 +5,7 @@ the body out of a reward model, without a word, and believes whatever size a con
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def adapter_hint(path: str, file: Path) -> str:
     base = settings.get("base_model_name_or_path") or "BASE"
     numbers = [(name, settings.get(key)) for name, key in (("r", "r"), ("alpha", "lora_alpha"))]
     options = "".join(f" --model.lm.adapter.{name} {value}" for name, value in numbers if value)
+    if settings.get("target_parameters"):
+        options += f" --model.lm.adapter.target_parameters {shlex.quote(json.dumps(settings['target_parameters']))}"
     return (
         f"it is a PEFT adapter of {base!r}, no model: to go on training it, --model.lm.path {base} "
         f"--model.lm.adapter.path {path}{options}; to use it as a model, merge it into its base first (export without "
