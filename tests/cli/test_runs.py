@@ -227,8 +227,8 @@ def test_a_logger_that_is_not_installed(fit: Run, here: Path, several: bool) -> 
     answer = fit("-c", "own.yaml")
     assert answer.status == 2
     assert answer.err.strip().splitlines()[-1] == (
-        "error: trainer.logger: tests.cli.standins.AbsentLogger: Requirement 'absent' not met. HINT: Try running "
-        "`pip install absent`"
+        "error: own.yaml:2: trainer.logger: tests.cli.standins.AbsentLogger: Requirement 'absent' not met. HINT: Try "
+        "running `pip install absent`"
     )
     assert not Path("runs").exists()
 
