@@ -204,6 +204,8 @@ def test_options_change_the_spans_alone(name: str, data: st.DataObject) -> None:
     tokenizer = template_of(kinds.byte_level, name).tokenizer
     last = make_template(name, tokenizer, train_on="last")
     assert_last_of(encode(last, messages), ids, spans, tokenizer)
+    check_prompt(last, messages)
+    check_ids(last, messages)
     open_ended = make_template(name, tokenizer, train_on_end=False)
     assert encode(open_ended, messages) == (ids, [(start, end - 1) for start, end in spans])
     assert {ids[end - 1] for _, end in spans} == set(open_ended.end_of_turn_ids)
