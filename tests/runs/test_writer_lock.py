@@ -129,12 +129,16 @@ def test_a_writer_that_was_taken_for_dead_writes_no_more(tmp_path: Path) -> None
     assert json.loads((tmp_path / FILE).read_text())["token"] == theirs.token, "it is not ours to remove"
 
 
-def test_of_many_one_takes_over_a_dead_ones_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("round_", range(25))
+def test_of_many_one_takes_over_a_dead_ones_run(tmp_path: Path, round_: int) -> None:
+    """Whoever is slow must not take the new lock for the dead one's that it has read a moment ago."""
     write(tmp_path, started="long ago")
     taken: list[WriterLock] = []
     refused: list[UserError] = []
+    together = threading.Barrier(8)
 
     def take() -> None:
+        together.wait()
         try:
             taken.append(WriterLock.take(tmp_path))
         except UserError as error:
@@ -147,6 +151,51 @@ def test_of_many_one_takes_over_a_dead_ones_run(tmp_path: Path) -> None:
         thread.join()
     assert (len(taken), len(refused)) == (1, 7)
     taken[0].release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pause", ["_read", "_write", "_acquire"])
+def test_whoever_takes_over_slowly_takes_no_others_lock(
+    tmp_path: Path, pause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One stands still at each step of taking a dead one's run over, while another one tries."""
+    write(tmp_path, started="long ago")
+    plain = getattr(writer_lock, pause)
+    others: list[WriterLock | UserError] = []
+
+    def other() -> None:
+        try:
+            others.append(WriterLock.take(tmp_path))
+        except UserError as error:
+            others.append(error)
+
+    def slow(*arguments: Any) -> Any:
+        value = plain(*arguments)
+        if threading.current_thread() is threading.main_thread() and not others:
+            thread = threading.Thread(target=other)
+            thread.start()
+            thread.join()
+        return value
+
+    monkeypatch.setattr(writer_lock, pause, slow)
+    try:
+        others.append(WriterLock.take(tmp_path))
+    except UserError as error:
+        others.append(error)
+    locks = [one for one in others if isinstance(one, WriterLock)]
+    assert len(others) == 2
+    assert len(locks) == 1
+    locks[0].release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_leaves_the_directory(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run, started="long ago", token="../outside")
+    WriterLock.take(run).release()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert not list(run.iterdir())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

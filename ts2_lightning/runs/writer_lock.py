@@ -89,21 +89,11 @@ class WriterLock:
         Raises:
             UserError: naming the writer, if it lives; if the file cannot be written.
         """
-        writer, file = Writer.this(), run / FILE
-        for _ in range(100):
-            try:
-                descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            except FileExistsError:
-                _remove_if_dead(run)
-                continue
-            except OSError as error:
-                raise UserError(f"{file}: cannot be written ({error.strerror}), so the run cannot be either") from error
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                json.dump(asdict(writer), stream)
-            lock = cls(run, writer)
-            lock._pulse.start()
-            return lock
-        raise UserError(f"{run}: other processes took it 100 times before this one")
+        writer = Writer.this()
+        _acquire(run / FILE, writer)
+        lock = cls(run, writer)
+        lock._pulse.start()
+        return lock
 
     def release(self) -> None:
         """Lets another process write the run."""
@@ -126,7 +116,6 @@ class WriterLock:
 
     def _beat(self) -> None:
         file = self.run / FILE
-        beside = file.with_name(f"{FILE}.{self._writer.token}")
         while not self._over.wait(BEAT):
             with suppress(OSError):  # a full or slow disk: the next pulse may come through
                 held = _read(file)
@@ -134,34 +123,62 @@ class WriterLock:
                 if self.is_lost:
                     return
                 self._writer = replace(self._writer, pulse=self._writer.pulse + 1)
-                beside.write_text(json.dumps(asdict(self._writer)), encoding="utf-8")
-                os.replace(beside, file)
+                _write(file, self._writer)
 
 
-def _remove_if_dead(run: Path) -> None:
-    """Removes the lock of a writer that has ended.
+def _acquire(file: Path, writer: Writer) -> None:
+    """Writes a lock's file, if it is not there or its writer has ended.
+
+    Between looking at a dead writer's file and replacing it, nobody else may do either. So whoever replaces it holds a
+    second lock meanwhile, whose name is the dead writer's token.
+
+    Raises:
+        UserError: naming the writer, if it lives; if the file cannot be written.
+    """
+    for _ in range(100):
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            if _replace_if_dead(file, writer):
+                return
+            continue
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written ({error.strerror}), so the run cannot be either") from error
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(asdict(writer), stream)
+        return
+    raise UserError(f"{file.parent}: other processes took it 100 times before this one")
+
+
+def _replace_if_dead(file: Path, writer: Writer) -> bool:
+    """Puts this writer in the place of one that has ended; False if another process has done something meanwhile.
 
     Raises:
         UserError: it lives.
     """
-    file = run / FILE
-    writer = _read(file)
-    dead = None if writer is None else writer.is_dead
+    stamp, before = _stamp(file), _read(file)
+    if stamp is None:
+        return False
+    dead = None if before is None else before.is_dead
     if dead is None:
-        dead = not _has_pulse(file, writer)
+        dead = not _has_pulse(file, before)
+        if before is None and _stamp(file) != stamp:  # it was being written
+            return False
     if not dead:
-        assert writer is not None
+        who = "another process" if before is None else f"process {before.process} on {before.host}"
         raise UserError(
-            f"{run}: process {writer.process} on {writer.host} is writing this run; wait until it has ended, or stop "
-            "it, or start a run of its own without --ckpt_path"
+            f"{file.parent}: {who} is writing this run; wait until it has ended, or stop it, or start a run of its own "
+            "without --ckpt_path"
         )
-    aside = file.with_name(f"{FILE}.{uuid.uuid4().hex}")
-    with suppress(FileNotFoundError):  # another process was faster
-        os.rename(file, aside)
-        taken = _read(aside)
-        if taken is not None and writer is not None and taken.token != writer.token:
-            os.link(aside, file)  # it was another process's new lock
-        aside.unlink()
+    guard = file.with_name(f"{file.name}.{'unreadable' if before is None else before.token}")
+    _acquire(guard, writer)
+    try:
+        if _stamp(file) != stamp:
+            return False
+        _write(file, writer)
+        return True
+    finally:
+        guard.unlink()
 
 
 def _has_pulse(file: Path, before: Writer | None) -> bool:
@@ -184,9 +201,27 @@ def _has_pulse(file: Path, before: Writer | None) -> bool:
 def _read(file: Path) -> Writer | None:
     """The writer that a lock names; None where there is none, or its file is being written."""
     try:
-        return Writer(**json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        writer = Writer(**json.loads(file.read_text(encoding="utf-8")))
+        return writer if writer.token.isalnum() else None  # it becomes a part of a file's name
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
         return None
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """What changes whenever a file is written or replaced; None where there is none."""
+    try:
+        with file.open("rb") as stream:  # opened, since NFS answers for a name alone from its memory
+            status = os.fstat(stream.fileno())
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _write(file: Path, writer: Writer) -> None:
+    """Replaces a lock's file by one that names the writer; whoever reads it reads the one or the other."""
+    beside = file.with_name(f"{file.name}.{writer.token}.part")
+    beside.write_text(json.dumps(asdict(writer)), encoding="utf-8")
+    os.replace(beside, file)
 
 
 def _machine() -> str:
