@@ -21,7 +21,7 @@ from ts2_lightning.cli import main
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.models import load_model
 from ts2_lightning.evaluation.toyworld import evaluate_toyworld
-from ts2_lightning.experiments.measures import column, diversity, target
+from ts2_lightning.experiments.measures import describe, diversity, target
 from ts2_lightning.metrics import functional
 
 RUN = Path("runs/toy/1")
@@ -84,7 +84,7 @@ def test_validation_is_what_validate_says(ts2: CommandLine) -> None:
     for name in names:
         assert found[f"validation/{name}"] == pytest.approx(said[f"val/{name}"], rel=2e-6, abs=1e-9), name
     assert found["validation/tokens"] == found["validation/seen/tokens"] + found["validation/unseen/tokens"]
-    assert all(column(name).title != name for name in found)
+    assert all(describe(name).title != name for name in found)
 
 
 def test_a_strangers_run_names_no_function_that_is_called(ts2: CommandLine) -> None:
@@ -112,7 +112,7 @@ def test_the_toy_world_by_decoding(ts2: CommandLine) -> None:
     measure(ts2, {"toyworld": {}})
     both = {document["decoding"]: document["values"] for document in results().values()}
     assert both["softmax"]["toyworld/seen/tail_mass"] > both["sparsemax"]["toyworld/seen/tail_mass"] == 0
-    assert all(column(name).title != name for name in found for name in [f"toyworld/{name}"])
+    assert all(describe(name).title != name for name in found for name in [f"toyworld/{name}"])
 
 
 def test_cost_is_what_the_run_wrote(ts2: CommandLine) -> None:
@@ -184,13 +184,13 @@ def test_diversity_is_that_of_the_responses_on_disk(ts2: CommandLine) -> None:
     assert 0 < distinct[0] < 1
     assert found["diversity/ngram"] == pytest.approx(100 * statistics.fmean(distinct))
     bleu = statistics.fmean(functional.self_bleu(of_prompt) for of_prompt in texts)
-    assert found["diversity/self_bleu"] == pytest.approx(100 - bleu)
+    assert found["diversity/self_bleu_diversity"] == pytest.approx(100 - bleu)
     every = [response for line in lines for response in line["responses"]]
     assert found["diversity/tokens"] == statistics.fmean(response["tokens"] for response in every)
     assert found["diversity/ended"] == statistics.fmean(response["ended"] for response in every)
     assert 0 < found["diversity/mean_probability"] < 1
     assert found["diversity/responses"] == 24
-    assert all(column(name).title != name for name in found)
+    assert all(describe(name).title != name for name in found)
 
 
 def test_a_killed_measurement_goes_on(ts2: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,7 +262,7 @@ def test_probes_leave_numbers_and_pictures(ts2: CommandLine) -> None:
         statistics.fmean(question["implausible_mass"] for question in questions)
     )
     assert found["probes/macro/mean"] == document["documents"]["macro"]["mean"]
-    assert all(column(name).title != name for name in found)
+    assert all(describe(name).title != name for name in found)
 
 
 def test_a_checkpoint_is_measured_as_its_export(ts2: CommandLine) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import GPT2Config
 
-from ts2_lightning.experiments.measures import COLUMNS, MEASURES, Spec, check_spec, column, files_of, place_of
+from ts2_lightning.experiments.measures import DESCRIBED, MEASURES, Spec, check_spec, describe, files_of, place_of
 from ts2_lightning.experiments.measures.base import Measured
 from ts2_lightning.experiments.measures.responses import ResponseFile
 from ts2_lightning.experiments.measures.results import kept_values, read_result, write_result
@@ -42,7 +42,7 @@ def test_a_spec_is_read() -> None:
     ("spec", "said"),
     [
         ({"toyworl": {}}, "grid: no measure 'toyworl'; did you mean toyworld?"),
-        ({"speed": {}}, "grid: no measure 'speed'; there are toyworld, validation, probes, diversity, cost"),
+        ({"speed": {}}, "grid: no measure 'speed'; there are toyworld, validation, diversity, probes, cost"),
         ({"decoding": "sparsmax"}, "grid.decoding: no decoding 'sparsmax'; did you mean sparsemax?"),
         ({"decoding": ["softmax"]}, "grid.decoding: no decoding ['softmax']"),
         ({"template": 3}, "grid.template must be the name of a chat template, got 3"),
@@ -69,18 +69,27 @@ def test_one_line_says_what_is_wrong(spec: object, said: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) -> None:
+    document = {"name": "diversity", "decoding": "softmax", "template": "auto", "settings": {}, "key": "k"}
+    file = tmp_path / "diversity-1.json"
+    file.write_text(json.dumps({**document, "values": {"diversity/self_bleu": 12.5, "diversity/ngram": 3.0}}))
+    assert read_result(file).values == {"diversity/self_bleu_diversity": 12.5, "diversity/ngram": 3.0}
+
+
 def test_columns() -> None:
-    assert all(name == known.name for name, known in COLUMNS.items())
-    titles = [known.title for known in COLUMNS.values()]
+    assert all(name == value.name for name, value in DESCRIBED.items())
+    titles = [value.title for value in DESCRIBED.values()]
     assert len(set(titles)) == len(titles)  # or a table has two columns that nobody can tell apart
-    assert {name.partition("/")[0] for name in COLUMNS} == set(MEASURES)
-    better = {name: COLUMNS[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")}
+    assert {name.partition("/")[0] for name in DESCRIBED} == set(MEASURES)
+    better = {
+        name: DESCRIBED[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")
+    }
     assert better == {"validity_t1": "higher", "outside_plausible": "lower", "entropy": None}
-    assert all(format(0.5, known.format) for known in COLUMNS.values())
-    own = column("mine/new")
-    assert (own.title, own.better, own.format, own.default) == ("mine/new", None, ".4g", False)
-    of_set = column("validation/chat/perplexity")
-    assert (of_set.title, of_set.better, of_set.default) == ("perplexity, chat", "lower", False)
+    assert all(format(0.5, value.format) for value in DESCRIBED.values())
+    own = describe("mine/new")
+    assert (own.title, own.better, own.format, own.shown) == ("mine/new", None, ".4g", False)
+    of_set = describe("validation/chat/perplexity")
+    assert (of_set.title, of_set.better, of_set.shown) == ("perplexity, chat", "lower", False)
 
 
 def test_files_follow_from_what_was_asked_for(tmp_path: Path) -> None:

@@ -250,12 +250,14 @@ def test_values_of_different_settings_are_not_mixed() -> None:
     """The last result of a measure is shown whole, of runs and of models that were only measured."""
     cold = {"template": "plain", "diversity": {"temperature": 0.6, "sentence_bert": "some/model"}}
     for place, config in (("runs/a/1", config_of()), ("models/b", None)):
-        run = make_run(Path(place), config, {"diversity/self_bleu": 0.6, "diversity/sentence_bert": 9.0}, spec=cold)
+        run = make_run(
+            Path(place), config, {"diversity/self_bleu_diversity": 0.6, "diversity/sentence_bert": 9.0}, spec=cold
+        )
         for file in run.glob("measures/*.json"):
             os.utime(file, ns=(1, 1))
-        write_measures(run, {"diversity/self_bleu": 1.0}, {"diversity": {"temperature": 1.0}})
+        write_measures(run, {"diversity/self_bleu_diversity": 1.0}, {"diversity": {"temperature": 1.0}})
         ((shown,),) = [row.runs for row in collect([run]).rows]
-        assert shown.values == {"diversity/self_bleu": 1.0}
+        assert shown.values == {"diversity/self_bleu_diversity": 1.0}
         assert (shown.settings["diversity"]["temperature"], shown.settings["diversity"]["template"]) == (1.0, "auto")
 
 

@@ -19,7 +19,7 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.models import check_device
-from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, column, make_measures
+from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, describe, make_measures
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
@@ -164,12 +164,12 @@ def _data_of(file: Path) -> dict[str, Any]:
 def table(found: Mapping[str, Mapping[str, float]]) -> str:
     """Values in lines, models in columns: those that tables show by default, or all if there are none of them."""
     names = list(dict.fromkeys(name for values in found.values() for name in values))
-    shown = [name for name in names if column(name).default] or names
+    shown = [name for name in names if describe(name).shown] or names
     rows = [["", *found]]
     for name in shown:
-        known = column(name)
-        cells = [format(values[name], known.format) if name in values else "-" for values in found.values()]
-        rows.append([known.title, *cells])
+        value = describe(name)
+        cells = [format(values[name], value.format) if name in values else "-" for values in found.values()]
+        rows.append([value.title, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])

@@ -10,6 +10,27 @@ from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows
 from ts2_lightning.ops.sparse import some_per_row
 from ts2_lightning.types import TOKEN_STATISTICS
+from ts2_lightning.values import Value
+
+TOKEN_VALUES = (
+    Value("cross_entropy", "CE", "a supervised token, in nats", "lower", ".3f"),
+    Value("entropy", "entropy", "of the model's distribution, in nats", None, ".3f"),
+    Value("gold_probability", "p(gold)", "", "higher", ".3f"),
+    Value(
+        "gold_in_support",
+        "gold in support",
+        "share of tokens whose gold token is in the sparsemax support",
+        None,
+        ".3f",
+    ),
+    Value("support_size", "support", "sparsemax support, in tokens", None, ".2f"),
+    Value("tail_mass", "tail mass", "softmax mass outside of the sparsemax support", None, ".3f"),
+    Value("gold_rank", "rank of gold", "1 where the gold token is the most probable one", "lower", ".2f"),
+    Value("top1", "1st token", "probability of the most probable token", None, ".3f"),
+    Value("top2", "2nd token", "probability of the second most probable token", None, ".3f"),
+    Value("top3", "3rd token", "probability of the third most probable token", None, ".3f"),
+)
+"""Descriptions of `types.TOKEN_STATISTICS`."""
 
 
 def token_statistics(

@@ -59,18 +59,18 @@ def _baseline(entry: Entry, axes: Choices, rows: list[Row]) -> dict[str, str]:
 
 def _check_value(entry: Entry, measured: Collection[str]) -> None:
     """A value is one of a measure that is made, or logged. Those of the user's own measures are not all known."""
-    from ts2_lightning.experiments.measures.columns import COLUMNS, column
+    from ts2_lightning.experiments.measures.descriptions import DESCRIBED, describe
 
     name = entry.text
     measure = name.partition("/")[0]
     if measure in _LOGS:
         return
     if measure not in measured:
-        there = [known for known in COLUMNS if known.partition("/")[0] in measured]
+        there = [value for value in DESCRIBED if value.partition("/")[0] in measured]
         hint = did_you_mean(name, [*there, *_CURVES]) or f"; it measures {', '.join(measured) or 'nothing'}"
         raise entry.error(f"{name}: the grid does not measure {measure!r}{hint}")
-    if column(name).title == name:
-        hint = did_you_mean(name, [known for known in COLUMNS if known.startswith(f"{measure}/")])
+    if describe(name).title == name:
+        hint = did_you_mean(name, [value for value in DESCRIBED if value.startswith(f"{measure}/")])
         if hint:
             raise entry.error(f"{measure} has no value {name!r}{hint}")
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.values import Value
 
 
 class Measured(NamedTuple):
@@ -28,6 +29,9 @@ class Measure(ABC):
 
     name: ClassVar[str]
     """In a spec, of files, and before the names of values."""
+
+    values: ClassVar[tuple[Value, ...]] = ()
+    """Descriptions of its values, in the order of tables. A value without one is called by its name."""
 
     decoded: ClassVar[bool] = True
     """Whether the values depend on how the model is decoded. If not, they are made once for all decodings."""

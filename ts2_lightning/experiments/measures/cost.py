@@ -12,6 +12,7 @@ from ts2_lightning.runs.contents import METRICS, read_curves, read_json
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError
+from ts2_lightning.values import Value
 
 _Sum = Callable[[Sequence[float]], float]
 _LOGGED: dict[str, tuple[str, _Sum]] = {
@@ -21,12 +22,21 @@ _LOGGED: dict[str, tuple[str, _Sum]] = {
 }
 """Value -> (column of the log, what is taken of the logged steps)."""
 
+_SPEED = "median over the logged steps; it follows the machine and its load"
+
 
 @dataclass(frozen=True)
 class Cost(Measure):
     """Time, throughput and memory of a training."""
 
     name: ClassVar[str] = "cost"
+    values: ClassVar[tuple[Value, ...]] = (  # times follow the load of the machine, so that none is the best
+        Value("seconds", "seconds", "of training; it follows the machine and its load", None, ".1f", True),
+        Value("steps", "steps", "", None, ".0f"),
+        Value("tokens_per_second", "tokens/s", "", None, ".0f"),
+        Value("supervised_tokens_per_second", "supervised tokens/s", _SPEED, None, ".0f", True),
+        Value("peak_memory_gb", "memory, GB", "the most that the process had", "lower", ".2f", True),
+    )
     decoded: ClassVar[bool] = False
 
     def inputs(self, target: Target) -> Any:

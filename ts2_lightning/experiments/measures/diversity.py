@@ -20,9 +20,13 @@ from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.values import Value
 
 ORDERS = (1, 2, 3)
 """The papers' n."""
+
+_NGRAM = "100 times the share of distinct n-grams within a response, mean of n = 1, 2, 3"
+_SENTENCE_BERT = "100 times the Sent-BERT diversity of the samples of a prompt"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,18 @@ class Diversity(Measure):
     """
 
     name: ClassVar[str] = "diversity"
+    values: ClassVar[tuple[Value, ...]] = (
+        Value("ngram", "n-gram", _NGRAM, "higher", ".2f", True),
+        Value("self_bleu_diversity", "100 - self-BLEU", "of the samples of a prompt", "higher", ".2f", True),
+        Value("sentence_bert", "Sent-BERT", _SENTENCE_BERT, "higher", ".2f", True),
+        Value("distinct_1", "distinct 1-grams", "", "higher", ".3f"),
+        Value("distinct_2", "distinct 2-grams", "", "higher", ".3f"),
+        Value("distinct_3", "distinct 3-grams", "", "higher", ".3f"),
+        Value("mean_probability", "p(sampled)", "", None, ".3f"),
+        Value("tokens", "tokens a response", "", None, ".1f"),
+        Value("ended", "ended", "", None, ".3f"),
+        Value("responses", "responses", "", None, ".0f"),
+    )
 
     prompts: Rows = None
     format: str | None = None
@@ -87,7 +103,7 @@ class Diversity(Measure):
         """The mean over prompts of each.
 
         `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
-        `self_bleu`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
+        `self_bleu_diversity`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
         `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
         end; `responses`, how many.
         """
@@ -108,7 +124,7 @@ class Diversity(Measure):
         found = {
             **distinct,
             "ngram": 100 * statistics.fmean(distinct.values()),
-            "self_bleu": 100 - SelfBLEU()(texts).item(),
+            "self_bleu_diversity": 100 - SelfBLEU()(texts).item(),
         }
         if self.sentence_bert is not None:
             found["sentence_bert"] = (

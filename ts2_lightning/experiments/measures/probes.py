@@ -15,6 +15,7 @@ from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Rows, Target
 from ts2_lightning.ranges import COUNT, NULL, check_numbers
 from ts2_lightning.types import Batch, UserError
+from ts2_lightning.values import Value
 
 _USUAL = Settings()
 _MICRO = ("implausible_mass", "tail_mass", "support_size", "entropy")
@@ -29,6 +30,11 @@ _COPIED = {
     "macro": {name: name for name in ("mean", "standard_deviation", "median")},
 }
 """Probe -> value -> which of the probe's numbers it is."""
+
+_TAIL_MASS = "softmax mass outside of the sparsemax support, mean over the validation rows"
+_TSPD_SHARE = "share of tokens with two candidates of at least 0.1 each and at most 0.2 on all others"
+_MACRO_MEAN = "mean probability of the tokens of a sampled response"
+_IMPLAUSIBLE = "mass of the first token of the answer outside of the plausible ones"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,25 @@ class Probes(Measure):
     """
 
     name: ClassVar[str] = "probes"
+    values: ClassVar[tuple[Value, ...]] = (
+        Value("tail/top1", "1st token, tail probe", "", None, ".3f"),
+        Value("tail/top2", "2nd token, tail probe", "", None, ".3f"),
+        Value("tail/top3", "3rd token, tail probe", "", None, ".3f"),
+        Value("tail/tail_mass", "tail mass, tail probe", _TAIL_MASS, None, ".3f", True),
+        Value("tail/support_size", "support, tail probe", "", None, ".2f"),
+        Value("tspd/share", "TSPD(2, .1, .2)", _TSPD_SHARE, None, ".3f", True),
+        Value("tspd/support_size", "support, TSPD probe", "", None, ".2f"),
+        Value("tspd/zero_gradient", "gold alone in support", "", None, ".3f"),
+        Value("tspd/entropy", "entropy, TSPD probe", "", None, ".3f"),
+        Value("tspd/gold_probability", "p(gold), TSPD probe", "", None, ".3f"),
+        Value("macro/mean", "p(sampled), macro probe", _MACRO_MEAN, None, ".3f", True),
+        Value("macro/median", "median p(sampled), macro probe", "", None, ".3f"),
+        Value("macro/standard_deviation", "s.d. of p(sampled), macro probe", "", None, ".3f"),
+        Value("micro/implausible_mass", "implausible, micro probe", _IMPLAUSIBLE, "lower", ".3f", True),
+        Value("micro/tail_mass", "tail mass, micro probe", "", None, ".3f"),
+        Value("micro/support_size", "support, micro probe", "", None, ".2f"),
+        Value("micro/entropy", "entropy, micro probe", "", None, ".3f"),
+    )
 
     kinds: list[Literal["micro", "macro", "tail", "tspd"]] = field(default_factory=lambda: ["tail", "tspd"])
     rows: Rows = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from ts2_lightning.evaluation.probes.report import write_json
 from ts2_lightning.experiments.measures.base import Measure, Measured
+from ts2_lightning.experiments.measures.descriptions import RENAMED
 from ts2_lightning.experiments.measures.digests import digest
 from ts2_lightning.experiments.measures.spec import MEASURES, Spec
 from ts2_lightning.types import UserError
@@ -101,7 +102,7 @@ def read_result(file: Path) -> Result:
             decoding if name not in MEASURES or MEASURES[name].decoded else None,
             str(document["template"]),
             dict(document["settings"]),
-            {str(value): float(number) for value, number in document["values"].items()},
+            {RENAMED.get(value, str(value)): float(number) for value, number in document["values"].items()},
             dict(document.get("documents") or {}),
             str(document["key"]),
             file.stat().st_mtime_ns,

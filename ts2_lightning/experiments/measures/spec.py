@@ -17,7 +17,7 @@ from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 MEASURES: dict[str, type[Measure]] = {
-    measure.name: measure for measure in (ToyWorld, Validation, Probes, Diversity, Cost)
+    measure.name: measure for measure in (ToyWorld, Validation, Diversity, Probes, Cost)
 }
 """Every measure, in the order in which they are made. To add one, write a file and add its class."""
 

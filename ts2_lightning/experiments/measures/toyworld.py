@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.evaluation.toyworld import Style, evaluate_toyworld
+from ts2_lightning.evaluation.toyworld import VALUES, Style, evaluate_toyworld
 from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Target
 from ts2_lightning.types import UserError
+from ts2_lightning.values import Value
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class ToyWorld(Measure):
     """Validity, diversity and shape where all plausible answers are known, under the decoding of the spec."""
 
     name: ClassVar[str] = "toyworld"
+    values: ClassVar[tuple[Value, ...]] = VALUES
 
     def inputs(self, target: Target) -> Any:
         """A tokenizer or template that is not the model's own."""

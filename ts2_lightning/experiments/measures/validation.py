@@ -1,7 +1,7 @@
 """Cross-entropy, perplexity and the token statistics of rows, as `validate` gives them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +14,18 @@ from ts2_lightning.experiments.measures.base import Measure, Measured
 from ts2_lightning.experiments.measures.target import Rows, Target
 from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import token_statistics
+from ts2_lightning.ops.statistics import TOKEN_VALUES
 from ts2_lightning.ranges import COUNT, NULL, POSITIVE, check_numbers
 from ts2_lightning.types import UserError
+from ts2_lightning.values import Value, by_name
+
+_OF_TOKENS = by_name(TOKEN_VALUES)
+
+
+def _of_rows(name: str, meaning: str, shown: bool = False) -> Value:
+    """A token statistic, told apart in tables from that of the other measures."""
+    value = _OF_TOKENS[name]
+    return replace(value, title=f"{value.title}, validation", meaning=meaning, shown=shown)
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,21 @@ class Validation(Measure):
     """
 
     name: ClassVar[str] = "validation"
+    values: ClassVar[tuple[Value, ...]] = (
+        _of_rows("cross_entropy", "a supervised token of the validation rows, in nats", shown=True),
+        Value("perplexity", "perplexity", "", "lower", ".3f"),
+        Value("token_accuracy", "token accuracy", "", "higher", ".3f"),
+        _OF_TOKENS["gold_probability"],
+        _OF_TOKENS["gold_rank"],
+        _of_rows(
+            "entropy", "of the model's distribution at the supervised tokens of the validation rows, in nats", True
+        ),
+        _of_rows("support_size", ""),
+        _OF_TOKENS["gold_in_support"],
+        _of_rows("tail_mass", ""),
+        *(_OF_TOKENS[name] for name in ("top1", "top2", "top3")),
+        Value("tokens", "tokens, validation", "", None, ".0f"),
+    )
     decoded: ClassVar[bool] = False
 
     rows: Rows = None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ts2_lightning.experiments.measures.columns import COLUMNS, Column, column
+from ts2_lightning.experiments.measures.descriptions import DESCRIBED, describe
 from ts2_lightning.experiments.report.results import Missing, Results, Settings, numeric_axes
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -15,30 +15,8 @@ _AGAINST_SHOWN = 4
 _PLANES = (
     ("toyworld/seen/distinct_t1", "toyworld/seen/validity_t1"),
     ("toyworld/seen/distinct_papers", "toyworld/seen/validity_papers"),
-    ("diversity/self_bleu", "validation/token_accuracy"),
+    ("diversity/self_bleu_diversity", "validation/token_accuracy"),
 )
-
-
-def known(name: str) -> Column:
-    """What is known of a value, be it measured or logged. Nothing logged in training is better or worse by itself.
-
-    Example:
-        >>> known("val/cross_entropy").better, known("train/cross_entropy").better
-        ('lower', None)
-        >>> known("val/chat/token_accuracy").title
-        'val/chat: token accuracy'
-    """
-    place, _, leaf = name.rpartition("/")
-    stage = place.partition("/")[0]
-    if stage not in ("val", "train"):
-        return column(name)
-    measured = column(f"validation/{leaf}")
-    return replace(
-        measured,
-        name=name,
-        title=f"{place}: {leaf.replace('_', ' ')}",
-        better=measured.better if stage == "val" else None,
-    )
 
 
 def asked(
@@ -92,7 +70,7 @@ def settled(results: Results) -> Results:
     planes = [plane for plane in wanted.planes if there.issuperset(plane)]
     planes = planes or [plane for plane in _PLANES if there.issuperset(plane)]
     default = tuple(dict.fromkeys(name for x, y in planes for name in (y, x))) or tuple(
-        name for name in columns if known(name).better
+        name for name in columns if describe(name).better
     )
     against = wanted.against
     if against is None:
@@ -105,7 +83,7 @@ def settled(results: Results) -> Results:
 def _columns(results: Results) -> list[str]:
     """The measured values that tables show by default, and of rows that have none of them what was logged last."""
     names = results.names
-    default = [name for name, found in COLUMNS.items() if found.default and name in names]
+    default = [name for name, value in DESCRIBED.items() if value.shown and name in names]
     if all(any(row.values(name) for name in default) for row in results.trained if row.runs):
         return default
     logged = [name for name in names if name.startswith(("val/", "train/"))]
@@ -139,6 +117,6 @@ def _unmet(results: Results) -> tuple[Missing, ...]:
 
 def _why(name: str, known: list[str], results: Results) -> str:
     made = {measure for row in results.rows for run in row.runs for measure in run.settings}
-    if name not in COLUMNS:
+    if name not in DESCRIBED:
         return f"not measured{did_you_mean(name, known)}"
     return "not measured, or not defined" if name.partition("/")[0] in made else "not measured"

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ts2_lightning.evaluation.style import layout, literal, new_figure, tidy
-from ts2_lightning.experiments.report.choices import known
+from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.looks import (
     add_legend,
@@ -85,7 +85,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     span_what_is_printed(axes.yaxis, y)
     axes.set_xlabel(explained(x, 90), fontsize=9)
     axes.set_ylabel(explained(y, 56), fontsize=9)
-    figure.suptitle(wrapped(f"{results.title}: {known(y).title} against {known(x).title}", 70), fontsize=10)
+    figure.suptitle(wrapped(f"{results.title}: {describe(y).title} against {describe(x).title}", 70), fontsize=10)
     add_legend(figure, [_key(point.row, looks) for point in points])
     return figure
 

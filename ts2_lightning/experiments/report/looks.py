@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from ts2_lightning.evaluation.style import MODELS, REST, legend_below, literal
-from ts2_lightning.experiments.report.choices import known
-from ts2_lightning.experiments.report.meanings import meaning
+from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.results import Row
 
 _MARKERS = "osD^vP<X"
@@ -49,14 +48,14 @@ def dashes(index: int) -> Any:
 
 def axis_label(name: str) -> str:
     """The title of a value, and which way is better."""
-    return literal(known(name).title) + _BETTER[known(name).better]
+    return literal(describe(name).title) + _BETTER[describe(name).better]
 
 
 def explained(name: str, width: int) -> str:
     """The title of a value with what it is, in lines for an axis that has room for them."""
-    said = meaning(name)
-    whole = f"{known(name).title}: {said}" if said else known(name).title
-    return wrapped(whole + _BETTER[known(name).better], width)
+    said = describe(name).meaning
+    whole = f"{describe(name).title}: {said}" if said else describe(name).title
+    return wrapped(whole + _BETTER[describe(name).better], width)
 
 
 def span_what_is_printed(axis: Axis, name: str) -> None:
@@ -66,7 +65,7 @@ def span_what_is_printed(axis: Axis, name: str) -> None:
         axis: along which the value is drawn.
         name: of the value.
     """
-    decimals = re.fullmatch(r"\.(\d+)f", known(name).format)
+    decimals = re.fullmatch(r"\.(\d+)f", describe(name).format)
     if decimals:
         low, high = axis.get_view_interval()
         lacking = 10.0 ** (1 - int(decimals[1])) - (high - low)

@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.experiments.report.choices import known
+from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.figures import Picture
-from ts2_lightning.experiments.report.meanings import meaning
 from ts2_lightning.experiments.report.results import Results, Row, Run
 from ts2_lightning.experiments.report.statistics import CONFIDENCE
 from ts2_lightning.experiments.report.tables import (
@@ -177,7 +176,7 @@ def _results(results: Results) -> str:
 
 def _legend(results: Results) -> str:
     lines = []
-    if any(known(name).better for name in results.settings.columns):
+    if any(describe(name).better for name in results.settings.columns):
         lines.append("Bold: the best mean of a column, and equal ones as printed; ↑ more is better, ↓ less is.")
         if max((len(row.runs) for row in results.trained), default=0) > 1:
             lines.append(
@@ -229,7 +228,8 @@ def _columns(results: Results) -> str:
         return ""
     lines = ["| column | what it is | value in `results.json` |", "| --- | --- | --- |"]
     lines += [
-        f"| {escape_markdown(known(name).title)} | {escape_markdown(meaning(name))} | `{name}` |" for name in names
+        f"| {escape_markdown(value.title)} | {escape_markdown(value.meaning)} | `{value.name}` |"
+        for value in map(describe, names)
     ]
     of_toyworld = any(name.startswith("toyworld/") for name in names)
     return "\n".join(lines) + (f"\n\n{_TOYWORLD}" if of_toyworld else "")

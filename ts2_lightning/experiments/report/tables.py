@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ts2_lightning.experiments.report.choices import known
+from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.results import Results, Row
 from ts2_lightning.experiments.report.statistics import Difference, Summary
 
@@ -62,7 +62,7 @@ def results_table(results: Results, names: Sequence[str]) -> Table:
     seeds = max(1, len(results.seeds))  # runs without a seed are one of each row
     columns = []
     for name in names:
-        found, marks = known(name), marks_of(results.trained, name)
+        found, marks = describe(name), marks_of(results.trained, name)
         columns.append(
             [
                 Cell(mean_text(row.summary(name), found.format, 1 if row.is_base else seeds), marks.get(row.label, ""))
@@ -80,7 +80,10 @@ def differences_table(results: Results, names: Sequence[str], baseline: str) -> 
     for name in names:
         differences = [row.difference(base, name) for row in others]
         columns.append(
-            [Cell(difference_text(d, known(name).format), _told_apart(d, known(name).format)) for d in differences]
+            [
+                Cell(difference_text(d, describe(name).format), _told_apart(d, describe(name).format))
+                for d in differences
+            ]
         )
     return _table([f"minus {baseline}", *(titled(name) for name in names)], others, columns)
 
@@ -97,7 +100,7 @@ def _table(header: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequenc
 
 def titled(name: str) -> str:
     """The title of a column, with an arrow to where it is better."""
-    return known(name).title + _ARROWS[known(name).better]
+    return describe(name).title + _ARROWS[describe(name).better]
 
 
 def marks_of(rows: Sequence[Row], name: str) -> dict[str, Mark]:
@@ -106,7 +109,7 @@ def marks_of(rows: Sequence[Row], name: str) -> dict[str, Mark]:
     Best are the rows whose mean is, as printed, that of the best one. Another row is near it if the interval of the
     paired difference to the best includes zero: seeds alone could have made it so.
     """
-    column = known(name)
+    column = describe(name)
     means = {row.label: row.summary(name).mean for row in rows}
     means = {label: mean for label, mean in means.items() if not math.isnan(mean)}
     if column.better is None or len({format(mean, column.format) for mean in means.values()}) < 2:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ts2_lightning.evaluation.probes.report import remove_stale
 from ts2_lightning.evaluation.style import save, write_whole
+from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.names import slug
-from ts2_lightning.experiments.report.choices import known, settled
+from ts2_lightning.experiments.report.choices import settled
 from ts2_lightning.experiments.report.curves import curves
 from ts2_lightning.experiments.report.distributions import distributions
 from ts2_lightning.experiments.report.figures import Picture, against, plane
@@ -81,8 +82,8 @@ def pictures(results: Results) -> list[Picture]:
     for i, (x, y) in enumerate(shown.planes):
         figure = plane(results, x, y)
         if figure:
-            said = f"Quality ({known(y).title}) against diversity ({known(x).title}), mean of each row.{spread}{dots}"
-            found.append(Picture(f"plane-{i + 1}", figure, said))
+            said = f"Quality ({describe(y).title}) against diversity ({describe(x).title}), mean of each row."
+            found.append(Picture(f"plane-{i + 1}", figure, f"{said}{spread}{dots}"))
     for axis, names in (shown.against or {}).items():
         figure = against(results, axis, names)
         if figure:

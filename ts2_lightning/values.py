@@ -1,0 +1,62 @@
+"""Descriptions of numbers that are logged or measured.
+
+A number is described where it is computed. Progress bars, tables, legends and documents read the description there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Better = Literal["higher", "lower"] | None
+
+
+@dataclass(frozen=True)
+class Value:
+    """Description of one number.
+
+    Attributes:
+        name: name under which it is logged or stored, such as `tail_mass` or `toyworld/seen/validity_t1`
+        title: short name in tables and pictures
+        meaning: half a sentence for readers who have not measured it, with its unit; empty where the title says it
+        better: which way is better; None where neither is by itself
+        format: how a number is printed, as for `format`
+        shown: whether tables show it where nobody has chosen their columns
+    """
+
+    name: str
+    title: str
+    meaning: str = ""
+    better: Better = None
+    format: str = ".4g"
+    shown: bool = False
+
+    def under(self, prefix: str, **changes: object) -> "Value":
+        """The same description under a longer name, `PREFIX/NAME`.
+
+        Args:
+            prefix: what comes before the name
+            changes: other attributes that differ
+
+        Example:
+            >>> Value("entropy", "entropy").under("val", title="val: entropy").name
+            'val/entropy'
+        """
+        return replace(self, name=f"{prefix}/{self.name}", **changes)  # type: ignore[arg-type]
+
+
+def by_name(values: Iterable[Value]) -> dict[str, Value]:
+    """Descriptions by the names of their values, in the same order.
+
+    Raises:
+        ValueError: two descriptions of one name.
+
+    Example:
+        >>> list(by_name([Value("entropy", "entropy"), Value("perplexity", "perplexity")]))
+        ['entropy', 'perplexity']
+    """
+    described: dict[str, Value] = {}
+    for value in values:
+        if value.name in described:
+            raise ValueError(f"two descriptions of {value.name}")
+        described[value.name] = value
+    return described
