@@ -1,12 +1,15 @@
-"""What is installed with the package: all that it imports, bounded from above."""
+"""What is installed with the package: all that it imports, bounded from above, under one version."""
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+import ts2_lightning
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -60,3 +63,31 @@ def test_bounds_hold_what_is_tested() -> None:
 
 def test_it_is_typed() -> None:
     assert (ROOT / "ts2_lightning" / "py.typed").is_file()
+
+
+def test_the_version_has_one_home() -> None:
+    """hatchling reads `ts2_lightning/__init__.py`; the command line prints it before anything heavy is imported."""
+    assert PROJECT["dynamic"] == ["version"]
+    assert "version" not in PROJECT
+    script = (
+        "import runpy, sys; sys.argv = ['cli.py', '--version']\n"
+        "try: runpy.run_path('cli.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'lightning', 'jsonargparse', 'yaml'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"ts2_lightning {ts2_lightning.__version__}", "[]"]
+
+
+def test_the_newest_version_of_the_changelog_is_the_package_s() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *released = re.findall(r"^## (.*)$", changelog, re.M)
+    assert first == "[Unreleased]"
+    parts = [re.fullmatch(r"\[(\d+)\.(\d+)\.(\d+)\] - (\d{4}-\d\d-\d\d)", line) for line in released]
+    assert all(parts), released
+    versions = [(tuple(map(int, part.groups()[:3])), part[4]) for part in parts if part]
+    assert versions == sorted(versions, reverse=True)
+    assert ".".join(map(str, versions[0][0])) == ts2_lightning.__version__
+    assert {*re.findall(r"^### (.*)$", changelog, re.M)} <= {
+        "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security",
+    }  # fmt: skip

@@ -1,3 +1,3 @@
 """Fine-tune large language models without losing their diversity, and see why."""
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
