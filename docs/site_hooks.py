@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages from files at the repository's root, and links that leave `docs/`.
+"""What mkdocs does not do by itself: pages from files at the root, links out of `docs/`, lists after a line of text.
 
 Links in Markdown are relative, so that they work where the code is hosted. On the site a link to a file outside `docs/`
 leads to a copy of it under `files/`; one to README.md, CONTRIBUTING.md or CHANGELOG.md to its page. A link to
@@ -16,6 +16,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|[#/])([^)#\s]+)")
+LIST = re.compile(r"^((?![-*|#\s]).+| {8}\S.*)\n(?=- )", re.MULTILINE)
+CODE_OF_ITEM = re.compile(r"(?<=\n\n) {6}(?=\S)")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -34,7 +36,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The page's Markdown with the links of its source made links of the site."""
+    """The page's Markdown with links of the site, and with lists as Python-Markdown knows them.
+
+    Where code is hosted, a list may follow a line of text, and code in an item begins six spaces in. Python-Markdown
+    needs an empty line, and eight spaces.
+    """
     here = page.file.src_uri
     folder = posixpath.dirname(source_of(here))
 
@@ -43,8 +49,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         inside = path.removeprefix("docs/") if path.startswith("docs/") else PAGES.get(path, f"files/{path}")
         return posixpath.relpath(inside, posixpath.dirname(here) or ".")
 
+    def adapted(text: str) -> str:
+        return LIST.sub(r"\1\n\n", CODE_OF_ITEM.sub(" " * 8, LINK.sub(rewritten, text)))
+
     parts = FENCE.split(markdown)
-    return "".join(part if part.startswith("```") else LINK.sub(rewritten, part) for part in parts)
+    return "".join(part if part.startswith("```") else adapted(part) for part in parts)
 
 
 def source_of(page: str) -> str:
