@@ -29,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         source = source_of(page.src_uri)
         for target in LINK.findall(without_code(page.content_string)):
             path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-            outside = not path.startswith("docs/") and path not in PAGES
+            outside = not path.startswith(("docs/", "..")) and path not in PAGES
             if outside and (ROOT / path).is_file() and files.get_file_from_path(f"files/{path}") is None:
                 files.append(File.generated(config, f"files/{path}", abs_src_path=str(ROOT / path)))
     return files
