@@ -55,7 +55,8 @@ def test_bounds_hold_what_is_tested() -> None:
     def key(version: str) -> tuple[int, ...]:
         return tuple(int(part) for part in version.split(".")[:3])
 
-    for line in PROJECT["dependencies"]:
+    extras = [line for extra, lines in EXTRAS.items() if extra != "dev" for line in lines]
+    for line in [*PROJECT["dependencies"], *extras]:
         least, most = re.findall(r"[><]=?([\d.]+)", line)
         version = key(pinned[names([line]).pop()])
         assert key(least) <= version < key(most), line
