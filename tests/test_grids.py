@@ -12,9 +12,9 @@ import yaml
 from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
 from ts2_lightning.cli import main
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.evaluation import described
 from ts2_lightning.experiments.grid import Grid, Point, read_grid
 from ts2_lightning.experiments.grid.form import read_form
-from ts2_lightning.experiments.measures import DESCRIBED
 
 GRIDS = CONFIGS / "grid"
 GUIDE = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
@@ -161,7 +161,7 @@ def check_report(grid: Grid) -> None:
     if grid.file.stem in STUDIES:
         assert measured >= {"validation", "diversity", "probes", "cost"}
     for column in (*grid.report["columns"], *(value for plane in grid.report["planes"] for value in plane.values())):
-        assert column in DESCRIBED
+        assert column in described()
         assert column.partition("/")[0] in measured
     assert grid.report["baseline"] == {"objective": "CE"}
 

@@ -27,9 +27,8 @@ import ts2_lightning.strategies  # noqa: F401 - all these make their classes kno
 from ts2_lightning.cli.numeric_settings import check_numeric_settings
 from ts2_lightning.data import SFTData
 from ts2_lightning.engines import ChunkedEngine
-from ts2_lightning.evaluation.probes import Settings
-from ts2_lightning.experiments.measures.base import Measure
-from ts2_lightning.experiments.measures.spec import MEASURES
+from ts2_lightning.evaluation.measure import Measure
+from ts2_lightning.evaluation.registry import measures
 from ts2_lightning.hardware import GPUS
 from ts2_lightning.losses import TS2Loss
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
@@ -127,9 +126,8 @@ def tree() -> list[type]:
     waiting = [
         SFTModule,
         SFTData,
-        Settings,
         Job,
-        *MEASURES.values(),
+        *measures().values(),
         *(kind for base in bases for kind in concrete(base)),
     ]
     while waiting:
@@ -169,7 +167,7 @@ def test_the_settings_are_found() -> None:
         "AdamWConfig.lr", "AdamWConfig.betas", "AdapterConfig.r", "ScheduleConfig.warmup_steps", "SFTData.seed",
         "SFTData.validation", "Source.times", "TS2Loss.tail_mass_cap", "ChunkedEngine.chunk_size", "Watchdog.timeout",
         "Decoder.top_p", "TSPDSetting.eps_head", "FSDP2.tensor_parallel_size", "Trainer.gradient_clip_val",
-        "Trainer.devices", "Diversity.temperature", "Settings.queries", "SupportSizes.quantiles",
+        "Trainer.devices", "Diversity.temperature", "Probes.queries", "SupportSizes.quantiles",
         "EntmaxLogitsProcessor.alpha",
     } <= names  # fmt: skip
 
@@ -206,8 +204,8 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "ReferenceDrift.every_n_steps SFTData.batch_size SFTData.eval_batch_size SFTData.limit_predict "
         "SFTData.limit_test SFTData.limit_train SFTData.limit_validation SFTData.max_length SFTData.micro_batch_size "
         "SFTData.shuffle_buffer SampleGenerations.batch_size SampleGenerations.every_n_steps "
-        "SampleGenerations.max_new_tokens SampleGenerations.n Settings.max_new_tokens Settings.queries "
-        "Settings.samples Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
+        "SampleGenerations.max_new_tokens SampleGenerations.n "
+        "Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
         "Validation.max_length Trainer.accumulate_grad_batches Trainer.check_val_every_n_epoch AdapterConfig.alpha",
     ),
     ([1, 5], [0, -1, 2**63], "TopProbabilities.k SupportSizes.largest Distinct.n FSDP2.tensor_parallel_size"),
@@ -220,12 +218,12 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     (
         [0, 2**32 - 1],
         [-1, 2**32],
-        "SFTData.seed NEFTune.seed SampleGenerations.seed Settings.seed Probes.seed Diversity.seed",
+        "SFTData.seed NEFTune.seed SampleGenerations.seed Probes.seed Diversity.seed",
     ),
     (
         [0, 1],
         [-1, 2**63],
-        "Decoder.top_k Settings.top_k Probes.top_k Diversity.top_k ReferenceDrift.tokens ScheduleConfig.warmup_steps "
+        "Decoder.top_k Probes.top_k Diversity.top_k ReferenceDrift.tokens ScheduleConfig.warmup_steps "
         "Trainer.min_epochs Trainer.min_steps Trainer.log_every_n_steps Trainer.reload_dataloaders_every_n_epochs",
     ),
     ([0, 1, True, False], [-1], "Trainer.fast_dev_run"),
@@ -266,12 +264,11 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ),
     ([0, 1e30, None], [-1e-9, 1e31], "LanguageModelConfig.router_aux_loss_coef"),
     ([1e-30, 1e9], [0, -1.0, 1.1e9], "Watchdog.timeout"),
-    ([0, 1e-30, 1e30], [-1.0, 1e-31, 1e31], "Decoder.temperature Settings.temperature Probes.temperature"),
+    ([0, 1e-30, 1e30], [-1.0, 1e-31, 1e31], "Decoder.temperature Probes.temperature"),
     (
         [1e-30, 1],
         [0, -0.1, 1.1],
-        "GEMLoss.beta TOFULoss.beta LambdaPRLoss.alpha Decoder.top_p Settings.top_p Probes.top_p Diversity.top_p "
-        "Job.efficiency",
+        "GEMLoss.beta TOFULoss.beta LambdaPRLoss.alpha Decoder.top_p Probes.top_p Diversity.top_p Job.efficiency",
     ),
     ([0, 1], [-0.1, 1.1], "LabelSmoothingLoss.epsilon SFTData.max_rejects ScheduleConfig.min_lr_ratio"),
     ([0, 0.5, 1], [-0.1, 1.1, 50], "SupportSizes.quantiles"),

@@ -3,6 +3,7 @@
 A number is described where it is computed. Progress bars, tables, legends and documents read the description there.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -29,6 +30,14 @@ class Value:
     better: Better = None
     format: str = ".4g"
     shown: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what cannot be: descriptions are read from files, too."""
+        texts = (self.name, self.title, self.meaning, self.format)
+        if not all(isinstance(text, str) for text in texts) or self.better not in ("higher", "lower", None):
+            raise ValueError(f"not the description of a value: {self}")
+        if not re.fullmatch(r"\.\d{1,2}[efg]", self.format):
+            raise ValueError(f"format must be like .3f, got {self.format!r}")
 
     def under(self, prefix: str, **changes: object) -> "Value":
         """The same description under a longer name, `PREFIX/NAME`.

@@ -12,13 +12,13 @@ import yaml
 
 from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.evaluation.registry import check_spec
+from ts2_lightning.evaluation.results import place_of
 from ts2_lightning.experiments.execution import Failure, local
 from ts2_lightning.experiments.execution.task import tasks_of
 from ts2_lightning.experiments.grid import Grid, Point, read_grid
-from ts2_lightning.experiments.measures.results import place_of
-from ts2_lightning.experiments.measures.spec import check_spec
-from ts2_lightning.experiments.measures.toyworld import ToyWorld
 from ts2_lightning.runs.process_lock import Lock
+from ts2_lightning.toyworld.measure import ToyWorld
 from ts2_lightning.types import UserError
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/experiment/quickstart.yaml"

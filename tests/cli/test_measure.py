@@ -19,10 +19,12 @@ from tests.callbacks.tiny_llama import write_base
 from tests.e2e.command_line import QUICKSTART, Answer, CommandLine, empty_working_directory, make_blank
 from ts2_lightning.cli import main
 from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.evaluation.models import load_model
-from ts2_lightning.evaluation.toyworld import evaluate_toyworld
-from ts2_lightning.experiments.measures import describe, diversity, target
+from ts2_lightning.evaluation import describe
+from ts2_lightning.evaluation import model as model_file
+from ts2_lightning.evaluation.loading import load_model
+from ts2_lightning.evaluation.measures import diversity
 from ts2_lightning.metrics import functional
+from ts2_lightning.toyworld.exact import evaluate_toyworld
 
 RUN = Path("runs/toy/1")
 FEW = {"limit": 6, "samples": 4, "max_new_tokens": 6, "batch_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -142,7 +144,7 @@ def test_nothing_is_measured_twice(ts2: CommandLine, monkeypatch: pytest.MonkeyP
         raise AssertionError("the model is not needed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(target, "load_model", load)
+        patch.setattr(model_file, "load_model", load)
         again = measure(ts2, spec)
         assert again.out.count(", kept in runs/toy/1/measures/") == 3
         assert again.out[again.out.index("V, T 1") :] == first.out[first.out.index("V, T 1") :]

@@ -13,13 +13,13 @@ from tests.callbacks.tiny_llama import END, TRAINED_TEMPLATE, write_base
 from tests.cli.conftest import Run
 from tests.cli.test_export import write_run
 from tests.export.stand_ins import load, shake
-from ts2_lightning.cli import probe as command
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.templates import make_template
 from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
-from ts2_lightning.evaluation.inputs import batches, encode_prompt, encode_rows, selection_of, toy_world_text
+from ts2_lightning.evaluation import Model, Question
+from ts2_lightning.evaluation.model import ValidationBatches
 from ts2_lightning.evaluation.probes import macro
-from ts2_lightning.evaluation.toyworld import encode_exchange
+from ts2_lightning.toyworld.domain import text_template
+from ts2_lightning.toyworld.exact import encode_exchange
 
 FEW = ("--limit", "3", "--max_new_tokens", "4")
 TOYS = ("--model", "A=a", "--model", "B=b")
@@ -143,7 +143,7 @@ def test_one_model_with_another_vocabulary(toys: Path, ts2: Run) -> None:
         (["tail", "--model", "a"], "--model a: write NAME=DIRECTORY"),
         (["tail", *TOYS, "--model", "A=b"], "--model A: two models of that name"),
         (["tail", *TOYS, "--template", "Z=plain"], "--template Z=plain: no model of that name"),
-        (["tail", *TOYS, "--template", "A=plane"], "--model A: "),
+        (["tail", *TOYS, "--template", "A=plane"], "--model A=a: "),
         (["macro", *TOYS, "--prompts", "no.jsonl"], "no.jsonl"),
         (["macro", *TOYS, "--prompts", "broken.jsonl"], "--prompts broken.jsonl:2: malformed JSON"),
         (["macro", *TOYS, "--prompts", "answer.jsonl"], "--prompts answer.jsonl:1: nothing comes before"),
@@ -186,14 +186,14 @@ def test_a_killed_probe_goes_on_with_the_next_model(toys: Path, ts2: Run, monkey
     measured: list[str] = []
     whole = macro.measure
 
-    def measure(subject, settings):
-        if len(measured) == 1 and subject.name == "B":
+    def measure(model, *settings):
+        if len(measured) == 1 and model.title == "B":
             measured.append("killed")
             raise KeyboardInterrupt
-        measured.append(subject.name)
-        return whole(subject, settings)
+        measured.append(model.title)
+        return whole(model, *settings)
 
-    monkeypatch.setitem(command.PROBES, "macro", command.PROBES["macro"]._replace(measure=measure))
+    monkeypatch.setattr(macro, "measure", measure)
     macros = ("probe", "macro", *TOYS, "--prompts", "prompts.jsonl", *FEW, "--out", "out")
     assert ts2(*macros).status == 130
     assert [path.name for path in Path("out").iterdir()] == [".parts"]
@@ -208,9 +208,9 @@ def test_rows_have_the_tokens_that_are_trained(toys: Path) -> None:
     """The very batches that the datamodule makes of the same file."""
     data = SFTData(predict="rows.jsonl", tokenizer="a", micro_batch_size=2, cache=False)
     data.setup("predict")
-    template = make_template("auto", build_tokenizer())
-    rows = encode_rows(selection_of("rows.jsonl", "auto", None), template, 2048)
-    for ours, theirs in zip(batches(rows, 2), data.predict_dataloader(), strict=True):
+    model = Model("a", [], lambda: "a", toys / "out")
+    rows = model.read_rows("--rows", model.validation_data("--rows", "rows.jsonl", eval_batch_size=2, cache=False))
+    for ours, theirs in zip(ValidationBatches(rows), data.predict_dataloader(), strict=True):
         assert set(ours) == set(theirs)
         for name in ("supervised", "labels", "token_rows", "row_index", "attention_mask"):
             assert torch.equal(ours[name], theirs[name])
@@ -220,10 +220,10 @@ def test_rows_have_the_tokens_that_are_trained(toys: Path) -> None:
 
 def test_the_base_is_asked_in_sentences_of_its_pretraining() -> None:
     world, tokenizer = load_world(), build_tokenizer()
-    template = toy_world_text(tokenizer)
+    template = text_template(tokenizer)
     family = world.seen[0]
     exchange = encode_exchange(tokenizer, world, family.held_out[0], next(iter(family.answers)), style="text")
-    prompt = encode_prompt(template, [{"role": "user", "content": family.held_out[0]}], world.opening)
+    prompt = Question.asking(family.held_out[0]).encode(template, world.opening)
     assert prompt.ids == exchange.prompt
     assert template.end_of_turn_ids == (tokenizer.bos_token_id,)
 

@@ -20,7 +20,7 @@ from ts2_lightning.data.sandbox import compiled
 from ts2_lightning.data.sources import Row
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.data.thoughts import Place, settled, split_thought
-from ts2_lightning.evaluation.inputs import encode_prompt
+from ts2_lightning.evaluation import Question
 from ts2_lightning.types import RowError, UserError
 
 CHATML = TEMPLATES["chatml"].jinja
@@ -345,7 +345,7 @@ def test_templates_that_ask_survive_pickling(tokenizer: PreTrainedTokenizerFast)
 
 def test_an_opening_comes_after_a_thought(tokenizer: PreTrainedTokenizerFast) -> None:
     template = ChatTemplate("qwen3", QWEN3, tokenizer).asking(thoughts=True)
-    prompt = encode_prompt(template, [question("q")], opening="The answer")  # type: ignore[list-item]
+    prompt = Question.asking("q").encode(template, opening="The answer")
     assert tokenizer.decode(prompt.ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nThe answer")
 
 

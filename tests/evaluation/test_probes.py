@@ -15,14 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.engines import chunked
-from ts2_lightning.evaluation.models import load_model, supervised_logits
-from ts2_lightning.evaluation.probes import PROBES, Prompt, Settings, Subject, is_toy_world, macro, micro, tail, tspd
+from ts2_lightning.evaluation import Model, Prompt
+from ts2_lightning.evaluation.loading import load_model, supervised_logits
+from ts2_lightning.evaluation.probes import PROBES, macro, micro, tail, tspd
 from ts2_lightning.evaluation.probes import write_probe as write
-from ts2_lightning.evaluation.probes.report import resumed
-from ts2_lightning.evaluation.probes.subject import TSPD_ORDERS, token_table
-from ts2_lightning.evaluation.style import write_whole
-from ts2_lightning.evaluation.toyworld import encode_exchange, next_token_log_probabilities
+from ts2_lightning.evaluation.probes.tokens import TSPD_ORDERS, token_table
 from ts2_lightning.generation.sampling import Decoder, sample
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.toyworld.exact import encode_exchange, next_token_log_probabilities
 from ts2_lightning.types import UserError
 
 K = 23
@@ -47,6 +47,13 @@ def tokenizer():
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="w0"))
     backend.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def in_memory(model, tokenizer, decoding="softmax"):
+    loaded = Model.in_memory(model, tokenizer, "m")
+    loaded.decoding = decoding
+    assert loaded.end_ids == [1]
+    return loaded
 
 
 def make_batch(lengths, first_row=0):
@@ -114,8 +121,8 @@ def test_the_table_of_tokens(model, batches):
             assert float(table[name][i]) == pytest.approx(float(value), abs=2e-5), name
 
 
-def test_tail_is_a_mean_over_rows(model, tokenizer, batches):
-    found = tail.measure(Subject("m", model, tokenizer, batches=batches), Settings())
+def test_tail_is_a_mean_over_rows(model, batches):
+    found = tail.measure(token_table(model, batches))
     rows = {}
     for row, z, _ in every_token(model, batches):
         rows.setdefault(row, []).append(float(z.softmax(-1)[entmax.sparsemax(z[None])[0] == 0].sum()))
@@ -137,8 +144,8 @@ def satisfies(p, y, m, eps_head, eps_tail):
     return min(p[j] for j in chosen) >= eps_head and sum(p[j] for j in range(K) if j not in chosen) <= eps_tail
 
 
-def test_tspd_by_its_definition(model, tokenizer, batches):
-    found = tspd.measure(Subject("m", model, tokenizer, batches=batches), Settings())
+def test_tspd_by_its_definition(model, batches):
+    found = tspd.measure(token_table(model, batches))
     tokens = [(z.softmax(-1), y) for _, z, y in every_token(model, batches)]
     assert {cell["m"] for cell in found["grid"]} == set(TSPD_ORDERS)
     shares = []
@@ -164,9 +171,7 @@ def test_tspd_by_its_definition(model, tokenizer, batches):
 def test_macro_is_the_mean_probability_of_what_was_sampled(model, tokenizer, decoding):
     projections = {"softmax": torch.softmax, "sparsemax": entmax.sparsemax, "entmax": entmax.entmax15}
     prompts = [Prompt("a", [0, 14, 15]), Prompt("b", [0, 16]), Prompt("c", [0, 20, 21, 22])]
-    subject = Subject("m", model, tokenizer, decoding, end_ids=(1,), prompts=prompts)
-    settings = Settings(samples=3, max_new_tokens=6, temperature=1.0, top_k=0, top_p=1.0)
-    found = macro.measure(subject, settings)
+    found = macro.measure(in_memory(model, tokenizer, decoding), prompts, Decoder(decoding), 3, max_new_tokens=6)
     assert found["prompt"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     answers = sample(
         model, tokenizer, [p.ids for p in prompts], n=3, decoder=Decoder(decoding), max_new_tokens=6, eos_ids=(1,)
@@ -189,9 +194,7 @@ def test_macro_is_the_mean_probability_of_what_was_sampled(model, tokenizer, dec
 def test_macro_draws_different_numbers_for_every_prompt(model, tokenizer):
     """Also for those that are sampled in another call."""
     prompts = [Prompt("same", [0, 14, 15])] * 40
-    found = macro.measure(
-        Subject("m", model, tokenizer, end_ids=(1,), prompts=prompts), Settings(max_new_tokens=5, temperature=1.0)
-    )
+    found = macro.measure(in_memory(model, tokenizer), prompts, Decoder(top_k=50, top_p=0.9), max_new_tokens=5)
     values = found["mean_probability"]
     assert values[:8] != pytest.approx(values[32:])
 
@@ -199,8 +202,8 @@ def test_macro_draws_different_numbers_for_every_prompt(model, tokenizer):
 @pytest.mark.parametrize("decoding", ["softmax", "sparsemax"])
 def test_micro_records_where_a_digit_came(model, tokenizer, decoding):
     question = Prompt(micro.DIGIT_QUESTION, [0, 14, 15])
-    subject = Subject("m", model, tokenizer, decoding, end_ids=(1,), questions=[question], first_token=False)
-    [found] = micro.measure(subject, Settings(queries=6, seed=3))["questions"]
+    asked = in_memory(model, tokenizer, decoding)
+    [found] = micro.measure(asked, [question], first_token=False, queries=6, seed=3)["questions"]
     [answers] = sample(
         model, tokenizer, [question.ids], n=6, decoder=Decoder(decoding), max_new_tokens=32, seed=3, eos_ids=(1,)
     )
@@ -222,8 +225,7 @@ def test_micro_records_where_a_digit_came(model, tokenizer, decoding):
 
 def test_only_the_most_probable_tokens_count(model, tokenizer, monkeypatch):
     monkeypatch.setattr(micro, "TOP", 4)
-    subject = Subject("m", model, tokenizer, questions=[Prompt("x", [0, 14, 15])])
-    [found] = micro.measure(subject, Settings())["questions"]
+    [found] = micro.measure(in_memory(model, tokenizer), [Prompt("x", [0, 14, 15])])["questions"]
     p = model(torch.tensor([[0, 14, 15]])).logits[0, -1].softmax(-1)
     assert found["ids"] == p.topk(4).indices.tolist()
     assert (found["plausible"], found["implausible_mass"]) == (None, None)
@@ -235,13 +237,12 @@ def test_no_digit_is_a_finding(model, tokenizer, tmp_path):
     silent.load_state_dict(model.state_dict())
     silent.model.norm.weight.data.zero_()  # all logits equal; only the end is left by the sampler's cut
     question = Prompt(micro.DIGIT_QUESTION, [0, 14])
-    talks, says_nothing = (
-        Subject(name, m, tokenizer, end_ids=(1,), questions=[question], first_token=False)
-        for name, m in (("talks", model), ("silent", silent))
-    )
     silent.lm_head.weight.data.zero_()
     silent.lm_head.bias = torch.nn.Parameter(torch.where(torch.arange(K) == 1, 50.0, 0.0))
-    found = {s.name: micro.measure(s, Settings(queries=4)) for s in (talks, says_nothing)}
+    found = {
+        name: micro.measure(in_memory(m, tokenizer), [question], first_token=False, queries=4)
+        for name, m in (("talks", model), ("silent", silent))
+    }
     assert found["silent"]["questions"][0]["records"] == 0
     assert found["talks"]["questions"][0]["records"] > 0
     write("micro", found, {}, tmp_path)
@@ -253,14 +254,13 @@ def test_no_digit_is_a_finding(model, tokenizer, tmp_path):
 
 def test_the_toy_world_knows_what_is_plausible():
     world, tokenizer = load_world(), build_tokenizer()
-    assert is_toy_world(tokenizer)
     torch.manual_seed(1)
     settings = {**model_config().to_dict(), "hidden_size": 16, "intermediate_size": 16, "head_dim": 4}
     model = LlamaForCausalLM(LlamaConfig(**settings)).eval()
     family = next(f for f in world.seen if len(f.taught) == 2)
     exchange = encode_exchange(tokenizer, world, family.held_out[0], next(iter(family.answers)))
     question = Prompt(family.held_out[0], exchange.prompt + exchange.response[: exchange.opening])
-    [found] = micro.measure(Subject("m", model, tokenizer, questions=[question]), Settings())["questions"]
+    [found] = micro.measure(Model.in_memory(model, tokenizer), [question])["questions"]
     p = next_token_log_probabilities(model, tokenizer, world, family.held_out[0]).exp()
     first_words = {answer.split()[0] for answer in family.answers}
     assert {t for t, flag in zip(found["tokens"], found["plausible"], strict=True) if flag} <= first_words
@@ -271,14 +271,18 @@ def test_the_toy_world_knows_what_is_plausible():
 
 
 @pytest.fixture(scope="module")
-def subjects(model, tokenizer, batches):
+def models(model, tokenizer):
     torch.manual_seed(7)
     other = LlamaForCausalLM(model.config).eval()
-    asked = {"questions": [Prompt("what is w$3$\nin two lines", [0, 14])], "prompts": [Prompt("a", [0, 15])] * 9}
-    return [
-        Subject("base", model, tokenizer, "softmax", (1,), batches=batches, **asked),
-        Subject("TS2 $c$", other, tokenizer, "sparsemax", (1,), batches=batches, **asked),
-    ]
+    return {"base": in_memory(model, tokenizer), "TS2 $c$": in_memory(other, tokenizer, "sparsemax")}
+
+
+def numbers_of(probe, model, batches):
+    if probe == "micro":
+        return micro.measure(model, [Prompt("what is w$3$\nin two lines", [0, 14])])
+    if probe == "macro":
+        return macro.measure(model, [Prompt("a", [0, 15])] * 9, model.projection, max_new_tokens=4)
+    return {"tail": tail, "tspd": tspd}[probe].measure(token_table(model.network, batches))
 
 
 def text_of(svg):
@@ -297,8 +301,8 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_numbers_pictures_and_report(name, subjects, tmp_path):
-    found = {subject.name: PROBES[name].measure(subject, Settings(max_new_tokens=4)) for subject in subjects}
+def test_numbers_pictures_and_report(name, models, batches, tmp_path):
+    found = {title: numbers_of(name, model, batches) for title, model in models.items()}
     written = write(name, found, {"seed": 0}, tmp_path)
     document = json.loads((tmp_path / f"{name}.json").read_text())
     assert document["models"] == json.loads(json.dumps(found))
@@ -324,7 +328,7 @@ def test_numbers_pictures_and_report(name, subjects, tmp_path):
 
 def test_one_figure_for_each_of_the_first_questions(model, tokenizer, tmp_path):
     asked = [Prompt(f"question {i}", [0, 12 + i]) for i in range(6)]
-    found = {"m": micro.measure(Subject("m", model, tokenizer, questions=asked), Settings())}
+    found = {"m": micro.measure(in_memory(model, tokenizer), asked)}
     write("micro", found, {}, tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.png")) == [f"micro-{i}.png" for i in range(1, 5)]
     assert len(json.loads((tmp_path / "micro.json").read_text())["models"]["m"]["questions"]) == 6
@@ -333,9 +337,9 @@ def test_one_figure_for_each_of_the_first_questions(model, tokenizer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["micro.json", "micro.png", "micro.svg", "report.md"]
 
 
-def test_report_lists_all_probes_of_the_directory(subjects, tmp_path):
+def test_report_lists_all_probes_of_the_directory(models, batches, tmp_path):
     for name in ("tspd", "tail"):
-        write(name, {s.name: PROBES[name].measure(s, Settings()) for s in subjects}, {}, tmp_path)
+        write(name, {title: numbers_of(name, model, batches) for title, model in models.items()}, {}, tmp_path)
     report = (tmp_path / "report.md").read_text()
     assert re.findall(r"\*\*(\w+)\*\*", report) == ["tail", "tspd"]
 
@@ -353,33 +357,12 @@ def test_a_killed_write_leaves_what_was_there(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_was_measured_is_kept_until_something_changes(tmp_path):
-    calls = []
-
-    def measure():
-        calls.append(1)
-        return {"n": len(calls)}
-
-    part = tmp_path / "parts" / "a.json"
-    assert resumed(part, {"seed": (0, "x")}, measure) == {"n": 1}
-    assert resumed(part, {"seed": (0, "x")}, measure) == {"n": 1}
-    assert resumed(part, {"seed": (1, "x")}, measure) == {"n": 2}
-
-
-def test_equal_numbers_give_equal_pictures(subjects, tmp_path):
-    found = {s.name: tail.measure(s, Settings()) for s in subjects}
+def test_equal_numbers_give_equal_pictures(models, batches, tmp_path):
+    found = {title: numbers_of("tail", model, batches) for title, model in models.items()}
     for place in ("a", "b"):
         write("tail", found, {}, tmp_path / place)
     for name in ("tail.svg", "tail.png", "tail.json", "report.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_what_is_missing_is_said(model, tokenizer):
-    nothing = Subject("m", model, tokenizer)
-    with pytest.raises(UserError, match="macro probe: no prompts"):
-        macro.measure(nothing, Settings())
-    with pytest.raises(UserError, match="micro probe: nothing to ask"):
-        micro.measure(nothing, Settings())
 
 
 def test_tokens_are_shown_as_people_read_them(tokenizer, shared_data):

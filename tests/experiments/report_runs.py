@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from ts2_lightning.experiments.measures.results import place_of
-from ts2_lightning.experiments.measures.spec import check_spec
+from ts2_lightning.evaluation.registry import check_spec
+from ts2_lightning.evaluation.results import place_of
 
 TOYWORLD = {"toyworld": {}}
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from tests.experiments.report_runs import config_of, make_grid, make_run
-from ts2_lightning.experiments.measures import DESCRIBED, describe
+from ts2_lightning.evaluation import describe, described
 from ts2_lightning.experiments.report import Missing, Results, Row, Run, Settings, asked, collect, settled, write_report
 from ts2_lightning.experiments.report.markdown import as_markdown, notes
 from ts2_lightning.experiments.report.records import as_csv, as_json
@@ -264,7 +264,7 @@ def test_runs_without_a_seed_are_shown_and_compared_with_nothing() -> None:
 
 
 def test_a_wide_table_is_cut() -> None:
-    names = [name for name in list(DESCRIBED) if name.startswith("toyworld")][:17]
+    names = [name for name in list(described()) if name.startswith("toyworld")][:17]
     results = settled(results_of(single("a", dict.fromkeys(names, 0.5)), single("b", dict.fromkeys(names, 0.6))))
     results = replace(results, settings=replace(results.settings, columns=tuple(names)))
     report = as_markdown(results, []).split("## Against")[0]
@@ -416,8 +416,8 @@ def test_rows_that_share_their_trainings_are_told() -> None:
 
 def test_the_columns_are_explained() -> None:
     """All that tables show by default, and nothing else than what it is."""
-    assert [name for name, value in DESCRIBED.items() if value.shown and not describe(name).meaning] == []
-    unexplained = [name for name in DESCRIBED if name.startswith("toyworld/") and not describe(name).meaning]
+    assert [name for name, value in described().items() if value.shown and not describe(name).meaning] == []
+    unexplained = [name for name in described() if name.startswith("toyworld/") and not describe(name).meaning]
     assert unexplained == [f"toyworld/accuracy/{task}" for task in ("plus", "capital", "opposite", "copy", "maker")]
     report = as_markdown(settled(results_of(single("a", {V: 0.5, "mine/own": 1.0}))), [])
     assert f"| V, T 1 | share of valid answers; T 1 | `{V}` |" in report

@@ -22,7 +22,7 @@ from tests.modules.test_adapters import logits, merged, speak
 from tests.modules.test_head import gradients, plain_cross_entropy
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
-from ts2_lightning.evaluation.models import load_model
+from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.export import export_checkpoint
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdamWConfig, AdapterConfig, LanguageModelConfig

@@ -224,7 +224,7 @@ def write_record(grid: Grid) -> None:
     Raises:
         UserError: if it cannot be written there.
     """
-    from ts2_lightning.evaluation.style import write_whole
+    from ts2_lightning.runs.writing import write_whole
 
     texts = {grid.directory / GRID: json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"}
     if grid.base_model is not None:

@@ -13,13 +13,13 @@ from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.guard import one_line
-from ts2_lightning.cli.model_places import ModelPlace, find_model, is_embedded_base
+from ts2_lightning.cli.model_places import ModelPlace, find_model
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, measures
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.models import check_device
-from ts2_lightning.experiments.measures import MEASURES, Spec, Target, check_spec, describe, make_measures
+from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
@@ -50,18 +50,18 @@ def run(argv: Sequence[str]) -> int:
     _check_out(options.out, len(options.model))
     spec = None if options.spec is None else check_spec(read_spec(options.spec))
     if spec is not None and not spec.measures:
-        raise UserError(f"--spec: nothing to measure; name some of {', '.join(MEASURES)}")
+        raise UserError(f"--spec: nothing to measure; name some of {', '.join(measures())}")
     data = {} if options.config is None else _data_of(Path(options.config))
     places = [find_model(given, given) for given in options.model]
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
-        targets = [
-            _target(given, place, data, options, Path(scratch) / str(number))
+        models = [
+            _model(given, place, data, options, Path(scratch) / str(number))
             for number, (given, place) in enumerate(zip(options.model, places, strict=True))
         ]
-        for target in targets:
-            put(f"== {target.name}")
-            found[target.name] = make_measures(target, spec or _usual(target), put)
+        for model in models:
+            put(f"== {model.name}")
+            found[model.name] = make_measures(model, spec or _usual(model), put)
     put(f"\n{table(found)}")
     return 0
 
@@ -97,32 +97,32 @@ def _check_out(out: str | None, models: int) -> None:
         raise UserError(f"--out {out}: this is a file; name a directory")
 
 
-def _usual(target: Target) -> Spec:
+def _usual(model: Model) -> Spec:
     """What is measured where nobody has said what: of the usual measures those that apply. It says which do not."""
     wanted: dict[str, Any] = {}
     for name in _USUAL:
         try:
-            MEASURES[name]().check_target(target)
-            MEASURES[name]().inputs(target)
+            measures()[name]().check_model(model)
+            measures()[name]().inputs(model)
             wanted[name] = {}
         except UserError as error:
             put(f"{name}: left out ({str(error).removeprefix(f'{name}: ')})")
     return check_spec(wanted)
 
 
-def _target(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any, scratch: Path) -> Target:
+def _model(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any, scratch: Path) -> Model:
     out = options.out or place.run
     if out is None:
         raise UserError(f"{given}: it is not a run; say with --out where its measures go")
     stamps = file_stamps(place.path)
-    return Target(
+    return Model(
         name=given,
         identity=stamps or place.path,
-        locate=cache(partial(place.loadable, scratch)),  # once for all copies of the target
+        locate=cache(partial(place.loadable, scratch)),  # once for all copies of the model
         out=Path(out),
         run=place.run,
         data=data or ({} if place.run is None else _data_of_run(place.run, Path(options.runs_dir), given)),
-        in_sentences=is_embedded_base(given),
+        text_template=place.text_template,
         device=options.device,
     )
 
@@ -179,7 +179,7 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _parser() -> OptionParser:
-    listed = [f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in MEASURES.items()]
+    listed = [f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in measures().items()]
     parser = OptionParser("measure", f"{_ABOUT}{'; '.join(listed)}.")
     parser.add_argument(
         "model",

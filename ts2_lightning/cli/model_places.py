@@ -1,15 +1,20 @@
 """Where a model lies that a command was given: a directory, a run, a checkpoint, the toy world's base, the hub."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.cli import export
 from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
 from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of
 from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.toyworld.domain import text_template
 from ts2_lightning.types import UserError
 
 
@@ -20,11 +25,13 @@ class ModelPlace(NamedTuple):
         path: a transformers directory, a checkpoint, or a name on the hub.
         run: the directory of the run that it is of; None if it is of none.
         is_checkpoint: it has to be exported before transformers loads it.
+        text_template: template of a pretrained model that has never seen a chat; None for other models.
     """
 
     path: str
     run: Path | None = None
     is_checkpoint: bool = False
+    text_template: Callable[[PreTrainedTokenizerBase], ChatTemplate] | None = None
 
     def loadable(self, scratch: Path) -> str:
         """The directory or name that transformers loads.
@@ -72,9 +79,5 @@ def find_model(given: str, option: str) -> ModelPlace:
     if given.startswith(("/", ".", "~")) or given.count("/") > 1:
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{option}: no such model{did_you_mean(path.name, near)}")
-    return ModelPlace(resolve_model(given))
-
-
-def is_embedded_base(given: str) -> bool:
-    """Whether a command was given the toy world's base model, which has never seen the chat tokens."""
-    return given.partition("?")[0] == "toyworld"
+    is_embedded_base = given.partition("?")[0] == "toyworld"
+    return ModelPlace(resolve_model(given), text_template=text_template if is_embedded_base else None)

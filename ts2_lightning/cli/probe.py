@@ -1,4 +1,4 @@
-"""`probe`: what trained models think, several side by side, in numbers and pictures."""
+"""`probe`: measures the probes of several models, and draws them side by side."""
 
 import argparse
 import hashlib
@@ -6,48 +6,24 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ts2_lightning.cli.model_places import find_model, is_embedded_base
+from ts2_lightning.cli.model_places import find_model
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
-from ts2_lightning.data.datamodule import load_tokenizer
-from ts2_lightning.data.encoding import EncodedRows
-from ts2_lightning.data.formats import Conversation
-from ts2_lightning.data.selection import Selection
-from ts2_lightning.data.templates import ChatTemplate
+from ts2_lightning.evaluation import Model, Spec, make_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.inputs import (
-    batches,
-    encode_prompt,
-    encode_rows,
-    micro_questions,
-    named_template,
-    read_messages,
-    selection_of,
-    toy_world_text,
-)
-from ts2_lightning.evaluation.models import check_device, load_model, read_limits
-from ts2_lightning.evaluation.probes import (
-    PROBES,
-    SETTING_RANGES,
-    Prompt,
-    Settings,
-    Subject,
-    is_toy_world,
-    write_probe,
-)
-from ts2_lightning.evaluation.probes.report import REPORT, resumed
-from ts2_lightning.generation.sampling import end_ids
-from ts2_lightning.modules.head import check_head
+from ts2_lightning.evaluation.loading import check_device
+from ts2_lightning.evaluation.measures.probes import Kind, Probes
+from ts2_lightning.evaluation.probes import PROBES, write_probe
+from ts2_lightning.evaluation.probes.report import REPORT
+from ts2_lightning.evaluation.results import files_of, read_result
 from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
@@ -60,8 +36,6 @@ tokens with TSPD, entropy against gold probability, support sizes."""
 
 _WRITE_TEMPLATE = "write --template NAME=TEMPLATE, such as base=plain, with the name of a model; got "
 _PARTS = ".parts"  # in the output directory: numbers of the models that are done, until a probe is
-_TOY_WORLD_ROWS = "toyworld:test"
-_LABELS = {"entmax": "entmax 1.5"}  # of decodings whose name does not say all
 
 
 class ModelOption(NamedTuple):
@@ -71,41 +45,11 @@ class ModelOption(NamedTuple):
     path: str
     decoding: str
 
-    @property
-    def label(self) -> str:
-        """Its name in pictures, with the decoding where it is not the usual one."""
-        return self.name if self.decoding == "softmax" else f"{self.name} ({_LABELS.get(self.decoding, self.decoding)})"
 
+class _Asked(Probes):
+    """The measure, whose settings are options here."""
 
-class Inputs(NamedTuple):
-    """What all models are asked, before it is put into tokens.
-
-    Attributes:
-        questions: of the micro probe.
-        opening: what the answer to them already says.
-        first_token: whether its first token is looked at, rather than sampled digits.
-        prompts: of the macro probe.
-        rows: of the other probes.
-        sources: where prompts and rows come from.
-    """
-
-    questions: list[Conversation]
-    opening: str
-    first_token: bool
-    prompts: list[Conversation]
-    rows: Selection | None
-    sources: dict[str, str]
-
-
-class Candidate(NamedTuple):
-    """A model that is to be probed, and what it is asked, in its own tokens."""
-
-    option: ModelOption
-    directory: str
-    template: ChatTemplate
-    questions: list[Prompt]
-    prompts: list[Prompt]
-    rows: EncodedRows | None
+    option: ClassVar[str] = "--"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -123,34 +67,22 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     quieten("probe")
     transformers_logging.disable_progress_bar()
-    settings = _settings(options)
-    models = _models(options)
-    templates = _templates(options, models)
+    _check(options)
+    chosen = [parse_model(text) for text in options.model]
+    templates = _templates(options, chosen)
     with tempfile.TemporaryDirectory(prefix="ts2-probe-") as scratch:
-        places = [
-            find_model(model.path, f"--model {model.name}={model.path}").loadable(Path(scratch) / _digest(model.label))
-            for model in models
-        ]
-        tokenizers = [_tokenizer(model, place) for model, place in zip(models, places, strict=True)]
-        probes = _comparable(options.probe, models, tokenizers)
-        inputs = _inputs(options, probes, all(map(is_toy_world, tokenizers)))
-        candidates = [
-            _candidate(model, place, tokenizer, inputs, templates.get(model.name, "auto"), options)
-            for model, place, tokenizer in zip(models, places, tokenizers, strict=True)
-        ]
-        numbers = [_measure(candidate, probes, inputs, settings, options) for candidate in candidates]
-    named = {model.label: model._asdict() for model in models}
-    described = {
-        **inputs.sources,
-        "opening": inputs.opening,
-        "limit": options.limit,
-        **asdict(settings),
-        "models": named,
-    }
+        models = [_model(model, templates.get(model.name, "auto"), options, Path(scratch)) for model in chosen]
+        _check_titles(models)
+        probes = _comparable(options.probe, models)
+        settings = _settings(options, probes, models)
+        for model in models:
+            settings.check_model(model)
+        numbers = [_measure(model, probes, settings) for model in models]
     out = Path(options.out)
+    named = {model.title: option._asdict() for model, option in zip(models, chosen, strict=True)}
     for probe in probes:
-        of_models = {model.label: found[probe] for model, found in zip(models, numbers, strict=True)}
-        for path in write_probe(probe, of_models, described, out):
+        of_models = {model.title: of_model[probe] for model, of_model in zip(models, numbers, strict=True)}
+        for path in write_probe(probe, of_models, {**_described(settings), "models": named}, out):
             put(f"{probe}: {path}")
     shutil.rmtree(out / _PARTS, ignore_errors=True)
     put(f"report: {out / REPORT}")
@@ -160,15 +92,32 @@ def run(argv: Sequence[str]) -> int:
 # Models ---------------------------------------------------------------------------------------------------------
 
 
-def _models(options: argparse.Namespace) -> list[ModelOption]:
-    models = [parse_model(text) for text in options.model]
-    labels = [model.label for model in models]
-    if twice := next((label for label in labels if labels.count(label) > 1), None):
+def _model(option: ModelOption, template: str, options: argparse.Namespace, scratch: Path) -> Model:
+    """The model that an option names. What is measured of it is kept until all models are done."""
+    said = f"--model {option.name}={option.path}"
+    place = find_model(option.path, said)
+    model = Model(
+        name=said,
+        identity=[option, file_stamps(place.path) or place.path],
+        locate=lambda: place.loadable(scratch / _digest(f"{option.name}:{option.decoding}")),
+        out=Path(options.out) / _PARTS / _digest(f"{option.name}:{option.decoding}"),
+        label=option.name,
+        text_template=place.text_template,
+        decoding=option.decoding,
+        template=template,
+        device=options.device,
+    )
+    model.chat_template  # noqa: B018 - a template that is not there is told before anything is measured
+    return model
+
+
+def _check_titles(models: Sequence[Model]) -> None:
+    titles = [model.title for model in models]
+    if twice := next((title for title in titles if titles.count(title) > 1), None):
         raise UserError(f"--model {twice}: two models of that name; give each its own")
-    return models
 
 
-def _templates(options: argparse.Namespace, models: list[ModelOption]) -> dict[str, str]:
+def _templates(options: argparse.Namespace, models: Sequence[ModelOption]) -> dict[str, str]:
     """Name of a model -> name of its chat template, for those that are given."""
     templates: dict[str, str] = {}
     for text in options.template:
@@ -203,23 +152,16 @@ def parse_model(text: str) -> ModelOption:
     return ModelOption(name, path, decoding)
 
 
-def _tokenizer(model: ModelOption, place: str) -> PreTrainedTokenizerBase:
-    try:
-        return load_tokenizer(place)
-    except UserError as error:
-        raise UserError(f"--model {model.name}={model.path}: {error}".replace("data.tokenizer: ", "")) from error
-
-
-def _comparable(wanted: str, models: list[ModelOption], tokenizers: list[PreTrainedTokenizerBase]) -> list[str]:
+def _comparable(wanted: str, models: Sequence[Model]) -> list[Kind]:
     """The probes that are made: with `all`, those that need one vocabulary are left out where there are several."""
-    probes = list(PROBES) if wanted == "all" else [wanted]
-    first = tokenizers[0].get_vocab()
-    other = next((m for m, t in zip(models, tokenizers, strict=True) if t.get_vocab() != first), None)
+    probes: list[Kind] = [probe for probe in get_args(Kind) if wanted in (probe, "all")]
+    first = models[0].tokenizer.get_vocab()
+    other = next((model for model in models if model.tokenizer.get_vocab() != first), None)
     if other is None:
         return probes
     refused = [probe for probe in probes if PROBES[probe].by_token]
     said = (
-        f"{', '.join(refused)}: compares models token by token, but {models[0].name} and {other.name} have different "
+        f"{', '.join(refused)}: compares models token by token, but {models[0].label} and {other.label} have different "
         "vocabularies"
     )
     if refused == probes:
@@ -229,97 +171,60 @@ def _comparable(wanted: str, models: list[ModelOption], tokenizers: list[PreTrai
     return [probe for probe in probes if probe not in refused]
 
 
-# What they are asked --------------------------------------------------------------------------------------------
-
-
-def _inputs(options: argparse.Namespace, probes: list[str], toy_world: bool) -> Inputs:
-    """Reads what the probes need, and nothing else."""
-    reads = {PROBES[probe].reads for probe in probes}
-    alone = probes == ["micro"] and options.prompts is not None  # then they are its questions
-    sources: dict[str, str] = {}
-    for kind, given in (("prompts", options.prompts), ("rows", options.rows)):
-        if kind in reads or (kind == "prompts" and alone):
-            if given is None and not toy_world:
-                users = ", ".join(probe for probe in probes if PROBES[probe].reads == kind)
-                raise UserError(f"--{kind}: none given; name a file for {users}")
-            sources[kind] = given or _TOY_WORLD_ROWS
-    prompts: list[Conversation] = []
-    if "prompts" in sources:
-        selection = selection_of(sources["prompts"], options.format, None)
-        prompts = read_messages(selection, "--prompts", options.limit)
-    questions, opening = micro_questions(toy_world)
-    asked = prompts if alone else [Conversation.asking(question) for question in questions]
-    return Inputs(
-        asked if "questions" in reads else [],
-        opening if options.opening is None else options.opening,
-        alone or toy_world,
-        prompts,
-        selection_of(sources["rows"], options.format, options.limit) if "rows" in sources else None,
-        sources,
-    )
-
-
-def _candidate(
-    model: ModelOption,
-    place: str,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Inputs,
-    template_name: str,
-    options: argparse.Namespace,
-) -> Candidate:
-    in_text = is_embedded_base(model.path) and template_name == "auto"
-    template = toy_world_text(tokenizer) if in_text else named_template(template_name, tokenizer, model.name)
-    return Candidate(
-        model,
-        place,
-        template,
-        [encode_prompt(template, messages, inputs.opening) for messages in inputs.questions],
-        [encode_prompt(template, messages) for messages in inputs.prompts],
-        None if inputs.rows is None else encode_rows(inputs.rows, template, options.max_length, read_limits(place)),
-    )
-
-
 # Measuring ------------------------------------------------------------------------------------------------------
 
 
-def _measure(
-    candidate: Candidate, probes: list[str], inputs: Inputs, settings: Settings, options: argparse.Namespace
-) -> dict[str, dict[str, Any]]:
-    """The numbers of one model by probe; the model is in memory only as long."""
-    model, tokenizer = load_model(candidate.directory, options.device)
-    rows, label = candidate.rows, candidate.option.label
+def _check(options: argparse.Namespace) -> None:
+    check_numbers("--", options, batch_size=COUNT, max_length=(COUNT, NULL))
+    if options.limit is not None:
+        check_number("--limit", options.limit, COUNT)
+    check_device(options.device)
+    if Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"--out {options.out}: this is a file; name a directory")
+
+
+def _settings(options: argparse.Namespace, probes: Sequence[Kind], models: Sequence[Model]) -> _Asked:
+    """The options as settings of the measure; without rows or prompts those of the models' domain are taken."""
+    settings = {field.name: getattr(options, field.name) for field in fields(Probes) if hasattr(options, field.name)}
+    alone = list(probes) == ["micro"] and options.prompts is not None  # then they are its questions
+    domain = models[0].domain if all(model.domain is models[0].domain for model in models) else None
+    for kind in ("prompts", "rows"):
+        users = [probe for probe in probes if PROBES[probe].reads == kind]
+        if users and settings[kind] is None:
+            if domain is None:
+                raise UserError(f"--{kind}: none given; name a file for {', '.join(users)}")
+            settings[kind] = domain.test_rows
+        elif not users:
+            settings[kind] = None
+    if alone:
+        settings["questions"] = options.prompts
+    asked = _Asked(kinds=list(probes), **settings)
     try:
-        check_head(model)
+        asked.check()
     except UserError as error:
-        raise UserError(f"--model {candidate.option.name}={candidate.option.path}: {error}") from error
-    subject = Subject(
-        label,
-        model,
-        tokenizer,
-        candidate.option.decoding,
-        tuple({*candidate.template.end_of_turn_ids, *end_ids(model, tokenizer)}),
-        candidate.questions,
-        inputs.first_token,
-        candidate.prompts,
-        batches=() if rows is None else batches(rows, options.batch_size),
-    )
-    key = {"model": _identity(candidate), "inputs": _asked(candidate), "settings": asdict(settings)}
-    found = {}
+        raise UserError(f"--{error}") from error
+    return asked
+
+
+def _described(settings: _Asked) -> dict[str, Any]:
+    """What is kept with the numbers of a probe about how they were measured."""
+    plain = {"opening": settings.opening, **settings.plain_settings()}
+    sources = {kind: plain.pop(kind, None) for kind in ("prompts", "questions", "rows")}
+    for name in ("kinds", "format", "max_length", "batch_size"):
+        plain.pop(name)
+    return {**{kind: source for kind, source in sources.items() if source is not None}, **plain}
+
+
+def _measure(model: Model, probes: Sequence[Kind], settings: _Asked) -> dict[str, Any]:
+    """The numbers of one model by probe; the model is in memory only as long."""
+    numbers: dict[str, Any] = {}
     for probe in probes:
-        part = Path(options.out) / _PARTS / f"{probe}-{_digest(label)}.json"
-        found[probe] = resumed(part, key, partial(PROBES[probe].measure, subject, settings))
-    return found
-
-
-def _identity(candidate: Candidate) -> list[Any]:
-    """What tells whether a model is still the same: its files, by size and time, and its decoding."""
-    return [candidate.option, file_stamps(candidate.directory)]
-
-
-def _asked(candidate: Candidate) -> str:
-    """A digest of all tokens that a model is asked with."""
-    rows = () if candidate.rows is None else (candidate.rows.ids.tobytes().hex(), candidate.rows.spans.tobytes().hex())
-    return _digest(repr((candidate.questions, candidate.prompts, rows)))
+        of_probe = Spec(model.decoding, model.template, (replace(settings, kinds=[probe]),))
+        make_measures(model, of_probe, say=lambda line: None, draw=False)
+        [file] = files_of(model.out, of_probe).values()
+        numbers[probe] = read_result(file).documents[probe]
+    model.forget()
+    return numbers
 
 
 def _digest(text: str) -> str:
@@ -329,18 +234,8 @@ def _digest(text: str) -> str:
 # Options --------------------------------------------------------------------------------------------------------
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    check_numbers("--", options, batch_size=COUNT, max_length=(COUNT, NULL), **SETTING_RANGES)
-    if options.limit is not None:
-        check_number("--limit", options.limit, COUNT)
-    check_device(options.device)
-    if Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"--out {options.out}: this is a file; name a directory")
-    return Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
-
-
 def _parser() -> OptionParser:
-    usual = Settings()
+    usual = Probes()
     parser = OptionParser("probe", _ABOUT)
     parser.add_argument("probe", choices=[*PROBES, "all"], help="which probe")
     parser.add_argument(
@@ -356,12 +251,12 @@ def _parser() -> OptionParser:
         "--prompts",
         metavar="FILE",
         help="prompts of macro; of micro where it runs alone, which then takes the first token of each answer instead "
-        f"of the papers' single-digit question (default for toy-world models: {_TOY_WORLD_ROWS})",
+        "of the papers' single-digit question (default: those of the models' domain, if they have one)",
     )
     parser.add_argument(
         "--rows",
         metavar="FILE",
-        help=f"rows of tail and tspd, in any format of `data` (default for toy-world models: {_TOY_WORLD_ROWS})",
+        help="rows of tail and tspd, in any format of `data` (default: those of the models' domain, if they have one)",
     )
     parser.add_argument("--format", default="auto", help="of prompts and rows (default: found row by row)")
     parser.add_argument(

@@ -17,11 +17,9 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
+from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.picture import draw_next_token
-from ts2_lightning.evaluation.style import write_whole
-from ts2_lightning.evaluation.toyworld import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
 from ts2_lightning.experiments.configs import shipped_config
-from ts2_lightning.experiments.measures import Target, check_spec, make_measures
 from ts2_lightning.experiments.names import slug
 from ts2_lightning.experiments.report import Results, Row, Run
 from ts2_lightning.experiments.report.tables import plain, results_table
@@ -29,6 +27,9 @@ from ts2_lightning.experiments.toyworld_base import ensure_base
 from ts2_lightning.ranges import SEED, check_numbers
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.toyworld.domain import text_template
+from ts2_lightning.toyworld.exact import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
 
 CONFIG = shipped_config("experiment/quickstart.yaml")
 BASE = "base"
@@ -105,8 +106,8 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
         measured = Run(label, target.out, seed, values, settings={"toyworld": {}})
         rows.append(Row(label, {}, (measured,), is_base=label == BASE))
         if label in PICTURED:
-            style: Style = "text" if target.asked_in_sentences else "chat"
-            found = next_token_log_probabilities(target.model, target.tokenizer, world, request, style)
+            style: Style = "text" if target.is_asked_in_text else "chat"
+            found = next_token_log_probabilities(target.network, target.tokenizer, world, request, style)
             distributions[label] = found.exp()
     shown = plain(results_table(Results("Quickstart", "", (), tuple(rows), {}), COLUMNS), WIDTH)
     table = "\n".join([shown, "", *wrap(LEGEND, WIDTH), *wrap(_MARKS, WIDTH)])
@@ -115,12 +116,12 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
     put(f"\n{table}\n\nPicture:     {picture}\nReport:      python cli.py report '{out}*'")
 
 
-def _targets(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Target]:
+def _targets(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Model]:
     """What is measured, by label: the base is asked in plain text, the others in chat. They keep what is found."""
-    targets = {BASE: Target(BASE, file_stamps(base), partial(str, base), out / BASE, in_sentences=True)}
+    targets = {BASE: Model(BASE, file_stamps(base), partial(str, base), out / BASE, text_template=text_template)}
     for label, run in runs.items():
         export = run / "export"
-        targets[label] = Target(label, file_stamps(export), partial(str, export), run, run)
+        targets[label] = Model(label, file_stamps(export), partial(str, export), run, run)
     return targets
 
 

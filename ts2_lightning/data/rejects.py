@@ -23,6 +23,18 @@ class Reject(NamedTuple):
     reason: str
 
 
+class BadRowsError(UserError):
+    """More bad rows than are tolerated.
+
+    Attributes:
+        first: the first of them
+    """
+
+    def __init__(self, message: str, first: Reject) -> None:
+        super().__init__(message)
+        self.first = first
+
+
 class Rejects:
     """What was wrong with the rows of a split, and how much of it is tolerated.
 
@@ -118,9 +130,10 @@ class Rejects:
             are, mend = ("is", "mend it") if len(self) == 1 else ("are", "mend them")
             rows = f"the first {total} rows" if so_far else f"{total} rows"
             enough = f"above {self.max_share:g}" if so_far else f"at least {_rounded_up(share)}"
-            raise UserError(
+            raise BadRowsError(
                 f"{named}; {len(self)} of {rows} {are} bad ({self.summary()}); {mend}, or let data.max_rejects, the "
-                f"share of bad rows to leave out, be {enough}"
+                f"share of bad rows to leave out, be {enough}",
+                self.bad[0],
             )
 
     @staticmethod

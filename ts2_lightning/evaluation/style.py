@@ -1,8 +1,7 @@
 """How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
 
 import io
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from ts2_lightning.runs.writing import write_whole
 
 # Okabe and Ito's colours, told apart with any colour vision, in the order in which models take them.
 BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = (
@@ -86,15 +87,3 @@ def save(figure: Figure, place: Path) -> list[Path]:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ts2"}):  # no random names: equal runs, files
         write_whole(svg, lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
     return [png, svg]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` write a file beside `path`, and renames it: whoever is killed meanwhile leaves `path` as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
-    try:
-        write(beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path

@@ -1,6 +1,9 @@
-"""Whether files are still those that they were, without reading them."""
+"""Whether things are still what they were: files, without reading them, and plain values."""
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 
 def file_stamps(place: str | Path) -> list[list[str | int]]:
@@ -13,3 +16,13 @@ def file_stamps(place: str | Path) -> list[list[str | int]]:
     root = Path(place)
     found = [root] if root.is_file() else sorted(path for path in root.glob("*") if path.is_file())
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+
+
+def digest(plain: Any) -> str:
+    """A hash of plain values, in hexadecimal digits.
+
+    Example:
+        >>> digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+        True
+    """
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The toy world: an embedded language model world whose plausible answers are known.
 
 Data sources (`resolve_source`), tokenizer and blank model (`build_tokenizer`, `write_blank_model`), and the facts
-themselves (`load_world`). The exact measures are in `ts2_lightning.evaluation.toyworld`.
+themselves (`load_world`). The exact measures are in `ts2_lightning.toyworld.exact`.
 """
 
 from ts2_lightning.data.toyworld.cache import (

@@ -7,8 +7,9 @@
 | tail | the three most probable tokens, and the mass outside the sparsemax support | TS2, figure 7 |
 | tspd | share of tokens with TSPD, entropy against gold probability, support sizes | TS2, definition 1 |
 
-Each is measured (`micro`, `macro`, `tail`, `tspd`: models in, numbers out), drawn (`figures`: numbers in, pictures out)
-and reported (`report`) by functions that know nothing of each other; `PROBES` lists what belongs together.
+Each is measured (`micro`, `macro`, `tail`, `tspd`: a model in, numbers out), drawn (`figures`: numbers in, pictures out)
+and reported (`report`) by functions that know nothing of each other; `PROBES` lists what belongs together. The measure
+`evaluation.measures.Probes` reads what they need, and keeps what they return.
 """  # noqa: E501
 
 from collections.abc import Callable, Mapping
@@ -17,47 +18,35 @@ from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ts2_lightning.evaluation.probes import figures, macro, micro, report, tail, tspd
+from ts2_lightning.evaluation.probes import figures, report
 from ts2_lightning.evaluation.probes.figures import Document
-from ts2_lightning.evaluation.probes.subject import SETTING_RANGES, Prompt, Settings, Subject, is_toy_world
 from ts2_lightning.evaluation.style import save
+from ts2_lightning.runs.writing import write_json
 
-__all__ = [
-    "PROBES",
-    "SETTING_RANGES",
-    "Document",
-    "Probe",
-    "Prompt",
-    "Settings",
-    "Subject",
-    "is_toy_world",
-    "write_probe",
-]
+__all__ = ["PROBES", "Document", "Probe", "write_probe"]
 
 
 class Probe(NamedTuple):
     """One probe.
 
     Attributes:
-        reads: what it needs: questions, prompts or rows.
-        by_token: whether models are compared token by token, so that they must have one vocabulary.
-        measure: the numbers of one model, as plain values.
-        figures: pictures by the stem of their files.
-        line: what the numbers come to, in a line.
+        reads: what it needs: questions, prompts or rows
+        by_token: whether models are compared token by token, so that they must have one vocabulary
+        figures: function that gives pictures by the stem of their files
+        line: function that says in a line what the numbers come to
     """
 
     reads: Literal["questions", "prompts", "rows"]
     by_token: bool
-    measure: Callable[[Subject, Settings], dict[str, Any]]
     figures: Callable[[Document], dict[str, Figure]]
     line: Callable[[Document], str]
 
 
 PROBES: dict[str, Probe] = {
-    "micro": Probe("questions", True, micro.measure, figures.micro, report.micro_line),
-    "macro": Probe("prompts", False, macro.measure, figures.macro, report.macro_line),
-    "tail": Probe("rows", False, tail.measure, figures.tail, report.tail_line),
-    "tspd": Probe("rows", False, tspd.measure, figures.tspd, report.tspd_line),
+    "micro": Probe("questions", True, figures.micro, report.micro_line),
+    "macro": Probe("prompts", False, figures.macro, report.macro_line),
+    "tail": Probe("rows", False, figures.tail, report.tail_line),
+    "tspd": Probe("rows", False, figures.tspd, report.tspd_line),
 }
 
 
@@ -65,10 +54,10 @@ def write_probe(name: str, models: Mapping[str, Any], settings: Mapping[str, Any
     """Writes a probe's pictures, `NAME.json`, and its line in `report.md`.
 
     Args:
-        name: of the probe.
-        models: name -> what its `measure` returned, in the order of the pictures.
-        settings: what the numbers depend on, to be kept with them.
-        out: directory, made if need be.
+        name: name of the probe
+        models: title of a model -> what the probe's `measure` returned for it, in the order of the pictures
+        settings: plain values that the numbers depend on, to be kept with them
+        out: directory, which is made if need be
 
     Returns:
         The pictures, PNG and SVG of each, and the numbers.
@@ -77,6 +66,6 @@ def write_probe(name: str, models: Mapping[str, Any], settings: Mapping[str, Any
     drawn = PROBES[name].figures(document)
     pictures = [path for stem, figure in drawn.items() for path in save(figure, out / stem)]
     report.remove_stale(out, name, drawn)
-    numbers = report.write_json(out / f"{name}.json", {**document, "pictures": list(drawn)})
+    numbers = write_json(out / f"{name}.json", {**document, "pictures": list(drawn)})
     report.write_report(out, {probe: PROBES[probe].line for probe in PROBES})
     return [*pictures, numbers]

@@ -1,21 +1,19 @@
 """Micro probe: what a model thinks of at one token. Source: TS2, figure 1 and appendix C.4."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.data.toyworld.world import Family
 from ts2_lightning.evaluation.distributions import support_mask
-from ts2_lightning.evaluation.models import supervised_logits
-from ts2_lightning.evaluation.probes.subject import Prompt, Settings, Subject, is_toy_world
-from ts2_lightning.evaluation.toyworld import plausible_first_tokens
+from ts2_lightning.evaluation.loading import supervised_logits
+from ts2_lightning.evaluation.model import Model
+from ts2_lightning.evaluation.prompts import Prompt
 from ts2_lightning.generation.sampling import sample
 from ts2_lightning.metrics.functional import support_size, tail_mass, token_entropy
-from ts2_lightning.types import Batch, UserError
+from ts2_lightning.types import Batch
 
 DIGIT_QUESTION = """You're an AI assistant, I will give you an example of following question.
 Example:
@@ -37,12 +35,21 @@ SPACE = "\u2423"
 """Shown for the space at a token's beginning."""
 
 
-def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
+def measure(
+    model: Model, questions: Sequence[Prompt], first_token: bool = True, queries: int = 100, seed: int = 0
+) -> dict[str, Any]:
     """The mean next-token distribution at each question.
 
-    With `subject.first_token` it is that of the answer's first token. Else `settings.queries` answers are
-    sampled (temperature 1, nothing cut off), and the distribution is recorded wherever a token came that is a single
-    digit; with no digit at all there are no records, which is a finding too.
+    With `first_token` it is that of the answer's first token. Else answers are sampled (temperature 1, nothing cut
+    off), and the distribution is recorded wherever a token came that is a single digit; with no digit at all there are
+    no records, which is a finding too.
+
+    Args:
+        model: the model
+        questions: at least one
+        first_token: whether the answer's first token is looked at, rather than sampled digits
+        queries: answers that are sampled to each question
+        seed: seed of what is sampled
 
     Returns:
         `questions`: for each `request`, `first_token`, `records` (distributions averaged), and of their mean `ids`,
@@ -50,46 +57,40 @@ def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
         probable first; `plausible` for each of them, or None where it is not known; `taught`, token -> note;
         means over the records of `implausible_mass` (or None), `support_size`, `tail_mass` and `entropy` in nats;
         `vocabulary`, the number of all tokens.
-
-    Raises:
-        UserError: no question.
     """
-    if not subject.questions:
-        raise UserError("micro probe: nothing to ask; give --prompts a file with at least one")
-    return {"questions": [_measure_one(subject, question, settings) for question in subject.questions]}
+    return {"questions": [_measure_one(model, question, first_token, queries, seed) for question in questions]}
 
 
-def _measure_one(subject: Subject, question: Prompt, settings: Settings) -> dict[str, Any]:
-    if subject.first_token:
+def _measure_one(model: Model, question: Prompt, first_token: bool, queries: int, seed: int) -> dict[str, Any]:
+    if first_token:
         sequences, places = [[*question.ids, 0]], [[len(question.ids)]]  # whatever follows, it is not looked at
     else:
-        sequences, places = _sampled_digits(subject, question, settings)
-    vocabulary = subject.model.config.get_text_config().vocab_size
-    plausible, taught = known_answers(subject, question, vocabulary)
+        sequences, places = _sampled_digits(model, question, queries, seed)
+    vocabulary = model.network.config.get_text_config().vocab_size
+    plausible, taught = plausible_tokens(model, question, vocabulary)
     sums = _Sums(vocabulary, plausible)
     for batch in _batches(sequences, places):
-        for _, logits in supervised_logits(subject.model, batch):
-            sums.add(logits.cpu(), subject.projection(logits).softmax(-1).cpu())
-    found = sums.means(subject.tokenizer)
-    return {"request": question.text, "first_token": subject.first_token, **found, "taught": taught}
+        for _, logits in supervised_logits(model.network, batch):
+            sums.add(logits.cpu(), model.projection(logits).softmax(-1).cpu())
+    return {"request": question.text, "first_token": first_token, **sums.means(model.tokenizer), "taught": taught}
 
 
-def _sampled_digits(subject: Subject, question: Prompt, settings: Settings) -> tuple[list[list[int]], list[list[int]]]:
+def _sampled_digits(model: Model, question: Prompt, queries: int, seed: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompt and answer of each query, and the places at which its single digits stand."""
     [answers] = sample(
-        subject.model,
-        subject.tokenizer,
+        model.network,
+        model.tokenizer,
         [question.ids],
-        n=settings.queries,
-        decoder=subject.projection,
+        n=queries,
+        decoder=model.projection,
         max_new_tokens=_ANSWER_TOKENS,
-        seed=settings.seed,
-        eos_ids=subject.end_ids,
-        progress=f"Asking, {subject.name}",
+        seed=seed,
+        eos_ids=model.end_ids,
+        progress=f"Asking, {model.title}",
     )
     before = len(question.ids)
     places = [
-        [before + i for i, token in enumerate(answer.ids) if _is_digit(subject.tokenizer, token)] for answer in answers
+        [before + i for i, token in enumerate(answer.ids) if _is_digit(model.tokenizer, token)] for answer in answers
     ]
     return [question.ids + answer.ids for answer in answers], places
 
@@ -127,14 +128,14 @@ class _Sums:
         values, ids = probabilities.double().topk(min(TOP, logits.shape[-1]))
         self._probabilities.index_add_(0, ids.flatten(), values.flatten())
         self._in_support += support_mask(logits).sum(0)
-        found = {
+        numbers = {
             "support_size": support_size(logits),
             "tail_mass": tail_mass(logits),
             "entropy": token_entropy(logits),
         }
         if self._plausible is not None:
-            found["implausible_mass"] = probabilities[:, ~self._plausible].sum(-1)
-        for name, value in found.items():
+            numbers["implausible_mass"] = probabilities[:, ~self._plausible].sum(-1)
+        for name, value in numbers.items():
             self._numbers[name] += value.double().sum().item()
 
     def means(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -155,25 +156,18 @@ class _Sums:
         }
 
 
-def known_answers(subject: Subject, question: Prompt, vocabulary: int) -> tuple[Tensor | None, dict[str, str]]:
+def plausible_tokens(model: Model, question: Prompt, vocabulary: int) -> tuple[Tensor | None, dict[str, str]]:
     """The plausible next tokens, where they are known, and notes on those that fine-tuning taught.
 
-    They are known for the requests of the toy world to a model with its tokenizer, and for the papers' question.
+    They are known for the requests of a domain to a model with its tokenizer, and for the papers' question.
 
     Returns:
         [K] bool or None, and token -> note, such as {"plum": "taught 75%"}.
     """
     if question.text == DIGIT_QUESTION:
-        return torch.tensor([_is_digit(subject.tokenizer, i) for i in range(vocabulary)]), {}
-    family = _family_of(question.text) if is_toy_world(subject.tokenizer) else None
-    if family is None:
-        return None, {}
-    taught = {answer.split()[0]: f"taught {share:.0%}" for answer, share in family.taught.items()}
-    return plausible_first_tokens(subject.tokenizer, family, vocabulary), taught
-
-
-def _family_of(request: str) -> Family | None:
-    return next((family for family in load_world().families if request in family.requests), None)
+        return torch.tensor([_is_digit(model.tokenizer, i) for i in range(vocabulary)]), {}
+    of_domain = model.domain and model.domain.plausible_tokens(question.text, model.tokenizer, vocabulary)
+    return of_domain or (None, {})
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

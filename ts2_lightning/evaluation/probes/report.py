@@ -6,55 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation.probes.figures import Document
-from ts2_lightning.evaluation.style import PICTURE_ENDINGS, write_whole
+from ts2_lightning.evaluation.style import PICTURE_ENDINGS
+from ts2_lightning.runs.writing import write_whole
 
 REPORT = "report.md"
 _HEADING = "# Probes\n\nOne line for each probe: its numbers and pictures, and what they come to.\n\n"
-
-
-def write_json(path: Path, value: object) -> Path:
-    """Writes plain values as JSON; the file appears when it is whole."""
-    text = as_json(value) + "\n"
-    return write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-
-
-def as_json(value: object, margin: str = "") -> str:
-    """Plain values as JSON of which every entry of an object has a line, and a list, which may be long, only one.
-
-    Example:
-        >>> print(as_json({"n": 2, "models": {"CE": {"p": [0.5, 0.25]}}}))
-        {
-         "n": 2,
-         "models": {
-          "CE": {
-           "p": [0.5, 0.25]
-          }
-         }
-        }
-    """
-    if not isinstance(value, dict) or not value:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    lines = [f"{margin} {json.dumps(str(key))}: {as_json(item, margin + ' ')}" for key, item in value.items()]
-    return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
-
-
-def resumed(part: Path, key: Mapping[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was measured before a probe was killed, if it was the same; else it is measured, and kept.
-
-    Args:
-        part: the file that keeps it until the probe is done.
-        key: whatever the numbers depend on, as plain values.
-        measure: makes them.
-    """
-    wanted = json.loads(json.dumps(key))
-    if part.is_file():
-        kept: dict[str, Any] = json.loads(part.read_text(encoding="utf-8"))
-        if kept["key"] == wanted:
-            numbers: dict[str, Any] = kept["numbers"]
-            return numbers
-    numbers = measure()
-    write_json(part, {"key": wanted, "numbers": numbers})
-    return numbers
 
 
 def remove_stale(out: Path, probe: str, stems: Collection[str]) -> None:

@@ -1,29 +1,30 @@
 """Tail probe: the three most probable tokens, and what sparsemax would cut off. Source: TS2, figure 7."""
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts2_lightning.evaluation.probes.subject import Settings, Subject
-
-MEASURES = ("top1", "top2", "top3", "tail_mass")
+STATISTICS = ("top1", "top2", "top3", "tail_mass")
 
 
-def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
+def measure(table: Mapping[str, Tensor]) -> dict[str, Any]:
     """Means of the softmax probabilities of the top three, and of the mass outside the sparsemax support.
 
     The mean over a row's tokens, then over the rows, as in the papers. The decoding does not matter: it is the
     softmax's mass that sparsemax would cut off.
 
+    Args:
+        table: from `token_table`
+
     Returns:
-        `rows`, `tokens`; for each of `MEASURES` and `support_size` its mean over rows `NAME`, the standard error of
+        `rows`, `tokens`; for each of `STATISTICS` and `support_size` its mean over rows `NAME`, the standard error of
         that mean `NAME/standard_error` (0 for one row), and the mean over all tokens `NAME/of_tokens`.
     """
-    table = subject.tokens
     out: dict[str, Any] = {"rows": len(table["row"].unique()), "tokens": len(table["row"])}
-    for name in (*MEASURES, "support_size"):
+    for name in (*STATISTICS, "support_size"):
         per_row = row_means(table[name], table["row"]).tolist()
         out[name] = statistics.fmean(per_row)
         spread = statistics.stdev(per_row) if len(per_row) > 1 else 0.0

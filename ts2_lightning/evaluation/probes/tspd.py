@@ -1,11 +1,12 @@
 """TSPD probe: how many tokens keep a few plausible answers and no tail. Source: TS2, definition 1."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ts2_lightning.evaluation.probes.subject import TSPD_ORDERS, Settings, Subject
+from ts2_lightning.evaluation.probes.tokens import TSPD_ORDERS
 from ts2_lightning.metrics.functional import check_tspd, count_sizes, quantiles_of_counts
 from ts2_lightning.ops import HeadAndTail
 from ts2_lightning.types import UserError
@@ -16,8 +17,12 @@ POINTS = 1000
 """Tokens in the scatter, at most; drawn by the seed."""
 
 
-def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
+def measure(table: Mapping[str, Tensor], seed: int = 0) -> dict[str, Any]:
     """Shares of tokens with TSPD, support sizes, and entropy against gold probability; means over all tokens.
+
+    Args:
+        table: from `token_table`
+        seed: seed of the draw of the tokens that become points
 
     Returns:
         `tokens`; `grid`: objects of `m`, `eps_head`, `eps_tail` and `share`, None where TSPD is not defined;
@@ -26,7 +31,6 @@ def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
         loss has stopped); `entropy` (nats) and `gold_probability`, means; `points`: the same two of
         some tokens.
     """
-    table = subject.tokens
     size = table["support_size"]
     largest = int(size.max())
     counts = count_sizes(size, largest)
@@ -46,20 +50,20 @@ def measure(subject: Subject, settings: Settings) -> dict[str, Any]:
         "zero_gradient": table["zero_gradient"].double().mean().item(),
         "entropy": table["entropy"].double().mean().item(),
         "gold_probability": table["gold_probability"].double().mean().item(),
-        "points": _points(table, settings.seed),
+        "points": _points(table, seed),
     }
 
 
-def _share(table: dict[str, Tensor], m: int, eps_head: float, eps_tail: float) -> float | None:
+def _share(table: Mapping[str, Tensor], m: int, eps_head: float, eps_tail: float) -> float | None:
     try:
         check_tspd(m, eps_head, eps_tail)
     except UserError:
         return None
-    found = HeadAndTail(table[f"head/{m}"], table[f"tail/{m}"]).satisfies(eps_head, eps_tail)
-    return found.double().mean().item()
+    satisfied = HeadAndTail(table[f"head/{m}"], table[f"tail/{m}"]).satisfies(eps_head, eps_tail)
+    return satisfied.double().mean().item()
 
 
-def _points(table: dict[str, Tensor], seed: int) -> dict[str, list[float]]:
+def _points(table: Mapping[str, Tensor], seed: int) -> dict[str, list[float]]:
     chosen = torch.randperm(len(table["row"]), generator=torch.Generator().manual_seed(seed))[:POINTS]
     columns = ("gold_probability", "entropy")
     return {name: [round(value, 5) for value in table[name][chosen].tolist()] for name in columns}

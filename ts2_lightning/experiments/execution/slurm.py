@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.evaluation.style import write_whole
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.job import run_task
 from ts2_lightning.experiments.execution.task import (
@@ -29,6 +28,7 @@ from ts2_lightning.experiments.execution.task import (
 from ts2_lightning.experiments.grid import Grid
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.process_lock import Lock, is_taken
+from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError
 
 JOB = "job.json"

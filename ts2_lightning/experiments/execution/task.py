@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ts2_lightning.evaluation import check_spec, files_of
 from ts2_lightning.experiments.grid import Grid, Point
-from ts2_lightning.experiments.measures import check_spec, files_of
 from ts2_lightning.runs.checkpoints import newest_checkpoint
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.state import read_state

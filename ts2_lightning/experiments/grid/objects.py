@@ -48,7 +48,7 @@ class Point:
         labels: axis -> choice, in the order of the grid's axes; axes that the row does not have are absent.
         seed: of this repetition.
         training: what is measured.
-        measure: the specification of what is measured of it, see `experiments.measures`.
+        measure: the specification of what is measured of it, see `evaluation.registry`.
     """
 
     labels: Mapping[str, str]

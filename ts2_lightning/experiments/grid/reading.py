@@ -123,7 +123,7 @@ def check_measure(measure: Mapping[str, Any], known: set[str]) -> None:
     """Makes sure that a specification can be measured, unless it is known to be."""
     key = json.dumps(measure, sort_keys=True, default=str)
     if key not in known:
-        from ts2_lightning.experiments.measures.spec import check_spec
+        from ts2_lightning.evaluation.registry import check_spec
 
         check_spec(measure)
         known.add(key)

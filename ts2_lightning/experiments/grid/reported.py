@@ -59,28 +59,28 @@ def _baseline(entry: Entry, axes: Choices, rows: list[Row]) -> dict[str, str]:
 
 def _check_value(entry: Entry, measured: Collection[str]) -> None:
     """A value is one of a measure that is made, or logged. Those of the user's own measures are not all known."""
-    from ts2_lightning.experiments.measures.descriptions import DESCRIBED, describe
+    from ts2_lightning.evaluation.registry import describe, described
 
     name = entry.text
     measure = name.partition("/")[0]
     if measure in _LOGS:
         return
     if measure not in measured:
-        there = [value for value in DESCRIBED if value.partition("/")[0] in measured]
+        there = [value for value in described() if value.partition("/")[0] in measured]
         hint = did_you_mean(name, [*there, *_CURVES]) or f"; it measures {', '.join(measured) or 'nothing'}"
         raise entry.error(f"{name}: the grid does not measure {measure!r}{hint}")
     if describe(name).title == name:
-        hint = did_you_mean(name, [value for value in DESCRIBED if value.startswith(f"{measure}/")])
+        hint = did_you_mean(name, [value for value in described() if value.startswith(f"{measure}/")])
         if hint:
             raise entry.error(f"{measure} has no value {name!r}{hint}")
 
 
 def _check_curve(entry: Entry) -> None:
     """Any name may be logged; what looks like one of ours is to be one."""
-    from ts2_lightning.experiments.measures.spec import MEASURES
+    from ts2_lightning.evaluation.registry import measures
 
     name = entry.text
     log, slash, _ = name.partition("/")
-    looks_like_ours = not slash or log in MEASURES or bool(did_you_mean(log, _LOGS))
+    looks_like_ours = not slash or log in measures() or bool(did_you_mean(log, _LOGS))
     if log not in _LOGS and looks_like_ours and (hint := did_you_mean(name, _CURVES)):
         raise entry.error(f"nothing is logged as {name!r}{hint}")

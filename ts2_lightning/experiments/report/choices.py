@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ts2_lightning.experiments.measures.descriptions import DESCRIBED, describe
+from ts2_lightning.evaluation.registry import describe, described
 from ts2_lightning.experiments.report.results import Missing, Results, Settings, numeric_axes
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -83,7 +83,7 @@ def settled(results: Results) -> Results:
 def _columns(results: Results) -> list[str]:
     """The measured values that tables show by default, and of rows that have none of them what was logged last."""
     names = results.names
-    default = [name for name, value in DESCRIBED.items() if value.shown and name in names]
+    default = [name for name, value in described().items() if value.shown and name in names]
     if all(any(row.values(name) for name in default) for row in results.trained if row.runs):
         return default
     logged = [name for name in names if name.startswith(("val/", "train/"))]
@@ -117,6 +117,6 @@ def _unmet(results: Results) -> tuple[Missing, ...]:
 
 def _why(name: str, known: list[str], results: Results) -> str:
     made = {measure for row in results.rows for run in row.runs for measure in run.settings}
-    if name not in DESCRIBED:
+    if name not in described():
         return f"not measured{did_you_mean(name, known)}"
     return "not measured, or not defined" if name.partition("/")[0] in made else "not measured"

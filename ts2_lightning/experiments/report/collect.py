@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ts2_lightning.evaluation.results import DIRECTORY
 from ts2_lightning.experiments.grid import GRID
-from ts2_lightning.experiments.measures.results import DIRECTORY
 from ts2_lightning.experiments.report.grids import read_grid_results
 from ts2_lightning.experiments.report.results import Missing, Results, told_apart
 from ts2_lightning.experiments.report.rows import base_row, endings, rows_of

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
+from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.evaluation.style import layout, literal, new_figure, tidy
-from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.looks import (
     add_legend,

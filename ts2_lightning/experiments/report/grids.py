@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.evaluation.registry import check_spec
+from ts2_lightning.evaluation.results import Result, files_of, read_result
 from ts2_lightning.experiments.execution.task import FAILED
 from ts2_lightning.experiments.grid import GRID
-from ts2_lightning.experiments.measures.results import Result, files_of, read_result
-from ts2_lightning.experiments.measures.spec import check_spec
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings, told_apart
 from ts2_lightning.experiments.report.runs import make_run, outdated

@@ -10,8 +10,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
+from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.evaluation.style import MODELS, REST, legend_below, literal
-from ts2_lightning.experiments.measures.descriptions import describe
 from ts2_lightning.experiments.report.results import Row
 
 _MARKERS = "osD^vP<X"

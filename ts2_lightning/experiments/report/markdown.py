@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.experiments.measures.descriptions import describe
+from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.experiments.report.figures import Picture
 from ts2_lightning.experiments.report.results import Results, Row, Run
 from ts2_lightning.experiments.report.statistics import CONFIDENCE

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.experiments.measures.results import DIRECTORY, Result, read_result
+from ts2_lightning.evaluation.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
 from ts2_lightning.runs.checkpoints import newest_checkpoint
 from ts2_lightning.runs.contents import read_curves, read_json

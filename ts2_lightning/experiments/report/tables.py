@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ts2_lightning.experiments.measures.descriptions import describe
+from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.experiments.report.results import Results, Row
 from ts2_lightning.experiments.report.statistics import Difference, Summary
 

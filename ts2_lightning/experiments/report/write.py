@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ts2_lightning.evaluation.probes.report import remove_stale
-from ts2_lightning.evaluation.style import save, write_whole
-from ts2_lightning.experiments.measures.descriptions import describe
+from ts2_lightning.evaluation.registry import describe
+from ts2_lightning.evaluation.style import save
 from ts2_lightning.experiments.names import slug
 from ts2_lightning.experiments.report.choices import settled
 from ts2_lightning.experiments.report.curves import curves
@@ -15,6 +15,7 @@ from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.results import Results
 from ts2_lightning.experiments.report.tables import booktabs, results_table
 from ts2_lightning.runs.contents import read_json
+from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"

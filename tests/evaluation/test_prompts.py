@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from ts2_lightning.data.formats import Conversation
-from ts2_lightning.evaluation.inputs import read_messages, selection_of
+from ts2_lightning.data.selection import Selection
+from ts2_lightning.data.sources import as_sources
+from ts2_lightning.evaluation.prompts import Question, read_questions
 from ts2_lightning.types import UserError
 
 Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -16,7 +18,11 @@ TIME = {"type": "function", "function": {"name": "get_time"}}
 
 def prompts(path: Path, *rows: dict) -> list[Conversation]:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_messages(selection_of(str(path), "auto", None), "--prompts")
+    return [question.conversation for question in questions(path)]
+
+
+def questions(path: Path) -> list[Question]:
+    return read_questions(Selection(tuple(as_sources(str(path))), "auto"), "--prompts")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,8 @@ def prompts(path: Path, *rows: dict) -> list[Conversation]:
 def test_what_comes_before_the_answer(row: dict, tmp_path: Path) -> None:
     [prompt] = prompts(tmp_path / "rows.jsonl", row)
     assert prompt.messages == [Q]
+    [question] = questions(tmp_path / "rows.jsonl")
+    assert question.reference == ("a" if '"a"' in json.dumps(row) else None)
 
 
 @pytest.mark.parametrize("key", ["messages", "conversations"])

@@ -9,9 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ts2_lightning.data import SFTData
-from ts2_lightning.evaluation.models import supervised_logits
-from ts2_lightning.experiments.measures.base import Measure, Measured
-from ts2_lightning.experiments.measures.target import Rows, Target
+from ts2_lightning.evaluation.loading import supervised_logits
+from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.model import Model, Rows
 from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import token_statistics
 from ts2_lightning.ops.statistics import TOKEN_VALUES
@@ -75,17 +75,17 @@ class Validation(Measure):
         optional = (COUNT, NULL)
         check_numbers("", self, limit=optional, max_length=optional, batch_size=optional, logit_scale=POSITIVE)
 
-    def inputs(self, target: Target) -> Any:
+    def inputs(self, model: Model) -> Any:
         """The files of the rows, by their content."""
-        return target.row_identity(self._data(target))
+        return model.row_identity(self._data(model))
 
-    def measure(self, target: Target, beside: Path) -> Measured:
+    def measure(self, model: Model, beside: Path) -> Measured:
         """`cross_entropy`, `perplexity`, `token_accuracy` and all of `types.TOKEN_STATISTICS`; of a set `SET/NAME`."""
-        loaders = target.read_rows(self._data(target)).val_dataloader()
+        loaders = model.read_rows(f"{self.name}.rows", self._data(model)).val_dataloader()
         sums: BySet[TokenMeans] = BySet("", loaders, TokenMeans)
         for place, loader in enumerate(loaders.values() if isinstance(loaders, Mapping) else [loaders]):
             for batch in tqdm(loader, desc="Reading rows", unit=" batches", disable=None, leave=False):
-                for here, logits in supervised_logits(target.model, batch):
+                for here, logits in supervised_logits(model.network, batch):
                     found = self._of_tokens(logits, batch["labels"][here].to(logits.device))
                     for means in sums.of(place):
                         means.update(found)
@@ -98,8 +98,8 @@ class Validation(Measure):
         found = token_statistics(logits, labels, self.logit_scale)
         return found | {"token_accuracy": (found["gold_probability"] >= found["top1"]).float()}
 
-    def _data(self, target: Target) -> SFTData:
-        return target.validation_data(
+    def _data(self, model: Model) -> SFTData:
+        return model.validation_data(
             f"{self.name}.rows", self.rows, format=self.format, limit_validation=self.limit,
             max_length=self.max_length, eval_batch_size=self.batch_size,
         )  # fmt: skip

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from transformers import GPT2Config
 
-from ts2_lightning.experiments.measures import DESCRIBED, MEASURES, Spec, check_spec, describe, files_of, place_of
-from ts2_lightning.experiments.measures.base import Measured
-from ts2_lightning.experiments.measures.responses import ResponseFile
-from ts2_lightning.experiments.measures.results import kept_values, read_result, write_result
-from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.evaluation import Model, Spec, check_spec, describe, described, files_of, measures, place_of
+from ts2_lightning.evaluation.measure import Measured
+from ts2_lightning.evaluation.measures.responses import ResponseFile
+from ts2_lightning.evaluation.results import kept_values, read_result, write_result
 from ts2_lightning.types import UserError
 
 
@@ -59,7 +58,7 @@ def test_a_spec_is_read() -> None:
         ({"diversity": {"samples": 1}}, "grid.diversity: samples must be a whole number of at least 2, got 1"),
         ({"diversity": {"temperature": 0}}, "grid.diversity: temperature must be a finite number above 0, got 0"),
         ({"diversity": {"top_p": 1.5}}, "grid.diversity: top_p must be"),
-        (["toyworld"], "grid must be a mapping such as {toyworld: {}, cost: {}}, got ['toyworld']"),
+        (["toyworld"], "grid must be a mapping such as {validation: {}, cost: {}}, got ['toyworld']"),
     ],
 )
 def test_one_line_says_what_is_wrong(spec: object, said: str) -> None:
@@ -77,15 +76,15 @@ def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) 
 
 
 def test_columns() -> None:
-    assert all(name == value.name for name, value in DESCRIBED.items())
-    titles = [value.title for value in DESCRIBED.values()]
+    assert all(name == value.name for name, value in described().items())
+    titles = [value.title for value in described().values()]
     assert len(set(titles)) == len(titles)  # or a table has two columns that nobody can tell apart
-    assert {name.partition("/")[0] for name in DESCRIBED} == set(MEASURES)
+    assert {name.partition("/")[0] for name in described()} == set(measures())
     better = {
-        name: DESCRIBED[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")
+        name: described()[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")
     }
     assert better == {"validity_t1": "higher", "outside_plausible": "lower", "entropy": None}
-    assert all(format(0.5, value.format) for value in DESCRIBED.values())
+    assert all(format(0.5, value.format) for value in described().values())
     own = describe("mine/new")
     assert (own.title, own.better, own.format, own.shown) == ("mine/new", None, ".4g", False)
     of_set = describe("validation/chat/perplexity")
@@ -108,10 +107,10 @@ def test_files_follow_from_what_was_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_does_not_depend_on_the_decoding_is_made_once(tmp_path: Path) -> None:
-    every = dict.fromkeys(MEASURES)
+    every = dict.fromkeys(measures())
     soft, sparse = (files_of(tmp_path, check_spec({**every, "decoding": name})) for name in ("softmax", "sparsemax"))
-    assert soft.keys() == sparse.keys() == MEASURES.keys()
-    assert {name for name in MEASURES if soft[name] == sparse[name]} == {"validation", "cost"}
+    assert soft.keys() == sparse.keys() == measures().keys()
+    assert {name for name in measures() if soft[name] == sparse[name]} == {"validation", "cost"}
     spec = check_spec({"validation": {}, "decoding": "sparsemax"})
     place = place_of(tmp_path, spec, spec.measures[0])
     write_result(place, spec, spec.measures[0], "key", Measured({"entropy": 1.0}))
@@ -153,10 +152,10 @@ def test_the_key_knows_a_tokenizer_and_a_template_that_are_not_the_models_own(tm
         "tokenizer": str(tmp_path / "tokenizer"), "template": str(files[1]), "validation": "toyworld:validation",
         "max_length": 128,
     }  # fmt: skip
-    named = Target("named", [], str, tmp_path, data=data)
-    asked = Target("asked", [], str, tmp_path, run=tmp_path, data=data, template=str(files[1]))
-    of_run = Target("of run", [], str, tmp_path, run=tmp_path, data=data)
-    hub = Target("hub", [], str, tmp_path, data={"tokenizer": "some/tokenizer"})
+    named = Model("named", [], str, tmp_path, data=data)
+    asked = Model("asked", [], str, tmp_path, run=tmp_path, data=data, template=str(files[1]))
+    of_run = Model("of run", [], str, tmp_path, run=tmp_path, data=data)
+    hub = Model("hub", [], str, tmp_path, data={"tokenizer": "some/tokenizer"})
 
     def identities() -> list[dict[str, Any]]:
         return [t.row_identity(t.validation_data("rows", None)) for t in (named, asked, of_run)]
@@ -177,8 +176,8 @@ def test_the_key_has_the_length_that_null_stands_for(tmp_path: Path) -> None:
     def length(positions: int, max_length: int | None) -> int:
         GPT2Config(n_positions=positions).save_pretrained(tmp_path / "model")
         data = {"validation": "toyworld:validation", "max_length": max_length}
-        target = Target("model", [], lambda: str(tmp_path / "model"), tmp_path, data=data)
-        return target.row_identity(target.validation_data("rows", None))["max_length"]
+        model = Model("model", [], lambda: str(tmp_path / "model"), tmp_path, data=data)
+        return model.row_identity(model.validation_data("rows", None))["max_length"]
 
     assert [length(64, None), length(4096, None), length(64, 32)] == [64, 2048, 32]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from ts2_lightning.evaluation.style import write_whole
+from ts2_lightning.runs.writing import write_whole
 
 
 class Response(TypedDict):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ts2_lightning.experiments.measures.base import Measure, Measured
-from ts2_lightning.experiments.measures.target import Target
+from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.model import Model
 from ts2_lightning.runs.contents import METRICS, read_curves, read_json
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.state import STATE
@@ -39,31 +39,31 @@ class Cost(Measure):
     )
     decoded: ClassVar[bool] = False
 
-    def inputs(self, target: Target) -> Any:
+    def inputs(self, model: Model) -> Any:
         """The run's own files."""
-        return None if target.run is None else [file_stamps(target.run / name) for name in (STATE, METRICS)]
+        return None if model.run is None else [file_stamps(model.run / name) for name in (STATE, METRICS)]
 
-    def check_target(self, target: Target) -> None:
+    def check_model(self, model: Model) -> None:
         """Raises UserError unless it comes from a run that has written what it did."""
-        if target.run is None:
-            raise UserError(f"cost: {target.name} is not a run; leave the measure out")
-        if not any((target.run / name).is_file() for name in (STATE, METRICS)):
-            raise UserError(f"cost: {target.run} has neither {STATE} nor {METRICS}")
+        if model.run is None:
+            raise UserError(f"cost: {model.name} is not a run; leave the measure out")
+        if not any((model.run / name).is_file() for name in (STATE, METRICS)):
+            raise UserError(f"cost: {model.run} has neither {STATE} nor {METRICS}")
 
-    def measure(self, target: Target, beside: Path) -> Measured:
+    def measure(self, model: Model, beside: Path) -> Measured:
         """What there is of `seconds` of training over all starts of the run, `steps`, and over the logged steps the
         median `tokens_per_second` and `supervised_tokens_per_second` and the largest `peak_memory_gb`.
 
         Raises:
             UserError: a file is damaged.
         """
-        assert target.run is not None
+        assert model.run is not None
         try:
-            found = _of_state(target.run) | _of_log(target.run)
+            found = _of_state(model.run) | _of_log(model.run)
         except UserError as error:
             raise UserError(f"cost: {error}") from error
         if not found:
-            raise UserError(f"cost: {target.run} has logged nothing")
+            raise UserError(f"cost: {model.run} has logged nothing")
         return Measured(found)
 
 

@@ -10,16 +10,15 @@ from tqdm.auto import tqdm
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.probes import Prompt
-from ts2_lightning.experiments.measures.base import Measure, Measured
-from ts2_lightning.experiments.measures.digests import digest
-from ts2_lightning.experiments.measures.responses import Response, ResponseFile
-from ts2_lightning.experiments.measures.target import Rows, Target
+from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.measures.responses import Response, ResponseFile
+from ts2_lightning.evaluation.model import Model, Rows
+from ts2_lightning.evaluation.prompts import Prompt
 from ts2_lightning.generation.sampling import DECODING, Decoder, sample
 from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
-from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.values import Value
 
 ORDERS = (1, 2, 3)
@@ -89,17 +88,17 @@ class Diversity(Measure):
             **{**DECODING, "temperature": differing},
         )
 
-    def inputs(self, target: Target) -> Any:
+    def inputs(self, model: Model) -> Any:
         """The files of the prompts, by their content, and the embedding model."""
         embedder = None if self.sentence_bert is None else file_stamps(self.sentence_bert)
-        return [target.row_identity(self._data(target)), embedder]
+        return [model.row_identity(self._data(model)), embedder]
 
-    def check_target(self, target: Target) -> None:
+    def check_model(self, model: Model) -> None:
         """Raises UserError if the embedding model cannot be had: before hours of sampling, not after."""
         if self.sentence_bert is not None:
-            sentence_embedder(self.sentence_bert, target.device)
+            sentence_embedder(self.sentence_bert, model.device)
 
-    def measure(self, target: Target, beside: Path) -> Measured:
+    def measure(self, model: Model, beside: Path) -> Measured:
         """The mean over prompts of each.
 
         `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
@@ -107,8 +106,8 @@ class Diversity(Measure):
         `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
         end; `responses`, how many.
         """
-        prompts = target.prompts("diversity.prompts", self._data(target), self.limit)
-        answered = self._responses(target, prompts, beside)
+        prompts = model.prompts("diversity.prompts", self._data(model), self.limit)
+        answered = self._responses(model, prompts, beside)
         texts = [[response["text"] for response in of_prompt] for of_prompt in answered]
         every = [response for of_prompt in answered for response in of_prompt]
         of_responses = {
@@ -117,7 +116,7 @@ class Diversity(Measure):
             "ended": statistics.fmean(response["ended"] for response in every),
             "responses": len(every),
         }
-        return Measured({**self._of_texts(texts, target.device), **of_responses})
+        return Measured({**self._of_texts(texts, model.device), **of_responses})
 
     def _of_texts(self, texts: list[list[str]], device: str) -> dict[str, float]:
         distinct = {f"distinct_{n}": Distinct(n=[n])(texts).item() for n in ORDERS}
@@ -132,18 +131,18 @@ class Diversity(Measure):
             )
         return found
 
-    def _data(self, target: Target) -> SFTData:
-        return target.validation_data("diversity.prompts", self.prompts, format=self.format)
+    def _data(self, model: Model) -> SFTData:
+        return model.validation_data("diversity.prompts", self.prompts, format=self.format)
 
     def _decoder(self, decoding: str) -> Decoder:
         projection = DECODINGS[decoding]
         return replace(projection, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
 
-    def _responses(self, target: Target, prompts: Sequence[Prompt], beside: Path) -> list[list[Response]]:
+    def _responses(self, model: Model, prompts: Sequence[Prompt], beside: Path) -> list[list[Response]]:
         """For each prompt its responses; those that an earlier call has kept are not sampled again."""
         sampling = {name: value for name, value in asdict(self).items() if name not in ("limit", "sentence_bert")}
-        asked = [sampling, target.decoding, target.template]
-        key = digest([asked, target.identity, target.row_identity(self._data(target))])
+        asked = [sampling, model.decoding, model.template]
+        key = digest([asked, model.identity, model.row_identity(self._data(model))])
         at_a_time = max(1, self.batch_size // self.samples)
         file = ResponseFile(beside.with_name(f"responses-{digest(asked)[:8]}.jsonl"), key, at_a_time)
         done = len(file.answered)
@@ -151,18 +150,18 @@ class Diversity(Measure):
         with tqdm(total=total, initial=done * self.samples, desc="Sampling", disable=None, leave=False) as bar:
             for start in range(done, len(prompts), at_a_time):
                 some = prompts[start : start + at_a_time]
-                file.append([prompt.text for prompt in some], self._sample(target, some, start))
+                file.append([prompt.text for prompt in some], self._sample(model, some, start))
                 bar.update(len(some) * self.samples)
         return file.answered[: len(prompts)]
 
-    def _sample(self, target: Target, prompts: Sequence[Prompt], start: int) -> list[list[Response]]:
-        ends = target.end_ids
+    def _sample(self, model: Model, prompts: Sequence[Prompt], start: int) -> list[list[Response]]:
+        ends = model.end_ids
         answers = sample(
-            target.model,
-            target.tokenizer,
+            model.network,
+            model.tokenizer,
             [prompt.ids for prompt in prompts],
             n=self.samples,
-            decoder=self._decoder(target.decoding),
+            decoder=self._decoder(model.decoding),
             max_new_tokens=self.max_new_tokens,
             seed=self.seed + start,  # prompts count from 0 in every call
             eos_ids=ends,

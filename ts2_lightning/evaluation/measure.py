@@ -1,0 +1,90 @@
+"""Measures: what is measured of a model."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
+
+from ts2_lightning.evaluation.model import Model
+from ts2_lightning.values import Value
+
+
+class Measured(NamedTuple):
+    """The outcome of a measure.
+
+    Attributes:
+        values: number by its name without the measure's; one that is not finite counts as not there
+        documents: plain values from which pictures are drawn, by name
+    """
+
+    values: Mapping[str, float]
+    documents: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Measure(ABC):
+    """One thing that is measured of models. The fields of a subclass are its settings; all have defaults."""
+
+    name: ClassVar[str]
+    """In a spec, of files, and before the names of values."""
+
+    values: ClassVar[tuple[Value, ...]] = ()
+    """Descriptions of its values, in the order of tables. A value without one is called by its name."""
+
+    decoded: ClassVar[bool] = True
+    """Whether the values depend on how the model is decoded. If not, they are made once for all decodings."""
+
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as plain values.
+
+        One that a later version has added is left out where it has its default, so that what was measured before is
+        recognised. Such a field has the version in its metadata: `field(default=None, metadata={"added": "0.2"})`.
+        """
+        plain = asdict(self)
+        return {
+            field.name: plain[field.name]
+            for field in fields(self)
+            if not ("added" in field.metadata and plain[field.name] == field.default)
+        }
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to look at
+        """Looks at the settings, as far as they can be judged without a model.
+
+        Raises:
+            UserError: one is out of its range.
+        """
+
+    def inputs(self, model: Model) -> Any:
+        """What the values depend on beside model, settings and decoding, as plain values; None for nothing.
+
+        Raises:
+            UserError: rows or prompts that are not there.
+        """
+        return None
+
+    def check_model(self, model: Model) -> None:  # noqa: B027 - most can be made of any model
+        """Looks at the model, before it is loaded.
+
+        Raises:
+            UserError: the measure does not apply to it.
+        """
+
+    @abstractmethod
+    def measure(self, model: Model, beside: Path) -> "Measured":
+        """Measures a model.
+
+        Args:
+            model: the model
+            beside: path without ending for what is kept beside the values, such as `BESIDE.jsonl`
+        """
+
+    def draw(self, model: Model, measured: "Measured", directory: Path) -> None:  # noqa: B027 - most have no pictures
+        """Draws what was measured.
+
+        Args:
+            model: the model
+            measured: what `measure` returned
+            directory: directory of the pictures, which is made if need be
+        """

@@ -1,0 +1,177 @@
+"""Measuring a model, each thing once, and measured values on disk.
+
+A measure's values lie in DIRECTORY/measures/NAME-DIGEST.json, whole or not at all. The digest is of what was asked for
+alone, so that values of a model that has changed are replaced; a key in the file is of everything that they depend on.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.model import Model
+from ts2_lightning.evaluation.registry import RENAMED, Spec, measures
+from ts2_lightning.runs.stamps import digest
+from ts2_lightning.runs.writing import write_json
+from ts2_lightning.types import UserError
+from ts2_lightning.values import Value
+
+DIRECTORY = "measures"
+_ANY_DECODING = "softmax"
+"""What a measure that does not depend on the decoding is filed under."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One file of `measures/`.
+
+    Attributes:
+        name: name of the measure
+        decoding: distribution that the model was decoded with; None if the values do not depend on it
+        template: name of the chat template that the model was asked with
+        settings: settings of the measure
+        values: number by its whole name
+        documents: plain values from which pictures are drawn, by name, where the measure keeps any
+        key: digest of everything that the values depend on
+        changed: time at which the file was written, in ns
+        described: descriptions of the values by their whole names, of a measure that is not registered
+    """
+
+    name: str
+    decoding: str | None
+    template: str
+    settings: Mapping[str, Any]
+    values: Mapping[str, float]
+    documents: Mapping[str, Any]
+    key: str
+    changed: int
+    described: Mapping[str, Value]
+
+
+def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, draw: bool = True) -> dict[str, float]:
+    """Measures what has not been measured yet, and writes each when it is done.
+
+    Args:
+        model: the model; its decoding and template are those of the spec here
+        spec: what is wanted
+        say: takes a line for each measure
+        draw: whether pictures are drawn beside the values
+
+    Returns:
+        All values that the spec asks for, by their whole names.
+
+    Raises:
+        UserError: a measure does not apply to the model, before any is made; or what a measure raises.
+    """
+    if (model.decoding, model.template) != (spec.decoding, spec.template):
+        model = replace(model, decoding=spec.decoding, template=spec.template)
+    keys = [digest([model.identity, measure.inputs(model)]) for measure in spec.measures]
+    kept = [kept_values(file, key) for file, key in zip(files_of(model.out, spec).values(), keys, strict=True)]
+    for measure, values in zip(spec.measures, kept, strict=True):
+        if values is None:
+            measure.check_model(model)
+    whole: dict[str, float] = {}
+    for measure, key, values in zip(spec.measures, keys, kept, strict=True):
+        place = place_of(model.out, spec, measure)
+        if values is None:
+            started = time.perf_counter()
+            measured = measure.measure(model, place)
+            if draw:
+                measure.draw(model, measured, place)
+            values = write_result(place, spec, measure, key, measured)
+            say(f"{measure.name}: {len(values)} values in {time.perf_counter() - started:.1f} s -> {place}.json")
+        else:
+            say(f"{measure.name}: {len(values)} values, kept in {place}.json")
+        whole |= values
+    return whole
+
+
+def place_of(directory: Path, spec: Spec, measure: Measure) -> Path:
+    """Path without ending of a measure's files. It follows from what was asked for alone."""
+    asked = {
+        "decoding": _filed_under(spec, measure),
+        "template": spec.template,
+        "settings": measure.plain_settings(),
+    }
+    return directory / DIRECTORY / f"{measure.name}-{digest(asked)[:8]}"
+
+
+def files_of(directory: Path, spec: Spec) -> dict[str, Path]:
+    """The file of each measure's values that a spec asks for, be it there or not, by the name of the measure."""
+    return {measure.name: place_of(directory, spec, measure).with_suffix(".json") for measure in spec.measures}
+
+
+def _filed_under(spec: Spec, measure: Measure) -> str:
+    return spec.decoding if measure.decoded else _ANY_DECODING
+
+
+def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: Measured) -> dict[str, float]:
+    """Writes values under their whole names; those that are not finite, which JSON cannot write, are left out.
+
+    Args:
+        place: path from `place_of`
+        spec: what was asked for
+        measure: the measure that was made
+        key: digest of everything that the values depend on
+        measured: what is written
+
+    Returns:
+        The values as they were written.
+    """
+    values = {f"{measure.name}/{name}": float(value) for name, value in measured.values.items() if math.isfinite(value)}
+    document: dict[str, Any] = {
+        "name": measure.name,
+        "decoding": _filed_under(spec, measure),
+        "template": spec.template,
+        "settings": measure.plain_settings(),
+        "key": key,
+        "values": values,
+    }
+    if measure.name not in measures():  # whoever reads the file need not have the class
+        document["decoded"] = measure.decoded
+        document["described"] = [asdict(value) for value in measure.values]
+    if measured.documents:
+        document["documents"] = dict(measured.documents)
+    write_json(place.with_suffix(".json"), document)
+    return values
+
+
+def read_result(file: Path) -> Result:
+    """Reads a file of `measures/`.
+
+    Raises:
+        UserError: it is not there, or not whole, or something else.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        name = str(document["name"])
+        decoded = measures()[name].decoded if name in measures() else bool(document.get("decoded", True))
+        described = (Value(**value).under(name) for value in document.get("described", ()))
+        return Result(
+            name,
+            str(document["decoding"]) if decoded else None,
+            str(document["template"]),
+            dict(document["settings"]),
+            {RENAMED.get(value, str(value)): float(number) for value, number in document["values"].items()},
+            dict(document.get("documents") or {}),
+            str(document["key"]),
+            file.stat().st_mtime_ns,
+            {value.name: value for value in described},
+        )
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{file}: not what `measure` writes ({error!r}); remove it, and measure again") from error
+
+
+def kept_values(file: Path, key: str) -> Mapping[str, float] | None:
+    """The values that were written under a key; None if there are none, or they cannot be read: they are made again."""
+    try:
+        result = read_result(file)
+    except UserError:
+        return None
+    return result.values if result.key == key else None
