@@ -27,7 +27,7 @@ def offered(door: str) -> dict[str, Any]:
     """What all plug-ins add at a door, by name; the one that comes with this package first.
 
     Args:
-        door: name of a function of plug-ins
+        door: name of a function of plug-ins.
 
     Raises:
         ValueError: two plug-ins add something of one name.

@@ -16,12 +16,12 @@ class Value:
     """Description of one number.
 
     Attributes:
-        name: name under which it is logged or stored, such as `tail_mass` or `toyworld/seen/validity_t1`
-        title: short name in tables and pictures
-        meaning: half a sentence for readers who have not measured it, with its unit; empty where the title says it
-        better: which way is better; None where neither is by itself
-        format: how a number is printed, as for `format`
-        shown: whether tables show it where nobody has chosen their columns
+        name: name under which it is logged or stored, such as `tail_mass` or `toyworld/seen/validity_t1`.
+        title: short name in tables and pictures.
+        meaning: half a sentence for readers who have not measured it, with its unit; empty where the title says it.
+        better: which way is better; None where neither is by itself.
+        format: how a number is printed, as for `format`.
+        shown: whether tables show it where nobody has chosen their columns.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Value:
         """The same description under a longer name, `PREFIX/NAME`.
 
         Args:
-            prefix: what comes before the name
-            changes: other attributes that differ
+            prefix: what comes before the name.
+            changes: other attributes that differ.
 
         Example:
             >>> Value("entropy", "entropy").under("val", title="val: entropy").name

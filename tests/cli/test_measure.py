@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,37 @@ def test_the_toy_world_by_decoding(ts2: CommandLine) -> None:
     both = {document["decoding"]: document["values"] for document in results().values()}
     assert both["softmax"]["toyworld/seen/tail_mass"] > both["sparsemax"]["toyworld/seen/tail_mass"] == 0
     assert all(describe(name).title != name for name in found for name in [f"toyworld/{name}"])
+
+
+def test_a_measure_of_the_users_own(ts2: CommandLine) -> None:
+    """That of docs/ablations.md, word for word; whoever reports its values need not have the file."""
+    page = (Path(__file__).parents[2] / "docs/ablations.md").read_text(encoding="utf-8")
+    [code] = [block for block in page.split("```") if "class Weights(Measure)" in block]
+    Path("my_measures.py").write_text(code.removeprefix("python"))
+    answer = measure(ts2, {"my_measures.Weights": {"order": 1}})
+    model, _ = load_model(RUN / "export")
+    norm = sum(float(weight.detach().abs().double().sum()) for weight in model.parameters())
+    assert values()["weights/norm"] == pytest.approx(norm, rel=1e-4)
+    assert "norm of the weights" in answer.out.splitlines()[-1]  # the table, by the title
+    [file] = Path(RUN, "measures").glob("weights-*.json")
+    result = subprocess.run(
+        [sys.executable, "-c", _READ, str(file.resolve())], capture_output=True, text=True, check=True, cwd="runs"
+    )
+    assert result.stdout == "None norm of the weights .2f\n"  # its values do not depend on the decoding
+    answer = ts2("measure", str(RUN), "--spec", "{my_measures.Weight: {}}")
+    assert answer.err.startswith("error: measure: measure my_measures.Weight cannot be imported (")
+    answer = ts2("measure", str(RUN), "--spec", "{os.path: {}}")
+    assert answer.err.startswith("error: measure: os.path is no measure; derive it from")
+
+
+_READ = """
+import sys
+from pathlib import Path
+from ts2_lightning.evaluation import describe
+from ts2_lightning.evaluation.results import read_result
+decoding = read_result(Path(sys.argv[1])).decoding
+print(decoding, describe("weights/norm").title, describe("weights/norm").format)
+"""
 
 
 def test_cost_is_what_the_run_wrote(ts2: CommandLine) -> None:

@@ -15,8 +15,8 @@ class Domain(ABC):
     """A domain of requests. Plug-ins add domains.
 
     Attributes:
-        validation_rows: source of the rows that a model is measured on where nobody names any
-        test_rows: the same for pictures
+        validation_rows: source of the rows that a model is measured on where nobody names any.
+        test_rows: source of the rows and prompts that `probe` shows where nobody names any.
     """
 
     validation_rows: ClassVar[str]
@@ -37,9 +37,9 @@ class Domain(ABC):
         """First tokens of the plausible answers to a request, behind the opening; None for a foreign request.
 
         Args:
-            request: text of the user's turn
-            tokenizer: of the domain
-            vocabulary: K, number of the model's tokens
+            request: text of the user's turn.
+            tokenizer: tokenizer of the domain.
+            vocabulary: K, number of the model's tokens.
 
         Returns:
             [K] bool, and token -> note, such as {"plum": "taught 75%"}.

@@ -37,18 +37,18 @@ class Model:
     """A model, with what is known of where it comes from. Nothing of it is loaded before it is needed.
 
     Attributes:
-        name: how the user gave it; begins messages
-        identity: plain values that change when the model does
-        locate: function that gives the directory, or the name on the hub, that transformers loads
-        out: directory that gets `measures/`
-        run: directory of the run that trained it; None if it comes from none
-        data: settings of `data.*` that it was, or that models like it were, trained with
-        label: name in pictures; None for the last two parts of `name`
-        text_template: template of a pretrained model that has never seen a chat; `template: auto` takes it
-        decoding: one of `DECODINGS`
-        template: name of the chat template that it is asked with; `auto`: the one that it was trained with
-        device: where it computes
-        tables: numbers of every supervised token of rows, by a digest of the rows, that several probes read
+        name: how the user gave it; begins messages.
+        identity: plain values that change when the model does.
+        locate: function that gives the directory, or the name on the hub, that transformers loads.
+        out: directory that gets `measures/`.
+        run: directory of the run that trained it; None if it comes from none.
+        data: settings of `data.*` that it was, or that models like it were, trained with.
+        label: name in pictures; None for the last two parts of `name`.
+        text_template: template of a pretrained model that has never seen a chat; `template: auto` takes it.
+        decoding: one of `DECODINGS`.
+        template: name of the chat template that it is asked with; `auto`: the one that it was trained with.
+        device: where it computes.
+        tables: numbers of every supervised token of rows, by a digest of the rows, that several probes read.
     """
 
     name: str
@@ -69,9 +69,9 @@ class Model:
         """A model that is loaded already.
 
         Args:
-            network: in evaluation mode
-            tokenizer: its tokenizer
-            name: for messages and pictures
+            network: in evaluation mode.
+            tokenizer: its tokenizer.
+            name: for messages and pictures.
         """
         model = cls(name, None, lambda: name, Path())
         model.__dict__.update(network=network, tokenizer=tokenizer)  # before the cached properties load them
@@ -172,9 +172,9 @@ class Model:
         """The data room with nothing but validation rows, as the model's own training reads them.
 
         Args:
-            option: name of the setting that asks for them, for messages
-            rows: sources; None takes the run's validation rows
-            overrides: settings of `data.*` instead of the run's; None is left alone
+            option: name of the setting that asks for them, for messages.
+            rows: sources; None takes the run's validation rows.
+            overrides: settings of `data.*` instead of the run's; None is left alone.
 
         Raises:
             UserError: no rows are named, or settings that the data room does not take.
@@ -251,7 +251,7 @@ class ValidationBatches:
     """The batches of all validation sets one after the other, with a number of its own for every row.
 
     Args:
-        data: from `Model.read_rows`
+        data: from `Model.read_rows`.
     """
 
     def __init__(self, data: SFTData) -> None:

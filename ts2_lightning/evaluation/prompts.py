@@ -21,9 +21,9 @@ class Prompt:
     """What a model is asked.
 
     Attributes:
-        text: last turn before the answer, for people
-        ids: tokens that the answer follows, exactly as in training
-        reference: answer that the row has; None if it has none
+        text: last turn before the answer, for people.
+        ids: tokens that the answer follows, exactly as in training.
+        reference: answer that the row has; None if it has none.
     """
 
     text: str
@@ -36,8 +36,8 @@ class Question:
     """A conversation whose next turn is the assistant's, before it is put into a model's tokens.
 
     Attributes:
-        conversation: turns up to the answer
-        reference: answer that the row has; None if it has none
+        conversation: turns up to the answer.
+        reference: answer that the row has; None if it has none.
     """
 
     conversation: Conversation
@@ -52,8 +52,8 @@ class Question:
         """The prompt in a model's tokens: those that the answer follows in training.
 
         Args:
-            template: chat template of the model
-            opening: text with which the answer begins already
+            template: chat template of the model.
+            opening: text with which the answer begins already.
 
         Example:
             >>> from ts2_lightning.data.templates import make_template
@@ -77,10 +77,10 @@ def read_questions(
     `instruction` with or without `input`, or `messages` that end before the assistant's turn.
 
     Args:
-        selection: rows that are read
-        option: name of the setting that asks for them, for messages
-        limit: largest number of questions; nothing is read behind them
-        tolerant: leave out rows that are no prompts, instead of an error
+        selection: rows that are read.
+        option: name of the setting that asks for them, for messages.
+        limit: largest number of questions; nothing is read behind them.
+        tolerant: leave out rows that are no prompts, instead of an error.
 
     Raises:
         UserError: naming file and line of a row that is no prompt; or there is none.

@@ -1,7 +1,7 @@
 """The registry of measures: which there are, how users write what they want measured, what values are called."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ RENAMED = {"diversity/self_bleu": "diversity/self_bleu_diversity"}
 """Names of values in files of versions before 0.2 -> their names now."""
 
 _LOGGED = ("train", "val", "test")
+_FOREIGN: dict[str, Value] = {}
+"""Descriptions of the values of measures that are not registered, by their whole names, as they are met."""
 
 
 @cache
@@ -42,10 +44,10 @@ class Spec:
     """What is to be measured of a model.
 
     Attributes:
-        decoding: distribution that it is decoded with, one of `DECODINGS`
+        decoding: distribution that it is decoded with, one of `DECODINGS`.
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with, else that
-            of its tokenizer, else `plain`
-        measures: measures with their settings, in the order of the registry
+            of its tokenizer, else `plain`.
+        measures: measures with their settings, in the order of the registry.
     """
 
     decoding: str = "softmax"
@@ -59,7 +61,7 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
     Args:
         spec: `decoding`, `template`, and measures with their settings: a mapping; null or true for none, false to leave
             the measure out. A measure of the user's own is named `FILE.CLASS`, as Python imports it.
-        where: begins messages
+        where: begins messages.
 
     Raises:
         UserError: an unknown measure or setting, or a value that cannot be; names it.
@@ -101,6 +103,7 @@ def _class_of(name: Any, where: str) -> type[Measure]:
         raise UserError(f"{where}: {name} is no measure; derive it from ts2_lightning.evaluation.Measure")
     if imported.name in measures() and imported is not measures()[imported.name]:
         raise UserError(f"{where}: {name}: there is a measure called {imported.name!r} already; give it another `name`")
+    remember(value.under(imported.name) for value in imported.values)
     return imported
 
 
@@ -142,6 +145,11 @@ def described() -> dict[str, Value]:
     return by_name(value.under(name) for name, measure in measures().items() for value in measure.values)
 
 
+def remember(values: Iterable[Value]) -> None:
+    """Takes descriptions of values that no registered measure has: of a user's class, or from a file of its values."""
+    _FOREIGN.update({value.name: value for value in values})
+
+
 def describe(name: str) -> Value:
     """The description of a value by its whole name, be it measured or logged.
 
@@ -160,6 +168,8 @@ def describe(name: str) -> Value:
     """
     if name in described():
         return described()[name]
+    if name in _FOREIGN:
+        return _FOREIGN[name]
     place, _, leaf = name.rpartition("/")
     stage, _, named_set = place.partition("/")
     if stage in _LOGGED:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.evaluation.registry import RENAMED, Spec, measures
+from ts2_lightning.evaluation.registry import RENAMED, Spec, measures, remember
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import write_json
 from ts2_lightning.types import UserError
@@ -30,15 +30,14 @@ class Result:
     """One file of `measures/`.
 
     Attributes:
-        name: name of the measure
-        decoding: distribution that the model was decoded with; None if the values do not depend on it
-        template: name of the chat template that the model was asked with
-        settings: settings of the measure
-        values: number by its whole name
-        documents: plain values from which pictures are drawn, by name, where the measure keeps any
-        key: digest of everything that the values depend on
-        changed: time at which the file was written, in ns
-        described: descriptions of the values by their whole names, of a measure that is not registered
+        name: name of the measure.
+        decoding: distribution that the model was decoded with; None if the values do not depend on it.
+        template: name of the chat template that the model was asked with.
+        settings: settings of the measure.
+        values: number by its whole name.
+        documents: plain values from which pictures are drawn, by name, where the measure keeps any.
+        key: digest of everything that the values depend on.
+        changed: time at which the file was written, in ns.
     """
 
     name: str
@@ -49,17 +48,16 @@ class Result:
     documents: Mapping[str, Any]
     key: str
     changed: int
-    described: Mapping[str, Value]
 
 
 def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, draw: bool = True) -> dict[str, float]:
     """Measures what has not been measured yet, and writes each when it is done.
 
     Args:
-        model: the model; its decoding and template are those of the spec here
-        spec: what is wanted
-        say: takes a line for each measure
-        draw: whether pictures are drawn beside the values
+        model: the model; its decoding and template are those of the spec here.
+        spec: what is wanted.
+        say: takes a line for each measure.
+        draw: whether pictures are drawn beside the values.
 
     Returns:
         All values that the spec asks for, by their whole names.
@@ -113,11 +111,11 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
     """Writes values under their whole names; those that are not finite, which JSON cannot write, are left out.
 
     Args:
-        place: path from `place_of`
-        spec: what was asked for
-        measure: the measure that was made
-        key: digest of everything that the values depend on
-        measured: what is written
+        place: path from `place_of`.
+        spec: what was asked for.
+        measure: the measure that was made.
+        key: digest of everything that the values depend on.
+        measured: what is written.
 
     Returns:
         The values as they were written.
@@ -141,7 +139,7 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
 
 
 def read_result(file: Path) -> Result:
-    """Reads a file of `measures/`.
+    """Reads a file of `measures/`; what it says of the values of a measure that is not registered is remembered.
 
     Raises:
         UserError: it is not there, or not whole, or something else.
@@ -150,7 +148,7 @@ def read_result(file: Path) -> Result:
         document = json.loads(file.read_text(encoding="utf-8"))
         name = str(document["name"])
         decoded = measures()[name].decoded if name in measures() else bool(document.get("decoded", True))
-        described = (Value(**value).under(name) for value in document.get("described", ()))
+        remember(Value(**value).under(name) for value in document.get("described", ()))
         return Result(
             name,
             str(document["decoding"]) if decoded else None,
@@ -160,7 +158,6 @@ def read_result(file: Path) -> Result:
             dict(document.get("documents") or {}),
             str(document["key"]),
             file.stat().st_mtime_ns,
-            {value.name: value for value in described},
         )
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error

@@ -47,23 +47,23 @@ class Probes(Measure):
     """Probes of the distributions, see `evaluation.probes`; with pictures beside the values.
 
     Attributes:
-        kinds: which probes
-        rows: sources of rows, for tail and tspd; null takes the run's `data.validation`
-        prompts: sources of prompts, for macro; null takes the run's `data.validation`
+        kinds: which probes.
+        rows: sources of rows, for tail and tspd; null takes the run's `data.validation`.
+        prompts: sources of prompts, for macro; null takes the run's `data.validation`.
         questions: sources of prompts, for micro, which looks at the first token of each answer; null takes requests of
-            the model's domain, or the papers' question for a single digit
-        opening: text with which the answers to micro's questions begin already; null takes that of the domain
-        format: format of rows, prompts and questions; null takes the run's, for those that are named here `auto`
-        limit: largest number of rows, and of prompts
-        max_length: tokens of a row, at most; null takes the run's
-        batch_size: rows in one forward pass; null takes the run's
-        queries: answers that micro samples to the papers' question
-        samples: responses that macro samples to each prompt
-        max_new_tokens: tokens of a response of macro, at most
-        temperature: temperature of macro's sampling; with top_k and top_p as in the papers' chat experiments
-        top_k: number of most probable tokens that macro samples from; 0 keeps all
-        top_p: probability mass of the fewest tokens that macro samples from; 1 keeps all
-        seed: seed of what is sampled
+            the model's domain, or the papers' question for a single digit.
+        opening: text with which the answers to micro's questions begin already; null takes that of the domain.
+        format: format of rows, prompts and questions; null takes the run's, for those that are named here `auto`.
+        limit: largest number of rows, and of prompts.
+        max_length: tokens of a row, at most; null takes the run's.
+        batch_size: rows in one forward pass; null takes the run's.
+        queries: answers that micro samples to the papers' question.
+        samples: responses that macro samples to each prompt.
+        max_new_tokens: tokens of a response of macro, at most.
+        temperature: temperature of macro's sampling; with top_k and top_p as in the papers' chat experiments.
+        top_k: number of most probable tokens that macro samples from; 0 keeps all.
+        top_p: probability mass of the fewest tokens that macro samples from; 1 keeps all.
+        seed: seed of what is sampled.
     """
 
     name: ClassVar[str] = "probes"

@@ -30,10 +30,10 @@ class Probe(NamedTuple):
     """One probe.
 
     Attributes:
-        reads: what it needs: questions, prompts or rows
-        by_token: whether models are compared token by token, so that they must have one vocabulary
-        figures: function that gives pictures by the stem of their files
-        line: function that says in a line what the numbers come to
+        reads: what it needs: questions, prompts or rows.
+        by_token: whether models are compared token by token, so that they must have one vocabulary.
+        figures: function that gives pictures by the stem of their files.
+        line: function that says in a line what the numbers come to.
     """
 
     reads: Literal["questions", "prompts", "rows"]
@@ -54,10 +54,10 @@ def write_probe(name: str, models: Mapping[str, Any], settings: Mapping[str, Any
     """Writes a probe's pictures, `NAME.json`, and its line in `report.md`.
 
     Args:
-        name: name of the probe
-        models: title of a model -> what the probe's `measure` returned for it, in the order of the pictures
-        settings: plain values that the numbers depend on, to be kept with them
-        out: directory, which is made if need be
+        name: name of the probe.
+        models: title of a model -> what the probe's `measure` returned for it, in the order of the pictures.
+        settings: plain values that the numbers depend on, to be kept with them.
+        out: directory, which is made if need be.
 
     Returns:
         The pictures, PNG and SVG of each, and the numbers.

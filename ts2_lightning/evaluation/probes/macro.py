@@ -31,12 +31,12 @@ def measure(
     sparsemax's.
 
     Args:
-        model: the model
-        prompts: at least one
-        decoder: how responses are sampled
-        samples: responses to each prompt
-        max_new_tokens: tokens of a response, at most
-        seed: seed of what is sampled
+        model: the model.
+        prompts: at least one.
+        decoder: how responses are sampled.
+        samples: responses to each prompt.
+        max_new_tokens: tokens of a response, at most.
+        seed: seed of what is sampled.
 
     Returns:
         `mean`, `standard_deviation` and `median` over the responses; for each of them its `mean_probability`, `tokens`

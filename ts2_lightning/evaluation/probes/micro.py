@@ -45,11 +45,11 @@ def measure(
     no records, which is a finding too.
 
     Args:
-        model: the model
-        questions: at least one
-        first_token: whether the answer's first token is looked at, rather than sampled digits
-        queries: answers that are sampled to each question
-        seed: seed of what is sampled
+        model: the model.
+        questions: at least one.
+        first_token: whether the answer's first token is looked at, rather than sampled digits.
+        queries: answers that are sampled to each question.
+        seed: seed of what is sampled.
 
     Returns:
         `questions`: for each `request`, `first_token`, `records` (distributions averaged), and of their mean `ids`,

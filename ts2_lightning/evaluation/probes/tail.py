@@ -17,7 +17,7 @@ def measure(table: Mapping[str, Tensor]) -> dict[str, Any]:
     softmax's mass that sparsemax would cut off.
 
     Args:
-        table: from `token_table`
+        table: from `token_table`.
 
     Returns:
         `rows`, `tokens`; for each of `STATISTICS` and `support_size` its mean over rows `NAME`, the standard error of

@@ -30,9 +30,9 @@ def token_table(model: PreTrainedModel, batches: Batches, name: str = "") -> dic
     """Numbers of every supervised token, each [N] on the CPU.
 
     Args:
-        model: the loaded model, in evaluation mode
-        batches: at least one, padded; `row_index` tells rows apart
-        name: name for the progress bar
+        model: the loaded model, in evaluation mode.
+        batches: at least one, padded; `row_index` tells rows apart.
+        name: name for the progress bar.
 
     Returns:
         The names of `types.TOKEN_STATISTICS`, `zero_gradient`, `row`, and for each m of `TSPD_ORDERS` what TSPD is

@@ -21,8 +21,8 @@ def measure(table: Mapping[str, Tensor], seed: int = 0) -> dict[str, Any]:
     """Shares of tokens with TSPD, support sizes, and entropy against gold probability; means over all tokens.
 
     Args:
-        table: from `token_table`
-        seed: seed of the draw of the tokens that become points
+        table: from `token_table`.
+        seed: seed of the draw of the tokens that become points.
 
     Returns:
         `tokens`; `grid`: objects of `m`, `eps_head`, `eps_tail` and `share`, None where TSPD is not defined;
