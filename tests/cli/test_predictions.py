@@ -10,7 +10,7 @@ import pytest
 
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.encoded_rows import Counts
+from ts2_lightning.data.counts import Counts
 
 
 @pytest.mark.parametrize("unrolled", [0, 2])

@@ -1,7 +1,6 @@
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -12,7 +11,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from ts2_lightning.data import encoding
-from ts2_lightning.data.encoding import Counts, EncodedRows, Overlong, encode_chunks, encode_rows
+from ts2_lightning.data.counts import Counts
+from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_chunks, encode_rows
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.sources import Row
 from ts2_lightning.data.templates import ChatTemplate, make_template
@@ -31,7 +31,8 @@ def chatml(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
 def test_rows_come_back_as_they_were_encoded(chatml: ChatTemplate) -> None:
     conversations = [chat("a", "b" * number, "c", "d") for number in range(1, 600)]
     encoded = encode_rows(rows(*({"messages": messages} for messages in conversations)), chatml)
-    assert encoded.counts == Counts(599, 599)
+    supervised = int(encoded.supervised.sum())
+    assert encoded.counts == Counts(599, 599, tokens=len(encoded.ids), supervised_tokens=supervised)
     assert encoded.places.tolist() == list(range(599))
     for index in (0, 255, 256, 598):
         [one] = chatml.encode([chatml.render(conversations[index])])
@@ -55,14 +56,15 @@ def test_truncation_cuts_turns() -> None:
     encoded = encode_rows(rows(row), None, max_length=7)
     assert encoded[0].ids.tolist() == list(range(7))
     assert encoded[0].spans.tolist() == [[1, 3], [5, 7]]
-    assert encoded.counts == Counts(1, 1, truncated=1, turns_lost=1)
-    assert encode_rows(rows(row), None, max_length=10).counts == Counts(1, 1)
+    assert encoded.counts == Counts(1, 1, truncated=1, turns_lost=1, tokens=7, supervised_tokens=4)
+    whole = encode_rows(rows(row), None, max_length=10)
+    assert whole.counts == Counts(1, 1, tokens=10, supervised_tokens=6)
 
 
 def test_dropping_counts() -> None:
     encoded = encode_rows(rows(*token_rows([3, 9, 4, 8])), None, max_length=4, overlong="drop")
     assert encoded.lengths.tolist() == [3, 4]
-    assert encoded.counts == Counts(4, 2, dropped=2)
+    assert encoded.counts == Counts(4, 2, dropped=2, tokens=7, supervised_tokens=5)
     assert encoded.places.tolist() == [0, 2]
 
 
@@ -84,17 +86,11 @@ def test_weights_of_every_format(fields: dict, chatml: ChatTemplate) -> None:
     assert encoded.weights.tolist() == [1.0, 0.5, 1.0, 3.0, 0.0]
     assert encoded.weights.dtype == np.float32
     assert encoded[1].weight == 0.5
-    assert encoded.weighted == 3
+    assert encoded.counts.weighted == 3
     plain = encode_rows(rows(*[fields] * 5), chatml)
     assert encoded.ids.tolist() == plain.ids.tolist(), "nothing else changes"
     assert encoded.spans.tolist() == plain.spans.tolist()
-    assert plain.weighted == 0
-
-
-def test_a_row_with_a_weight_counts_once_however_many_texts_it_becomes() -> None:
-    encoded = encode_rows(rows(*token_rows([3, 4, 5])), None, max_length=9)
-    texts = replace(encoded, places=np.array([0, 0, 2]), weights=np.array([2.0, 2.0, 1.0], dtype=np.float32))
-    assert texts.weighted == 1
+    assert plain.counts.weighted == 0
 
 
 def test_weights_pass_by_a_format_of_the_user(chatml: ChatTemplate) -> None:
@@ -144,7 +140,7 @@ def test_a_bad_row_is_named_and_left_out(row: dict, options: dict, kind: str | N
     assert kind in (None, reject.kind)
     assert re.search(reason, reject.reason)
     assert "\n" not in reject.reason
-    assert encoded.counts == Counts(3, 2, rejected={reject.kind: 1})
+    assert encoded.counts == Counts(3, 2, rejected={reject.kind: 1}, tokens=4, supervised_tokens=2)
 
 
 def test_what_could_not_be_read_is_handed_on() -> None:
@@ -154,7 +150,8 @@ def test_what_could_not_be_read_is_handed_on() -> None:
     good = Row({"input_ids": [1, 2]}, "x.jsonl:1")
     encoded = encode_rows([good, bad, left_out, left_out] * 200, None)
     assert encoded.rejects == (bad,) * 200
-    assert encoded.counts == Counts(800, 200, rejected={"malformed JSON": 200, "left out": 400})
+    rejected = {"malformed JSON": 200, "left out": 400}
+    assert encoded.counts == Counts(800, 200, rejected=rejected, tokens=400, supervised_tokens=200)
     assert encoded.places.tolist() == list(range(0, 800, 4))
 
 
@@ -237,7 +234,9 @@ def test_cutting_against_a_reference_per_token(row: dict, max_length: int, overl
     assert [first + t for start, end in encoded[0].spans.tolist() for t in range(start, end)] == wanted
     turns = {begin(t) for t in range(1, length) if labels[t] != -100}
     lost = turns - {begin(t) for t in wanted}
-    assert encoded.counts == Counts(1, 1, truncated=int(length > max_length), turns_lost=len(lost))
+    cut = int(length > max_length)
+    sizes = {"tokens": len(window), "supervised_tokens": len(wanted)}
+    assert encoded.counts == Counts(1, 1, truncated=cut, turns_lost=len(lost), **sizes)
 
 
 @pytest.mark.parametrize("overlong", get_args(Overlong)[:2])

@@ -155,13 +155,18 @@ def test_rows_that_are_unrolled_are_counted_once(tokenizer: PreTrainedTokenizerF
     found = encode_rows(rows, template)
     counts = found.counts
     assert (counts.read, counts.kept, counts.unrolled, counts.thoughts, counts.masked) == (3, 3, 1, 1, 1)
+    assert counts.weighted == 1, "a row with a weight counts once, however many texts it becomes"
+    assert (counts.tokens, counts.supervised_tokens) == (len(found.ids), int(found.supervised.sum()))
     assert counts.unused == {"id": 1}
     assert found.places.tolist() == [0, 1, 1, 2]
     assert found.weights.tolist() == [1, 0.5, 0.5, 1]
     short = max(len(row.ids) for row in (found[1], found[3]))
     cut = encode_rows(rows, template, max_length=short, overlong="drop")
     assert (cut.counts.kept, cut.counts.dropped, cut.counts.unrolled, cut.counts.turns_lost) == (3, 0, 0, 1)
-    assert cut.counts.truncated == 1, "the last text of the second row was dropped"
+    assert cut.counts.truncated == 0, "the last text of the second row was dropped, and nothing was cut"
+    assert "1 turns of the assistant dropped with their texts as too long" in cut.counts.summary()
+    cut = encode_rows(rows, template, max_length=short, overlong="truncate")
+    assert cut.counts.truncated == 1
     assert encode_rows(rows[1:2], template, max_length=9, overlong="drop").counts.dropped == 1
 
 

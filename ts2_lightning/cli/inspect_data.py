@@ -20,7 +20,7 @@ from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
 from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
-from ts2_lightning.data.reading import unused_fields
+from ts2_lightning.data.counts import unused_fields
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.sets import SPLITS, split_of
 from ts2_lightning.model_limits import ModelLimits
@@ -333,9 +333,11 @@ def _count_lines(rows: EncodedRows, has_turns: bool) -> Iterator[str]:
         yield _value("thoughts", f"in {counts.thoughts:,} of the kept, before the last learnt answer")
     if counts.masked:
         yield _value("masked", f"{_counted(counts.masked, 'turn')} of the assistant, as their rows say")
-    lost = f"; {_counted(counts.turns_lost, 'turn')} in them not learnt any more" if counts.turns_lost else ""
-    yield _value("truncated", f"{counts.truncated:,} of the kept{lost}")
-    yield _value("dropped", f"{counts.dropped:,} as too long")
+    lost = _counted(counts.turns_lost, "turn") if counts.turns_lost else ""
+    cut = f"; {lost} in them not learnt any more" if lost and counts.truncated else ""
+    dropped = f"; and {lost} of the kept, each with its text" if lost and not counts.truncated else ""
+    yield _value("truncated", f"{counts.truncated:,} of the kept{cut}")
+    yield _value("dropped", f"{counts.dropped:,} as too long{dropped}")
     unwanted = counts.rejected.get("left out", 0)
     if unwanted:
         yield _value("left out", f"{unwanted:,} by their format")
@@ -406,10 +408,10 @@ def _round_step(end: int) -> int:
 
 
 def _weight_lines(rows: EncodedRows, times: NDArray[np.floating] | None) -> Iterator[str]:
-    if rows.weighted:
+    if rows.counts.weighted:
         weights = rows.weights
         least, most, mean = (f"{float(value):g}" for value in (weights.min(), weights.max(), weights.mean()))
-        yield f"Weights: {_counted(rows.weighted, 'row')} other than 1; from {least} to {most}, mean {mean}"
+        yield f"Weights: {_counted(rows.counts.weighted, 'row')} other than 1; from {least} to {most}, mean {mean}"
     else:
         yield "Weights: all 1"
     if times is None:

@@ -37,7 +37,8 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from ts2_lightning.data.encoded_rows import Columns, Counts, EncodedRows, append_chunks, from_columns, join_chunks
+from ts2_lightning.data.counts import Counts
+from ts2_lightning.data.encoded_rows import Columns, EncodedRows, append_chunks, from_columns, join_chunks
 from ts2_lightning.data.files import expanded
 from ts2_lightning.data.formats import FORMATS, FormatFunction
 from ts2_lightning.data.rejects import Reject

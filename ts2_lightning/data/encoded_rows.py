@@ -1,15 +1,15 @@
 """Rows as token ids and the spans of them that are learnt, stored flat."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.types import RejectKind
 
 
 class EncodedRow(NamedTuple):
@@ -18,56 +18,6 @@ class EncodedRow(NamedTuple):
     ids: NDArray[np.int32]  # [T]
     spans: NDArray[np.int32]  # [S, 2] start and end of the learnt tokens of each turn of the assistant
     weight: float = 1.0  # factor on the loss of each of them
-
-
-_NAMES = 200  # of fields that are counted each
-
-
-def most_frequent(names: Counter[str]) -> dict[str, int]:
-    """Numbers of names, of which those beyond the 200 most frequent are counted together, as `...`.
-
-    >>> most_frequent(Counter(id=2)), len(most_frequent(Counter(map(str, range(1000)))))
-    ({'id': 2}, 201)
-    """
-    if len(names) <= _NAMES + 1:
-        return dict(names)
-    others = names.pop("...", 0)
-    kept = dict(names.most_common(_NAMES))
-    return {**kept, "...": others + names.total() - sum(kept.values())}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of the rows that were read: `read` is `kept`, `dropped` and the rejected ones together.
-
-    Rows of an `EncodedRows` are the texts of the kept ones: `kept` and `unrolled` together.
-    """
-
-    read: int = 0
-    kept: int = 0
-    dropped: int = 0  # longer than max_length, with overlong "drop"
-    unrolled: int = 0  # texts of the kept rows beyond one for each
-    truncated: int = 0  # of the kept rows
-    turns_lost: int = 0  # turns of the assistant in truncated rows of which nothing is supervised any more
-    masked: int = 0  # turns of the assistant in kept rows that the rows mark as not to be learnt
-    thoughts: int = 0  # kept rows whose last learnt turn has a thought
-    unused: dict[str, int] = field(default_factory=dict)  # field -> kept rows in which it says something, unused
-    rejected: dict[RejectKind, int] = field(default_factory=dict)
-
-    def plus(self, other: "Counts") -> "Counts":
-        """The counts of both together."""
-        return Counts(
-            self.read + other.read,
-            self.kept + other.kept,
-            self.dropped + other.dropped,
-            self.unrolled + other.unrolled,
-            self.truncated + other.truncated,
-            self.turns_lost + other.turns_lost,
-            self.masked + other.masked,
-            self.thoughts + other.thoughts,
-            most_frequent(Counter(self.unused) + Counter(other.unused)),
-            dict(Counter(self.rejected) + Counter(other.rejected)),
-        )
 
 
 @dataclass(frozen=True)
@@ -114,11 +64,6 @@ class EncodedRows:
         total = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0], dtype=np.int64)])
         return np.diff(total[self.span_edges])
 
-    @property
-    def weighted(self) -> int:
-        """Number of rows whose weight is not 1, however many texts each has become."""
-        return len(np.unique(self.places[self.weights != 1]))
-
 
 Columns = dict[str, NDArray[Any]]
 """What an `EncodedRows` consists of, so that appending rows is appending to each: `ids`, `lengths` of rows, `spans`,
@@ -151,7 +96,7 @@ def append_chunks(
         append("turns", np.diff(chunk.span_edges))
         append("weights", chunk.weights)
         append("places", chunk.places + counts.read)
-        counts = counts.plus(chunk.counts)
+        counts += chunk.counts
         rejects += chunk.rejects
     return counts, rejects
 

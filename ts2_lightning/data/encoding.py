@@ -13,13 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ts2_lightning.data.encoded_rows import (
-    Counts,
-    EncodedRows,
-    from_columns,
-    join_chunks,
-    most_frequent,
-)
+from ts2_lightning.data.counts import Counts, most_frequent
+from ts2_lightning.data.encoded_rows import EncodedRows, from_columns, join_chunks
 from ts2_lightning.data.formats import Conversation, FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.rendering import Rendering, Span
@@ -248,6 +243,7 @@ def _encode_chunk(
 
 def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
     """What became of kept rows."""
+    texts = [text for _, fitted in kept for text in fitted.texts]
     return Counts(
         kept=len(kept),
         unrolled=sum(len(fitted.texts) - 1 for _, fitted in kept),
@@ -256,6 +252,9 @@ def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
         masked=sum(row.masked for row, _ in kept),
         thoughts=sum(row.thinks for row, _ in kept),
         unused=most_frequent(Counter(name for row, _ in kept for name in row.unused)),
+        weighted=sum(bool(np.float32(row.weight) != 1) for row, _ in kept),
+        tokens=sum(len(text.ids) for text in texts),
+        supervised_tokens=sum(end - start for text in texts for start, end in text.spans),
     )
 
 
@@ -292,7 +291,8 @@ def _fit(origin: str, encoded: Sequence[Encoded], max_length: int, overlong: Ove
         assert not isinstance(fate, _Cut)
         return fate
     lost = sum(len(text.spans) for text, fate in zip(encoded, fates, strict=True) if not isinstance(fate, _Cut))
-    truncated = len(texts) < len(fates) or any(text.truncated for text in texts)
+    cut_away = len(texts) < len(fates) and overlong != "drop"  # a text that is dropped as a whole cuts no other
+    truncated = cut_away or any(text.truncated for text in texts)
     return _Fitted(texts, truncated, lost + sum(text.turns_lost for text in texts))
 
 

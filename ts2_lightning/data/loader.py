@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoded_rows import EncodedRows
-from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, rows_per_epoch, steps_per_epoch
+from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, evaluation_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.types import Batch
 
 
@@ -178,3 +178,27 @@ class TrainLoader(BatchLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing: the position follows from the trainer's."""
+
+
+def evaluation_loader(
+    rows: EncodedRows, batch_size: int, replica: tuple[int, int], pad_id: int, num_workers: int, capacity: float | None
+) -> BatchLoader:
+    """Every row once, in their order, divided between the ranks.
+
+    Args:
+        rows: rows of the set.
+        batch_size: rows per batch on one rank, at most.
+        replica: number of ranks that hold different rows, and which this is.
+        pad_id: token id of the padding.
+        num_workers: processes that collate.
+        capacity: tokens of a sequence, at most, for packing; None does not pack.
+    """
+    plan = evaluation_plan(rows.supervised, batch_size, *replica)
+    return BatchLoader(rows, lambda: plan, len(plan), pad_id, num_workers, capacity)
+
+
+def first_batches(rows: EncodedRows, tokens: int, batch_size: int, pad_id: int, capacity: float | None) -> BatchLoader:
+    """The first rows that together have at least so many supervised tokens (all rows, if they have fewer)."""
+    count = int(np.searchsorted(np.cumsum(rows.supervised), tokens)) + 1
+    plan = evaluation_plan(rows.supervised[:count], batch_size)
+    return BatchLoader(rows, lambda: plan, len(plan), pad_id, capacity=capacity)

@@ -1,8 +1,8 @@
 """The rows of a split that fit into memory or into the cache: read, encoded, judged, described."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
-from ts2_lightning.data.encoded_rows import Counts, EncodedRows, join_chunks
+from ts2_lightning.data.counts import Counts
+from ts2_lightning.data.encoded_rows import EncodedRows, join_chunks
 from ts2_lightning.data.encoding import Overlong, encode_chunks
 from ts2_lightning.data.formats import get_format
-from ts2_lightning.data.formats.values import named
 from ts2_lightning.data.lengths import USUAL_LENGTH
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection
@@ -25,7 +25,6 @@ from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
 
 _PEEKED = 100  # rows of a stream that are looked at beforehand
-_FIELDS = 20  # that are not used, and are named
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
 
@@ -130,71 +129,6 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Numbers of rows and tokens.
-
-    Attributes:
-        counts: what became of the rows that were read.
-        tokens: of the kept rows.
-        supervised: those of them that are learnt.
-        weighted: rows whose weight is not 1.
-    """
-
-    counts: Counts = field(default_factory=Counts)
-    tokens: int = 0
-    supervised: int = 0
-    weighted: int = 0
-
-    @classmethod
-    def of(cls, rows: EncodedRows) -> "Totals":
-        """The numbers of some rows."""
-        return cls(rows.counts, len(rows.ids), int(rows.supervised.sum()), rows.weighted)
-
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(
-            self.counts.plus(other.counts),
-            self.tokens + other.tokens,
-            self.supervised + other.supervised,
-            self.weighted + other.weighted,
-        )
-
-    def summary(self) -> str:
-        """The numbers in words; those that are usually 0 only if they are not."""
-        counts = self.counts
-        parts = [f"{counts.kept} rows", f"{self.tokens} tokens", f"{self.supervised} supervised"]
-        if counts.unrolled:
-            parts.append(f"{counts.kept + counts.unrolled} texts, as the template writes a last turn otherwise")
-        if counts.thoughts:
-            parts.append(f"{counts.thoughts} rows with a thought before the last answer")
-        if counts.masked:
-            parts.append(f"{counts.masked} turns masked by their rows")
-        if self.weighted:
-            parts.append(f"{self.weighted} rows with a weight other than 1")
-        if counts.truncated:
-            parts.append(f"{counts.truncated} rows truncated")
-        if counts.turns_lost:
-            parts.append(f"{counts.turns_lost} turns of the assistant in them not supervised any more")
-        if counts.dropped:
-            parts.append(f"{counts.dropped} rows dropped as too long")
-        if unwanted := counts.rejected.get("left out"):
-            parts.append(f"{unwanted} rows left out by their format")
-        if counts.unused:
-            parts.append(f"fields not used: {unused_fields(counts.unused)}")
-        return ", ".join(parts)
-
-
-def unused_fields(unused: Mapping[str, int]) -> str:
-    """The fields that are not used, the most frequent first, each with the number of rows in which it says something.
-
-    >>> unused_fields({"id": 3, "turns.name": 5})
-    'turns.name (5), id (3)'
-    """
-    frequent = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
-    more = f" and {len(frequent) - _FIELDS} more" if len(frequent) > _FIELDS else ""
-    return ", ".join(f"{named([name])} ({rows:,})" for name, rows in frequent[:_FIELDS]) + more
-
-
-@dataclass(frozen=True)
 class Split:
     """A split that was read.
 
@@ -222,9 +156,9 @@ class Split:
             UserError: saying what became of them.
         """
         if not len(self.rows):
-            raise UserError(f"data.{self.name}: {why_empty(self.rows.counts)} in {self.selection.named()}")
+            raise UserError(f"data.{self.name}: {self.rows.counts.why_empty()} in {self.selection.named()}")
         encoder.check(f"data.{self.name}", self.rows, self._origin)
-        rank_zero_info(f"Data, {self.name}: {Totals.of(self.rows).summary()}")
+        rank_zero_info(f"Data, {self.name}: {self.rows.counts.summary()}")
 
     def _origin(self, place: int) -> str:
         """File and line of a row that was read, which is read again."""
@@ -251,7 +185,6 @@ class Split:
 
     def describe(self) -> dict[str, Any]:
         """What was read, as plain values."""
-        totals = Totals.of(self.rows)
         files = zip(self.selection.files, self.read, strict=True)
         whole = not self.selection.streaming  # else only the beginning of the files was read
         return {
@@ -263,10 +196,7 @@ class Split:
                 }
                 for (_, file), count in files
             ],
-            **asdict(totals.counts),
-            "weighted": totals.weighted,
-            "tokens": totals.tokens,
-            "supervised_tokens": totals.supervised,
+            **asdict(self.rows.counts),
             "longest": int(self.rows.lengths.max()),
         }
 
@@ -334,13 +264,3 @@ def warn_of(split: str, rejects: Rejects, total: int) -> None:
     if len(rejects):
         place = "" if rejects.file is None else f"; see {rejects.file}"
         rank_zero_warn(f"Data, {split}: left out {len(rejects)} bad of {total} rows ({rejects.summary()}){place}")
-
-
-def why_empty(counts: Counts) -> str:
-    """Why no row is left."""
-    if counts.dropped == counts.read:
-        return f"all {counts.read} rows are longer than max_length" if counts.read else "no rows"
-    reasons = [("longer than max_length", counts.dropped), *counts.rejected.items()]
-    return (
-        f"none of {counts.read} rows left ({', '.join(f'{number} {reason}' for reason, number in reasons if number)})"
-    )

@@ -26,11 +26,12 @@ from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ts2_lightning.data.collate import collate
-from ts2_lightning.data.encoded_rows import Counts, EncodedRows
+from ts2_lightning.data.counts import Counts
+from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.loader import outlive_one_sigterm
 from ts2_lightning.data.plan import Shape, split_step
-from ts2_lightning.data.reading import Encoder, Totals, warn_of, why_empty
+from ts2_lightning.data.reading import Encoder, warn_of
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.resume import StreamPosition
 from ts2_lightning.data.row_stream import Numbered, Stream
@@ -53,7 +54,7 @@ class StepReport:
         epoch: 0-based.
         step: the step in its epoch, from 0.
         last: whether it is the epoch's last.
-        totals: numbers of rows and tokens.
+        counts: numbers of rows and tokens.
         rejects: the bad rows.
         error: what makes it impossible to go on, for the user; None if nothing does.
     """
@@ -62,7 +63,7 @@ class StepReport:
         self, replica: int, epoch: int, step: int, last: bool, rows: EncodedRows, error: str | None = None
     ) -> None:
         self.replica, self.epoch, self.step, self.last = replica, epoch, step, last
-        self.totals, self.rejects, self.error = Totals.of(rows), rows.rejects, error
+        self.counts, self.rejects, self.error = rows.counts, rows.rejects, error
 
 
 class Step(NamedTuple):
@@ -214,7 +215,7 @@ class StreamLoader:
             self._position.ends_after(first - 1)
 
     def _collated(self, step: Step) -> Iterator[dict[str, Any]]:
-        divisor = step.report.totals.supervised
+        divisor = step.report.counts.supervised_tokens
         for numbers in step.micro_batches:
             rows = [step.rows[number] for number in numbers]
             places = [step.places[number] for number in numbers]
@@ -266,7 +267,7 @@ class Ledger:
 
     def _begin(self, step: int) -> None:
         self._first = step
-        self._totals = Totals()
+        self._counts = Counts()
         self._rejects = Rejects(*self._settings)
 
     def divisor(self, report: StepReport) -> int:
@@ -290,17 +291,16 @@ class Ledger:
                 raise UserError(report.error)
         if len({(report.epoch, report.step, report.last) for report in reports}) > 1:
             raise UserError(f"data.train: not all ranks read the same rows; let all of them see the same {self._files}")
-        totals = sum((report.totals for report in reports), Totals())
-        self._totals += totals
-        self._rejects.go_on([bad for report in reports for bad in report.rejects], self._totals.counts.read)
-        return totals.supervised
+        counts = sum((report.counts for report in reports), Counts())
+        self._counts += counts
+        self._rejects.go_on([bad for report in reports for bad in report.rejects], self._counts.read)
+        return counts.supervised_tokens
 
     def _finish(self, report: StepReport) -> None:
         """At the beginning of an epoch's last step, which is the last of its reports."""
-        counts: Counts = self._totals.counts
-        self._rejects.judge(counts.read)
-        if not counts.kept:
-            raise UserError(f"data.train: {why_empty(counts)} in {self._files}")
+        self._rejects.judge(self._counts.read)
+        if not self._counts.kept:
+            raise UserError(f"data.train: {self._counts.why_empty()} in {self._files}")
         self._tell(report)
 
     def close(self) -> None:
@@ -311,5 +311,5 @@ class Ledger:
 
     def _tell(self, last: StepReport) -> None:
         steps = f"epoch {last.epoch + 1}, steps {self._first + 1} to {last.step + 1}"
-        rank_zero_info(f"Data, train, {steps}: {self._totals.summary()}")
-        warn_of("train", self._rejects, self._totals.counts.read)
+        rank_zero_info(f"Data, train, {steps}: {self._counts.summary()}")
+        warn_of("train", self._rejects, self._counts.read)

@@ -15,7 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Encoding, Tokenizer
@@ -26,7 +26,7 @@ from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.controls import special_tokens
 from ts2_lightning.data.formats import Conversation, Message, arguments_of
 from ts2_lightning.data.manner import with_defaults
-from ts2_lightning.data.naming import unknown_name
+from ts2_lightning.data.naming import check_literal
 from ts2_lightning.data.renderer import Rendered, Renderer, TrainOn
 from ts2_lightning.data.rendering import Rendering, Span, Turn
 from ts2_lightning.data.sandbox import reason_of_failure
@@ -89,9 +89,8 @@ class ChatTemplate:
         thinking: Thinking = "keep",
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        for option, value, choices in (("train_on", train_on, TrainOn), ("thinking", thinking, Thinking)):
-            if value not in get_args(choices):
-                raise unknown_name(option, value, get_args(choices))
+        check_literal("train_on", train_on, TrainOn)
+        check_literal("thinking", thinking, Thinking)
         if not tokenizer.is_fast:
             raise UserError(
                 f"the tokenizer {type(tokenizer).__name__} is not a fast one (tokenizer.json), "

@@ -37,6 +37,17 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise UserError(f"data.tokenizer: cannot load {path!r} ({reason}); fetch it again, or name another") from error
 
 
+def padding_id(tokenizer: PreTrainedTokenizerBase | None, embeddings: float) -> int:
+    """Id of the padding, which is masked: the tokenizer's pad token, else its end of text, else 0.
+
+    Args:
+        tokenizer: tokenizer of the rows; None if they come tokenised.
+        embeddings: rows of the model's embedding; an id without one is passed over.
+    """
+    ids = () if tokenizer is None else (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((int(number) for number in ids if number is not None and number < embeddings), 0)
+
+
 def _broken_file(directory: Path) -> str | None:
     """What is wrong with the first of a tokenizer's files that is no JSON object; None if all are."""
     if not os.access(directory, os.R_OK | os.X_OK):
