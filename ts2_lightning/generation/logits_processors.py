@@ -9,10 +9,10 @@ gives the projection itself back:
         temperature=1.0, top_k=0, top_p=1.0,
     )
 
-What else happens to the logits, and in which order:
+The other steps on the logits, in their order:
 
 1. Processors that the generation config asks for (repetition penalty, suppressed tokens, ...): before the projection.
-   Tokens that they set to minus infinity are not there for the projection.
+   The projection gives tokens that they set to minus infinity no probability.
 2. Those of `logits_processor`, in the order of the list.
 3. With `do_sample`, `temperature`, `top_k`, `top_p` and their kin: after the projection. Temperature T then leaves the
    support as it is and gives p^(1 / T), renormalised, on it; top-k and top-p cut it. transformers takes what the
@@ -44,7 +44,7 @@ class SparsemaxLogitsProcessor(LogitsProcessor):
     Source: Martins and Astudillo (2016), equation 2; TS2, section 3.
 
     Args:
-        logit_scale: c, the factor on the logits; 1 / T for a temperature T before the projection.
+        logit_scale: factor c on the logits; 1 / T for a temperature T before the projection.
 
     Raises:
         UserError: if `logit_scale` is not a finite number above 0.
@@ -70,8 +70,8 @@ class EntmaxLogitsProcessor(LogitsProcessor):
     Source: Peters, Niculae and Martins (2019), equation 9.
 
     Args:
-        alpha: from 1.001 to 2; the larger, the smaller the support. At 2 it is sparsemax.
-        logit_scale: c, the factor on the logits; 1 / T for a temperature T before the projection.
+        alpha: order of entmax, from 1.001 to 2; the larger, the smaller the support. At 2 it is sparsemax.
+        logit_scale: factor c on the logits; 1 / T for a temperature T before the projection.
 
     Raises:
         UserError: if `alpha` or `logit_scale` is out of its range.
@@ -96,9 +96,9 @@ def log_entmax(logits: Tensor, alpha: float, logit_scale: float = 1.0) -> Tensor
     """Logarithm of alpha-entmax(c z).
 
     Args:
-        logits: [*, K] of any floating dtype. Entries may be -inf, but no row all of them.
-        alpha: 1 < alpha <= 2; sparsemax at 2.
-        logit_scale: c > 0.
+        logits: [*, K] logits z of any floating dtype. Entries may be -inf, but not all of a row.
+        alpha: order, 1 < alpha <= 2; 2 is sparsemax.
+        logit_scale: factor c > 0 on the logits.
 
     Returns:
         [*, K] in float32, or float64 if the logits are; -inf outside of the support.

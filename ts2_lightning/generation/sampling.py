@@ -47,20 +47,20 @@ DECODING: Mapping[str, tuple[Allowed, ...]] = {
     "top_k": (COUNT_OR_ZERO,),
     "top_p": (Range(above=0, most=1),),
 }
-"""What may be done to the distribution that is drawn from, behind its projection."""
+"""Ranges of the settings that change the distribution after its projection."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What becomes of the logits z before a token is drawn, in this order.
+    """The steps from the logits z to the distribution that a token is drawn from, in this order.
 
     Attributes:
-        projection: the distribution: `softmax`, `sparsemax` or `entmax` of c z.
-        alpha: of entmax, from 1.001 to 2.
-        logit_scale: c of sparsemax and entmax; 1 / T for a temperature T before the projection.
-        temperature: T of p^(1 / T), renormalised; after the projection. 0 takes the most probable token.
-        top_k: keep the k most probable tokens; 0 keeps all.
-        top_p: keep the fewest tokens whose probabilities reach this sum; 1 keeps all.
+        projection: distribution over the tokens: `softmax`, `sparsemax` or `entmax` of c z.
+        alpha: order of entmax, from 1.001 to 2.
+        logit_scale: factor c of sparsemax and entmax; 1 / T for a temperature T before the projection.
+        temperature: temperature T of p^(1 / T), renormalised; after the projection. 0 takes the most probable token.
+        top_k: number of most probable tokens that are kept; 0 keeps all.
+        top_p: sum of probabilities that the fewest kept tokens reach; 1 keeps all.
 
     Raises:
         UserError: a setting out of its range.
@@ -112,10 +112,10 @@ class Sample:
     """One response.
 
     Attributes:
-        text: without special tokens.
-        ids: of its tokens, with the one that ended it, if one did.
-        log_probabilities: of each token under the softmax of the model's own logits, in nats: before temperature,
-            truncation and projection.
+        text: text of the response, without special tokens.
+        ids: token ids, with the one that ended the response, if one did.
+        log_probabilities: log-probability of each token under the softmax of the model's own logits, in nats: before
+            temperature, truncation and projection.
     """
 
     text: str
@@ -148,15 +148,16 @@ def sample(
     Args:
         model: a causal language model; it is left in the mode in which it came.
         tokenizer: its tokenizer.
-        prompts: each text, messages or ids.
-        n: samples of each prompt.
-        decoder: how tokens are drawn.
-        max_new_tokens: of a response, at most; with the longest prompt never more than the model's context.
-        seed: response j of prompt i is drawn from numbers that follow from (seed, i, j).
+        prompts: prompts, each of which is text, messages or ids.
+        n: number of samples of each prompt.
+        decoder: distribution that tokens are drawn from.
+        max_new_tokens: tokens of a response, at most; with the longest prompt never more than the model's context.
+        seed: seed of the samples; response j of prompt i is drawn from numbers that follow from (seed, i, j).
         eos_ids: tokens that end a response. Default: those of the model's generation settings, else the tokenizer's.
-        batch_size: responses at a time.
-        synced: the weights are sharded: all ranks call, with equally many responses, and go on until all are done.
-        progress: the title of a bar over the responses; without one none is shown.
+        batch_size: number of responses that are generated together.
+        synced: whether the weights are sharded: then all ranks call, with equally many responses, and go on until all
+            are done.
+        progress: title of a progress bar; empty shows none.
 
     Returns:
         For each prompt its n samples.
@@ -168,31 +169,40 @@ def sample(
     for name, value in {"n": n, "max_new_tokens": max_new_tokens, "batch_size": batch_size}.items():
         check_number(f"sample: {name}", value, COUNT)
     check_number("sample: seed", seed, COUNT_OR_ZERO)
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    if empty := [number for number, prompt in enumerate(ids) if not prompt]:
-        raise UserError(f"sample: prompt {empty[0]} has no token")
+    ids = [_checked_ids(tokenizer, number, prompt) for number, prompt in enumerate(prompts)]
     ends = end_ids(model, tokenizer) if eos_ids is None else list(eos_ids)
-    wanted, max_new_tokens = max_new_tokens, _room(model, ids, max_new_tokens)
+    room = _room(model, ids, max_new_tokens)
     jobs = sorted(((i, j) for i in range(len(ids)) for j in range(n)), key=lambda job: len(ids[job[0]]))
-    found: dict[tuple[int, int], Sample] = {}
+    samples: dict[tuple[int, int], Sample] = {}
     quiet = not progress or len(jobs) <= batch_size
     bar = tqdm(total=len(jobs), desc=progress, unit=" responses", disable=quiet)
-    with bar, _generating(model, max_new_tokens, ends, tokenizer.pad_token_id):
+    with bar, _generating(model, room, ends, tokenizer.pad_token_id):
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            uniforms = np.stack([np.random.default_rng((seed, *job)).random(max_new_tokens) for job in batch])
+            uniforms = np.stack([np.random.default_rng((seed, *job)).random(room) for job in batch])
             draws = _Draw(decoder, torch.from_numpy(uniforms).to(model.device, widest_float(model.device)))
             answers = _sample_batch(model, [ids[i] for i, _ in batch], draws, ends, synced)
             for job, (tokens, log_probabilities) in zip(batch, answers, strict=True):
-                found[job] = Sample(_text(tokenizer, tokens), tokens, log_probabilities)
+                samples[job] = Sample(_text(tokenizer, tokens), tokens, log_probabilities)
             bar.update(len(batch))
-    if max_new_tokens < wanted:
-        _tell_of_cut(model, list(found.values()), wanted, max_new_tokens, ends)
-    return [[found[i, j] for j in range(n)] for i in range(len(ids))]
+    if room < max_new_tokens:
+        _warn_of_cut(model, list(samples.values()), max_new_tokens, room, ends)
+    return [[samples[i, j] for j in range(n)] for i in range(len(ids))]
+
+
+def _checked_ids(tokenizer: PreTrainedTokenizerBase, number: int, prompt: Prompt) -> list[int]:
+    ids = prompt_ids(tokenizer, prompt)
+    if not ids:
+        raise UserError(f"sample: prompt {number} has no token")
+    return ids
 
 
 def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many tokens each response may have before one reaches behind the context, if the model takes the prompts."""
+    """The largest number of tokens with which every response stays within the context, at most `max_new_tokens`.
+
+    Raises:
+        UserError: if a prompt fills the context, or has a token that the model has not.
+    """
     limits = limits_of(model.config)
     largest = max((max(prompt) for prompt in prompts), default=0)
     if largest >= limits.embeddings:
@@ -211,38 +221,40 @@ def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int)
     return min(max_new_tokens, limits.context - longest)
 
 
-def _tell_of_cut(model: PreTrainedModel, samples: list[Sample], wanted: int, allowed: int, ends: list[int]) -> None:
-    cut = sum(len(one.ids) == allowed and one.ids[-1] not in ends for one in samples)
+def _warn_of_cut(
+    model: PreTrainedModel, samples: list[Sample], max_new_tokens: int, room: int, ends: list[int]
+) -> None:
+    cut = sum(len(one.ids) == room and one.ids[-1] not in ends for one in samples)
     if cut:
         rank_zero_warn(
-            f"sample: {cut:,} of {len(samples):,} responses were cut off after {allowed:,} tokens instead of "
-            f"{wanted:,} (max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
+            f"sample: {cut:,} of {len(samples):,} responses were cut off after {room:,} tokens instead of "
+            f"{max_new_tokens:,} (max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
         )
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """The ids of a prompt: of text with the tokenizer's special tokens, of messages up to where an answer begins."""
-    known: Any = tokenizer  # whose own signatures say less than it does
+    """The ids of a prompt: text gets the tokenizer's special tokens, messages end with the generation prompt."""
+    untyped: Any = tokenizer  # its type hints are narrower than what it takes
     if isinstance(prompt, str):
-        return list(known(prompt)["input_ids"])
+        return list(untyped(prompt)["input_ids"])
     if prompt and isinstance(prompt[0], Mapping):
-        return list(known.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        return list(untyped.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
     return list(prompt)  # type: ignore[arg-type]
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a response, as the model's generation settings name them, or else its tokenizer."""
-    known = getattr(model.generation_config, "eos_token_id", None)
-    known = tokenizer.eos_token_id if known is None else known
-    return [] if known is None else [known] if isinstance(known, int) else list(known)
+    ids = getattr(model.generation_config, "eos_token_id", None)
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 class _Draw(LogitsProcessor):
     """Draws the next token of every row, leaves `generate` no choice, and keeps its log-probability.
 
     Args:
-        decoder: makes of logits what is drawn from.
-        uniforms: [B, T] numbers from 0 to 1, below 1: one for each token of each row.
+        decoder: distribution that tokens are drawn from.
+        uniforms: [B, T] numbers in [0, 1), one for each token of each row.
     """
 
     def __init__(self, decoder: Decoder, uniforms: Tensor) -> None:
@@ -263,8 +275,8 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One token of each row of softmax(z), by inversion: the first whose cumulated probability exceeds the number.
 
     Args:
-        logits: [B, K].
-        uniforms: [B] from 0, below 1, in float64 where the device has it.
+        logits: [B, K] logits z.
+        uniforms: [B] numbers in [0, 1), in float64 where the device has it.
 
     Returns:
         [B] int64. A token of probability zero never comes.
@@ -275,13 +287,13 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """
     shares = (logits.softmax(-1).to(uniforms.dtype) * _UNIT).long()
     sums = shares.cumsum(-1)
-    wanted = torch.minimum((uniforms * sums[:, -1]).long(), sums[:, -1] - 1)
-    return torch.searchsorted(sums, wanted[:, None], right=True)[:, 0]
+    thresholds = torch.minimum((uniforms * sums[:, -1]).long(), sums[:, -1] - 1)
+    return torch.searchsorted(sums, thresholds[:, None], right=True)[:, 0]
 
 
 @contextmanager
 def _generating(model: PreTrainedModel, max_new_tokens: int, eos_ids: list[int], pad_id: int | None) -> Iterator[None]:
-    """Puts the model into evaluation, with nothing in its generation settings but what is wanted here."""
+    """Puts the model into evaluation mode, with only these generation settings, and back."""
     settings, training = model.generation_config, model.training
     rows = limits_of(model.config).embeddings
     pad = next((number for number in (pad_id, *eos_ids) if number is not None and number < rows), 0)  # masked
