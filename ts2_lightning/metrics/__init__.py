@@ -1,5 +1,7 @@
-"""Metrics: what is measured, independent of losses and of training. torchmetrics classes over the pure functions of
-`metrics.functional`.
+"""Metrics of tokens and of texts, independent of losses and of training.
+
+In: logits and labels, or several texts to one prompt; out: numbers. torchmetrics classes over the pure functions of
+`metrics.functional`. It may import only `ops` (and what every room may). Not here: models, trainers, sampling.
 """
 
 from ts2_lightning.metrics import functional

@@ -1,4 +1,4 @@
-"""What is added up over the rows of an evaluation, and over those of each of its sets."""
+"""Accumulators over all rows of an evaluation, and over the rows of each of its sets."""
 
 from collections.abc import Callable, ItemsView, Mapping
 from typing import Generic, TypeVar
@@ -10,14 +10,14 @@ class BySet(Generic[T]):
     """One accumulator for all rows of an evaluation, and one more for each set that has a name.
 
     Args:
-        stage: `val` or `test`.
-        loaders: of the evaluation, as a trainer has them: a mapping from the sets' names, or anything without names.
-        make: makes an empty accumulator.
+        stage: stage of the evaluation: `val` or `test`.
+        loaders: loaders of the evaluation, as a trainer has them: a mapping from the sets' names, or anything else.
+        make: function that makes an empty accumulator.
 
     Example:
         >>> lists = BySet("val", {"chat": "a loader", "math": "another"}, list)
-        >>> for found in lists.of(1):
-        ...     found.append("a batch")
+        >>> for batches in lists.of(1):
+        ...     batches.append("a batch")
         >>> dict(lists.items())
         {'val': ['a batch'], 'val/chat': [], 'val/math': ['a batch']}
     """
@@ -27,10 +27,10 @@ class BySet(Generic[T]):
         self._made = {stage: make(), **{f"{stage}/{name}": make() for name in names}}
 
     def of(self, dataloader_idx: int) -> list[T]:
-        """Those to which a batch belongs, by the number of its loader."""
+        """The accumulators of a batch, by the number of its loader."""
         whole, *named = self._made.values()
         return [whole, *named[dataloader_idx : dataloader_idx + 1]]
 
     def items(self) -> ItemsView[str, T]:
-        """Each by what its logged names begin with."""
+        """Each accumulator, under the beginning of its logged names."""
         return self._made.items()

@@ -16,10 +16,10 @@ class ExactMean(Metric):
     NaN without a value. Sums are float64; for a device that has none (mps), call `set_dtype(torch.float32)` first.
 
     Args:
-        name: what is measured, with all settings. The states are named after it: a `MetricCollection` takes metrics
-            for the same whose states are equal after the first batch, and from then on updates one of them only.
-        shape: of one value.
-        kwargs: of `torchmetrics.Metric`.
+        name: name of the measured quantity, with all settings. The states are named after it: a `MetricCollection`
+            treats metrics whose states are equal after the first batch as one, and from then on updates only one.
+        shape: shape of one value.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
     """
 
     is_differentiable = False
@@ -44,20 +44,20 @@ class ExactMean(Metric):
 
 
 class TokenMean(ExactMean):
-    """The mean over all supervised tokens of what a function measures at each.
+    """The mean of a function of the logits over all supervised tokens.
 
     Args:
-        measure: `(logits [..., K], labels=[...], **settings)` to [..., *shape].
-        settings: of the function; they belong to the metric's name.
-        shape: of one token's value.
-        kwargs: of `torchmetrics.Metric`.
+        measure: function from `(logits [..., K], labels=[...], **settings)` to [..., *shape].
+        settings: settings of the function; they belong to the metric's name.
+        shape: shape of one token's value.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
     """
 
     def __init__(
         self, measure: Callable[..., Tensor], settings: dict[str, Any], shape: tuple[int, ...] = (), **kwargs: Any
     ) -> None:
-        given = ", ".join(f"{name}={value!r}" for name, value in settings.items())
-        super().__init__(f"{measure.__name__}({given})", shape, **kwargs)
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        super().__init__(f"{measure.__name__}({listed})", shape, **kwargs)
         self._measure = measure
         self._settings = settings
 
@@ -65,9 +65,9 @@ class TokenMean(ExactMean):
         """Adds the tokens of a batch.
 
         Args:
-            logits: [..., K] of any float dtype.
-            labels: [...], the token that follows each row of logits (the shift by one is done), -100 for tokens to
-                leave out. None, where the gold token does not matter: all tokens.
+            logits: [..., K] logits of any float dtype.
+            labels: [...] token that follows each row of logits (the shift by one is done); -100 for tokens to leave
+                out. None takes all tokens, for a function that needs no gold token.
 
         Raises:
             UserError: shapes or dtypes that do not fit, or a label outside of the vocabulary.

@@ -1,4 +1,4 @@
-"""How support sizes are spread: their histogram and quantiles, exact over pieces and ranks."""
+"""Histogram and quantiles of support sizes, exact over pieces and ranks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +17,14 @@ from ts2_lightning.types import IGNORE_INDEX
 class SupportSizes(Metric):
     """Histogram and quantiles of |S|, the support size of sparsemax(c z), over all supervised tokens.
 
-    `compute` gives `counts` [largest + 2] (see `functional.count_sizes`) and `quantile_Q` for each Q asked for (see
-    `functional.quantiles_of_counts`).
+    `compute` gives `counts` [largest + 2] (see `functional.count_sizes`) and `quantile_Q` for each Q of `quantiles`
+    (see `functional.quantiles_of_counts`).
 
     Args:
         quantiles: shares from 0 to 1.
-        logit_scale: c > 0.
-        largest: the largest size with a count of its own; a quantile above it is inf.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        largest: largest size with a count of its own; a quantile above it is inf.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         UserError: a setting out of its range.
@@ -32,8 +32,8 @@ class SupportSizes(Metric):
     Example:
         >>> metric = SupportSizes(quantiles=(0.5, 0.9), largest=4)
         >>> metric.update(torch.tensor([[2.0, 1.5, -1.0], [3.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
-        >>> found = metric.compute()
-        >>> found["counts"].tolist(), found["quantile_0.5"].item(), found["quantile_0.9"].item()
+        >>> result = metric.compute()
+        >>> result["counts"].tolist(), result["quantile_0.5"].item(), result["quantile_0.9"].item()
         ([0, 1, 1, 1, 0, 0], 2.0, 3.0)
     """
 

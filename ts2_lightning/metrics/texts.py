@@ -1,4 +1,4 @@
-"""Means over prompts of how much the samples of each differ."""
+"""Means over prompts of the diversity of each prompt's samples."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ Samples = Sequence[Sequence[str]]
 
 
 class TextMean(ExactMean):
-    """The mean over prompts of what a function measures on the samples of each.
+    """The mean over prompts of a function of each prompt's samples.
 
     Args:
-        name: what is measured, with all settings.
-        kwargs: of `torchmetrics.Metric`.
+        name: name of the measured quantity, with all settings.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
     """
 
     def update(self, samples: Samples) -> None:
         """Adds prompts.
 
         Args:
-            samples: for each prompt its samples.
+            samples: samples of each prompt.
 
         Raises:
             UserError: too few samples of a prompt.
@@ -43,18 +43,18 @@ class TextMean(ExactMean):
 
     @abstractmethod
     def _measure(self, texts: Sequence[str]) -> float:
-        """What the samples of one prompt give."""
+        """The value of one prompt's samples."""
 
 
 class Distinct(TextMean):
     """Distinct n-grams over all n-grams, mean over the orders n and the prompts; from 0 to 1.
 
     Args:
-        n: the orders; the papers' are 1 to 3.
-        pooled: within each text (the papers' text) or over all samples of a prompt together (their code), see
-            `functional.distinct_n`.
-        tokenize: splits a text into words; a function with a name of its own.
-        kwargs: of `torchmetrics.Metric`.
+        n: orders of the n-grams; in the papers 1 to 3.
+        pooled: whether to pool all samples of a prompt (the papers' code), or to count within each text (their text),
+            see `functional.distinct_n`.
+        tokenize: function that splits a text into words; it must have a name of its own.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         UserError: no order, or one below 1.
@@ -87,8 +87,9 @@ class SelfBLEU(TextMean):
     """Mean BLEU of each sample against the other samples of its prompt, mean over prompts; from 0 to 100.
 
     Args:
-        first_only: against the first of the others only, as the papers' code does, see `functional.self_bleu`.
-        kwargs: of `torchmetrics.Metric`.
+        first_only: whether to compare with the first other sample only, as the papers' code does, see
+            `functional.self_bleu`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> metric = SelfBLEU()
@@ -111,9 +112,9 @@ class SentBERTDiversity(TextMean):
     """1 - the mean cosine over all pairs of a prompt's samples, mean over prompts.
 
     Args:
-        embed: from n texts to embeddings [n, d], a function with a name of its own. Default:
+        embed: function from n texts to embeddings [n, d], with a name of its own. Default:
             `functional.sentence_embedder()`, loaded at the first text.
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> def embed(texts):

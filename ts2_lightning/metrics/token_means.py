@@ -10,18 +10,18 @@ from ts2_lightning.ops import widest_float
 
 
 class Reducer(Protocol):
-    """What is asked of a Lightning strategy."""
+    """The part of a Lightning strategy that sums over ranks."""
 
     @property
     def root_device(self) -> torch.device:
-        """Where this rank computes."""
+        """The device on which this rank computes."""
 
     def reduce(self, tensor: Tensor, group: object = None, reduce_op: str = "sum") -> Tensor:
         """The sum of a tensor over all ranks."""
 
 
 class TokenMeans:
-    """Exact means over all tokens given since the last reset: sums and a count, never a mean of means.
+    """Exact means over all tokens since the last reset: sums and a count, never a mean of means.
 
     Sums stay on their device, in float64 where it has it; `compute` waits for the device once and makes one all-reduce.
     The names stay the same for as long as the object lives; ranks without a token yet learn them from the others.
@@ -50,8 +50,8 @@ class TokenMeans:
         """Adds N tokens, possibly none.
 
         Args:
-            tokens: each [N], under the same names every time and on every rank; with N = 0 names may be missing, as
-                nobody knows the parts of a composite loss before it has seen a token.
+            tokens: values [N] of each name, the same names every time and on every rank; with N = 0 names may be
+                missing, as the parts of a composite loss are unknown before its first token.
 
         Raises:
             ValueError: a name came or went.
@@ -72,7 +72,7 @@ class TokenMeans:
         """The mean under each name; empty where there was no token on any rank.
 
         Args:
-            reducer: a Lightning strategy, to sum over its ranks; every rank must call. Default: this process alone.
+            reducer: Lightning strategy over whose ranks to sum; every rank must call. Default: this process alone.
 
         Raises:
             ValueError: ranks have different names.
@@ -96,8 +96,8 @@ class TokenMeans:
             return
         gathered: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
         torch.distributed.all_gather_object(gathered, self._names)
-        known = [names for names in gathered if names]
-        if any(names != known[0] for names in known):
+        filled = [names for names in gathered if names]
+        if any(names != filled[0] for names in filled):
             raise ValueError(f"ranks have different token statistics: {gathered}")
-        if known:
-            self._names, self._agreed = known[0], True
+        if filled:
+            self._names, self._agreed = filled[0], True

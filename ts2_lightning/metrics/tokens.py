@@ -1,4 +1,4 @@
-"""Means over tokens of what their logits say. All have `update(logits, labels)`, see `TokenMean`; z, y, p, S and c as
+"""Means of token statistics. All have `update(logits, labels)`, see `TokenMean`; z, y, p, S and c as
 in `metrics.functional.tokens`, which has the definitions.
 """
 
@@ -18,8 +18,8 @@ class SupportSize(TokenMean):
     """Mean |S|: how many tokens sparsemax(c z) keeps. Works without labels too.
 
     Args:
-        logit_scale: c > 0.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> metric = SupportSize()
@@ -36,8 +36,8 @@ class TailMass(TokenMean):
     """Mean softmax mass outside S. Works without labels too.
 
     Args:
-        logit_scale: c > 0.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> round(TailMass()(torch.tensor([[2.0, 1.5, -1.0]]), torch.tensor([0])).item(), 4)
@@ -52,7 +52,7 @@ class TokenEntropy(TokenMean):
     """Mean Shannon entropy of p, in nats. Works without labels too.
 
     Args:
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> round(TokenEntropy()(torch.tensor([[0.0, 0.0, -torch.inf]]), torch.tensor([0])).item(), 4)
@@ -67,8 +67,8 @@ class TopProbabilities(TokenMean):
     """Means of the k largest probabilities, [k]. Works without labels too.
 
     Args:
-        k: how many.
-        kwargs: of `torchmetrics.Metric`.
+        k: number of probabilities.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> metric = TopProbabilities(k=2)
@@ -85,7 +85,7 @@ class GoldProbability(TokenMean):
     """Mean p_y.
 
     Args:
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> round(GoldProbability()(torch.tensor([[0.25, 0.6, 0.15]]).log(), torch.tensor([2])).item(), 4)
@@ -100,7 +100,7 @@ class GoldRank(TokenMean):
     """Mean rank of y, from 1.
 
     Args:
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> GoldRank()(torch.tensor([[0.0, 2.0, 1.0], [0.0, 2.0, 1.0]]), torch.tensor([2, 0])).item()
@@ -115,8 +115,8 @@ class GoldInSupport(TokenMean):
     """Share of tokens whose y is in S.
 
     Args:
-        logit_scale: c > 0.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> GoldInSupport()(torch.tensor([[2.0, 1.5, -1.0], [2.0, 1.5, -1.0]]), torch.tensor([1, 2])).item()
@@ -131,8 +131,8 @@ class ZeroGradient(TokenMean):
     """Share of tokens at which the sparsemax loss has stopped: S is y alone.
 
     Args:
-        logit_scale: c > 0.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> ZeroGradient()(torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.5, 0.0]]), torch.tensor([0, 0])).item()
@@ -147,10 +147,10 @@ class TSPD(TokenMean):
     """Share of tokens whose softmax(z) satisfies TSPD(m, eps_head, eps_tail), see `functional.tspd`.
 
     Args:
-        m: at least 2.
-        eps_head: above 0, at most 1 / m.
-        eps_tail: from 0 to 1 - m eps_head.
-        kwargs: of `torchmetrics.Metric`.
+        m: order of TSPD, at least 2.
+        eps_head: least probability of each token in S, above 0 and at most 1 / m.
+        eps_tail: largest probability of all other tokens together, from 0 to 1 - m eps_head.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Raises:
         UserError: a setting out of its range.
@@ -170,8 +170,8 @@ class TokenStatistics(TokenMean):
     """Means of all of `types.TOKEN_STATISTICS`, in one pass over the logits; `compute` gives name -> mean.
 
     Args:
-        logit_scale: c > 0.
-        kwargs: of `torchmetrics.Metric`.
+        logit_scale: factor c > 0 on the logits.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> means = TokenStatistics()(torch.tensor([[2.0, 1.5, -1.0], [3.0, 1.0, 0.0]]), torch.tensor([0, 1]))
@@ -192,7 +192,7 @@ class MeanSelectedProbability(ExactMean):
     """Mean over responses of the mean p_y of their tokens (TS2, figure 5): every response counts the same.
 
     Args:
-        kwargs: of `torchmetrics.Metric`.
+        kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
         >>> logits = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log()
@@ -208,8 +208,8 @@ class MeanSelectedProbability(ExactMean):
         """Adds responses; those without a token are left out.
 
         Args:
-            logits: [..., T, K].
-            labels: [..., T], the tokens that were written; -100 for prompt and padding.
+            logits: [..., T, K] logits.
+            labels: [..., T] tokens of the responses; -100 for prompt and padding.
         """
         values = functional.mean_selected_probability(logits, labels)
         self._add(values[(labels != IGNORE_INDEX).any(-1)])

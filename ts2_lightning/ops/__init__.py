@@ -1,4 +1,8 @@
-"""Pure tensor functions: simplex projections, rows of logits, statistics. They know nothing of models."""
+"""Pure tensor functions: simplex projections, rows of logits, sets of tokens, statistics of tokens.
+
+In: logits [n, K] and gold tokens [n]; out: values per row. It may import only torch, and what every room may.
+Not here: anything that knows a model, a batch or a loss.
+"""
 
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.precision import widest_float

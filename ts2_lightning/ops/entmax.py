@@ -23,7 +23,7 @@ from ts2_lightning.ops.sparse import Entries, Listed, Masked
 from ts2_lightning.ranges import Range
 
 ENTMAX_ORDERS = Range(least=1.001, most=2, hint="towards 1 it becomes softmax")
-"""The alphas that may be asked for: nearer to 1, where 1 / (alpha - 1) multiplies it, rounding in float32 is seen."""
+"""The permitted alphas: nearer to 1 the factor 1 / (alpha - 1) makes rounding in float32 visible."""
 
 BLOCK = 256
 """Columns per block: 501 blocks for a vocabulary of 128,256."""
@@ -35,7 +35,7 @@ BOUND_STEPS = 50
 """Newton steps towards a lower bound, at most; they mostly end by themselves after 5. Any number gives a bound."""
 
 MARGIN = 1e-5
-"""How much a bound is lowered, so that rounding in float32 can never cut an entry of the support."""
+"""The amount by which a bound is lowered, so that rounding in float32 can never cut an entry of the support."""
 
 EXACT_STEPS = 200
 """Newton steps in float64, at most; they end by themselves."""
@@ -64,8 +64,8 @@ def block_maxima(logits: Tensor, block: int = BLOCK) -> Tensor:
     """Maxima of consecutive blocks of columns, the last block possibly shorter.
 
     Args:
-        logits: [n, K], contiguous.
-        block: columns per block.
+        logits: [n, K] logits, contiguous.
+        block: number of columns per block.
 
     Returns:
         [n, ceil(K / block)].
@@ -81,15 +81,15 @@ def block_maxima(logits: Tensor, block: int = BLOCK) -> Tensor:
 def entmax(logits: Tensor, alpha: float = 2.0, maxima: Tensor | None = None) -> Entmax:
     """Exact alpha-entmax of every row; sparsemax at alpha = 2.
 
-    Not differentiable: losses bring their own closed-form gradients. The threshold is found in float64
+    Not differentiable: losses bring their own closed-form gradients. The threshold is computed in float64
     whatever the dtype, on logits from which the row maximum has been taken.
 
     Source: Martins and Astudillo (2016), equation 2; Peters, Niculae and Martins (2019), equation 9; TS2, section 3.
 
     Args:
-        logits: [n, K] float32 or float64. Entries may be -inf, but no row all of them.
-        alpha: 1 < alpha <= 2. Towards 1 the supports grow, and with them the work.
-        maxima: [n, ceil(K / BLOCK)] the `block_maxima`, when they are at hand.
+        logits: [n, K] logits, float32 or float64. Entries may be -inf, but not all of a row.
+        alpha: order, 1 < alpha <= 2. Towards 1 the supports grow, and with them the cost.
+        maxima: [n, ceil(K / BLOCK)] `block_maxima` of the logits, if they are computed already.
 
     Returns:
         The support, the probabilities on it, the threshold and the size, see `Entmax`.
@@ -108,8 +108,8 @@ def entmax_probabilities(logits: Tensor, alpha: float = 2.0) -> Tensor:
     """alpha-entmax as a dense matrix.
 
     Args:
-        logits: [n, K] float32 or float64, see `entmax`.
-        alpha: 1 < alpha <= 2; sparsemax at 2.
+        logits: [n, K] logits, float32 or float64, see `entmax`.
+        alpha: order, 1 < alpha <= 2; 2 is sparsemax.
 
     Returns:
         [n, K], rows that sum to one.
@@ -118,9 +118,9 @@ def entmax_probabilities(logits: Tensor, alpha: float = 2.0) -> Tensor:
         >>> entmax_probabilities(torch.tensor([[2.0, 1.5, -3.0]])).tolist()
         [[0.75, 0.25, 0.0]]
     """
-    found = entmax(logits.contiguous(), alpha)
+    projection = entmax(logits.contiguous(), alpha)
     probabilities = torch.zeros_like(logits)
-    found.support.add(probabilities, found.probabilities)
+    projection.support.add(probabilities, projection.probabilities)
     return probabilities
 
 
@@ -138,11 +138,11 @@ def _listed(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
         entries = Listed(rows, columns, len(logits))
     else:
         entries = _block_entries(logits, hit)
-    # The bound has found a few candidates; the threshold itself is exact.
+    # The bound leaves a few candidates; the threshold itself is exact.
     values = (entries.at(logits).double() - top[entries.rows, 0].double()) * scale
     threshold = _rise_listed(entries, values, bound[:, 0].double(), q)
     support, values = _above(entries, values, threshold)
-    if q in (1, 2):  # on a known support the equation is linear or quadratic
+    if q in (1, 2):  # once the support is fixed the equation is linear or quadratic
         threshold = _closed_form(support, values, q)
         support, values = _above(support, values, threshold)
     probabilities = (values - threshold[support.rows]).pow_(q)
@@ -168,7 +168,7 @@ def _above(entries: Listed, values: Tensor, threshold: Tensor) -> tuple[Listed, 
 
 
 def _closed_form(support: Listed, values: Tensor, q: float) -> Tensor:
-    """The threshold [n] of a known support, for q = 1 or 2 (Peters et al., 2019, appendix A)."""
+    """The threshold [n] of a fixed support, for q = 1 or 2 (Peters et al., 2019, appendix A)."""
     size = support.count().to(values.dtype)
     mean = support.sum(values) / size
     if q == 1:
@@ -182,10 +182,10 @@ def _rise(scaled: Tensor, threshold: Tensor, q: float, steps: int, tolerance: fl
 
     Args:
         scaled: [n, k] entries of s - max(s), the maximum among them.
-        threshold: [n, 1] where to start, not above the root.
-        q: the exponent.
-        steps: how many, at most.
-        tolerance: stop once no row rises by more; None makes all steps, for a number that does not depend on the data.
+        threshold: [n, 1] start values, not above the root.
+        q: exponent of the projection.
+        steps: number of steps, at most.
+        tolerance: rise below which to stop, if no row rises by more; None makes all steps, whatever the data.
 
     Returns:
         [n, 1].
@@ -214,9 +214,9 @@ def _newton_step(excess: Tensor, q: float, total: Callable[[Tensor], Tensor]) ->
     """By how much the threshold rises: ||x||_q - 1 over the norm's slope.
 
     Args:
-        excess: x = max(s - tau, 0), of all entries.
-        q: the exponent.
-        total: sums numbers per entry over each row.
+        excess: x = max(s - tau, 0) of all entries.
+        q: exponent of the projection.
+        total: function that sums numbers per entry over each row.
     """
     if q == 1:  # the slope is the number of entries above the threshold
         return (total(excess) - 1) / total((excess > 0).to(excess.dtype))

@@ -1,4 +1,4 @@
-"""In which dtype long sums are kept."""
+"""The dtype of long sums."""
 
 import torch
 

@@ -17,11 +17,11 @@ from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
-"""Logits to work on at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
+"""Number of logits to process at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
 
 
 def rows_per_block(vocabulary: int, device: torch.device) -> int:
-    """How many rows of logits, at least one, to work on at a time."""
+    """The number of rows of logits, at least one, to process at a time."""
     return max(1, ELEMENTS_PER_BLOCK.get(device.type, ELEMENTS_PER_BLOCK["cuda"]) // vocabulary)
 
 
@@ -31,8 +31,8 @@ class Mass(NamedTuple):
     The outside is summed by itself: one minus the inside loses all digits of a small tail.
 
     Attributes:
-        inside: [n].
-        outside: [n].
+        inside: [n] mass of the tokens in the set.
+        outside: [n] mass of all other tokens.
     """
 
     inside: Tensor
@@ -64,12 +64,13 @@ class LogitRows:
     """n rows of logits z and their gold tokens y.
 
     Args:
-        logits: [n, K] float32 or float64, contiguous. May contain -inf (a masked vocabulary), not +inf or NaN; the
-            gold tokens' must be finite.
-        labels: [n] int64, the gold tokens.
-        positions: [n] 1-based position of each token within its response; None where nobody knows.
-        lengths: [n] number of tokens of that response; None where nobody knows.
-        workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new.
+        logits: [n, K] logits, float32 or float64, contiguous. May contain -inf (a masked vocabulary), not +inf or NaN;
+            the gold tokens' must be finite.
+        labels: [n] int64, gold tokens.
+        positions: [n] 1-based position of each token within its response; None if unknown.
+        lengths: [n] number of tokens of that response; None if unknown.
+        workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new
+            memory.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))

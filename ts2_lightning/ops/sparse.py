@@ -1,8 +1,8 @@
 """Sets of tokens in rows of logits (supports, kept sets, the gold tokens), and values on them.
 
-A set is either listed, as (row, column) pairs, or a mask. Lists are what makes supports cheap on a CPU: a handful of
+A set is either listed, as (row, column) pairs, or a mask. Lists make supports cheap on a CPU: a handful of
 tokens out of 128k. Their length depends on the data, so that a GPU would have to tell the host; there, sets whose
-size is not known beforehand are masks. Formulas do not see the difference.
+size depends on the data are masks. Formulas do not see the difference.
 
 Shapes: n rows, K columns (the vocabulary), s listed entries. "Values at the entries" are one tensor: [s] for a list,
 [n, K] with zeros elsewhere for a mask.
@@ -53,7 +53,7 @@ class Entries(ABC):
 
     @abstractmethod
     def contains(self, columns: Tensor) -> Tensor:
-        """Which rows have (i, columns[i]) among their entries. `columns`: [n] int64. Returns [n] bool."""
+        """Whether each row i has (i, columns[i]) among its entries. `columns`: [n] int64. Returns [n] bool."""
 
     @abstractmethod
     def union(self, columns: Tensor) -> "Entries":
@@ -74,8 +74,8 @@ class Listed(Entries):
     """Entries as a list.
 
     Attributes:
-        rows: [s] int64.
-        columns: [s] int64.
+        rows: [s] int64, row of each entry.
+        columns: [s] int64, column of each entry.
         n: number of rows of the matrix.
     """
 
@@ -118,9 +118,9 @@ class Listed(Entries):
 
     def contains(self, columns: Tensor) -> Tensor:
         """See `Entries`."""
-        found = torch.zeros_like(columns, dtype=torch.bool)
-        found[self.rows[self.columns == columns[self.rows]]] = True
-        return found
+        contained = torch.zeros_like(columns, dtype=torch.bool)
+        contained[self.rows[self.columns == columns[self.rows]]] = True
+        return contained
 
     def union(self, columns: Tensor) -> "Listed":
         """See `Entries`."""
@@ -133,7 +133,7 @@ class Masked(Entries):
     """Entries as a mask.
 
     Attributes:
-        mask: [n, K] bool.
+        mask: [n, K] bool, true at the entries.
     """
 
     mask: Tensor

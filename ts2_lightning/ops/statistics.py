@@ -1,4 +1,4 @@
-"""What is measured at every supervised token, from the very row that the loss has read."""
+"""Statistics of every supervised token, from the very row of logits that the loss has read."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
@@ -36,12 +36,13 @@ TOKEN_VALUES = (
 def token_statistics(
     rows: LogitRows, logit_scale: float = 1.0, names: Collection[str] = TOKEN_STATISTICS
 ) -> dict[str, Tensor]:
-    """Statistics of n tokens; what is not asked for costs nothing.
+    """Statistics of n tokens; those that are not named cost nothing.
 
     Args:
         rows: n rows of logits z and their gold tokens y.
-        logit_scale: c; the support S is that of sparsemax(c z). Probabilities are those of softmax(z), whatever c.
-        names: of `types.TOKEN_STATISTICS`, and `tspd_head_M` and `tspd_tail_M` for any M of at least 2.
+        logit_scale: factor c; the support S is that of sparsemax(c z). Probabilities are of softmax(z), for any c.
+        names: names of the statistics: those in `types.TOKEN_STATISTICS`, and `tspd_head_M` and `tspd_tail_M` for any M
+            of at least 2.
 
     Returns:
         Each [n], in the dtype of the logits and in the order of the names: `cross_entropy` -log p_y and `entropy` H(p)
@@ -58,15 +59,15 @@ def token_statistics(
         >>> statistics["support_size"].item(), round(statistics["tail_mass"].item(), 4)
         (2.0, 0.0301)
     """
-    found: dict[str, Tensor] = {}
+    statistics: dict[str, Tensor] = {}
     for group, measure in _MEASURES.items():
         if not set(group).isdisjoint(names):
-            found |= zip(group, measure(rows, logit_scale), strict=True)
+            statistics |= zip(group, measure(rows, logit_scale), strict=True)
     for m, of_order in heads_and_tails(rows, tspd_orders(names)).items():
-        found |= zip(tspd_names(m), of_order, strict=True)
-    if unknown := set(names) - found.keys():
+        statistics |= zip(tspd_names(m), of_order, strict=True)
+    if unknown := set(names) - statistics.keys():
         raise ValueError(f"unknown statistics: {', '.join(sorted(unknown))}")
-    return {name: found[name] for name in names}
+    return {name: statistics[name] for name in names}
 
 
 def _of_support(rows: LogitRows, logit_scale: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,7 +87,7 @@ _MEASURES: dict[tuple[str, ...], Callable[[LogitRows, float], Sequence[Tensor]]]
     ("gold_rank",): lambda rows, _: [gold_rank(rows)],
     ("top1", "top2", "top3"): lambda rows, _: top_probabilities(rows, 3).unbind(-1),
 }
-"""What is measured together, as it comes of the same pass over the rows."""
+"""The statistics that one pass over the rows gives together."""
 
 
 def tspd_names(m: int) -> tuple[str, str]:
@@ -130,7 +131,7 @@ def gold_rank(rows: LogitRows) -> Tensor:
 
 
 class HeadAndTail(NamedTuple):
-    """What TSPD of order m is judged by (TS2, definition 1); thresholds are compared with it afterwards.
+    """The two numbers that decide TSPD of order m (TS2, definition 1); thresholds are compared with them afterwards.
 
     S are the m most probable tokens if the gold token is among them, else the m - 1 most probable and the gold token.
 
@@ -143,7 +144,7 @@ class HeadAndTail(NamedTuple):
     tail: Tensor
 
     def satisfies(self, eps_head: float, eps_tail: float) -> Tensor:
-        """Which tokens have TSPD(m, eps_head, eps_tail): head >= eps_head and tail <= eps_tail. Returns [n] bool."""
+        """Whether tokens have TSPD(m, eps_head, eps_tail): head >= eps_head and tail <= eps_tail. Returns [n] bool."""
         return (self.head >= eps_head) & (self.tail <= eps_tail)
 
 
@@ -154,7 +155,7 @@ def head_and_tail(rows: LogitRows, m: int) -> HeadAndTail:
 
     Args:
         rows: n rows of logits z and their gold tokens y.
-        m: at least 2.
+        m: order of TSPD, at least 2.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log(), torch.tensor([2]))
@@ -178,19 +179,19 @@ def heads_and_tails(rows: LogitRows, orders: Sequence[int]) -> dict[int, HeadAnd
     beyond = rows.mass(named).outside
     p = _probabilities(rows, values, most)
     is_gold = torch.nn.functional.pad(is_gold, (0, most - is_gold.shape[-1]))
-    found = {}
+    of_order = {}
     for m in orders:
         gold_missing = ~is_gold[:, :m].any(-1)
-        # What of the named tokens is not in S: those below rank m but for y, and rank m itself where y has its place.
+        # The named tokens outside S: those below rank m except y, and rank m itself where y takes its place.
         outside = p[:, m - 1 :].masked_fill(is_gold[:, m - 1 :], 0)
         outside = outside[:, 1:].sum(-1) + outside[:, 0].masked_fill(~gold_missing, 0)
         # The last of Top_m is S's smallest where y is in Top_m, that is p_y is not below it; elsewhere y is.
-        found[m] = HeadAndTail(torch.minimum(p[:, m - 1], rows.gold_probability), beyond + outside)
-    return found
+        of_order[m] = HeadAndTail(torch.minimum(p[:, m - 1], rows.gold_probability), beyond + outside)
+    return of_order
 
 
 class Divergence(NamedTuple):
-    """How far a distribution p is from a reference p0.
+    """Distances of a distribution p from a reference p0.
 
     Attributes:
         kl: [n] KL(p0 || p) in nats.
@@ -202,7 +203,7 @@ class Divergence(NamedTuple):
 
 
 def divergence(rows: LogitRows, reference: Tensor) -> Divergence:
-    """How far softmax(z) is from a reference.
+    """The distances of softmax(z) from a reference distribution.
 
     Args:
         rows: n rows of logits z.
@@ -221,5 +222,5 @@ def divergence(rows: LogitRows, reference: Tensor) -> Divergence:
 
 def _probabilities(rows: LogitRows, values: Tensor, k: int) -> Tensor:
     """Softmax probabilities [n, k] of some logits of each row, filled up with zeros. `values`: [n, at most k]."""
-    found = (values - rows.maximum[:, None]).exp() / rows.normalizer[:, None]
-    return torch.nn.functional.pad(found, (0, k - found.shape[-1]))
+    probabilities = (values - rows.maximum[:, None]).exp() / rows.normalizer[:, None]
+    return torch.nn.functional.pad(probabilities, (0, k - probabilities.shape[-1]))

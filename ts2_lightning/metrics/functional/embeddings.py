@@ -1,4 +1,4 @@
-"""How much several texts to one prompt differ in meaning: cosines of their sentence embeddings."""
+"""Differences in meaning between several texts to one prompt: cosines of their sentence embeddings."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -13,7 +13,7 @@ Embed = Callable[[list[str]], Tensor]
 """From n texts to their embeddings [n, d]."""
 
 PAPERS_EMBEDDER = "sentence-transformers/bert-large-nli-stsb-mean-tokens"
-"""What the published code of TS2 and GEM embeds with."""
+"""The model with which the published code of TS2 and GEM embeds texts."""
 
 
 def sent_bert_diversity(texts: Sequence[str], embed: Embed) -> float:
@@ -22,8 +22,8 @@ def sent_bert_diversity(texts: Sequence[str], embed: Embed) -> float:
     Source: TS2, appendix C.7, and GEM, appendix F.1, after Kirk et al. (2024).
 
     Args:
-        texts: the samples of one prompt, at least two.
-        embed: gives the embeddings, for example `sentence_embedder()`.
+        texts: samples of one prompt, at least two.
+        embed: function from the texts to their embeddings, for example `sentence_embedder()`.
 
     Returns:
         0 where all mean the same, 1 where they have nothing to do with each other; the papers print it times 100.
@@ -62,8 +62,8 @@ def sentence_embedder(model: str = PAPERS_EMBEDDER, device: str | None = None) -
     """An embedding function of sentence-transformers, loaded once. Weights come from safetensors only.
 
     Args:
-        model: a directory or a name on the hub.
-        device: where it computes. Default: a GPU if there is one.
+        model: directory or hub name of the model.
+        device: device of the model. Default: a GPU if there is one.
 
     Raises:
         UserError: sentence-transformers is not installed, or the model cannot be loaded.
@@ -83,7 +83,7 @@ def sentence_embedder(model: str = PAPERS_EMBEDDER, device: str | None = None) -
         raise UserError(f"sentence_embedder({model!r}): cannot load this model: {reason[0]}") from error
 
     def embed(texts: list[str]) -> Tensor:
-        found: Tensor = network.encode(texts, convert_to_tensor=True, show_progress_bar=False)
-        return found
+        embeddings: Tensor = network.encode(texts, convert_to_tensor=True, show_progress_bar=False)
+        return embeddings
 
     return embed

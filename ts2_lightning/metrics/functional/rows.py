@@ -19,10 +19,10 @@ def per_token(measure: Callable[[LogitRows], Tensor], logits: Tensor, labels: Te
     second [..., K] comes to be, also where the logits are a view, such as `logits[:, :-1]`.
 
     Args:
-        measure: from n rows to [n] or [n, k]; see `LogitRows`.
-        logits: [..., K] of any float dtype. May contain -inf (a masked vocabulary).
-        labels: [...] int, the token that follows each row of logits (the shift by one is done), or -100 where there is
-            nothing to measure.
+        measure: function from n rows to [n] or [n, k]; see `LogitRows`.
+        logits: [..., K] logits of any float dtype. May contain -inf (a masked vocabulary).
+        labels: [...] int, token that follows each row of logits (the shift by one is done), or -100 where nothing is to
+            be measured.
 
     Returns:
         [...] or [..., k] in float32, or float64 if the logits are. NaN where the label is -100, and where the logits
@@ -37,25 +37,25 @@ def per_token(measure: Callable[[LogitRows], Tensor], logits: Tensor, labels: Te
     gold = labels.reshape(-1)[places].long()
     _check_range(gold, K)
     block, workspace, parts = rows_per_block(K, logits.device), Workspace(), []
-    for chosen, of_chosen in zip(places.split(block), gold.split(block), strict=True):
+    for chosen, chosen_gold in zip(places.split(block), gold.split(block), strict=True):
         workspace.clear()
         taken = logits.unsqueeze(0)[torch.unravel_index(chosen, leading)]
         parts.append(
-            _measure(measure, taken.to(torch.promote_types(logits.dtype, torch.float32)), of_chosen, workspace)
+            _measure(measure, taken.to(torch.promote_types(logits.dtype, torch.float32)), chosen_gold, workspace)
         )
     values = torch.cat(parts)
-    found = values.new_full((math.prod(leading), *values.shape[1:]), torch.nan)
-    found[places] = values
-    return found.reshape(logits.shape[:-1] + values.shape[1:])
+    result = values.new_full((math.prod(leading), *values.shape[1:]), torch.nan)
+    result[places] = values
+    return result.reshape(logits.shape[:-1] + values.shape[1:])
 
 
 def any_gold(logits: Tensor, labels: Tensor | None) -> Tensor:
-    """Labels [...] for what does not depend on the gold token: those given, or any where none are."""
+    """Labels [...] for a function without gold tokens: those of the caller, or zeros if there are none."""
     return logits.new_zeros(logits.shape[:-1], dtype=torch.long) if labels is None else labels
 
 
 def check_logit_scale(logit_scale: float) -> float:
-    """c of sparsemax(c z), if it is a finite number above 0. Raises UserError elsewhere."""
+    """The factor c of sparsemax(c z), if it is a finite number above 0. Raises UserError otherwise."""
     check_number("logit_scale", logit_scale, POSITIVE)
     return logit_scale
 
@@ -72,11 +72,11 @@ def _measure(measure: Callable[[LogitRows], Tensor], logits: Tensor, gold: Tenso
 def _check(logits: Tensor, labels: Tensor) -> None:
     if logits.dim() < 1 or not logits.shape[-1] or not logits.is_floating_point():
         raise UserError(f"logits: expected floats of shape [..., K], got {logits.dtype} of shape {list(logits.shape)}")
-    wanted = f"labels: expected integers of shape {list(logits.shape[:-1])}, one for each row of logits, got "
+    expected = f"labels: expected integers of shape {list(logits.shape[:-1])}, one for each row of logits, got "
     if not isinstance(labels, Tensor):
-        raise UserError(f"{wanted}{type(labels).__name__}")
+        raise UserError(f"{expected}{type(labels).__name__}")
     if labels.shape != logits.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise UserError(f"{wanted}{labels.dtype} of shape {list(labels.shape)}")
+        raise UserError(f"{expected}{labels.dtype} of shape {list(labels.shape)}")
 
 
 def _check_range(gold: Tensor, vocabulary: int) -> None:

@@ -10,11 +10,11 @@ from ts2_lightning.ranges import SHARE, check_number
 
 
 def count_sizes(sizes: Tensor, largest: int = 1024) -> Tensor:
-    """How often each size comes. Nothing waits for the device.
+    """The number of times that each size occurs. Nothing waits for the device.
 
     Args:
         sizes: [...] whole numbers from 0, of any dtype.
-        largest: what is counted by itself.
+        largest: largest size with a count of its own.
 
     Returns:
         [largest + 2] int64: at i the sizes i, at the end those above `largest` (and what is not a number).
@@ -33,14 +33,14 @@ def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
     """The smallest size that at least a share q of all does not exceed, exactly (numpy's `inverted_cdf`).
 
     Args:
-        counts: [s] from `count_sizes`, possibly summed over pieces.
+        counts: [s] counts from `count_sizes`, possibly summed over pieces.
         quantiles: shares q, each from 0 to 1.
 
     Returns:
         [len(quantiles)] float64; inf where the answer is above `largest`, NaN where nothing was counted.
 
     Raises:
-        UserError: a share that is none.
+        UserError: if a share is not from 0 to 1.
 
     Example:
         >>> quantiles_of_counts(count_sizes(torch.tensor([1, 1, 2, 5])), [0.5, 0.75, 0.9]).tolist()
@@ -49,15 +49,15 @@ def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
     check_shares(quantiles)
     dtype = widest_float(counts.device)
     at_most = counts.cumsum(0).to(dtype)
-    wanted = torch.tensor(list(quantiles), dtype=dtype, device=counts.device) * at_most[-1]
-    wanted = (wanted * (1 - 1e-12)).clamp(min=1)  # 0.07 * 100 is a hair above 7; the first of all is the 1st
-    slots = torch.searchsorted(at_most, wanted).to(dtype)
+    ranks = torch.tensor(list(quantiles), dtype=dtype, device=counts.device) * at_most[-1]
+    ranks = (ranks * (1 - 1e-12)).clamp(min=1)  # 0.07 * 100 is a hair above 7; the first of all is the 1st
+    slots = torch.searchsorted(at_most, ranks).to(dtype)
     beyond = slots >= len(counts) - 1
     return slots.masked_fill(beyond, torch.inf).masked_fill(at_most[-1] == 0, torch.nan)
 
 
 def check_shares(quantiles: Sequence[float]) -> tuple[float, ...]:
-    """Shares from 0 to 1. Raises UserError where they are none."""
+    """The shares as a tuple. Raises UserError if one is not from 0 to 1."""
     for place, share in enumerate(quantiles):
         check_number(f"quantiles[{place}]", share, SHARE)
     return tuple(quantiles)

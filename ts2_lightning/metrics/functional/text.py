@@ -1,8 +1,8 @@
-"""How much several texts to one prompt differ: n-grams and self-BLEU.
+"""Differences between several texts to one prompt: distinct n-grams and self-BLEU.
 
 The published numbers of TS2 and GEM come from code that differs from their text in two points. Both ways are here:
 the text's is the default, and the code's has a name. (That code also scores texts with prompt and chat template,
-which is for the caller to add, and splits words with nltk's `word_tokenize`, which can be given as `tokenize`.)
+which is for the caller to add, and splits words with nltk's `word_tokenize`, which can be passed as `tokenize`.)
 """
 
 from collections import Counter
@@ -39,11 +39,11 @@ def distinct_n(texts: Sequence[str], n: int, pooled: bool = False, tokenize: Tok
     Source: GEM, appendix F.1, and TS2, appendix C.7, after Kirk et al. (2024); Li et al. (2016).
 
     Args:
-        texts: the samples of one prompt, at least one.
+        texts: samples of one prompt, at least one.
         n: length of the n-grams, at least 1.
-        pooled: False: within each text, then the mean over the texts (the papers' text, "intra-diversity").
-            True: of all texts together, so that repetitions between texts count (the papers' code).
-        tokenize: splits a text into words.
+        pooled: whether n-grams of all texts are pooled, so that repetitions between texts count (the papers' code).
+            Otherwise the result is the mean of the texts' own ratios (the papers' text, "intra-diversity").
+        tokenize: function that splits a text into words.
 
     Returns:
         A share from 0 to 1; the papers print it times 100.
@@ -73,9 +73,9 @@ def self_bleu(texts: Sequence[str], first_only: bool = False) -> float:
     Source: Zhu et al. (2018); TS2, appendix C.7, and GEM, appendix F.1, report 100 minus it.
 
     Args:
-        texts: the samples of one prompt, at least two.
-        first_only: False: each text against all others at once (the papers' text). True: against the first of the
-            others only, which is what the papers' code comes to: it calls `corpus_bleu([text], [others])`, where
+        texts: samples of one prompt, at least two.
+        first_only: whether each text is compared with the first other one only; otherwise with all others at once (the
+            papers' text). The papers' code does the former: it calls `corpus_bleu([text], [others])`, where
             sacrebleu takes each element of `others` for the reference of another sentence.
 
     Returns:

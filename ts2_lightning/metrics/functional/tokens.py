@@ -1,4 +1,4 @@
-"""What the logits say at every token. All return one value per token, see `per_token` for shapes, dtypes and errors.
+"""Statistics of every token. All return one value per token; for shapes, dtypes and errors see `per_token`.
 
 Notation: z the logits of a token, y its gold token, p = softmax(z), S the support of sparsemax(c z) with c the
 `logit_scale`. Probabilities are those of softmax(z), whatever c.
@@ -20,9 +20,9 @@ def support_size(logits: Tensor, logit_scale: float = 1.0, labels: Tensor | None
     """|S|: how many tokens sparsemax keeps.
 
     Args:
-        logits: [..., K].
-        logit_scale: c > 0.
-        labels: [...], to leave out tokens (-100). Default: none is.
+        logits: [..., K] logits.
+        logit_scale: factor c > 0 on the logits.
+        labels: [...] labels, of which -100 leaves a token out. Default: no token is left out.
 
     Returns:
         [...], whole numbers.
@@ -39,9 +39,9 @@ def tail_mass(logits: Tensor, logit_scale: float = 1.0, labels: Tensor | None = 
     """Softmax mass outside S, summed by itself, so that a small tail keeps its digits.
 
     Args:
-        logits: [..., K].
-        logit_scale: c > 0.
-        labels: [...], to leave out tokens (-100). Default: none is.
+        logits: [..., K] logits.
+        logit_scale: factor c > 0 on the logits.
+        labels: [...] labels, of which -100 leaves a token out. Default: no token is left out.
 
     Example:
         >>> round(tail_mass(torch.tensor([2.0, 1.5, -1.0])).item(), 4)
@@ -55,8 +55,8 @@ def token_entropy(logits: Tensor, labels: Tensor | None = None) -> Tensor:
     """Shannon entropy of p, in nats.
 
     Args:
-        logits: [..., K].
-        labels: [...], to leave out tokens (-100). Default: none is.
+        logits: [..., K] logits.
+        labels: [...] labels, of which -100 leaves a token out. Default: no token is left out.
 
     Example:
         >>> round(token_entropy(torch.tensor([0.0, 0.0, -torch.inf])).item(), 4)
@@ -69,9 +69,9 @@ def top_probabilities(logits: Tensor, k: int = 3, labels: Tensor | None = None) 
     """The k largest probabilities, in falling order; 0 where K is smaller.
 
     Args:
-        logits: [..., K].
-        k: how many.
-        labels: [...], to leave out tokens (-100). Default: none is.
+        logits: [..., K] logits.
+        k: number of probabilities.
+        labels: [...] labels, of which -100 leaves a token out. Default: no token is left out.
 
     Returns:
         [..., k].
@@ -88,8 +88,8 @@ def gold_probability(logits: Tensor, labels: Tensor) -> Tensor:
     """p_y. Where y is a sampled token, its probability before temperature and truncation.
 
     Args:
-        logits: [..., K].
-        labels: [...].
+        logits: [..., K] logits.
+        labels: [...] gold tokens.
 
     Example:
         >>> round(gold_probability(torch.tensor([0.25, 0.6, 0.15]).log(), torch.tensor(2)).item(), 4)
@@ -102,8 +102,8 @@ def gold_rank(logits: Tensor, labels: Tensor) -> Tensor:
     """1 + the number of tokens with a larger logit than y; a tie is in y's favour.
 
     Args:
-        logits: [..., K].
-        labels: [...].
+        logits: [..., K] logits.
+        labels: [...] gold tokens.
 
     Returns:
         [...], whole numbers from 1.
@@ -119,9 +119,9 @@ def gold_in_support(logits: Tensor, labels: Tensor, logit_scale: float = 1.0) ->
     """1 where y is in S, else 0.
 
     Args:
-        logits: [..., K].
-        labels: [...].
-        logit_scale: c > 0.
+        logits: [..., K] logits.
+        labels: [...] gold tokens.
+        logit_scale: factor c > 0 on the logits.
 
     Example:
         >>> gold_in_support(torch.tensor([2.0, 1.5, -1.0]).expand(3, 3), torch.arange(3)).tolist()
@@ -137,9 +137,9 @@ def zero_gradient(logits: Tensor, labels: Tensor, logit_scale: float = 1.0) -> T
     It is so once z_y leads every other logit by 1 / c. Source: Martins and Astudillo (2016), proposition 3.
 
     Args:
-        logits: [..., K].
-        labels: [...].
-        logit_scale: c > 0.
+        logits: [..., K] logits.
+        labels: [...] gold tokens.
+        logit_scale: factor c > 0 on the logits.
 
     Example:
         >>> zero_gradient(torch.tensor([[3.0, 2.0, 0.0], [3.0, 2.5, 0.0]]), torch.tensor([0, 0])).tolist()
@@ -159,10 +159,10 @@ def token_statistics(
     """Several statistics in one pass: see `ops.token_statistics`.
 
     Args:
-        logits: [..., K].
-        labels: [...].
-        logit_scale: c > 0.
-        names: of `types.TOKEN_STATISTICS`, and `tspd_head_M` and `tspd_tail_M` for any M of at least 2.
+        logits: [..., K] logits.
+        labels: [...] gold tokens.
+        logit_scale: factor c > 0 on the logits.
+        names: names of the statistics, see `ops.token_statistics`.
 
     Returns:
         Name -> [...].
@@ -182,14 +182,14 @@ def token_statistics(
 
 
 def mean_selected_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of p_y over the tokens of each response: how sure a model was of what it wrote.
+    """Mean of p_y over the tokens of each response: the model's confidence in its own text.
 
-    Of sampled tokens and plain logits it is the number of which TS2's figure 5 shows the histogram: before temperature
-    and truncation, and a mean per response.
+    For sampled tokens and plain logits TS2's figure 5 shows its histogram: before temperature and truncation, one mean
+    per response.
 
     Args:
-        logits: [..., T, K].
-        labels: [..., T], the tokens that were written; -100 for prompt and padding.
+        logits: [..., T, K] logits.
+        labels: [..., T] tokens of the responses; -100 for prompt and padding.
 
     Returns:
         [...]; NaN for a response without a token.

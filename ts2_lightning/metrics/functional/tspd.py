@@ -19,11 +19,11 @@ def tspd(logits: Tensor, labels: Tensor, m: int, eps_head: float, eps_tail: floa
     Source: TS2, definition 1.
 
     Args:
-        logits: [..., K], see `per_token`.
-        labels: [...].
-        m: at least 2.
-        eps_head: above 0, at most 1 / m.
-        eps_tail: from 0 to 1 - m eps_head.
+        logits: [..., K] logits, see `per_token`.
+        labels: [...] gold tokens.
+        m: order of TSPD, at least 2.
+        eps_head: least probability of each token in S, above 0 and at most 1 / m.
+        eps_tail: largest probability of all other tokens together, from 0 to 1 - m eps_head.
 
     Returns:
         [...], NaN where the label is -100.
@@ -37,17 +37,17 @@ def tspd(logits: Tensor, labels: Tensor, m: int, eps_head: float, eps_tail: floa
         [1.0, 0.0, 0.0]
     """
     check_tspd(m, eps_head, eps_tail)
-    found = head_and_tail(logits, labels, m)
-    return found.satisfies(eps_head, eps_tail).to(found.head.dtype).masked_fill(found.head.isnan(), torch.nan)
+    pair = head_and_tail(logits, labels, m)
+    return pair.satisfies(eps_head, eps_tail).to(pair.head.dtype).masked_fill(pair.head.isnan(), torch.nan)
 
 
 def head_and_tail(logits: Tensor, labels: Tensor, m: int) -> HeadAndTail:
-    """What TSPD of order m is judged by, for a grid of thresholds: `head_and_tail(z, y, m).satisfies(0.1, 0.05)`.
+    """The two numbers that decide TSPD of order m, for any thresholds: `head_and_tail(z, y, m).satisfies(0.1, 0.05)`.
 
     Args:
-        logits: [..., K], see `per_token`.
-        labels: [...].
-        m: at least 2.
+        logits: [..., K] logits, see `per_token`.
+        labels: [...] gold tokens.
+        m: order of TSPD, at least 2.
 
     Returns:
         The smallest probability in S and the mass outside it, both [...]; see `ops.HeadAndTail`.
@@ -56,8 +56,8 @@ def head_and_tail(logits: Tensor, labels: Tensor, m: int) -> HeadAndTail:
         UserError: m below 2.
 
     Example:
-        >>> found = head_and_tail(torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.tensor(2), m=2)
-        >>> round(found.head.item(), 4), round(found.tail.item(), 4)  # S = {0, 2}
+        >>> pair = head_and_tail(torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), torch.tensor(2), m=2)
+        >>> round(pair.head.item(), 4), round(pair.tail.item(), 4)  # S = {0, 2}
         (0.15, 0.35)
     """
     _check_order(m)
