@@ -128,7 +128,7 @@ def test_a_directory_without_checksums_passes(tmp_path: Path) -> None:
 
 def test_what_cannot_be_read_is_damaged(tmp_path: Path) -> None:
     file = write_file(tmp_path / "a.ckpt")
-    part = damage.Part(tmp_path / "absent", 0, 10, 0, damage._xxh3)
+    part = damage.FilePart(tmp_path / "absent", 0, 10, 0, damage._xxh3)
     assert part.damage() == "absent cannot be read (No such file or directory)"
     os.truncate(file, file.stat().st_size - 100)
     assert "table of contents" in str(files.damage_of(file))

@@ -1,8 +1,11 @@
-"""Checkpoints on disk, whoever reads or writes them.
+"""Checkpoints on disk: written as a whole or not at all, checked for damage, read without running anything of them.
 
-disk      complete or not there: names, manifests, replacing, removing
-damage    whether the bytes are those that were written
-reading   what a checkpoint holds, a tensor at a time, without running anything of it
+In: paths and checkpoint files of any strategy; out: names, checksums, tensors and plain values. It may import only what
+every room may. Not here: models, trainers, and the decision which checkpoint a run takes.
+
+disk      names, manifests, and complete checkpoints: published, linked, removed
+damage    checksums of the bytes that were written
+reading   contents of a checkpoint, one tensor at a time
 """
 
 from ts2_lightning.checkpoint_files.damage import block_checksums, damage_of

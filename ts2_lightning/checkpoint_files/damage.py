@@ -1,6 +1,6 @@
 """Whether a checkpoint's bytes are still those that were written: bits rot, and copies go wrong, at the same size.
 
-A file of `torch.save` is a zip archive, which has a CRC-32 of each of its entries, though torch never looks at them. Of
+A file of `torch.save` is a zip archive, which has a CRC-32 of each of its entries, though torch never checks them. Of
 a directory the manifest has an XXH3 of each block of 64 MiB, which takes a third of the time. Checking means to read
 everything once, which several threads do, and several ranks together: each takes its share of the parts.
 """
@@ -25,7 +25,7 @@ BLOCK = 64 * 2**20
 """Bytes of a file that have a checksum together."""
 
 Checksum = Callable[[Iterator[memoryview]], int]
-"""What some bytes, which come piece by piece, add up to."""
+"""A function from bytes, piece by piece, to their checksum."""
 
 _BUFFER = 2**19  # stays in a core's own cache
 _THREADS = 8
@@ -33,15 +33,15 @@ _ENCRYPTED, _FOLDER = 0x2041, 0x10  # flags and attributes of a zip archive's en
 _ENTRY = struct.Struct("<4s22xHH")  # of a zip archive: the signature, and the lengths of name and extra field
 
 
-class Part(NamedTuple):
-    """A stretch of a file, and what its bytes add up to.
+class FilePart(NamedTuple):
+    """A stretch of a file, and the checksum of its bytes.
 
     Attributes:
-        file: that it lies in.
-        start: its first byte.
+        file: file that it is part of.
+        start: number of its first byte.
         length: number of its bytes.
-        checksum: of them, when they were written.
-        add_up: the function of the bytes that it is.
+        checksum: checksum of the bytes when they were written.
+        add_up: function that computes the checksum.
     """
 
     file: Path
@@ -51,7 +51,7 @@ class Part(NamedTuple):
     add_up: "Checksum"
 
     def damage(self) -> str | None:
-        """What is wrong with it; None if nothing is."""
+        """The damage in one line; None if there is none."""
         try:
             differs = self.add_up(_bytes(self.file, self.start, self.length)) != self.checksum
         except OSError as error:
@@ -61,13 +61,13 @@ class Part(NamedTuple):
 
 
 def damage_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
-    """What is wrong with a checkpoint's bytes, as far as its checksums tell.
+    """The damage of a checkpoint's bytes, as far as its checksums show it.
 
     Args:
-        checkpoint: a file or a directory that is complete. Directories of others, and those written before manifests
-            had checksums, are known by their sizes alone, and pass.
-        share: which of the shares to look at, from 0.
-        shares: into how many the parts are dealt.
+        checkpoint: complete checkpoint, a file or a directory. Directories of other programs, and those whose manifest
+            has no checksums, pass.
+        share: number of the share of the parts to check, from 0.
+        shares: number of shares into which the parts are divided.
 
     Returns:
         One line about the first damaged part of the share; None if all are whole.
@@ -75,20 +75,19 @@ def damage_of(checkpoint: Path, share: int = 0, shares: int = 1) -> str | None:
     try:
         parts = [*islice(_parts(checkpoint), share, None, shares)]
     except (OSError, zipfile.BadZipFile, struct.error, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:150]
-        return f"{checkpoint.name}: its table of contents is not as it was written ({said})"
+        reason = " ".join(str(error).split())[:150]
+        return f"{checkpoint.name}: its table of contents is not as it was written ({reason})"
     with ThreadPoolExecutor(_threads()) as threads:
-        return next(filter(None, threads.map(Part.damage, parts)), None)
+        return next(filter(None, threads.map(FilePart.damage, parts)), None)
 
 
 def block_checksums(checkpoint: Path, rank: int = 0, ranks: int = 1) -> dict[str, list[int]]:
     """The XXH3 of each block of the files that one rank has written into a checkpoint's directory.
 
     Args:
-        checkpoint: the directory, once all ranks have written theirs. A file has its checksums inside: the result is
-            empty.
-        rank: whose files.
-        ranks: how many there are.
+        checkpoint: directory to which all ranks have written. A file has its checksums inside: the result is empty.
+        rank: number of the rank.
+        ranks: number of ranks.
     """
     if not checkpoint.is_dir():
         return {}
@@ -97,17 +96,17 @@ def block_checksums(checkpoint: Path, rank: int = 0, ranks: int = 1) -> dict[str
         return {str(file.relative_to(checkpoint)): [*threads.map(_block, _blocks(file))] for file in files}
 
 
-def _parts(checkpoint: Path) -> Iterator[Part]:
+def _parts(checkpoint: Path) -> Iterator[FilePart]:
     if not checkpoint.is_dir():
         yield from _entries(checkpoint)
         return
     checksums = (read_manifest(checkpoint) or {}).get("xxh3_64", {})
     for name, values in checksums.items():
         for (file, start, length), checksum in zip(_blocks(checkpoint / name), values, strict=True):
-            yield Part(file, start, length, checksum, _xxh3)
+            yield FilePart(file, start, length, checksum, _xxh3)
 
 
-def _entries(archive: Path) -> Iterator[Part]:
+def _entries(archive: Path) -> Iterator[FilePart]:
     """The entries of a zip archive, which torch does not compress; torch itself has to understand where they are."""
     torch.PyTorchFileReader(str(archive))
     with zipfile.ZipFile(archive) as contents, archive.open("rb") as file:
@@ -122,7 +121,7 @@ def _entries(archive: Path) -> Iterator[Part]:
             )
             if signature != b"PK\x03\x04" or name != entry.orig_filename.encode() or odd:
                 raise zipfile.BadZipFile(f"{entry.filename} does not begin as torch.save writes it")
-            yield Part(archive, file.tell() + extra_length, entry.file_size, entry.CRC, _crc32)
+            yield FilePart(archive, file.tell() + extra_length, entry.file_size, entry.CRC, _crc32)
 
 
 def _blocks(file: Path) -> Iterator[tuple[Path, int, int]]:

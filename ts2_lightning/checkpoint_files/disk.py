@@ -1,4 +1,4 @@
-"""Checkpoints on disk: there whole, or not there.
+"""Checkpoints on disk: present as a whole, or absent.
 
 A checkpoint (a file, or the directory of a sharded strategy) is written under a hidden name, brought to the disk, and
 renamed to `step-000123.ckpt`, a name that no other checkpoint has. `last.ckpt` and `best.ckpt` are links to such names
@@ -43,7 +43,7 @@ def is_deepspeed(checkpoint: Path) -> bool:
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
-    """What `write_manifest` wrote; None for a file, or a directory that is not ours."""
+    """The manifest that `write_manifest` wrote; None for a file, or a directory that is not ours."""
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -57,9 +57,9 @@ def write_manifest(checkpoint: Path, world_size: int, checksums: Mapping[str, li
     """Lists the files of a directory, once all ranks have written theirs.
 
     Args:
-        checkpoint: the directory.
-        world_size: ranks that wrote it.
-        checksums: the XXH3 of each block of each file, as `damage.block_checksums` gives them.
+        checkpoint: directory of the checkpoint.
+        world_size: number of ranks that wrote it.
+        checksums: XXH3 of each block of each file, as `damage.block_checksums` gives them.
     """
     files = {str(file.relative_to(checkpoint)): _size(file) for file in files_in(checkpoint)}
     manifest = {"world_size": world_size, "files": files, "xxh3_64": dict(sorted(checksums.items()))}
@@ -107,7 +107,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Removes a checkpoint; it loses its name before its content, so that half of it is never taken for all."""
+    """Removes a checkpoint: first its name, then its content, so that a part of it never passes for the whole."""
     nameless = hidden(checkpoint, "old")
     _delete(nameless)
     os.replace(checkpoint, nameless)
@@ -115,7 +115,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def remove_remains(directory: Path) -> None:
-    """Removes what a killed run left half-written or half-removed."""
+    """Removes the half-written and half-removed checkpoints of a killed run."""
     for path in directory.glob(f".*{SUFFIX}.*"):
         _delete(path)
 
@@ -162,6 +162,6 @@ def _has_deepspeed_files(checkpoint: Path) -> bool:
     if not is_deepspeed(checkpoint):
         return False
     states = checkpoint / (checkpoint / "latest").read_text().strip()
-    found = (re.search(r"zero_pp_rank_(\d+)_.*optim_states\.pt$", file.name) for file in states.glob("*.pt"))
-    ranks = sorted(int(match[1]) for match in found if match)
+    matches = (re.search(r"zero_pp_rank_(\d+)_.*optim_states\.pt$", file.name) for file in states.glob("*.pt"))
+    ranks = sorted(int(match[1]) for match in matches if match)
     return any(states.glob("*model_states.pt")) and ranks == list(range(len(ranks)))

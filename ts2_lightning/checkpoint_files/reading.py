@@ -31,12 +31,12 @@ from ts2_lightning.types import UserError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What is known of a tensor in a checkpoint before it is read, and how it is read.
+    """A tensor in a checkpoint that is not read yet.
 
     Attributes:
-        shape: of the whole tensor, wherever its parts lie.
-        dtype: of the tensor.
-        read: returns it, whole, on the CPU. It may be memory-mapped: do not change it.
+        shape: shape of the whole tensor, wherever its parts lie.
+        dtype: dtype of the tensor.
+        read: function that returns the whole tensor on the CPU. It may be memory-mapped: do not change it.
     """
 
     shape: torch.Size
@@ -45,18 +45,18 @@ class StoredTensor:
 
     @classmethod
     def of(cls, tensor: Tensor) -> "StoredTensor":
-        """One that is mapped into memory already."""
+        """A stored tensor that is in memory, or mapped into it, already."""
         return cls(tensor.shape, tensor.dtype, lambda: tensor.detach())
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint knows of the model.
+    """The contents of a checkpoint that concern the model.
 
     Attributes:
-        weights: under the names that the LightningModule has for them; float32 masters where there are any. They
-            stay on the disk until they are read.
-        step: optimizer steps done.
-        entries: names of all that it holds.
+        weights: weights under their names in the LightningModule; float32 masters where there are any. They stay on the
+            disk until they are read.
+        step: number of optimizer steps done.
+        entries: names of all entries of the checkpoint.
     """
 
     weights: dict[str, StoredTensor]
@@ -70,7 +70,7 @@ class Checkpoint(NamedTuple):
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it has what a training goes on with (optimizer, schedule, loops), not the weights alone."""
+        """Whether training can go on from it: it has optimizer, schedule and loops, not the weights alone."""
         return self.is_of_lightning and "lr_schedulers" in self.entries
 
 
@@ -97,12 +97,12 @@ def weights_of(checkpoint: Checkpoint, names: Sequence[str], path: Path) -> dict
     """The weights of one part of the LightningModule, under that part's own names.
 
     Args:
-        checkpoint: as `read_checkpoint` returns it.
-        names: of the part's weights, of which the checkpoint has at least the first.
-        path: of the checkpoint, for the message.
+        checkpoint: checkpoint from `read_checkpoint`.
+        names: names of the part's weights, of which the checkpoint has at least the first.
+        path: path of the checkpoint, for the message.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if the checkpoint does not have it.
     """
     first = f".{names[0]}"
     prefix = next((name.removesuffix(first) for name in checkpoint.weights if name.endswith(first)), None)
@@ -119,12 +119,12 @@ def _single_file(path: Path) -> Checkpoint:
     state = _load(path)
     weights = state.get("state_dict") if isinstance(state, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{path}: this is no checkpoint of a fit, it holds {_what_it_holds(state)}")
+        raise UserError(f"{path}: this is no checkpoint of a fit, it holds {_contents(state)}")
     return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in weights.items()}, *_progress(state))
 
 
-def _what_it_holds(content: Any) -> str:
-    """What was saved instead of a checkpoint, in a few words."""
+def _contents(content: Any) -> str:
+    """The contents of a file that is no checkpoint, in a few words."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     if content and all(isinstance(value, Tensor) for value in content.values()):
@@ -148,7 +148,7 @@ class _Inert:
 
 
 def _load(path: Path) -> Any:
-    """What `torch.save` wrote, its tensors memory-mapped."""
+    """The contents of a file of `torch.save`, with memory-mapped tensors."""
     foreign = get_unsafe_globals_in_checkpoint(str(path))
     try:
         with safe_globals([(_Inert, name) for name in foreign]):
@@ -158,11 +158,11 @@ def _load(path: Path) -> Any:
     return state
 
 
-# What others read -------------------------------------------------------------------------------------------------
+# Checks for other readers ------------------------------------------------------------------------------------------
 
 
 def load_plain_values(path: str | Path, map_location: Any = None) -> Any:
-    """What `torch.save` wrote, if it is tensors, plain values and the few records that DeepSpeed puts beside them.
+    """The contents of a file of `torch.save`, if these are tensors, plain values and DeepSpeed's few records.
 
     Raises:
         UserError: if it holds anything else, which might run code.
@@ -175,13 +175,13 @@ def load_plain_values(path: str | Path, map_location: Any = None) -> Any:
 
 
 def check_plain_values(checkpoint: Path) -> None:
-    """Looks at all that torch.distributed.checkpoint would unpickle of a directory, before it does.
+    """Checks all that torch.distributed.checkpoint would unpickle of a directory, before it does.
 
     Raises:
         UserError: if there is more than tensors and plain values, which might run code.
     """
     try:
-        reader = _Reader(checkpoint)
+        reader = _DistributedReader(checkpoint)
         load_plain_values(checkpoint / "meta.pt", "meta")
         for index, part in reader.metadata.storage_data.items():
             if isinstance(reader.metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
@@ -196,8 +196,8 @@ def check_plain_values(checkpoint: Path) -> None:
 
 def _not_plain(path: Path, error: Exception) -> UserError:
     name = re.search(r"GLOBAL (\S+)", str(error))
-    what = f" ({name[1]})" if name else ""
-    return UserError(f"{path}: it holds more than tensors and plain values{what}, and loading it might run code")
+    class_name = f" ({name[1]})" if name else ""
+    return UserError(f"{path}: it holds more than tensors and plain values{class_name}, and loading it might run code")
 
 
 def _deepspeed_records() -> list[Any]:
@@ -215,7 +215,7 @@ def _deepspeed_records() -> list[Any]:
 
 
 def _distributed(path: Path) -> Checkpoint:
-    reader = _Reader(path)
+    reader = _DistributedReader(path)
     weights = {}
     for key, about in reader.metadata.state_dict_metadata.items():
         module, _, name = key.partition(".")
@@ -224,7 +224,7 @@ def _distributed(path: Path) -> Checkpoint:
     return Checkpoint(weights, *_progress(_load(path / "meta.pt")))
 
 
-class _Reader(FileSystemReader):
+class _DistributedReader(FileSystemReader):
     """Reads the metadata once, and makes nothing but its own records of it."""
 
     def __init__(self, path: Path) -> None:
@@ -237,16 +237,16 @@ class _Reader(FileSystemReader):
                 raise EOFError(f"{part.relative_path} ends early")
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """As it was when the reader was made."""
+        """The metadata that the reader read when it was made."""
         return self.metadata
 
     def reading(self, key: str, about: TensorStorageMetadata) -> Callable[[], Tensor]:
-        """What reads one whole tensor from its parts."""
+        """A function that reads one whole tensor from its parts."""
 
         def read() -> Tensor:
             tensor = torch.empty(about.size, dtype=about.properties.dtype)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is wanted
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # on purpose
                 try:
                     dcp.load({key: tensor}, storage_reader=self, no_dist=True)
                 except dcp.CheckpointException as error:
@@ -301,10 +301,10 @@ def _of_ranks(directory: Path, kind: str) -> list[Path]:
     """The files of a kind in the order of the ranks that wrote them."""
     ranks = {}
     for file in directory.glob(f"*_{kind}.pt"):
-        found = re.search(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_", file.name)
-        if found is None or int(found[2]) > 0:
+        match = re.search(r"(?:zero_pp_rank_(\d+)_)?mp_rank_(\d+)_", file.name)
+        if match is None or int(match[2]) > 0:
             raise UserError(f"{file}: DeepSpeed checkpoints of a model-parallel run cannot be exported")
-        ranks[int(found[1] or 0)] = file
+        ranks[int(match[1] or 0)] = file
     if sorted(ranks) != list(range(len(ranks))) or not ranks:
         raise EOFError(f"the {kind} of ranks {sorted(ranks)} alone are there")
     return [ranks[rank] for rank in sorted(ranks)]
@@ -341,17 +341,17 @@ def _from_parameter_shards(models: list[dict[str, Any]], optimizers: list[dict[s
 
 
 def _joined(shape: torch.Size, spans: list[tuple[list[Tensor], int, int]]) -> StoredTensor:
-    """A tensor from spans of vectors, of which each is given in pieces: (pieces, start, count); padding is cut off."""
+    """A tensor from spans of vectors that are cut into pieces: (pieces, start, count); padding is cut off."""
 
     def read() -> Tensor:
-        found = [piece for pieces, start, count in spans for piece in _span(pieces, start, count)]
-        return torch.cat(found)[: shape.numel()].view(shape)
+        parts = [piece for pieces, start, count in spans for piece in _span(pieces, start, count)]
+        return torch.cat(parts)[: shape.numel()].view(shape)
 
     return StoredTensor(shape, spans[0][0][0].dtype, read)
 
 
 def _span(pieces: list[Tensor], start: int, count: int) -> Iterator[Tensor]:
-    """The parts of a span of a vector that is given in pieces.
+    """The parts of a span of a vector that is cut into pieces.
 
     Example:
         >>> [part.tolist() for part in _span([torch.arange(3), torch.arange(3, 9)], start=1, count=4)]

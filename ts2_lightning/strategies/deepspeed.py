@@ -37,11 +37,11 @@ class DeepSpeed(DeepSpeedStrategy):
       norm after it.
 
     Args:
-        stage: 1 shards the optimizer's state, 2 gradients too, 3 weights too.
-        offload_optimizer: keep the optimizer's state, and update the weights, in the CPU's memory.
-        offload_parameters: keep weights that are not in use in the CPU's memory; stage 3 only.
-        process_group_backend: of torch.distributed; null is nccl on GPUs and gloo on CPUs.
-        timeout: of a collective operation.
+        stage: stage of ZeRO: 1 shards the optimizer's state, 2 gradients too, 3 weights too.
+        offload_optimizer: whether to keep the optimizer's state, and update the weights, in the CPU's memory.
+        offload_parameters: whether to keep weights that are not in use in the CPU's memory; stage 3 only.
+        process_group_backend: backend of torch.distributed; null is nccl on GPUs and gloo on CPUs.
+        timeout: longest duration of a collective operation.
 
     Raises:
         UserError: DeepSpeed is not installed, parameters are to be offloaded below stage 3, or a number is out of its
@@ -62,7 +62,7 @@ class DeepSpeed(DeepSpeedStrategy):
         if offload_parameters and stage != 3:
             raise UserError(f"DeepSpeed(offload_parameters) needs stage 3, whose weights are sharded; got {stage}")
         if not torch.cuda.is_available():
-            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it looks for a GPU, and says that it found none
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else it warns that there is no GPU
         super().__init__(
             stage=stage,
             offload_optimizer=offload_optimizer,
@@ -103,7 +103,7 @@ class DeepSpeed(DeepSpeedStrategy):
         DDPStrategy.setup_environment(self)
 
     def setup_distributed(self) -> None:
-        """As Lightning's, without its look at the GPUs' indices."""
+        """Set up torch.distributed as Lightning does, without its check of GPU indices."""
         if not self._on_cpu:
             super().setup_distributed()
             return
@@ -113,7 +113,7 @@ class DeepSpeed(DeepSpeedStrategy):
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's; but nothing in a checkpoint is run, which DeepSpeed's reader would do.
+        """Load a checkpoint as Lightning does, without running anything in it, as DeepSpeed's reader would.
 
         Raises:
             UserError: it holds more than tensors and plain values.
@@ -129,7 +129,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @property
     def precision_plugin(self) -> Precision:
-        """How DeepSpeed is stepped."""
+        """The plugin that steps DeepSpeed."""
         return super().precision_plugin
 
     @precision_plugin.setter
@@ -145,20 +145,20 @@ class DeepSpeed(DeepSpeedStrategy):
         return False
 
     def block_backward_sync(self) -> Any:
-        """Nothing: the engine is told before each backward pass whether it is a step's last."""
+        """An empty context: before each backward pass the engine learns whether it is a step's last."""
         return nullcontext()
 
     def _format_config(self) -> None:
-        """As Lightning's, but for the precision."""
+        """Format the config as Lightning does, except for the precision."""
         self._format_batch_size_and_grad_accum_config()
         assert isinstance(self.config, dict)
         self.config |= self._autocast_config()
 
     def _autocast_config(self) -> dict[str, Any]:
-        wanted = self.precision_plugin.precision == "bf16-mixed"
+        enabled = self.precision_plugin.precision == "bf16-mixed"
         # No module is safe to communicate in bfloat16: gradients are summed in float32.
-        autocast = {"enabled": wanted, "dtype": "bfloat16", "lower_precision_safe_modules": []}
-        return {"torch_autocast": autocast} if wanted else {}
+        autocast = {"enabled": enabled, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+        return {"torch_autocast": autocast} if enabled else {}
 
     def init_deepspeed(self) -> None:
         """Wraps the module, without Lightning's warning about a clipping that the module leaves to DeepSpeed."""
@@ -175,7 +175,7 @@ class DeepSpeed(DeepSpeedStrategy):
             self._initialize_deepspeed_inference(self.model)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
-        """As Lightning's, which leaves out autocast, and an optimizer, without which ZeRO-3 loads no checkpoint."""
+        """Set up inference as Lightning does, with autocast, and with the optimizer that ZeRO-3 needs to load."""
         import deepspeed
 
         assert isinstance(self.config, dict)
@@ -198,10 +198,10 @@ class DeepSpeedSteps(DeepSpeedPrecision):
     """Backward pass and update of a DeepSpeed engine, in Lightning's windows of accumulation.
 
     Args:
-        precision: of `PRECISIONS`.
+        precision: precision of the trainer, one of `PRECISIONS`.
 
     Raises:
-        UserError: another precision.
+        UserError: for another precision.
     """
 
     def __init__(self, precision: Any) -> None:

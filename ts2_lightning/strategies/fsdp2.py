@@ -1,4 +1,4 @@
-"""FSDP2, with tensor parallelism if wanted, under Lightning."""
+"""FSDP2 under Lightning, with optional tensor parallelism."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +17,15 @@ class FSDP2(ModelParallelStrategy):
     Lightning's own default makes all GPUs of a node compute the same rows.
 
     Args:
-        tensor_parallel_size: neighbouring ranks that compute the same rows, each with a part of every layer. For models
-            of which a rank cannot hold one whole layer, or a micro-batch of one row; the GPUs of a node at most.
-        save_distributed_checkpoint: a directory to which each rank writes its shard; else one file, by rank 0.
-        process_group_backend: of torch.distributed; null is nccl on GPUs and gloo on CPUs.
-        timeout: of a collective operation.
+        tensor_parallel_size: number of neighbouring ranks that compute the same rows, each with a part of every layer.
+            For models of which a rank cannot hold one whole layer, or a micro-batch of one row; the GPUs of a node at
+            most.
+        save_distributed_checkpoint: whether each rank writes its shard to a directory; else rank 0 writes one file.
+        process_group_backend: backend of torch.distributed; null is nccl on GPUs and gloo on CPUs.
+        timeout: longest duration of a collective operation.
 
     Raises:
-        UserError: a number out of its range, or ranks that cannot be divided so.
+        UserError: if a number is out of its range, or does not divide the ranks.
     """
 
     def __init__(
@@ -53,20 +54,20 @@ class FSDP2(ModelParallelStrategy):
         self._data_parallel_size = self.world_size // size
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """As Lightning's, a directory or a file; but nothing in it is run, and no weight is left out in silence.
+        """Load a checkpoint directory or file; nothing in it is run, and no weight is left out in silence.
 
         Raises:
-            UserError: it holds more than tensors and plain values, or is of another model.
+            UserError: if it holds more than tensors and plain values, or is of another model.
         """
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             check_plain_values(path)  # what torch.distributed.checkpoint would unpickle
         assert self.lightning_module is not None
-        here = {name: tuple(tensor.shape) for name, tensor in self.lightning_module.state_dict().items()}
-        there = {name: tuple(weight.shape) for name, weight in read_checkpoint(path).weights.items()}
-        for name in sorted(here.keys() | there.keys()):
-            if here.get(name) != there.get(name):
-                shapes = f"{there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+        model_shapes = {name: tuple(tensor.shape) for name, tensor in self.lightning_module.state_dict().items()}
+        checkpoint_shapes = {name: tuple(weight.shape) for name, weight in read_checkpoint(path).weights.items()}
+        for name in sorted(model_shapes.keys() | checkpoint_shapes.keys()):
+            if model_shapes.get(name) != checkpoint_shapes.get(name):
+                shapes = f"{checkpoint_shapes.get(name, 'missing')} there and {model_shapes.get(name, 'missing')} here"
                 raise UserError(
                     f"--ckpt_path {path}: the checkpoint is not of this model: {name} is {shapes}; was it made with "
                     "another model.lm or model.lm.adapter?"

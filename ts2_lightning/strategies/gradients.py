@@ -15,9 +15,9 @@ def clip_gradients(strategy: Strategy, parameters: Iterable[nn.Parameter], max_n
     """Clips the gradients of a step to a norm, all of them by one factor. Every rank must call.
 
     Args:
-        strategy: what holds the gradients. DeepSpeed has clipped, as the trainer asked it to, when the update is done.
-        parameters: of the network.
-        max_norm: of the gradients afterwards; None or 0 leaves them as they are.
+        strategy: strategy that holds the gradients. DeepSpeed has clipped them itself when the update is done.
+        parameters: parameters of the network.
+        max_norm: largest norm of the gradients afterwards; None or 0 leaves them as they are.
 
     Returns:
         [] norm before clipping, over all parameters and ranks. Not finite if any gradient on any rank is not.
@@ -36,7 +36,7 @@ def clip_gradients(strategy: Strategy, parameters: Iterable[nn.Parameter], max_n
 
 
 def _by_mesh(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Those that are sharded over the same ranks, or over none, together: torch refuses a mixture."""
+    """Groups of parameters that are sharded over the same ranks, or over none: torch refuses a mixture."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for parameter in parameters:
         groups.setdefault(parameter.device_mesh if isinstance(parameter, DTensor) else None, []).append(parameter)

@@ -1,4 +1,4 @@
-"""Whether all weights are finite, wherever they lie."""
+"""A check that all weights are finite, wherever they lie."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ def nonfinite_weight(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> st
     One number is computed for each weight, and a GPU is waited for once.
 
     Args:
-        named_parameters: of the network; whole, DTensors (FSDP2, tensor parallelism), or sharded by ZeRO-3.
+        named_parameters: parameters of the network; whole, DTensors (FSDP2, tensor parallelism), or sharded by ZeRO-3.
 
     Returns:
         The first such name on the first rank that has one; None if all weights are finite.
@@ -44,7 +44,7 @@ def nonfinite_weight(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> st
 
 
 def _own_part(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter."""
+    """The part of a parameter that this rank holds."""
     if isinstance(parameter, DTensor):
         return parameter.to_local()
     part: Tensor = getattr(parameter, "ds_tensor", parameter)
