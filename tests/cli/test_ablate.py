@@ -17,7 +17,7 @@ from ts2_lightning.evaluation.results import place_of
 from ts2_lightning.experiments.execution import Failure, local
 from ts2_lightning.experiments.execution.task import tasks_of
 from ts2_lightning.experiments.grid import Grid, Point, read_grid
-from ts2_lightning.runs.process_lock import Lock
+from ts2_lightning.runs.process_lock import ProcessLock
 from ts2_lightning.toyworld.measure import ToyWorld
 from ts2_lightning.types import UserError
 
@@ -123,7 +123,7 @@ def test_the_state_of_a_run(here: Path, grid: Grid, files: dict[str, str], state
 def test_a_run_that_another_is_at(here: Path, grid: Grid, capsys: pytest.CaptureFixture[str]) -> None:
     point = grid.points[0]
     directory = grid.runs_dir / point.training.name
-    lock = Lock.take(directory)
+    lock = ProcessLock.take(directory)
     assert lock is not None
     (directory / "failed.json").write_text('{"stage": "fit", "status": 1, "message": "no", "log": "x"}')
     before = (directory / ".lock").read_text()

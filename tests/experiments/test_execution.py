@@ -36,7 +36,7 @@ from ts2_lightning.experiments.execution.task import (
     write_failure,
 )
 from ts2_lightning.experiments.grid import BaseModel, Grid, Point, Training
-from ts2_lightning.runs.process_lock import FILE, Lock, is_orphaned, is_taken
+from ts2_lightning.runs.process_lock import FILE, ProcessLock, is_orphaned, is_taken
 from ts2_lightning.types import UserError
 
 STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_command.py")))
@@ -70,15 +70,15 @@ def starts() -> list[str]:
 
 
 def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> None:
-    lock = Lock.take(tmp_path / "run")
+    lock = ProcessLock.take(tmp_path / "run")
     assert lock is not None
-    assert Lock.take(tmp_path / "run") is None
+    assert ProcessLock.take(tmp_path / "run") is None
     assert is_taken(tmp_path / "run")
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.descriptor])
     lock.release()
-    assert Lock.take(tmp_path / "run") is None, "the child still has it"
+    assert ProcessLock.take(tmp_path / "run") is None, "the child still has it"
     child.communicate()
-    again = Lock.take(tmp_path / "run")
+    again = ProcessLock.take(tmp_path / "run")
     assert again is not None
     again.release()
     (tmp_path / "run" / FILE).chmod(0o444)
@@ -89,7 +89,7 @@ def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> Non
 
 def test_whose_lock_it_is(tmp_path: Path) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    lock = Lock.take(tmp_path)
+    lock = ProcessLock.take(tmp_path)
     assert lock is not None
     assert not is_orphaned(tmp_path), "this process is there"
     host = (tmp_path / FILE).read_text().split()[0]
@@ -381,7 +381,7 @@ def test_a_run_that_is_killed_goes_on_the_next_time(here: Path) -> None:
 def test_what_another_does_is_waited_for(here: Path) -> None:
     """An earlier `ablate` was killed; its fit goes on, has the lock, and is waited for; nothing trains twice."""
     one, two = task("one", "--gate", "gate"), task("two")
-    lock = Lock.take(one.directory)
+    lock = ProcessLock.take(one.directory)
     assert lock is not None
     orphan = subprocess.Popen([*STAND_IN, "fit", *one.options], pass_fds=[lock.descriptor])
     lock.release()
@@ -397,7 +397,7 @@ def test_what_another_does_is_waited_for(here: Path) -> None:
 
 def test_what_another_fails_at_is_told_and_not_tried_again(here: Path) -> None:
     one, two = task("one"), task("two", "--gate", "gate")
-    lock = Lock.take(one.directory)
+    lock = ProcessLock.take(one.directory)
     assert lock is not None
 
     def fail() -> None:
@@ -415,7 +415,7 @@ def test_what_another_fails_at_is_told_and_not_tried_again(here: Path) -> None:
 def test_orphans_take_places(here: Path) -> None:
     """Of two runs at a time one is still that of an `ablate` that is gone: only one more begins."""
     one, two, three = task("one"), task("two", "--gate", "gate"), task("three")
-    lock = Lock.take(one.directory)
+    lock = ProcessLock.take(one.directory)
     assert lock is not None
     gone = subprocess.Popen(["true"])
     gone.wait()

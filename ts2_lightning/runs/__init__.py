@@ -1,4 +1,5 @@
-"""A run on disk: its number, its one writer, its state, its checkpoints, and what its files say.
+"""A run on disk: its number, its one writer, its state, its checkpoints, and the contents of its files.
 
-Comes in: paths, and what is to be written there. Stays out: models, trainers, measures and the command line.
+In: paths, and values to write there; out: paths, values, and one-line errors. It may import only `suggestions`,
+`yaml_files` and `checkpoint_files` (and what every room may). Not here: models, trainers, measures, the command line.
 """

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest, the best, and the one that a user means."""
+"""The checkpoints of a run: the newest, the best, and the one that a user names."""
 
 import os
 import pickle
@@ -16,8 +16,8 @@ CHECKPOINTS = "checkpoints"
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first; of two of the same age, `last` comes later."""
-    found = [path for path in (run / CHECKPOINTS).glob("*.ckpt") if is_complete(path)]
-    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name.startswith("last"), path.name))
+    complete = [path for path in (run / CHECKPOINTS).glob("*.ckpt") if is_complete(path)]
+    return sorted(complete, key=lambda path: (path.stat().st_mtime_ns, path.name.startswith("last"), path.name))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -63,42 +63,42 @@ def run_of(checkpoint: Path) -> Path | None:
     return _relative(run) if is_run else None
 
 
-def find_checkpoint(wanted: str, named: Path) -> Path:
-    """The checkpoint that `--ckpt_path` means; see `find_checkpoints`."""
-    return find_checkpoints(wanted, named)[0]
+def find_checkpoint(name: str, runs: Path) -> Path:
+    """The checkpoint that `--ckpt_path` names; see `find_checkpoints`."""
+    return find_checkpoints(name, runs)[0]
 
 
-def find_checkpoints(wanted: str, named: Path) -> list[Path]:
-    """The checkpoint that `--ckpt_path` means, and older ones that may take its place if it is damaged.
+def find_checkpoints(name: str, runs: Path) -> list[Path]:
+    """The checkpoint that `--ckpt_path` names, and older ones that may take its place if it is damaged.
 
     Args:
-        wanted: `last` (the newest complete one of the newest run that has any), `best`, or a path.
-        named: the directory of all runs of the name, `runs/NAME`.
+        name: value of the option: `last` (the newest complete one of the newest run that has any), `best`, or a path.
+        runs: directory of all runs of a name, `runs/NAME`.
 
     Returns:
         At least one; more only for `last`, of the same run, newest first.
 
     Raises:
-        UserError: if there is none; says where it looked.
+        UserError: if there is none; the message names the directories that were searched.
     """
-    if wanted not in ("last", "best"):
-        return [_existing(Path(wanted))]
-    for number in reversed(numbers(named)):
-        run = named / str(number)
-        if wanted == "last" and (newest := newest_first(run)):
+    if name not in ("last", "best"):
+        return [_existing(Path(name))]
+    for number in reversed(numbers(runs)):
+        run = runs / str(number)
+        if name == "last" and (newest := newest_first(run)):
             return newest
-        best = best_checkpoint(run) if wanted == "best" else None
+        best = best_checkpoint(run) if name == "best" else None
         if best is not None:
             return [best]
-        if wanted == "best" and newest_checkpoint(run) is not None:
+        if name == "best" and newest_checkpoint(run) is not None:
             raise UserError(
                 f"--ckpt_path best: {run} has checkpoints, but none of them is marked as the best; name one"
             )
-    looked = f"no complete checkpoint in {named}/*/{CHECKPOINTS}" if numbers(named) else f"there is no run in {named}"
-    others = [entry.name for entry in named.parent.iterdir() if numbers(entry)] if os.path.isdir(named.parent) else []
-    others = [other for other in others if other != named.name]
-    hint = did_you_mean(named.name, others, "--name ") or "; --name and --runs_dir say where to look"
-    raise UserError(f"--ckpt_path {wanted}: nothing to resume: {looked}{hint}")
+    reason = f"no complete checkpoint in {runs}/*/{CHECKPOINTS}" if numbers(runs) else f"there is no run in {runs}"
+    others = [entry.name for entry in runs.parent.iterdir() if numbers(entry)] if os.path.isdir(runs.parent) else []
+    others = [other for other in others if other != runs.name]
+    hint = did_you_mean(runs.name, others, "--name ") or "; --name and --runs_dir say where to look"
+    raise UserError(f"--ckpt_path {name}: nothing to resume: {reason}{hint}")
 
 
 def newest_first(run: Path) -> list[Path]:
@@ -123,5 +123,5 @@ def _existing(path: Path) -> Path:
 
 
 def _relative(path: Path) -> Path:
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+    working_directory = Path.cwd()
+    return path.relative_to(working_directory) if path.is_relative_to(working_directory) else path

@@ -1,4 +1,4 @@
-"""What the files in a run's directory say: its settings, what it logged, and why it is not finished."""
+"""The contents of a run's files: its settings, its logged values, and the reason why it is not finished."""
 
 import csv
 import json
@@ -18,38 +18,38 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object in a file of JSON.
 
     Raises:
-        UserError: it is none.
+        UserError: if there is none.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """The configuration of the latest start of a run.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: if it cannot be read.
     """
     path = latest_config(run)
     try:
-        found = load_yaml(path.read_text(encoding="utf-8"), str(path))
+        content = load_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected settings, got {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected settings, got {type(content).__name__}")
+    return content
 
 
 def read_curves(run: Path) -> dict[str, dict[int, float]]:
-    """What was logged while a run trained; nothing where there is no file. A last line that was cut short is left out.
+    """The logged values of a run, name -> step -> value; empty without a file. An unfinished last line is left out.
 
     Raises:
-        UserError: something in it is not a number.
+        UserError: if a value is not a number.
     """
     path = run / METRICS
     if not path.is_file():
@@ -69,16 +69,16 @@ def read_curves(run: Path) -> dict[str, dict[int, float]]:
 
 
 def why_unfinished(run: Path) -> str:
-    """Why a run is not finished; empty if it is, or if nothing in its directory says that it is not.
+    """The reason why a run is not finished; empty if it is, or if its directory has no state.
 
     Raises:
-        UserError: its `state.json` cannot be read.
+        UserError: if its `state.json` cannot be read.
     """
     if not (run / STATE).is_file():
         return ""
-    found = read_json(run / STATE)
-    state, step, steps = (found.get(key) for key in ("state", "step", "steps"))
+    record = read_json(run / STATE)
+    state, step, steps = (record.get(key) for key in ("state", "step", "steps"))
     if state == "finished":
         return ""
-    said = "still running, or killed," if state == "running" else str(state)
-    return f"{said} at step {step}" + ("" if steps is None else f" of {steps}")
+    words = "still running, or killed," if state == "running" else str(state)
+    return f"{words} at step {step}" + ("" if steps is None else f" of {steps}")

@@ -17,14 +17,14 @@ ENVIRONMENT = "environment.json"
 _ATTEMPTS = 1000
 
 
-def run_name(given: str | None, config_files: Iterable[str]) -> str:
-    """The run's name: the one given, else the stem of the last configuration file, else `run`.
+def run_name(name_option: str | None, config_files: Iterable[str]) -> str:
+    """The run's name: that of the option, else the stem of the last configuration file, else `run`.
 
     Raises:
         UserError: if the name cannot be a directory below `--runs_dir`.
     """
     stems = [Path(file).stem for file in config_files]
-    name = given or (stems[-1] if stems else "run")
+    name = name_option or (stems[-1] if stems else "run")
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") or part.startswith(".") for part in parts):
         raise UserError(
@@ -60,7 +60,7 @@ def claim_next(parent: Path) -> Path:
 
 
 def _reason(parent: Path, error: OSError) -> str:
-    """Why a directory cannot be made, naming what is in the way."""
+    """The reason why a directory cannot be made, with the obstacle."""
     obstacle = next((place for place in (parent, *parent.parents) if os.path.isfile(place)), None)
     if obstacle is not None:
         return f"{obstacle} is a file; choose another --name or --runs_dir"
@@ -92,7 +92,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def next_config(run: Path) -> Path:
-    """Where the configuration of this start goes: `config.yaml`, or `config-resume-1.yaml` and so on beside it."""
+    """The file for the configuration of this start: `config.yaml`, or `config-resume-1.yaml` and so on beside it."""
     return run / f"config-resume-{len(_configs(run))}.yaml" if _configs(run) else run / CONFIG
 
 
@@ -100,7 +100,7 @@ def latest_config(run: Path) -> Path:
     """The configuration of the latest start of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: if there is none.
     """
     configs = _configs(run)
     if not configs:

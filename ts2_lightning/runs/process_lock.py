@@ -1,4 +1,4 @@
-"""Who works on a run: a lock that lives as long as the process that trains, whatever becomes of who began it."""
+"""The lock of the processes of a run: it lives as long as the process that trains, whoever has started it."""
 
 import fcntl
 import os
@@ -10,20 +10,20 @@ from ts2_lightning.types import UserError
 FILE = ".lock"
 
 
-class Lock:
-    """A run's lock, held. Processes that are given its descriptor hold it too, until the last of them has ended.
+class ProcessLock:
+    """A run's lock, held. Processes that inherit its descriptor hold it too, until the last of them has ended.
 
     The file names host and process of the `ablate` that took it.
 
     Args:
-        descriptor: of the locked file.
+        descriptor: descriptor of the locked file.
     """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
     @classmethod
-    def take(cls, directory: Path) -> "Lock | None":
+    def take(cls, directory: Path) -> "ProcessLock | None":
         """The lock of a run's directory, which is made if need be; None if someone has it.
 
         Raises:
@@ -67,11 +67,11 @@ def is_orphaned(directory: Path) -> bool:
     return False
 
 
-def _locked(directory: Path, flags: int, how: int) -> int | None:
+def _locked(directory: Path, flags: int, operation: int) -> int | None:
     """The descriptor of a lock's file, opened and locked; None if someone else has locked it."""
     descriptor = os.open(directory / FILE, flags, 0o644)
     try:
-        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

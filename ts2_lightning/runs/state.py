@@ -1,4 +1,4 @@
-"""How far a run is: `state.json` in its directory, which `callbacks.RunState` keeps up to date."""
+"""The state of a run: `state.json` in its directory, which `callbacks.RunState` keeps up to date."""
 
 import json
 import os
@@ -14,10 +14,10 @@ def read_state(run: Path) -> dict[str, Any] | None:
     """The state that a run's directory holds; None where there is none, or none that is whole.
 
     Args:
-        run: the directory.
+        run: directory of the run.
 
     Returns:
-        What `callbacks.RunState` has last written.
+        The values that `callbacks.RunState` has last written.
     """
     try:
         state: dict[str, Any] = json.loads((run / STATE).read_text(encoding="utf-8"))
@@ -30,8 +30,8 @@ def write_state(run: Path, state: dict[str, Any]) -> None:
     """Replaces the state in a run's directory; whoever reads it meanwhile gets the old one or the new one, whole.
 
     Args:
-        run: the directory.
-        state: JSON values.
+        run: directory of the run.
+        state: JSON values to write.
     """
     beside = run / f".{STATE}.new"
     beside.write_text(json.dumps(state) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """One writer for each run: a file names it, and a pulse in the file tells whether it lives.
 
-Locks of the operating system are not known on every file system that a cluster shares, nor do they say who holds them.
+Not every file system that a cluster shares has locks of the operating system, nor do these name their holder.
 So the file has the writer's host and process, and a number that goes up every ten seconds. Whoever finds it knows at
 once about a process of its own machine; of another machine it watches the pulse for a minute, by its own clock.
 """
@@ -28,16 +28,16 @@ PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes a run.
+    """The process that writes a run.
 
     Attributes:
         host: name of the machine.
         process: number of the process.
-        machine: what no other machine, boot or container has; the process's number is meant within it.
-        started: when the process started, in the machine's own count, so that its number can be given again.
-        job: of SLURM, with the number of its start; empty outside of one.
-        token: of this lock alone.
-        pulse: goes up as long as it lives.
+        machine: identity of the machine, its boot and the container, within which the process number is unique.
+        started: start time of the process, in the machine's own count, since process numbers are reused.
+        job: job of SLURM, with the number of its start; empty outside of one.
+        token: random name of this lock.
+        pulse: counter that goes up as long as the process lives.
     """
 
     host: str
@@ -56,7 +56,7 @@ class Writer:
 
     @property
     def is_dead(self) -> bool | None:
-        """Whether it has ended; None if that cannot be told from here."""
+        """Whether it has ended; None if this machine cannot know."""
         if self.machine == _machine():
             return _started(self.process) != self.started
         job, _, start = self.job.partition(" start ")
@@ -68,11 +68,11 @@ class WriterLock:
     """The right to write a run, held until `release`.
 
     Args:
-        run: the run's directory.
-        writer: this process.
+        run: directory of the run.
+        writer: description of this process.
 
     Attributes:
-        is_lost: another process has taken this one for dead, and writes the run now.
+        is_lost: whether another process has taken this one for dead, and writes the run now.
     """
 
     def __init__(self, run: Path, writer: Writer) -> None:
@@ -106,7 +106,7 @@ class WriterLock:
         """Whether this process may still write.
 
         Raises:
-            UserError: another process does.
+            UserError: if another process does.
         """
         if self.is_lost:
             raise UserError(
@@ -154,7 +154,7 @@ def _replace_if_dead(file: Path, writer: Writer) -> bool:
     """Puts this writer in the place of one that has ended; False if another process has done something meanwhile.
 
     Raises:
-        UserError: it lives.
+        UserError: if it lives.
     """
     stamp, before = _stamp(file), _read(file)
     if stamp is None:
@@ -208,7 +208,7 @@ def _read(file: Path) -> Writer | None:
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes whenever a file is written or replaced; None where there is none."""
+    """A stamp that changes whenever a file is written or replaced; None if there is no file."""
     try:
         with file.open("rb") as stream:  # opened, since NFS answers for a name alone from its memory
             status = os.fstat(stream.fileno())

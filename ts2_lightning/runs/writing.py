@@ -1,4 +1,4 @@
-"""Writing files so that whoever reads one, or is killed, finds it whole or as it was before."""
+"""Writing of files that are never seen half-written, even if the writer is killed."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Lets `write` write a file beside `path`, and renames it: whoever is killed meanwhile leaves `path` as it was."""
+    """Lets `write` write a file beside `path`, and renames it: a writer that is killed leaves `path` as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:

@@ -18,7 +18,7 @@ from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Task, forget_failure, is_trained
 from ts2_lightning.experiments.execution.work import measure, train
-from ts2_lightning.runs.process_lock import Lock
+from ts2_lightning.runs.process_lock import ProcessLock
 
 SECONDS = 2.0
 """Between two looks at a lock."""
@@ -71,10 +71,10 @@ def _locked(directory: Path, rank: int) -> Iterator[list[int]]:
         lock.release()
 
 
-def _patiently(directory: Path) -> Lock:
+def _patiently(directory: Path) -> ProcessLock:
     """The lock of a run; a file system may keep that of a node that has died a while."""
     deadline = time.monotonic() + _PATIENCE
-    while (lock := Lock.take(directory)) is None:
+    while (lock := ProcessLock.take(directory)) is None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"{directory}: another process is at it")
         time.sleep(SECONDS)

@@ -15,7 +15,7 @@ from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
 from ts2_lightning.experiments.execution.work import Outcome, settled, work
-from ts2_lightning.runs.process_lock import Lock, is_orphaned
+from ts2_lightning.runs.process_lock import ProcessLock, is_orphaned
 from ts2_lightning.types import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -64,7 +64,7 @@ class _Locally:
         self.pool = pool
         self.environments = dealt
         self.free = deque(range(len(dealt)))
-        self.running: dict[Future[Outcome], tuple[Task, Lock, int]] = {}
+        self.running: dict[Future[Outcome], tuple[Task, ProcessLock, int]] = {}
         self.elsewhere: set[Task] = set()
         self.failures: list[Failure] = []
 
@@ -89,7 +89,7 @@ class _Locally:
         """Starts as many as there is place for; the others are returned."""
         left, orphans = [], 0
         for task in waiting:
-            lock = Lock.take(task.directory) if len(self.free) > orphans else None
+            lock = ProcessLock.take(task.directory) if len(self.free) > orphans else None
             if lock is not None:
                 self._start_or_take(task, lock)
                 continue
@@ -100,7 +100,7 @@ class _Locally:
                 self.board.tell(task, "running elsewhere")
         return left
 
-    def _start_or_take(self, task: Task, lock: Lock) -> None:
+    def _start_or_take(self, task: Task, lock: ProcessLock) -> None:
         """What another has just failed at is not tried again now."""
         failure = read_failure(task) if task in self.elsewhere else None
         if failure is None:
@@ -116,7 +116,7 @@ class _Locally:
         for future in wait(self.running, timeout=SECONDS, return_when=FIRST_COMPLETED).done:
             self._end(future)
 
-    def _start(self, task: Task, lock: Lock) -> None:
+    def _start(self, task: Task, lock: ProcessLock) -> None:
         place = self.free.popleft()
 
         def tell(state: str) -> None:

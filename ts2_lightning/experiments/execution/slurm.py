@@ -27,7 +27,7 @@ from ts2_lightning.experiments.execution.task import (
 )
 from ts2_lightning.experiments.grid import Grid
 from ts2_lightning.ranges import COUNT, check_number
-from ts2_lightning.runs.process_lock import Lock, is_taken
+from ts2_lightning.runs.process_lock import ProcessLock, is_taken
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError
 
@@ -225,7 +225,7 @@ def _remember(task: Task, job: str) -> None:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process submits at a time; the others then see its jobs."""
-    while (lock := Lock.take(folder)) is None:
+    while (lock := ProcessLock.take(folder)) is None:
         time.sleep(SECONDS)
     try:
         yield
