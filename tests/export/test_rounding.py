@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.callbacks.tiny_llama import write_base
 from tests.export.stand_ins import load, logits, save_checkpoint, settings, stored
 from ts2_lightning.export import export_checkpoint, export_model
-from ts2_lightning.export.rounding import TOLERATED, Rounding, Weight
+from ts2_lightning.export.rounding import TOLERATED, ExportedWeight, Rounding
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
 from ts2_lightning.modules.adapters import merged_weights
 from ts2_lightning.modules.language_model import load_language_model
@@ -108,8 +108,8 @@ def test_where_nothing_is_rounded_nothing_is_read() -> None:
     def read() -> Tensor:
         raise AssertionError
 
-    rounding, weight = Rounding(), Weight("w", torch.ones(3), torch.float32, read)
+    rounding, weight = Rounding(), ExportedWeight("w", torch.ones(3), torch.float32, read)
     rounding.add(weight, torch.ones(3))
     assert (rounding.share, rounding.complaint) == (0.0, None)
-    rounding.add(Weight("w", torch.ones(3), torch.float32), torch.ones(3, dtype=torch.bfloat16))
+    rounding.add(ExportedWeight("w", torch.ones(3), torch.float32), torch.ones(3, dtype=torch.bfloat16))
     assert rounding.share == 0.0, "the start is not known"

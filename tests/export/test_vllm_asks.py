@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from tests.callbacks.tiny_llama import END, EOS, edit, write_base
 from tests.export.stand_ins import load, save_checkpoint, settings, shake
-from tests.export.test_layout import CONFIGS, random_model
+from tests.export.test_hub_names import CONFIGS, random_model
 from ts2_lightning.export import export_checkpoint
 from ts2_lightning.export.companions import TOKENIZER_FILES
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig

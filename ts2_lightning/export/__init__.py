@@ -1,13 +1,16 @@
-"""Trained models as transformers directories: from a model, or from a checkpoint of any strategy in bounded memory.
+"""Trained models as transformers directories, from a model or from a checkpoint of any strategy, in bounded memory.
 
-layout           the names and shapes of the hub's checkpoints, ties once
-rounding         what an export rounds away of what training has changed
-finite           weights as they are written
-shards           safetensors files of bounded size
-companions       config.json, generation settings, tokenizer, chat template
-adapter_files    an adapter by itself
-place            a directory that appears when it is complete
-export           all of it together
+In: a model or a checkpoint, and `ExportSettings`; out: a directory. It may import only `checkpoint_files` and `modules`
+(and what every room may). Not here: training, callbacks, and generation with the exported model.
+
+hub_names          the names and shapes of the hub's checkpoints, ties once
+rounding           the part of the training's changes that an export rounds away
+finite             weights as they are written
+shards             safetensors files of bounded size
+companions         config.json, generation settings, tokenizer, chat template
+adapter_files      an adapter by itself
+output_directory   a directory that appears when it is complete
+export             all of it together
 """
 
 from ts2_lightning.export.companions import tokenizer_files

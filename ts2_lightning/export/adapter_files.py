@@ -14,7 +14,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def is_hub_name(base: str) -> bool:
-    """Whether a base model is named as everybody can have it: `owner/name`, and no directory here.
+    """Whether a base model has a name on the hub, `owner/name`, and is not a local directory.
 
     >>> is_hub_name("meta-llama/Llama-3.2-1B"), is_hub_name("/home/me/llama"), is_hub_name("toyworld?seed=1")
     (True, False, False)
@@ -26,13 +26,13 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
     """Writes `adapter_config.json`, which names the base model, and `adapter_model.safetensors`.
 
     Args:
-        model: with an adapter.
-        directory: is there.
-        dtype: of the weights; None leaves them as they are.
+        model: model with an adapter.
+        directory: directory to write to; it exists.
+        dtype: dtype of the written weights; None leaves them as they are.
         base: name of the base model.
 
     Raises:
-        UserError: a weight is not finite.
+        UserError: if a weight is not finite.
     """
     from peft import get_peft_model_state_dict
 

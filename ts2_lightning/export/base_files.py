@@ -15,35 +15,35 @@ def base_file(base: str, name: str, revision: str | None, fetch: bool = True) ->
     """A file of the base model; None if there is none.
 
     Args:
-        base: a directory, or a name on the hub.
-        name: of the file.
-        revision: on the hub.
-        fetch: from the hub, if it is not in the cache.
+        base: directory or hub name of the base model.
+        name: name of the file.
+        revision: revision on the hub; None is the newest.
+        fetch: whether to fetch it from the hub if it is not in the cache.
     """
     if Path(base).is_dir():
         return Path(base, name) if Path(base, name).is_file() else None
     try:
-        found = cached_file(
+        path = cached_file(
             base, name, revision=revision, local_files_only=not fetch, _raise_exceptions_for_missing_entries=False
         )
     except OSError:  # no such repository: a name that was never one, or no connection and not in the cache
         return None
-    return None if found is None else Path(found)
+    return None if path is None else Path(path)
 
 
 class BaseWeights:
     """The weights of a base model, read from its files one at a time, where they are on this machine.
 
     Args:
-        base: a directory, or a name on the hub; None: there is none.
-        revision: on the hub.
+        base: directory or hub name of the base model; None if there is none.
+        revision: revision on the hub; None is the newest.
     """
 
     def __init__(self, base: str | None, revision: str | None) -> None:
         self._base, self._revision = base, revision
 
     def reading(self, name: str) -> Callable[[], Tensor | None]:
-        """What reads a weight, mapped into memory; it gives None if there is none of that name."""
+        """A function that returns a weight, mapped into memory; None if there is none of that name."""
 
         def read() -> Tensor | None:
             file = self._files.get(name)
@@ -80,5 +80,5 @@ def base_json(base: str | None, name: str, revision: str | None) -> dict[str, An
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """As the hub's files are: indented, in the order given."""
+    """Writes a JSON file in the form of the hub's: indented, keys in the order of the dict."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

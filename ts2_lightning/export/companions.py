@@ -1,4 +1,4 @@
-"""What lies beside the weights: config.json, generation settings, tokenizer, chat template."""
+"""The files beside the weights: config.json, generation settings, tokenizer, chat template."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
 )
 """Patterns of the files that make up a tokenizer, in all the layouts transformers has had."""
 
-# What training may switch in the model's config, which says nothing about the model itself.
+# Entries of the model's config that training may switch, and that are no property of the model itself.
 _RUNTIME_KEYS = {"use_cache", "dtype", "torch_dtype", "transformers_version", "architectures", "quantization_config"}
 
 
@@ -68,8 +68,8 @@ def write_generation_config(
     eos = settings.get("eos_token_id")
     if eos is None:
         eos = model.config.eos_token_id
-    known = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    ids = list(dict.fromkeys([*known, *(int(token) for token in end_of_turn_ids)]))
+    present = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    ids = list(dict.fromkeys([*present, *(int(token) for token in end_of_turn_ids)]))
     if ids:
         settings["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     write_json(directory / "generation_config.json", settings)
@@ -77,7 +77,7 @@ def write_generation_config(
 
 @contextmanager
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str | None]:
-    """Where a tokenizer was loaded from: a directory, or its name on the hub."""
+    """The source of a tokenizer: the directory or hub name it was loaded from, or a temporary directory."""
     if tokenizer is None or tokenizer.name_or_path:
         yield tokenizer.name_or_path if tokenizer is not None else None
         return
@@ -90,9 +90,9 @@ def copy_tokenizer(source: str | Path, revision: str | None, directory: Path) ->
     """The tokenizer's own files, byte for byte.
 
     Args:
-        source: a directory, or a name on the hub.
-        revision: on the hub.
-        directory: to copy them to.
+        source: directory or hub name of the tokenizer.
+        revision: revision on the hub; None is the newest.
+        directory: directory to copy them to.
 
     Raises:
         UserError: if there are none.

@@ -14,7 +14,7 @@ What is written:
 - `generation_config.json`: the base model's, whose `eos_token_id` also lists the tokens that close a
   turn. Without them a chat model trained from a base model does not stop.
 
-vLLM itself was never run on it; a test holds the files to what vLLM asks of them.
+vLLM itself was never run on it; a test checks the files against vLLM's requirements.
 """
 
 import itertools
@@ -40,9 +40,9 @@ from ts2_lightning.export.companions import (
     write_generation_config,
 )
 from ts2_lightning.export.finite import as_written
-from ts2_lightning.export.layout import Ties, in_file_layout, plain_structure, recall_conversions
-from ts2_lightning.export.place import check_place, check_room, replacing
-from ts2_lightning.export.rounding import Rounding, Weight
+from ts2_lightning.export.hub_names import Ties, in_file_layout, plain_structure, recall_conversions
+from ts2_lightning.export.output_directory import check_place, check_room, replacing
+from ts2_lightning.export.rounding import ExportedWeight, Rounding
 from ts2_lightning.export.shards import SHARD_BYTES, write_shards
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_weights
@@ -62,19 +62,19 @@ _EXPORTED_FILES = (
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """How weights are written, and what is put beside them.
+    """Settings of an export: the form of the weights, and the files beside them.
 
     Args:
         tokenizer_source: directory or hub name whose tokenizer files are copied.
-        chat_template: Jinja source of the trained template; None keeps what the tokenizer's files have.
+        chat_template: jinja source of the trained template; None keeps that of the tokenizer's files.
         end_of_turn_ids: ids of the tokens that close an assistant turn.
-        dtype: one of `WEIGHT_DTYPES`; None: of whole weights bfloat16 if the base model on disk is bfloat16, or was
-            held in 4 bits, else their own dtype; of a separate adapter its own.
-        adapter: of a model that has one: `merged` into whole weights, or `separate`, in PEFT's format.
-        base: how a separate adapter names its base model; None: as the model's `name_or_path`.
+        dtype: dtype of the weights, one of `WEIGHT_DTYPES`; None: for whole weights bfloat16 if the base model on disk
+            is bfloat16, or was held in 4 bits, else their own dtype; for a separate adapter its own.
+        adapter: form of an adapter's export: `merged` into whole weights, or `separate`, in PEFT's format.
+        base: name of the base model in a separate adapter's config; None: the model's `name_or_path`.
 
     Raises:
-        UserError: if `dtype` or `adapter` is none of these.
+        UserError: if `dtype` or `adapter` has another value.
     """
 
     tokenizer_source: str | Path
@@ -101,11 +101,11 @@ def export_model(
     memory. Custom code is never run or copied (`trust_remote_code` stays off).
 
     Args:
-        model: whole in this process, with or without an adapter; its `name_or_path` says where the base model's files
-            are.
-        out: the directory to make.
-        settings: how.
-        revision: of the base model on the hub; of the tokenizer too, if it is the base model's own.
+        model: model that is whole in this process, with or without an adapter; its `name_or_path` is the place of the
+            base model's files.
+        out: directory to make.
+        settings: form of the weights, and files beside them.
+        revision: revision of the base model on the hub; also of the tokenizer, if it is the base model's own.
 
     Returns:
         `out`, as a `Path`.
@@ -119,33 +119,34 @@ def export_model(
             raise UserError(f"cannot export {name}: it is sharded over ranks, so export from a checkpoint instead")
     if not is_adapted(model):
         starts = BaseWeights(model.name_or_path, revision)
-        weights = (Weight(name, w, w.dtype, starts.reading(name)) for name, w in model.state_dict().items())
+        weights = (ExportedWeight(name, w, w.dtype, starts.reading(name)) for name, w in model.state_dict().items())
         return _export(model, weights, out, settings, revision)
     if settings.adapter == "separate":
         return _export_adapter(model, out, settings, revision)
     if hasattr(model.config, "quantization_config"):
         settings = replace(settings, dtype=settings.dtype or "bfloat16")
-    merged = (Weight(w.name, w.value, w.held, partial(_itself, w.base)) for w in merged_weights(model))
+    merged = (ExportedWeight(w.name, w.value, w.held, partial(_itself, w.base)) for w in merged_weights(model))
     return _export(plain_structure(model), merged, out, settings, revision)
 
 
 def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path, settings: ExportSettings) -> Path:
-    """As `export_model`, from a checkpoint of any strategy, without a model in memory.
+    """Writes a transformers directory from a checkpoint of any strategy, without a model in memory; see `export_model`.
 
-    Float32 masters are what is exported where there are any. The base model that an adapter is merged into is mapped
+    Float32 masters are exported where there are any. The base model that an adapter is merged into is mapped
     into memory from its files, or held in 4 bits.
 
     Args:
-        checkpoint: a file, or a directory of FSDP2 or DeepSpeed.
-        lm: the model that was trained.
-        out: the directory to make.
-        settings: how.
+        checkpoint: checkpoint file, or directory of FSDP2 or DeepSpeed.
+        lm: configuration of the model that was trained.
+        out: directory to make.
+        settings: form of the weights, and files beside them.
 
     Returns:
         `out`, as a `Path`.
 
     Raises:
-        UserError: as `export_model`; if there is no such checkpoint, parts of it are missing, or it is another model's.
+        UserError: see `export_model`; if there is no such checkpoint, if parts of it are missing, or if it is another
+            model's.
     """
     check_place(Path(out), [lm.path, settings.tokenizer_source], _EXPORTED_FILES)  # before anything large is loaded
     settings = replace(settings, base=settings.base or lm.given_path or lm.path)
@@ -166,18 +167,18 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
         return export(model, out, settings, lm.revision)
     recall_conversions(model, lm.path, lm.revision)
     starts = BaseWeights(lm.path if lm.init == "pretrained" else None, lm.revision)
-    trained = (Weight(name, w.read(), w.dtype, starts.reading(name)) for name, w in weights.items())
+    trained = (ExportedWeight(name, w.read(), w.dtype, starts.reading(name)) for name, w in weights.items())
     left_out = _left_out(model, weights.keys(), lm, checkpoint)
     return _export(model, itertools.chain(trained, left_out), out, settings, lm.revision)
 
 
 def _left_out(
     model: PreTrainedModel, stored: Collection[str], lm: LanguageModelConfig, checkpoint: Path
-) -> list[Weight]:
+) -> list[ExportedWeight]:
     """The weights that were not trained and that a checkpoint leaves out, such as a vision tower's: the base model's.
 
     Raises:
-        UserError: there is no base model that has them.
+        UserError: if no base model has them.
     """
     names = [name for name, parameter in model.named_parameters() if not (parameter.requires_grad or name in stored)]
     if not names:
@@ -185,7 +186,7 @@ def _left_out(
     if lm.init == "random":
         raise UserError(f"{checkpoint}: it has no {names[0]}, which was not trained, and no base model has it either")
     base = load_language_model(lm, stored_dtype(lm)).state_dict()  # files may have them under other names
-    return [Weight(name, base[name], base[name].dtype, partial(_itself, base[name])) for name in names]
+    return [ExportedWeight(name, base[name], base[name].dtype, partial(_itself, base[name])) for name in names]
 
 
 def checkpoint_step(checkpoint: Path) -> int:
@@ -200,7 +201,7 @@ def is_sharded(parameter: Tensor) -> bool:
 
 def _export(
     structure: PreTrainedModel,
-    weights: Iterable[Weight],
+    weights: Iterable[ExportedWeight],
     out: str | Path,
     settings: ExportSettings,
     revision: str | None,
@@ -208,11 +209,11 @@ def _export(
     """Writes whole weights and their config.
 
     Args:
-        structure: has the names, shapes and ties of the weights; its values are not read.
-        weights: under its names.
-        out: as in `export_model`.
-        settings: as in `export_model`.
-        revision: as in `export_model`.
+        structure: model with the names, shapes and ties of the weights; its values are not read.
+        weights: weights under its names.
+        out: see `export_model`.
+        settings: see `export_model`.
+        revision: see `export_model`.
     """
     if settings.adapter == "separate":
         raise UserError("export adapter: separate needs a run with an adapter (model.lm.adapter); this one has none")
@@ -234,9 +235,9 @@ def _export(
     return _write(structure, out, settings, revision, write)
 
 
-def _peek(weights: Iterable[Weight]) -> tuple[Weight, Iterator[Weight]]:
+def _peek(weights: Iterable[ExportedWeight]) -> tuple[ExportedWeight, Iterator[ExportedWeight]]:
     """The first weight of floating point, whose dtype the config names, and all weights from the start."""
-    before: list[Weight] = []
+    before: list[ExportedWeight] = []
     iterator = iter(weights)
     for weight in iterator:
         before.append(weight)
@@ -246,7 +247,7 @@ def _peek(weights: Iterable[Weight]) -> tuple[Weight, Iterator[Weight]]:
 
 
 def _written(
-    weights: Iterable[Weight], dtype: torch.dtype | None, rounding: Rounding, aliases: Collection[str]
+    weights: Iterable[ExportedWeight], dtype: torch.dtype | None, rounding: Rounding, aliases: Collection[str]
 ) -> Iterator[tuple[str, Tensor]]:
     """The weights as they are written; what is tied to another counts once in the rounding."""
     for weight in weights:
@@ -294,10 +295,10 @@ def _base(model: PreTrainedModel) -> str | None:
     return model.name_or_path or None
 
 
-def _dtype(wanted: str | None, base: str | None, revision: str | None) -> torch.dtype | None:
-    """What weights are cast to; None leaves them as they are."""
-    if wanted is not None:
-        return WEIGHT_DTYPES[wanted]
+def _dtype(name: str | None, base: str | None, revision: str | None) -> torch.dtype | None:
+    """The dtype that weights are cast to; None leaves them as they are."""
+    if name is not None:
+        return WEIGHT_DTYPES[name]
     config = base_json(base, "config.json", revision)
     on_disk = config.get("dtype", config.get("torch_dtype"))  # the second is the name that transformers 4 wrote
     return torch.bfloat16 if on_disk == "bfloat16" else None

@@ -11,12 +11,12 @@ def as_written(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A weight on the CPU and in the dtype of the export.
 
     Args:
-        name: of the weight, for messages.
-        tensor: the weight.
-        dtype: what a floating-point one becomes; None leaves it as it is.
+        name: name of the weight, for messages.
+        tensor: value of the weight.
+        dtype: dtype of a floating-point weight; None leaves it as it is.
 
     Raises:
-        UserError: it has a nan or an infinity: a model with such a weight has no words, and says nothing of it.
+        UserError: if it has a nan or an infinity: a model with such a weight writes nothing, without an error.
 
     Example:
         >>> as_written("head", torch.tensor([1e5]), torch.float16)

@@ -1,4 +1,4 @@
-"""What an export rounds away of what training has changed.
+"""The part of a training's changes that an export rounds away.
 
 A bfloat16 weight of 0.02 has neighbours at a distance of 1e-4: short trainings, and gentle ones, change it by less. So
 the export's rounding can be as large as the whole update, though no single weight looks wrong.
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 TOLERATED = 0.05
-"""Norm of the rounding over norm of the update, above which a user is told."""
+"""Norm of the rounding over norm of the update, above which there is a warning."""
 
 
-class Weight(NamedTuple):
+class ExportedWeight(NamedTuple):
     """A weight that is to be exported.
 
     Attributes:
-        name: that the model has for it.
-        value: exact, as training has left it.
-        dtype: as which it is written if no other is asked for.
-        start: gives what it was before training; None where that is not known.
+        name: name of the weight in the model.
+        value: exact value after training.
+        dtype: dtype in which it is written if the user names none.
+        start: function that returns the value before training; None if unknown.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Rounding:
     Example:
         >>> rounding = Rounding()
         >>> exact = torch.tensor([1.0 + 2**-10, 1.0 + 2**-7])
-        >>> rounding.add(Weight("w", exact, torch.bfloat16, lambda: torch.ones(2)), exact.bfloat16())
+        >>> rounding.add(ExportedWeight("w", exact, torch.bfloat16, lambda: torch.ones(2)), exact.bfloat16())
         >>> round(rounding.share, 3)
         0.124
     """
@@ -45,12 +45,12 @@ class Rounding:
         self._rounding = self._update = 0.0
         self._dtypes: set[torch.dtype] = set()
 
-    def add(self, weight: Weight, written: Tensor) -> None:
-        """One weight.
+    def add(self, weight: ExportedWeight, written: Tensor) -> None:
+        """Add one weight.
 
         Args:
-            weight: exact.
-            written: the same, as it is written.
+            weight: weight with its exact value.
+            written: value that is written.
         """
         if written.dtype == weight.value.dtype or not written.is_floating_point():
             return

@@ -19,10 +19,10 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, expecte
     """Writes `model.safetensors`, or several files and their index. The tensors of one file are in memory at a time.
 
     Args:
-        tensors: on the CPU; they may be memory-mapped.
-        directory: is there.
-        expected: bytes of all, about; for the progress bar.
-        shard_bytes: upper limit of a file.
+        tensors: names and tensors on the CPU; they may be memory-mapped.
+        directory: directory to write to; it exists.
+        expected: number of bytes of all tensors, about; for the progress bar.
+        shard_bytes: largest number of bytes of a file.
     """
     files: list[dict[str, int]] = []  # names and bytes of each
     shard: dict[str, Tensor] = {}

@@ -21,7 +21,7 @@ from transformers import (
 from tests.callbacks.tiny_llama import write_base
 from tests.export.stand_ins import load, logits, save_checkpoint, settings, shake, stored
 from ts2_lightning.export import export_checkpoint, export_model
-from ts2_lightning.export.layout import Ties, in_file_layout, plain_structure
+from ts2_lightning.export.hub_names import Ties, in_file_layout, plain_structure
 from ts2_lightning.export.shards import write_shards
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.types import UserError

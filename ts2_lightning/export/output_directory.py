@@ -15,12 +15,12 @@ from ts2_lightning.types import UserError
 
 
 def check_place(out: Path, sources: Sequence[str | Path | None], own_files: Sequence[str]) -> None:
-    """Refuses to write where something would be lost.
+    """Refuses an output directory in which something would be lost.
 
     Args:
-        out: the directory to make.
-        sources: what is read: it cannot be written.
-        own_files: patterns of the files that an earlier export may have left there.
+        out: directory to make.
+        sources: directories that are read, and so cannot be written.
+        own_files: patterns of the files that an earlier export may have left in it.
 
     Raises:
         UserError: if `out` is one of the sources, a file, or a directory that holds something else.
@@ -63,7 +63,7 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def check_room(directory: Path, needed: int) -> None:
-    """Says before an hour of writing that it will not fit.
+    """Refuses an export that does not fit on the disk, before an hour of writing.
 
     Raises:
         UserError: if fewer than `needed` bytes are free where `directory` lies.
@@ -74,7 +74,7 @@ def check_room(directory: Path, needed: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the system says; safetensors has it in its own words."""
+    """The message of the system, which safetensors wraps in its own words."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or re.search(r"\(os error (28|122)\)", str(error)):
         return "no space left on the disk"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from ts2_lightning.export.place import check_place, check_room, replacing
+from ts2_lightning.export.output_directory import check_place, check_room, replacing
 from ts2_lightning.types import UserError
 
 

@@ -1,4 +1,4 @@
-"""From the names that a model has for its weights to those of the hub's checkpoints.
+"""From a model's names of its weights to those of the hub's checkpoints.
 
 transformers 5 renames, fuses and splits tensors when it loads (the experts of a mixture become one tensor), and
 reverses that when it saves, on all weights at once. Here the same reversal runs on a few tensors at a time.
@@ -41,10 +41,10 @@ def plain_structure(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def recall_conversions(structure: PreTrainedModel, base: str, revision: str | None) -> None:
-    """Has a model that was built, not loaded, be written in the layout of its base model's files.
+    """Makes a model that was built, not loaded, be written in the layout of its base model's files.
 
-    `from_pretrained` would remember which conversions it has used; here the names in the files tell. Where they are not
-    known, the layout is the usual one of the architecture.
+    `from_pretrained` would remember the conversions that it has used; here they follow from the names in the files. If
+    those are unknown, the layout is the usual one of the architecture.
     """
     names = _stored_names(base, revision)
     if not names:
@@ -59,7 +59,7 @@ def recall_conversions(structure: PreTrainedModel, base: str, revision: str | No
 
 
 def _stored_names(base: str, revision: str | None) -> list[str]:
-    """The names in a base model's files, as far as they are known without fetching weights; else none."""
+    """The names in a base model's files; none if weights would have to be fetched for them."""
     index = base_file(base, SAFE_WEIGHTS_INDEX_NAME, revision)
     if index is not None:
         return sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
@@ -71,13 +71,13 @@ def _stored_names(base: str, revision: str | None) -> list[str]:
 
 
 class Ties:
-    """Leaves out what is written under another name already.
+    """Leaves out weights that are written under another name already.
 
     Args:
-        structure: says which of its weights are tied.
+        structure: model whose weights are tied.
 
     Attributes:
-        parted: names of weights that the model ties, but whose values differ: training has parted them.
+        parted: names of tied weights whose values differ, since training has parted them.
     """
 
     def __init__(self, structure: PreTrainedModel) -> None:
@@ -103,8 +103,8 @@ def in_file_layout(structure: PreTrainedModel, tensors: NamedTensors) -> Iterato
     """Weights under the names, and in the shapes, that the hub's checkpoints have them in.
 
     Args:
-        structure: the model, on any device: its values are not read.
-        tensors: its weights under its own names, in any order.
+        structure: model on any device; its values are not read.
+        tensors: weights of the model under its own names, in any order.
     """
     ignored = structure._keys_to_ignore_on_save or ()
     group_of = {name: group for group in _groups(structure) for name in group.names}
