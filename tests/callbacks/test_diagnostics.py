@@ -23,7 +23,7 @@ from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
 from tests.contract import steps
 from tests.metrics.plain import of_all
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput
-from ts2_lightning.callbacks.reference_drift import Reference
+from ts2_lightning.callbacks.reference_drift import ReferenceFile
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import TS2Loss
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig, SFTModule
@@ -269,11 +269,11 @@ def test_a_reference_of_other_rows_is_refused(tmp_path: Path) -> None:
     def batch(label: int) -> dict[str, Tensor]:
         return {"input_ids": torch.ones(1, 3).long(), "supervised": torch.tensor([1]), "labels": torch.tensor([label])}
 
-    reference = Reference(tmp_path, [batch(2)])
+    reference = ReferenceFile(tmp_path, [batch(2)])
     reference.write(torch.randn(1, 5), torch.tensor([2]))
     reference.finish(True)
-    assert Reference(tmp_path, [batch(2)]).trouble() == ""
-    assert "of other validation rows" in Reference(tmp_path, [batch(3)]).trouble()
+    assert ReferenceFile(tmp_path, [batch(2)]).trouble() == ""
+    assert "of other validation rows" in ReferenceFile(tmp_path, [batch(3)]).trouble()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Callbacks that read what a training step published: log it, keep checkpoints, export the model, show
-progress, end a run that is told to end or that hangs. `NEFTune` and `StepSeed` alone take part in the training.
+"""Callbacks that read the published values of a training step: they log, draw, save, export and guard a run.
 
-`default_callbacks` is what every run gets; each class can be put into a config by its name as well.
+In: a trainer and its module; out: files in the run's directory and logged numbers. Only `NEFTune` and `StepSeed` take
+part in training. `default_callbacks` are those of every run; a configuration may name each class. The table of rooms in
+docs/architecture.md says what they may import. Not here: losses, engines, the model itself, and the command line.
 """
 
 from pathlib import Path
@@ -48,7 +49,7 @@ def default_callbacks(run_dir: str | Path) -> list[Callback]:
             `run_dir/export`.
 
     Returns:
-        In the order in which they act (the bar shows what the monitor has just published; Lightning puts
+        The callbacks in the order in which they act (the bar shows what the monitor has just published; Lightning puts
         checkpoints last in any case).
     """
     run = Path(run_dir)

@@ -1,4 +1,4 @@
-"""The newest checkpoints of a run and its best one, of which a killed run never loses any."""
+"""The newest checkpoints of a run and its best one, none of which a killed run loses."""
 
 import logging
 import os
@@ -48,15 +48,15 @@ class Checkpoints(ModelCheckpoint):
     Weights that are not finite are never written: a step's update can ruin them after all that was looked at before it,
     and the checkpoint would take the place of the last good one.
 
-    A run directory may be moved: on resume from it, the best value so far is still known.
+    A run directory may be moved: a run that is resumed from it still has the best value so far.
 
     Args:
         dirpath: directory of the checkpoints; null: `checkpoints` in the trainer's `default_root_dir`.
-        monitor: the validation mean that decides which is best.
+        monitor: name of the validation mean that decides which is best.
         mode: whether a smaller (`min`) or a larger (`max`) value is better.
-        every_n_steps: also write a checkpoint every this many optimizer steps; null: at epoch ends only.
-        keep_last: how many of the newest to keep.
-        save_weights_only: leave out optimizer, schedule and loop state (such a checkpoint cannot be resumed).
+        every_n_steps: number of optimizer steps after which there is a checkpoint too; null: only at ends of epochs.
+        keep_last: number of newest checkpoints to keep.
+        save_weights_only: whether to leave out optimizer, schedule and loops (such a checkpoint cannot be resumed).
 
     Raises:
         UserError: if `every_n_steps` or `keep_last` is smaller than 1.
@@ -156,7 +156,7 @@ class Checkpoints(ModelCheckpoint):
                 counts["ready"] = counts["started"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What is known of the best, and whether a validation has begun that is not over."""
+        """The best checkpoints and their values, and whether a validation has begun that is not over."""
         return {**super().state_dict(), "validation_is_due": self._validation_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -164,9 +164,9 @@ class Checkpoints(ModelCheckpoint):
         best = str(self._path(self.BEST))
         if state_dict.get("dirpath") != self.dirpath and os.path.exists(best):
             score = state_dict["best_model_score"]
-            known = {} if score is None else {best: score}
+            best_models = {} if score is None else {best: score}
             paths = {name: best for name in ("best_model_path", "kth_best_model_path") if state_dict.get(name)}
-            state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": known}
+            state_dict = {**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": best_models}
         super().load_state_dict(state_dict)
         self._validation_is_due = state_dict.get("validation_is_due", False)
 
@@ -194,7 +194,7 @@ class Checkpoints(ModelCheckpoint):
             checksums = _of_all_ranks(trainer, checksums)
             failure = _together(trainer, lambda: self._publish(trainer, place, checksums))
         if failure is not None:
-            self._tell(trainer, failure)
+            self._report_failure(trainer, failure)
             return False
         self._saved_step = step
         self._last_checkpoint_saved = str(place)
@@ -205,7 +205,7 @@ class Checkpoints(ModelCheckpoint):
         return True
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Lightning has found this step to be the best so far."""
+        """Called by Lightning when this step is the best so far."""
 
         def call_it_best() -> None:
             if trainer.is_global_zero:
@@ -216,7 +216,7 @@ class Checkpoints(ModelCheckpoint):
             self._last_global_step_saved = trainer.global_step
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-        """What could not be saved is not the best: another may become it."""
+        """A checkpoint that could not be saved is not the best: another may become it."""
         before = {**super().state_dict(), "best_k_models": dict(self.best_k_models)}
         super()._update_best_and_save(current, trainer, monitor_candidates)
         if self._last_global_step_saved != trainer.global_step:
@@ -265,8 +265,8 @@ class Checkpoints(ModelCheckpoint):
             if path.resolve() != best:
                 files.remove(path)
 
-    def _tell(self, trainer: Trainer, failure: str) -> None:
-        """One line; what was written of the checkpoint only takes the place that is missing."""
+    def _report_failure(self, trainer: Trainer, failure: str) -> None:
+        """Log one line, and remove the unfinished checkpoint, which takes up space."""
         if not trainer.is_global_zero:
             return
         files.remove_remains(self._directory)
@@ -299,7 +299,7 @@ class StraightToFile(TorchCheckpointIO):
 
 
 def _own_checksums(trainer: Trainer, partial: Path) -> dict[str, list[int]]:
-    """Those of what this rank has written; it is in the memory of its node still."""
+    """The checksums of the files that this rank has written, which are still in its node's memory."""
     return files.block_checksums(partial, trainer.global_rank, trainer.world_size)
 
 
@@ -334,18 +334,18 @@ def _validate(trainer: Trainer) -> None:
     connector._first_loop_iter, loop._has_run = first, False
 
 
-def _together(trainer: Trainer, work: Callable[[], None]) -> str | None:
-    """Do a rank's part of the work, and learn how the others fared: nobody waits for a rank that has failed.
+def _together(trainer: Trainer, action: Callable[[], None]) -> str | None:
+    """Run a rank's part of a common action, and learn whether the others failed: nobody waits for a rank that has.
 
     Returns:
-        Why it could not be written, if it is for the disk that it could not; None if all went well.
+        The reason of a failure that the disk has caused; None if all went well.
 
     Raises:
         Exception: another error, in the rank that has met it; a `RuntimeError` in the others.
     """
     error: BaseException | None = None
     try:
-        work()
+        action()
     except _FAILURES as caught:
         error = caught
     report = None if error is None else _report(error, trainer.global_rank)
@@ -363,7 +363,7 @@ def _together(trainer: Trainer, work: Callable[[], None]) -> str | None:
 
 
 def _report(error: BaseException, rank: int) -> tuple[int, bool, str]:
-    """The rank that has met an error, whether it is of the disk, and what it says."""
+    """The rank of an error, whether the disk has caused it, and its message."""
     if isinstance(error, CheckpointException):  # of torch.distributed.checkpoint, which tells all ranks of the first
         rank, error = next((rank, failure[0]) for rank, failure in error.failures.items())
     cause = error if isinstance(error, OSError) else error.__context__
@@ -374,7 +374,7 @@ def _report(error: BaseException, rank: int) -> tuple[int, bool, str]:
 
 @contextmanager
 def _errors_at_the_end(strategy: Any) -> Iterator[None]:
-    """DeepSpeed's ranks meet again after each has written: what a rank could not write is told only then."""
+    """Raise a rank's write error only after all ranks have written, since DeepSpeed's ranks wait for each other."""
     if not isinstance(strategy, DeepSpeedStrategy):
         yield
         return

@@ -27,15 +27,15 @@ class ExportHuggingFace(Callback):
     checkpoint that has just been written, while the other ranks are done.
 
     Args:
-        directory: where to write; null: `export` in the trainer's `default_root_dir`.
-        which: `last` exports the weights at the end of training, `best` those of the best checkpoint (of the
-            trainer's checkpoint callback; the last ones where no validation has chosen a best).
-        dtype: `float32`, `bfloat16` or `float16`; null: bfloat16 if the base model on disk is bfloat16, else
-            the dtype that the trained weights have.
-        adapter: of a model that has one: `merged` into whole weights, or `separate`, in PEFT's format.
+        directory: directory to write; null: `export` in the trainer's `default_root_dir`.
+        which: weights to export: `last` for those at the end of training, `best` for those of the best checkpoint of
+            the trainer's checkpoint callback (the last ones where no validation has chosen a best).
+        dtype: dtype of the exported weights: `float32`, `bfloat16` or `float16`; null: bfloat16 if the base model on
+            disk is bfloat16, else the dtype that the trained weights have.
+        adapter: form of an adapter's export: `merged` into whole weights, or `separate`, in PEFT's format.
 
     Raises:
-        UserError: if an argument is none of these.
+        UserError: if an argument has another value.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ExportHuggingFace(Callback):
         rank_zero_info(f"Exported the model to {out}")
 
     def _checkpoint(self, trainer: Trainer, module: Any) -> Path | None:
-        """Where the weights to export are; None: in memory."""
+        """The checkpoint with the weights to export; None if they are in memory."""
         callback = trainer.checkpoint_callback
         if self.which == "best":
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:

@@ -39,7 +39,7 @@ class NEFTune(Callback):
 
     Args:
         alpha: length of the noise; the paper has 5, 10 and 15.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         UserError: if `alpha` or `seed` is out of its range.
@@ -94,8 +94,8 @@ def row_seed(seed: int, step: int, row: int) -> int:
     """Seed of the noise of one row at one optimizer step, well mixed.
 
     Args:
-        seed: of the run, >= 0.
-        step: optimizer steps done, >= 0.
+        seed: seed of the run, >= 0.
+        step: number of optimizer steps done, >= 0.
         row: index of the row in the data, or -1 for a filler.
 
     Returns:
@@ -114,10 +114,10 @@ def noise_like(embeddings: Tensor, spans: Sequence[Sequence[int]], seeds: Sequen
     Drawn in float32, whatever the embeddings' dtype.
 
     Args:
-        embeddings: [B, T_max, d]; gives shape, device and dtype.
+        embeddings: [B, T_max, d] embeddings, whose shape, device and dtype the noise has.
         spans: [R, 2] start and end of each row in the B x T_max tokens.
         seeds: [R] seed of each row's noise.
-        alpha: see `NEFTune`.
+        alpha: length of the noise, see `NEFTune`.
 
     Returns:
         [B, T_max, d], without gradient.

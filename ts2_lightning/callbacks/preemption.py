@@ -1,4 +1,4 @@
-"""A run that is told to end saves where it is, and ends."""
+"""A run that gets a signal to end saves a checkpoint, and ends."""
 
 import os
 import signal
@@ -13,16 +13,16 @@ from ts2_lightning.callbacks.checkpoints import Checkpoints, is_between_steps
 from ts2_lightning.callbacks.requeue import requeue
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
-"""What a run saves and ends at: Ctrl-C; a preemption, or a kill; a terminal that closes; a time limit that is near, as
-SLURM and other schedulers announce it; a limit of processor time."""
+"""The signals at which a run saves and ends: Ctrl-C; a preemption, or a kill; a terminal that closes; a time limit that
+is near, as SLURM and other schedulers announce it; a limit of processor time."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The run ends because a signal said so. Lightning treats it as Ctrl-C: it ends its other processes too.
+    """The run ends because of a signal. Lightning treats it as Ctrl-C: it ends its other processes too.
 
     Attributes:
-        signal: which signal; the largest, if ranks got different ones.
-        requeued: SLURM will start the job again.
+        signal: signal that ended the run; the largest, if ranks got different ones.
+        requeued: whether SLURM will start the job again.
     """
 
     def __init__(self, number: int, requeued: bool = False) -> None:
@@ -35,7 +35,7 @@ class Preemption(Callback):
     """Ends training in good order when one of `SIGNALS` asks for it.
 
     A signal only sets a flag. Before each optimizer step and each validation batch the ranks agree whether any of them
-    was asked: one number is reduced, which is nothing beside the gradients. If so, a checkpoint of the step is written
+    got one: one number is reduced, which is nothing beside the gradients. If so, a checkpoint of the step is written
     and every rank raises `Stopped`. More signals change nothing, as SLURM sends some of them twice, but for a second
     Ctrl-C, which ends at once. So does any of the signals while there is nothing to save: before the first step and
     after the last.
@@ -49,7 +49,7 @@ class Preemption(Callback):
     """
 
     def __init__(self) -> None:
-        self._asked = 0
+        self._received = 0
         self._interrupted = False
         self._training = False
         self._ending = False
@@ -60,18 +60,17 @@ class Preemption(Callback):
     def begin(self, trainer: Trainer) -> None:
         """Take over the signals.
 
-        For whoever can call it before `fit`, in which the ranks find each other and the data are prepared before any
-        callback is asked.
+        To be called before `fit` if possible: there the ranks meet and the data are prepared before any callback runs.
         """
         if threading.current_thread() is not threading.main_thread():
             return
         _silence_lightning(trainer)
-        self._asked, self._interrupted, self._training, self._ending = 0, False, False, False
+        self._received, self._interrupted, self._training, self._ending = 0, False, False, False
         self._process = os.getpid()
         self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
         if not self._handlers:
             before = {number: signal.getsignal(number) for number in SIGNALS}
-            # A handler that is not of Python (None) could not be given back.
+            # A handler that is not of Python (None) could not be restored.
             self._handlers = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
         for number in self._handlers:
             signal.signal(number, self._hear)
@@ -88,12 +87,12 @@ class Preemption(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop between two steps."""
         if is_between_steps(trainer, batch_idx):
-            self._stop_if_asked(trainer)
+            self._stop_if_requested(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Stop within a validation; the resumed run does it again."""
         if self._training:
-            self._stop_if_asked(trainer)
+            self._stop_if_requested(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is nothing to save."""
@@ -124,21 +123,21 @@ class Preemption(Callback):
                 self._ending = True
                 raise Stopped(number)
         else:
-            self._asked = self._asked or number  # a warning stays one when SIGTERM comes before the step is done
+            self._received = self._received or number  # a warning stays one when SIGTERM comes before the step is done
             if number == signal.SIGINT:
                 self._interrupted = True
                 note = b"\nCtrl-C: saves a checkpoint when this step is done, then stops; once more to stop at once\n"
                 os.write(2, note)
 
     def _leave_closed_terminals(self) -> None:
-        """What is written to a terminal that has closed is an error, in the midst of the checkpoint: write nowhere."""
+        """Redirect the output of a closed terminal to nowhere: a failing write would interrupt the checkpoint."""
         for stream in self._terminals:
             if not os.isatty(stream):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream)
                 os.close(nowhere)
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _stop_if_requested(self, trainer: Trainer) -> None:
         number = self._agreed(trainer)
         if not number:
             return
@@ -152,10 +151,10 @@ class Preemption(Callback):
 
     def _agreed(self, trainer: Trainer) -> int:
         if trainer.world_size == 1:
-            return self._asked
-        asked = torch.tensor(self._asked, device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        return int(asked)
+            return self._received
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        return int(received)
 
 
 def _hear_in_a_child(number: int) -> None:

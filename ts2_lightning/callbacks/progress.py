@@ -22,7 +22,7 @@ SHORT_NAMES = {
     "train/entropy": "entropy",
     "val/cross_entropy": "val CE",
 }
-"""What the bar shows, in this order, where it has been logged, and under which name."""
+"""Logged names that the bar shows, in this order, with their short names."""
 
 TERMINAL = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"

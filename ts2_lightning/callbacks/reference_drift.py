@@ -1,4 +1,4 @@
-"""How far a model has come from its base: its distributions on fixed rows, and its weights."""
+"""The distance of a model from its base: of its distributions on fixed rows, and of its weights."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from ts2_lightning.ops import LogitRows, divergence, rows_per_block
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_numbers
 from ts2_lightning.types import Batch, UserError
 
-Use = Callable[[Tensor, Tensor], None]
-"""Takes logits [n, K] of some tokens and their labels [n]."""
+LogitsReader = Callable[[Tensor, Tensor], None]
+"""A function of the logits [n, K] of some tokens and their labels [n]."""
 
 
 class ReferenceDrift(Callback):
@@ -34,10 +34,10 @@ class ReferenceDrift(Callback):
     distributions of before.
 
     Args:
-        every_n_steps: measure when a multiple of so many optimizer steps is done, and at the end.
-        tokens: supervised tokens of the validation rows that are enough, of each set an equal share; 0 leaves the
+        every_n_steps: interval of measuring: whenever a multiple of so many optimizer steps is done, and at the end.
+        tokens: number of supervised tokens of validation rows to compare, of each set an equal share; 0 leaves the
             distributions out.
-        weights: measure the distance of the weights.
+        weights: whether to measure the distance of the weights.
 
     Raises:
         UserError: if an argument is out of its range; in training, if there are no validation rows, or no start to
@@ -51,17 +51,17 @@ class ReferenceDrift(Callback):
         self.weights = weights
         check_numbers("ReferenceDrift: ", self, every_n_steps=COUNT, tokens=COUNT_OR_ZERO)
         self.latest: dict[str, float] = {}
-        """What was logged last."""
+        """The values that were logged last."""
         self._batches: list[Batch] = []
         self._last_step = 0
         self._measured_at: int | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the base's distributions, or find those of the run that goes on."""
+        """Keep the base's distributions, or open those of the run that goes on."""
         self._last_step, self._measured_at = trainer.global_step, None
         if self.tokens:
             self._batches = _fixed_batches(trainer, self.tokens)
-            self._reference = Reference(Path(trainer.default_root_dir) / "reference", self._batches)
+            self._reference = ReferenceFile(Path(trainer.default_root_dir) / "reference", self._batches)
             if trainer.global_step == 0:
                 self._visit(trainer, pl_module, self._reference.write)
                 self._reference.finish(trainer.is_global_zero)
@@ -85,19 +85,19 @@ class ReferenceDrift(Callback):
 
     def _measure(self, trainer: Trainer, pl_module: Any) -> None:
         self._measured_at = trainer.global_step
-        found: dict[str, float] = {}
+        distances: dict[str, float] = {}
         if self.tokens:
             self._reference.begin()
             self._visit(trainer, pl_module, self._reference.compare)
-            found |= self._reference.means() if trainer.is_global_zero else {}
+            distances |= self._reference.means() if trainer.is_global_zero else {}
         if self.weights:
-            found["weights"] = pl_module.distance_from_start()
-        self.latest = {f"drift/{name}": value for name, value in found.items()}
+            distances["weights"] = pl_module.distance_from_start()
+        self.latest = {f"drift/{name}": value for name, value in distances.items()}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step=trainer.global_step)
 
-    def _visit(self, trainer: Trainer, pl_module: Any, use: Use) -> None:
+    def _visit(self, trainer: Trainer, pl_module: Any, use: LogitsReader) -> None:
         """Hands all rows of logits to a function on rank 0, in one order; every rank must call."""
 
         def read(head: Any, args: tuple[Any, ...], kwargs: Any) -> None:
@@ -118,12 +118,12 @@ class ReferenceDrift(Callback):
             network.train()
 
 
-class Reference:
+class ReferenceFile:
     """The base's log-probabilities of the held-out tokens, in a file.
 
     Args:
-        directory: of the file.
-        batches: the held-out rows.
+        directory: directory of the file.
+        batches: batches of the held-out rows.
     """
 
     def __init__(self, directory: Path, batches: list[Batch]) -> None:
@@ -164,7 +164,7 @@ class Reference:
             self._stored = self._map("r")
 
     def trouble(self) -> str:
-        """What keeps a resumed run from going on with the file; empty if nothing does."""
+        """The reason why a resumed run cannot go on with the file; empty if it can."""
         if not self._about.is_file():
             return (
                 f"ReferenceDrift: this run did not begin with it ({self._about} is not there), and the base's "
@@ -193,7 +193,7 @@ class Reference:
             self._place += len(z)
 
     def means(self) -> dict[str, float]:
-        """Over all tokens."""
+        """Mean distances over all tokens."""
         kl, l2 = (self._sums / self._tokens).tolist()
         return {"kl": kl, "l2": l2}
 

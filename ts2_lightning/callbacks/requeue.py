@@ -2,7 +2,8 @@
 
 A signal does not say why it comes. A preempted job gets SIGCONT and SIGTERM at once, runs on for the GraceTime of its
 partition (0 by default), and then gets them again and, KillWait (30 s by default) later, SIGKILL. `scancel` begins with
-SIGCONT and SIGTERM as well, and so does the end of the time limit. So SLURM is asked, after the checkpoint is written:
+SIGCONT and SIGTERM as well, and so does the end of the time limit. So the job's state in SLURM decides, which is read
+after the checkpoint is written:
 
 - A job in its grace time is RUNNING and has a PreemptTime. If it ends by itself, versions before 24.05 take it for one
   that is done and never start it again, and later ones hold it after the fifth time; so it requeues itself.
@@ -23,19 +24,19 @@ import subprocess
 from typing import NamedTuple
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that say that the job's time is nearly over, and that it shall have more: `sbatch --signal=USR1@300`."""
+"""Signals that announce the end of the job's time, after which it is requeued: `sbatch --signal=USR1@300`."""
 
 _SECONDS = 30.0  # for an answer of SLURM
 _MAY_GO_ON = {"PREEMPTED", "TIMEOUT"}  # states of a job that has ended, but that nobody has cancelled
 
 
 class JobState(NamedTuple):
-    """What SLURM says of a job.
+    """The state of a job in SLURM.
 
     Attributes:
-        name: its state, or COMPLETING.
-        restarts: how often it has been requeued.
-        preempted: it has been chosen to make room for another job.
+        name: name of the state, or COMPLETING.
+        restarts: number of times that the job has been requeued.
+        preempted: whether it has been chosen to make room for another job.
     """
 
     name: str
@@ -47,8 +48,8 @@ def requeue(number: int) -> bool:
     """Puts this SLURM job into the queue again, if that is what its signal means.
 
     Args:
-        number: of the signal that ends it. After one of `WARNINGS` the job goes back, unless it was cancelled; after
-            SIGTERM only if it is preempted; after others never.
+        number: number of the signal that ends the job. After one of `WARNINGS` it goes back, unless it was cancelled;
+            after SIGTERM only if it is preempted; after others never.
 
     Returns:
         Whether it will run again; False outside of a job.
@@ -77,12 +78,12 @@ def job_id() -> str | None:
 
 
 def ask(job: str) -> JobState | None:
-    """What SLURM says of a job; None if it does not answer."""
+    """The state of a job in SLURM; None if SLURM does not answer."""
     return parse_state(_scontrol("show", "job", job) or "")
 
 
 def parse_state(text: str) -> JobState | None:
-    """What `scontrol show job` says; None if it is not that.
+    """The state in the output of `scontrol show job`; None if it is no such output.
 
     Example:
         >>> parse_state('''JobId=4711 JobName=ts2
@@ -113,7 +114,7 @@ def _states_in_json(job: str) -> set[str]:
 
 
 def _scontrol(*words: str) -> str | None:
-    """What the command prints; None if there is none here, or it fails, and then it says why on stderr."""
+    """The output of the command; None if it is not installed, or fails, and then stderr has the reason."""
     try:
         done = subprocess.run(
             ["scontrol", *words],

@@ -1,4 +1,4 @@
-"""How far a run is, in a small file that whoever watches it can read."""
+"""The progress of a run, in a small file for those who watch it."""
 
 import logging
 import math
@@ -31,7 +31,7 @@ class RunState(Callback):
     last: a run that is not called finished would be taken up again.
 
     Args:
-        directory: of the file; null: the trainer's `default_root_dir`.
+        directory: directory of the file; null: the trainer's `default_root_dir`.
     """
 
     SECONDS = 1.0
@@ -53,23 +53,23 @@ class RunState(Callback):
         steps = trainer.estimated_stepping_batches  # -1 or inf where the epochs have no length
         self._steps = int(steps) if 0 <= steps < math.inf else None
         self._began, self._step = time.monotonic(), trainer.global_step
-        self._tell(trainer)
+        self._write_running(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Tell of the step that was done, if the last time is long enough ago."""
+        """Write the step that was done, if the last writing is long enough ago."""
         if trainer.global_step != self._step and time.monotonic() - self._written >= self.SECONDS:
-            self._tell(trainer)
+            self._write_running(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell of the validation's cross-entropy."""
+        """Write the validation's cross-entropy."""
         if self._began is not None:
             self._cross_entropy = _latest(trainer, "val/cross_entropy")
-            self._tell(trainer)
+            self._write_running(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop to count: what comes is the export."""
+        """Stop counting: the export follows."""
         self._seconds, self._began = self.seconds, None
-        self._tell(trainer)
+        self._write_running(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """All has been done; Lightning comes here after a fit without errors only."""
@@ -80,7 +80,7 @@ class RunState(Callback):
             self._write(trainer, "finished")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say how it ended, if it has begun, with what is known: after an error of the GPU it can be asked nothing."""
+        """Write how it ended, if it has begun, from values on the host: after an error the GPU may not answer."""
         if self._written:
             self._try(trainer, "stopped" if isinstance(exception, KeyboardInterrupt) else "failed")
 
@@ -97,13 +97,13 @@ class RunState(Callback):
         """Training time over all starts."""
         return self._seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
-    def _tell(self, trainer: Trainer) -> None:
-        """It goes on."""
+    def _write_running(self, trainer: Trainer) -> None:
+        """Write that the run goes on."""
         self._objective = _latest(trainer, "train/objective")
         self._try(trainer, "running")
 
     def _try(self, trainer: Trainer, state: State) -> None:
-        """Writes a state without which the run can do: a disk may be full for a while."""
+        """Write a state that the run can do without: a disk may be full for a while."""
         try:
             self._write(trainer, state)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a model writes while it is trained."""
+"""Responses that a model writes while it is trained."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from ts2_lightning.types import UserError
 class SampleGenerations(Callback):
     """Samples responses to the same prompts every so many steps, before the first step and after the last.
 
-    What is drawn follows from `seed`, and is the same numbers each time: what differs between two steps is due to the
+    The random numbers follow from `seed` and are the same each time, so a difference between two steps is due to the
     model. Every rank generates, as sharded weights need it, and rank 0 writes:
 
     - `samples.jsonl` in the run's directory: a line for each step and prompt, with the texts and the mean probability
@@ -33,16 +33,16 @@ class SampleGenerations(Callback):
       `samples/mean_probability`: means over prompts.
 
     Prompts are turns of a user, rendered as in training; without a chat template they are texts to go on with.
-    The weights are those that are trained; an export may round them, which its last line then says.
+    The weights are those that are trained; an export may round them, and says so in its last line.
 
     Args:
-        prompts: the prompts, or a file with one in each line.
-        every_n_steps: sample when a multiple of so many optimizer steps is done.
-        n: samples of each prompt; self-BLEU needs two.
-        decoder: how tokens are drawn.
-        max_new_tokens: of a response, at most.
-        seed: of the samples.
-        batch_size: responses at a time.
+        prompts: list of prompts, or a file with one in each line.
+        every_n_steps: interval of sampling: whenever a multiple of so many optimizer steps is done.
+        n: number of samples of each prompt; self-BLEU needs two.
+        decoder: distribution that tokens are drawn from.
+        max_new_tokens: tokens of a response, at most.
+        seed: seed of the samples.
+        batch_size: number of responses that are generated together.
 
     Raises:
         UserError: if an argument is out of its range; in training, if the weights cannot be had as generation needs
@@ -137,10 +137,10 @@ class SampleGenerations(Callback):
 
 
 def read_prompts(prompts: list[str] | str) -> list[str]:
-    """The prompts: as they are, or the lines of a file that are not empty.
+    """The list of prompts, or the lines of a file that are not empty.
 
     Raises:
-        UserError: no such file, or no prompt.
+        UserError: if there is no such file, or no prompt.
     """
     if isinstance(prompts, str):
         if not Path(prompts).is_file():
@@ -155,26 +155,26 @@ def summary(answers: Sequence[Sequence[Sample]], ends: Sequence[int]) -> dict[st
     """Means over prompts: see `SampleGenerations`.
 
     Args:
-        answers: for each prompt its samples, equally many.
+        answers: samples of each prompt, equally many.
         ends: ids that end a response.
 
     Example:
         >>> answers = [[Sample("a b", [5, 6, 0], [0.0, 0.0, 0.0]), Sample("a b", [5, 6], [0.0, 0.0])]]
-        >>> found = summary(answers, ends=[0])
-        >>> found["tokens"], found["ended"], round(found["self_bleu"])
+        >>> means = summary(answers, ends=[0])
+        >>> means["tokens"], means["ended"], round(means["self_bleu"])
         (2.5, 0.5, 100)
     """
     texts = [[one.text for one in samples] for samples in answers]
     every = [one for samples in answers for one in samples]
-    found = {
+    means = {
         "distinct": _mean([_mean([distinct_n(of_prompt, n) for n in (1, 2, 3)]) for of_prompt in texts]),
         "tokens": _mean([len(one.ids) for one in every]),
         "ended": _mean([one.ids[-1] in ends for one in every]),
         "mean_probability": _mean([one.mean_probability for one in every]),
     }
     if len(texts[0]) > 1:
-        found["self_bleu"] = _mean([self_bleu(of_prompt) for of_prompt in texts])
-    return found
+        means["self_bleu"] = _mean([self_bleu(of_prompt) for of_prompt in texts])
+    return means
 
 
 def table(prompt: str, samples: Sequence[Sample]) -> str:
@@ -189,10 +189,10 @@ def table(prompt: str, samples: Sequence[Sample]) -> str:
 
 @contextmanager
 def whole_root(network: torch.nn.Module) -> Iterator[bool]:
-    """Lets a part of the network be called by itself, and says whether all ranks have to call it equally often.
+    """A context in which parts of the network may be called by themselves; true if all ranks must call equally often.
 
     Raises:
-        UserError: the strategy does not allow it.
+        UserError: if the strategy does not allow it.
     """
     parameters = list(network.parameters())
     if any(isinstance(module, FullyShardedDataParallel) for module in network.modules()):

@@ -1,4 +1,4 @@
-"""What a callback writes that is no number: lines of JSON in the run's directory, each with its step."""
+"""Records of a callback that are no numbers: lines of JSON in the run's directory, each with its step."""
 
 import json
 import os
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class StepLines:
-    """A JSONL file whose lines say at which optimizer step they were written. For one rank.
+    """A JSONL file whose lines state the optimizer step at which they were written. For one rank.
 
     Args:
-        path: of the file.
+        path: path of the file.
     """
 
     def __init__(self, path: Path) -> None:

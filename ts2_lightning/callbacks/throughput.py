@@ -1,4 +1,4 @@
-"""How fast a run is, where its time goes, and what the objective costs."""
+"""The speed of a run, the parts of its time, and the cost of the objective."""
 
 import time
 from typing import Any
@@ -14,12 +14,12 @@ from ts2_lightning.ranges import NULL, POSITIVE, check_numbers
 from ts2_lightning.types import Batch
 
 PARTS = ("data", "step", "logging")
-"""Where the time goes: fetching batches and moving them to the device; forward, backward and update; callbacks and
+"""The parts of the time: fetching batches and moving them to the device; forward, backward and update; callbacks and
 loggers around them."""
 
 
 class Throughput(Callback):
-    """Logs how fast the training is, and says at its end what the objective cost.
+    """Logs the speed of the training and, at its end, the cost of the objective.
 
     Each logged step gets means over the optimizer steps since the one before, validations left out:
 
@@ -28,16 +28,16 @@ class Throughput(Callback):
     - `throughput/data_seconds`, `throughput/step_seconds`, `throughput/logging_seconds` of an optimizer step, on rank
       0. With several ranks a wait for another one counts as step;
     - `throughput/mfu`: model FLOPs utilisation, the operations that a step needs over those of which the GPUs are
-      capable in its time. Where the GPU is not known, and on a CPU, it is left out.
+      capable in its time. It is left out on a CPU, and on a GPU without figures.
 
-    At the end of the training a line says how long the loss head takes with this objective, and how long it would take
-    with cross-entropy: both are timed then, in turns, on the hidden states of the last micro-batch, without statistics.
+    At the end of the training a line states the time of the loss head with this objective, and its time with
+    cross-entropy: both are timed then, in turns, on the hidden states of the last micro-batch, without statistics.
     All else of a step does not depend on the objective.
 
     Args:
-        peak_flops: dense operations per second of one GPU in the run's precision; null: those of bfloat16, of a GPU
-            that is known.
-        compare: time the loss head in the end, which takes eight micro-batches of it.
+        peak_flops: dense operations per second of one GPU in the run's precision; null: bfloat16 operations of a GPU in
+            `hardware.GPUS`.
+        compare: whether to time the loss head in the end, which takes eight micro-batches of it.
 
     Raises:
         UserError: if `peak_flops` is out of its range.
@@ -49,7 +49,7 @@ class Throughput(Callback):
         check_numbers("Throughput: ", self, peak_flops=(POSITIVE, NULL))
         self.compare = compare
         self.latest: dict[str, float] = {}
-        """What was logged last."""
+        """The values that were logged last."""
         self._watch: Stopwatch | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,18 +87,18 @@ class Throughput(Callback):
         whole = max(sum(seconds.values()), 1e-9)
         self._step_seconds, self._steps = self._step_seconds + whole, self._steps + steps
         self._sums, self._logged_step = None, trainer.global_step
-        found = {"tokens_per_second": tokens / whole} | {f"{part}_seconds": seconds[part] / steps for part in PARTS}
+        rates = {"tokens_per_second": tokens / whole} | {f"{part}_seconds": seconds[part] / steps for part in PARTS}
         peak = self.peak_flops or peak_flops_of(pl_module.device)
         if peak is not None:
             needed = model_flops(module, tokens, squares, supervised)
-            found["mfu"] = needed / (peak * trainer.world_size * whole)
-        self.latest = {f"throughput/{name}": value for name, value in found.items()}
+            rates["mfu"] = needed / (peak * trainer.world_size * whole)
+        self.latest = {f"throughput/{name}": value for name, value in rates.items()}
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step=trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop to measure; say what the objective cost."""
+        """Stop measuring; log the cost of the objective."""
         self._stop(trainer)
         module: Any = pl_module
         if self.compare and self._steps and self._batch is not None:
@@ -107,7 +107,7 @@ class Throughput(Callback):
             rank_zero_info(cost_line(seconds, self._step_seconds / self._steps))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop to measure."""
+        """Stop measuring."""
         self._stop(trainer)
 
     def _stop(self, trainer: Trainer) -> None:
@@ -120,7 +120,7 @@ class Stopwatch(Profiler):
     """Adds up the seconds of `PARTS`, and hands everything on to the profiler that was there.
 
     Args:
-        trainer: whose training is measured.
+        trainer: trainer whose training is measured.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -150,7 +150,7 @@ class Stopwatch(Profiler):
         self.inner.stop(action_name)
 
     def _wait_for_step(self, part: str) -> None:
-        """A GPU works on after it has been told what to do; the module waits for it anyway when a step is done."""
+        """Wait for the GPU, which works behind the host; the module waits for it anyway when a step is done."""
         if part == "step" and self._trainer.global_step != self._step:
             self._step = self._trainer.global_step
             if self._trainer.strategy.root_device.type == "cuda":
@@ -174,7 +174,7 @@ def _replace_profiler(trainer: Any, profiler: Profiler) -> None:
 
 
 def part_of(action: str) -> str | None:
-    """Which of `PARTS` an action of Lightning's belongs to, if it does.
+    """The part of `PARTS` that an action of Lightning belongs to; None if it belongs to none.
 
     Example:
         >>> part_of("[_TrainingEpochLoop].train_dataloader_next"), part_of("[Callback]Timer.on_train_batch_end")
@@ -213,10 +213,10 @@ def model_flops(pl_module: Any, tokens: float, squares: float, supervised: float
     Source: Chowdhery et al. (2022), PaLM, appendix B; Narayanan et al. (2021), appendix.
 
     Args:
-        pl_module: with a dense `language_model`; a vision tower, which text does not reach, needs no operations.
-        tokens: of rows.
+        pl_module: module with a dense `language_model`; a vision tower, which text does not reach, needs no operations.
+        tokens: number of tokens of the rows.
         squares: sum of the squares of the rows' lengths.
-        supervised: supervised tokens.
+        supervised: number of supervised tokens.
     """
     model = pl_module.language_model
     head = model.get_output_embeddings()
@@ -236,16 +236,16 @@ def _flops_per_token(layer: Any) -> float:
 
 
 def peak_flops_of(device: torch.device) -> float | None:
-    """Dense bfloat16 operations per second of a device, if it is a GPU that is known."""
+    """Dense bfloat16 operations per second of a device; None if it is not a GPU in `hardware.GPUS`."""
     gpu = gpu_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
     return None if gpu is None else gpu.flops
 
 
 def cost_line(seconds: dict[str, float], step: float) -> str:
-    """What the objective costs against cross-entropy.
+    """The cost of the objective compared with cross-entropy, in one line.
 
     Args:
-        seconds: of the loss head in an optimizer step, with the objective and with `CrossEntropyLoss`.
+        seconds: seconds of the loss head in an optimizer step, with the objective and with `CrossEntropyLoss`.
         step: seconds of a whole optimizer step with the objective.
 
     Example:

@@ -1,4 +1,4 @@
-"""Groups of tokens by which means are split: by the place in the response, by the kind of token."""
+"""Groups of tokens, for means of each group: by the position in the response, and by the kind of token."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,15 +12,15 @@ CLASSES = ("first", "end", "digits", "words", "other")
 """The kinds of tokens. Every token is of one: the first of its response, else one that ends it, else by its text."""
 
 Groups = dict[str, Tensor]
-"""Name of a group -> [N] bool, which tokens belong to it."""
+"""Name of a group -> [N] bool, true for the tokens that belong to it."""
 
 
 def by_position(positions: Tensor, starts: Sequence[int]) -> Groups:
     """Groups of places in the response.
 
     Args:
-        positions: [N] 1-based place of each token in its response.
-        starts: the first place of each group, rising; the last group has no end.
+        positions: [N] 1-based position of each token in its response.
+        starts: first position of each group, rising; the last group has no end.
 
     Example:
         >>> groups = by_position(torch.tensor([1, 2, 3, 9]), [1, 2, 5])
@@ -39,9 +39,9 @@ def by_class(labels: Tensor, positions: Tensor, table: Tensor) -> Groups:
     """Groups of the kinds of tokens.
 
     Args:
-        labels: [N] the tokens.
-        positions: [N] 1-based place of each token in its response.
-        table: [K] from `class_table`.
+        labels: [N] token ids.
+        positions: [N] 1-based position of each token in its response.
+        table: [K] kinds of all tokens, from `class_table`.
     """
     kinds = table[labels].masked_fill(positions == 1, CLASSES.index("first"))
     return {name: kinds == number for number, name in enumerate(CLASSES)}
@@ -53,7 +53,7 @@ def class_table(tokenizer: Any, ends: Collection[int] = ()) -> Tensor:
     Digits and words are tokens that are nothing else but for white space around them; parts of words are words too.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: tokenizer of transformers.
         ends: further ids that end a response, beside the tokenizer's own.
 
     Example:
@@ -79,7 +79,7 @@ def class_table_of(data: Any) -> Tensor:
     """The table of a data module's tokenizer and template.
 
     Raises:
-        UserError: it has no tokenizer.
+        UserError: if it has no tokenizer.
     """
     tokenizer = getattr(data, "tokenizer", None)
     if tokenizer is None:
@@ -93,17 +93,17 @@ def split(tokens: Mapping[str, Tensor], groups: Groups) -> dict[str, Tensor]:
     So sums over groups, pieces and ranks are the sums of one table, and no tensor's size depends on the tokens.
 
     Args:
-        tokens: each [N].
-        groups: of the tokens.
+        tokens: values [N] of each name.
+        groups: groups of the tokens.
 
     Returns:
-        Each [N]: `GROUP|KEY` with zeros outside of the group, and `GROUP|`, 1 inside of it.
+        Columns [N]: `GROUP|KEY` with zeros outside of the group, and `GROUP|`, 1 inside of it.
     """
-    found = {}
+    columns = {}
     for group, inside in groups.items():
-        found[f"{group}|"] = inside.float()
-        found |= {f"{group}|{key}": torch.where(inside, values, 0) for key, values in tokens.items()}
-    return found
+        columns[f"{group}|"] = inside.float()
+        columns |= {f"{group}|{key}": torch.where(inside, values, 0) for key, values in tokens.items()}
+    return columns
 
 
 def means_of_groups(means: Mapping[str, float]) -> dict[str, float]:
@@ -113,26 +113,26 @@ def means_of_groups(means: Mapping[str, float]) -> dict[str, float]:
 
     Example:
         >>> columns = split({"entropy": torch.tensor([1.0, 2.0, 6.0])}, {"a": torch.tensor([True, True, False])})
-        >>> found = means_of_groups({name: column.mean().item() for name, column in columns.items()})
-        >>> {name: round(mean, 4) for name, mean in found.items()}
+        >>> means = means_of_groups({name: column.mean().item() for name, column in columns.items()})
+        >>> {name: round(mean, 4) for name, mean in means.items()}
         {'share/a': 0.6667, 'entropy/a': 1.5}
     """
-    found = {}
+    means_by_name = {}
     for column, mean in means.items():
         group, _, key = column.partition("|")
         if share := means[f"{group}|"]:
-            found[f"{key}/{group}" if key else f"share/{group}"] = mean / share if key else mean
-    return found
+            means_by_name[f"{key}/{group}" if key else f"share/{group}"] = mean / share if key else mean
+    return means_by_name
 
 
 def groups_of(
     batch: Batch, split_by: Collection[str], starts: Sequence[int], table: Tensor | None
 ) -> dict[str, Groups]:
-    """All groups that are asked for: `position` or `token_class` -> groups of the batch's tokens."""
-    found = {}
+    """The groups of each kind in `split_by`: `position` or `token_class` -> groups of the batch's tokens."""
+    groups = {}
     if "position" in split_by:
-        found["position"] = by_position(batch["positions"], starts)
+        groups["position"] = by_position(batch["positions"], starts)
     if "token_class" in split_by:
         assert table is not None
-        found["token_class"] = by_class(batch["labels"], batch["positions"], table.to(batch["labels"].device))
-    return found
+        groups["token_class"] = by_class(batch["labels"], batch["positions"], table.to(batch["labels"].device))
+    return groups

@@ -1,4 +1,4 @@
-"""A run that hangs ends, and says where it hung."""
+"""A run that hangs ends, and reports where it hung."""
 
 import faulthandler
 import math
@@ -22,20 +22,20 @@ STATUS = 124
 
 _TIMEOUTS = Range(above=0, most=1e9)  # no lock can wait longer
 _LONG = 4  # times longer for what is rare and large: loading, first steps, in which kernels are compiled, checkpoints
-_TICK = 1.0  # seconds between two looks, at most
-_PATIENCE = 30.0  # seconds for what is said of a hang: a file system that does not answer may be why
+_TICK = 1.0  # seconds between two checks, at most
+_PATIENCE = 30.0  # seconds for the report of a hang, which a file system that does not answer may block
 _OURS = Path(str(ts2_lightning.__file__)).parent
 _DISTRIBUTED = Path(str(torch.__file__)).parent / "distributed"
 _PACKAGES = {_OURS, *(Path(str(package.__file__)).parent for package in (torch, lightning))}
 
 
 class Phase(NamedTuple):
-    """What a run is at since its last sign of progress.
+    """The activity of a run since its last sign of progress.
 
     Attributes:
-        name: for a message that begins with "no progress".
-        seconds: for which it may last.
-        since: when it began, by the monotonic clock.
+        name: name of the phase, for a message that begins with "no progress".
+        seconds: seconds that it may last.
+        since: start of the phase, by the monotonic clock.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Watchdog(Callback):
 
     Args:
         timeout: seconds without progress. The default is shorter than the half hour after which torch.distributed gives
-            up, which does not say where.
-        directory: of the file; null: the trainer's `default_root_dir`.
+            up without a place.
+        directory: directory of the file; null: the trainer's `default_root_dir`.
 
     Raises:
         UserError: if `timeout` is out of its range.
@@ -78,10 +78,9 @@ class Watchdog(Callback):
     # Phases ---------------------------------------------------------------------------------------------------------
 
     def begin(self, trainer: Trainer) -> None:
-        """Start to watch, if that has not been done.
+        """Start watching, if that has not been done.
 
-        For whoever can call it before `fit`, in which the ranks find each other and the data are prepared before any
-        callback is asked.
+        To be called before `fit` if possible: there the ranks meet and the data are prepared before any callback runs.
         """
         if self._over is not None:
             return
@@ -134,16 +133,16 @@ class Watchdog(Callback):
         self._phase = self._long("while the model is exported")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Stop to watch: from here on no rank needs another."""
+        """Stop watching: from here on no rank needs another."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         self._stop()
 
-    def _progress(self, trainer: Trainer, what: str, times: int = 1) -> None:
-        step = trainer.global_step + (what == "training")
-        self._phase = Phase(f"in step {step} ({what})", times * self.timeout, time.monotonic())
+    def _progress(self, trainer: Trainer, activity: str, times: int = 1) -> None:
+        step = trainer.global_step + (activity == "training")
+        self._phase = Phase(f"in step {step} ({activity})", times * self.timeout, time.monotonic())
 
     def _long(self, name: str) -> Phase:
         return Phase(name, _LONG * self.timeout, time.monotonic())
@@ -156,7 +155,7 @@ class Watchdog(Callback):
     # Watching -------------------------------------------------------------------------------------------------------
 
     def _watch(self, over: threading.Event, rank: int, directory: Path) -> None:
-        """Looks often. Where more time passes between two looks than one takes, the process was stopped."""
+        """Check often. Where far more time passes between two checks than planned, the process was stopped."""
         tick, last = min(_TICK, self.timeout / 10), time.monotonic()
         meeting = Phase("while the ranks find each other", self.timeout, last)
         phase, spent = self._phase, 0.0
@@ -202,7 +201,7 @@ def report_hang(rank: int, phase: str, file: Path) -> None:
 
 
 def describe(frame: FrameType | None) -> str:
-    """Where a thread stands: the innermost line of ours, torch's or Lightning's, and the innermost of ours above it."""
+    """The place of a thread: the innermost line of ours, torch's or Lightning's, and the innermost of ours above it."""
     innermost = _innermost(frame, _PACKAGES)
     ours = _innermost(frame, {_OURS})
     if innermost is None:
