@@ -1,4 +1,4 @@
-"""Configuration files as users write them: every key once, and files of settings that they name."""
+"""Users' configuration files, in which every key comes once, and the files of settings that they name."""
 
 import os
 from pathlib import Path
@@ -11,16 +11,16 @@ from ts2_lightning.yaml_files import compose_yaml, yaml_complaint
 
 
 def check_config(file: str) -> yaml.MappingNode | None:
-    """Reads a configuration file, so that what is wrong with it is told with its name and line.
+    """Reads and checks a configuration file; errors name the file and the line.
 
     Args:
-        file: its path.
+        file: path of the file.
 
     Returns:
-        Its nodes, which know their lines; None if it is empty.
+        The nodes of the file, with their lines; None if it is empty.
 
     Raises:
-        UserError: there is no such file, it is no YAML, has anything but keys at the top level, or has a key twice,
+        UserError: if there is no such file, it is no YAML, has anything but keys at the top level, or has a key twice,
             itself or in a file of settings that it names.
     """
     root = compose_config(file)
@@ -36,7 +36,7 @@ def compose_config(file: str) -> yaml.Node | None:
     """The nodes of a configuration file; None if it is empty.
 
     Raises:
-        UserError: there is no such file, or it is no YAML.
+        UserError: if there is no such file, or it is not YAML.
     """
     try:
         return compose_yaml(Path(file).read_text(encoding="utf-8"), file)
@@ -58,15 +58,15 @@ def named_file(value: yaml.Node, file: str) -> str | None:
 
 def no_such_file(path: str) -> str:
     """One line for a file that is not there, with the nearest one that is."""
-    here = Path(path)
-    parent = here.parent
+    missing_file = Path(path)
+    parent = missing_file.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
-    if parent != here.parent:
+    if parent != missing_file.parent:
         inside = [str(p) for p in parent.iterdir() if p.is_dir()]
-        missing = here.parents[list(here.parents).index(parent) - 1]
-        return f"{path}: no directory {missing}{did_you_mean(str(missing), inside)}"
-    kind = "is a directory, not a file" if here.is_dir() else "no such file"
+        missing_folder = missing_file.parents[list(missing_file.parents).index(parent) - 1]
+        return f"{path}: no directory {missing_folder}{did_you_mean(str(missing_folder), inside)}"
+    kind = "is a directory, not a file" if missing_file.is_dir() else "no such file"
     return f"{path}: {kind}{did_you_mean(path, (str(p) for p in parent.iterdir() if p.is_file()))}"
 
 

@@ -1,4 +1,4 @@
-"""GPUs that are known, and what of them decides memory and time; and the memory of this machine.
+"""Figures of GPUs that decide memory and time, and the memory of this machine.
 
 Memory is what the driver reports (nvidia-smi, in MiB), which is what a process can have; the rest is from NVIDIA's data
 sheets: dense bfloat16 FLOP/s (a sheet's larger figure is with sparsity), bandwidth of the memory, of the links between
@@ -20,14 +20,14 @@ class GPU:
     """One GPU, and its share of the network.
 
     Attributes:
-        name: as a person writes it.
-        memory: bytes.
+        name: name for messages.
+        memory: bytes of its memory.
         flops: dense bfloat16 operations per second, summed in float32.
         bandwidth: bytes per second, of its memory.
         link: bytes per second in one direction, to the other GPUs of its node.
         host: bytes per second in one direction, to the memory of the host.
         network: bytes per second in one direction, to other nodes; a node's total over its GPUs.
-        source: where the figures are from.
+        source: source of the figures.
     """
 
     name: str
@@ -65,7 +65,7 @@ def find_gpu(name: str) -> GPU:
     """A GPU by its short name, in any case.
 
     Raises:
-        UserError: it is not known.
+        UserError: if there is none.
 
     Example:
         >>> round(find_gpu("H200").memory / 2**30, 1)
@@ -86,11 +86,11 @@ _DEVICES = {
     "NVIDIA L40S": "l40s",
     "NVIDIA GeForce RTX 4090": "rtx4090",
 }
-"""What the driver calls them. Variants with other figures (PCIe, NVL) are left out."""
+"""The driver's names of the GPUs. Variants with other figures (PCIe, NVL) are left out."""
 
 
 def gpu_of_device(name: str) -> GPU | None:
-    """A GPU by what the driver calls it; None if it is not known.
+    """A GPU by the driver's name of it; None if there are no figures of it.
 
     Example:
         >>> gpu_of_device("NVIDIA H200").flops
@@ -103,11 +103,11 @@ def gpu_of_device(name: str) -> GPU | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine whose CPU computes: its processes share its memory, and nothing is known of its speed.
+    """A machine whose CPU computes: its processes share its memory; there are no figures of its speed.
 
     Attributes:
-        name: for people.
-        memory: bytes, for all processes.
+        name: name for messages.
+        memory: bytes of memory, for all processes.
     """
 
     name: str

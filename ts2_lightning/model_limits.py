@@ -1,6 +1,6 @@
-"""How many tokens a model takes, by its config: in a row (its context), and in its vocabulary.
+"""The number of tokens that a model takes, by its config: in a row (its context), and in its vocabulary.
 
-Transformers has no one name for either, and looks at neither when it computes: a row longer than the context is
+Transformers has no one name for either, and checks neither when it computes: a row longer than the context is
 trained on as if nothing were, or ends in an IndexError; so does a token that the embedding has no row for.
 """
 
@@ -19,7 +19,7 @@ _TABLES = {
 _BEHIND_PADDING = {
     "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
-"""Those whose first position is the row behind that of the padding."""
+"""Model types whose first position is the row behind that of the padding."""
 
 _NAMES = (
     "max_position_embeddings",  # GPT-2's n_positions too, by transformers' own alias
@@ -34,16 +34,16 @@ _NAMES = (
 
 
 class ModelLimits(NamedTuple):
-    """What a model takes.
+    """The limits of a model.
 
     Attributes:
-        model: what it is called in messages.
-        context: tokens of a row that it was made for; None where its config states no number (Mamba, BLOOM).
-        is_table: whether it has no position behind the context, so that a longer row cannot be computed.
-        embeddings: rows of its embedding; a token has one, if its id is smaller.
+        model: name of the model in messages.
+        context: tokens of a row for which it was made; None if its config states no number (Mamba, BLOOM).
+        is_table: whether there is no position behind the context, so that a longer row cannot be computed.
+        embeddings: number of rows of its embedding; a token has a row if its id is smaller.
 
     Example:
-        >>> ModelLimits("gpt2", 1024, is_table=True, embeddings=50257).said
+        >>> ModelLimits("gpt2", 1024, is_table=True, embeddings=50257).context_text
         'the context of gpt2, 1,024 tokens'
     """
 
@@ -53,12 +53,12 @@ class ModelLimits(NamedTuple):
     embeddings: int
 
     @property
-    def said(self) -> str:
+    def context_text(self) -> str:
         """The context in words, where there is one."""
         return f"the context of {self.model}, {self.context:,} tokens"
 
     def is_behind(self, length: int) -> bool:
-        """Whether a row of so many tokens has some that there is no position for."""
+        """Whether a row of so many tokens has some without a position."""
         return self.is_table and self.context is not None and length > self.context
 
 
@@ -73,7 +73,7 @@ def limits_of(config: Any) -> ModelLimits:
     A sliding window bounds what a layer sees, not how long a row is.
 
     Args:
-        config: transformers', of a causal language model; of one that sees more than text, the part for text counts.
+        config: config of a causal language model of transformers; if it has other inputs too, its part for text counts.
 
     Example:
         >>> from transformers import GPT2Config, LlamaConfig
@@ -107,7 +107,7 @@ def _first_position(kind: str, text: Any) -> int:
 
 
 def _scaled(positions: int, text: Any) -> int:
-    """What scaled positions reach; of several kinds of layers those that see farthest."""
+    """The number of positions after scaling; of several kinds of layers, that of the farthest-seeing ones."""
     parameters = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
     if not isinstance(parameters, Mapping):
         return positions

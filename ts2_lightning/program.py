@@ -1,4 +1,4 @@
-"""How the user calls the command line, for lines that say what to type next."""
+"""The user's way to call the command line, for messages that name the next command."""
 
 import sys
 from pathlib import Path
@@ -7,5 +7,5 @@ _STARTED_AS = next(iter(sys.argv), "")  # a command that runs another has its ow
 
 
 def program() -> str:
-    """How the user calls the command line: `python cli.py`, or `ts2` where it is installed."""
+    """The user's way to call the command line: `python cli.py`, or `ts2` where it is installed."""
     return "python cli.py" if "cli.py" in (Path(sys.argv[0]).name, Path(_STARTED_AS).name) else "ts2"

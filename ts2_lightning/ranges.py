@@ -1,4 +1,4 @@
-"""Which numbers a setting may be. One that cannot be is refused when it is read, in the same words everywhere."""
+"""Permitted numbers of settings. Others are refused when they are read, in the same words everywhere."""
 
 import math
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from ts2_lightning.types import UserError
 
 _LARGEST, _LARGEST_WHOLE = 1e30, 2**63 - 1
-"""Float32 tensors and int64 tensors have these, and a float32 has this number's inverse times a logit too."""
+"""Float32 and int64 tensors can hold these numbers, and float32 also the first one's inverse times a logit."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,12 @@ class Range:
     """The finite numbers between bounds, of which a bound that is left out is none. True and False are no numbers.
 
     Args:
-        least: the smallest that may be.
-        above: as `least`, but it may not be itself.
-        most: the largest that may be.
-        below: as `most`, but it may not be itself.
-        whole: only whole numbers.
-        hint: what a refusal says besides.
+        least: smallest permitted number.
+        above: lower bound that is not permitted itself.
+        most: largest permitted number.
+        below: upper bound that is not permitted itself.
+        whole: whether only whole numbers are permitted.
+        hint: text that is added to a refusal.
 
     Example:
         >>> Range(above=0, most=1).admits(0.5), POSITIVE.admits(float("nan")), POSITIVE.admits(True), COUNT.admits(2.0)
@@ -44,7 +44,7 @@ class Range:
         return self._encloses(value) and not self.excess(value)
 
     def excess(self, value: Any) -> str:
-        """What is wrong with a number between the bounds that a tensor cannot hold, or calculate with."""
+        """The objection to a number within the bounds that a tensor cannot hold or calculate with; empty if none."""
         if not self._encloses(value):
             return ""
         if abs(value) > (_LARGEST_WHOLE if self.whole else _LARGEST):
@@ -59,7 +59,7 @@ class Range:
 
     def __str__(self) -> str:
         stated = {"of at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        bounds = [f"{words} {_said(bound)}" for words, bound in stated.items() if not math.isinf(bound)]
+        bounds = [f"{words} {_in_words(bound)}" for words, bound in stated.items() if not math.isinf(bound)]
         return f"a {'whole' if self.whole else 'finite'} number {' and '.join(bounds)}".rstrip()
 
 
@@ -68,9 +68,9 @@ class Only:
     """One value by itself, beside a range.
 
     Args:
-        value: a number, or None, which a user writes `null`.
-        meaning: what it stands for.
-        hint: what a refusal says besides.
+        value: permitted number, or None, which a user writes `null`.
+        meaning: meaning of the value, for messages.
+        hint: text that is added to a refusal.
 
     Example:
         >>> Only(None, "the support").admits(None), Only(-1).admits(-1.0), Only(1).admits(True)
@@ -92,8 +92,8 @@ class Only:
         return ""
 
     def __str__(self) -> str:
-        said = "null" if self.value is None else _said(self.value)
-        return f"{said} for {self.meaning}" if self.meaning else said
+        value = "null" if self.value is None else _in_words(self.value)
+        return f"{value} for {self.meaning}" if self.meaning else value
 
 
 Allowed = Range | Only
@@ -104,16 +104,16 @@ SHARE = Range(least=0, most=1)
 COUNT = Range(least=1, whole=True)
 COUNT_OR_ZERO = Range(least=0, whole=True)
 SEED = Range(least=0, most=2**32 - 1, whole=True)
-"""As far as numpy's global generator takes one, which `seed_everything` seeds too."""
+"""The seeds that numpy's global generator takes, which `seed_everything` seeds too."""
 NULL = Only(None)
 
 
 def trouble(value: object, *allowed: Allowed) -> str:
-    """What is wrong with a number, to be put behind its name; nothing if it may be.
+    """The objection to a number, a text to follow its name; empty if the number is permitted.
 
     Args:
-        value: whatever came.
-        *allowed: ranges of which one is enough.
+        value: value of a setting, of any type.
+        *allowed: ranges, one of which has to contain the value.
 
     Example:
         >>> trouble(2.5, COUNT, NULL)
@@ -126,17 +126,17 @@ def trouble(value: object, *allowed: Allowed) -> str:
     excess = next(filter(None, (one.excess(value) for one in allowed)), "")
     hints = "".join(f"; {one.hint}" for one in allowed if one.hint)
     *others, last = map(str, allowed)
-    wanted = f"{', '.join(others)}{', or ' if len(others) > 1 else ' or '}{last}" if others else last
-    return f"must be {wanted}, got {shortened(value)}{excess}{hints}"
+    expected = f"{', '.join(others)}{', or ' if len(others) > 1 else ' or '}{last}" if others else last
+    return f"must be {expected}, got {shortened(value)}{excess}{hints}"
 
 
 def check_number(name: str, value: object, *allowed: Allowed) -> None:
     """Raises a `UserError` unless a number is in one of some ranges.
 
     Args:
-        name: of the setting, as the user knows it: `trainer.max_steps`, `TS2Loss: alpha`, `--gpus`.
-        value: whatever came.
-        *allowed: ranges of which one is enough.
+        name: name of the setting, as the user writes it: `trainer.max_steps`, `TS2Loss: alpha`, `--gpus`.
+        value: value of the setting, of any type.
+        *allowed: ranges, one of which has to contain the value.
 
     Example:
         >>> check_number("trainer.max_steps", -2, COUNT, Only(-1, "no limit"))
@@ -152,9 +152,9 @@ def check_numbers(prefix: str, settings: object, **allowed: Allowed | tuple[Allo
     """Raises a `UserError` unless all of some numbers are in their ranges.
 
     Args:
-        prefix: of their names, with what stands between it and them: `TS2Loss: `, `model.optimizer.`, `--`.
-        settings: has the numbers as attributes.
-        **allowed: the range of each, or several of which one is enough.
+        prefix: beginning of the names in messages: `TS2Loss: `, `model.optimizer.`, `--`.
+        settings: object that has the numbers as attributes.
+        **allowed: range of each number, or several ranges, one of which has to contain it.
 
     Example:
         >>> from types import SimpleNamespace
@@ -168,7 +168,7 @@ def check_numbers(prefix: str, settings: object, **allowed: Allowed | tuple[Allo
 
 
 def whole_number(text: object) -> object:
-    """The whole number that a text is; whatever else came, as it is.
+    """The whole number in a text; any other value is returned as it is.
 
     >>> whole_number("-3"), whole_number("2.5"), whole_number("²"), whole_number(4)
     (-3, '2.5', '²', 4)
@@ -178,5 +178,5 @@ def whole_number(text: object) -> object:
     return text
 
 
-def _said(bound: float) -> str:
+def _in_words(bound: float) -> str:
     return f"{bound:.0f}" if float(bound).is_integer() and abs(bound) < 1e15 else f"{bound:g}"

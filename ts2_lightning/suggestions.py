@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that was probably meant, or None.
+    """The name that the user probably meant, or None.
 
     A name whose last part is exactly the word comes first (`alpha` -> `model.loss.alpha`), then the closest
     spelling of the whole, then the closest spelling of the last part alone.

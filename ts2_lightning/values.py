@@ -19,8 +19,8 @@ class Value:
         name: name under which it is logged or stored, such as `tail_mass` or `toyworld/seen/validity_t1`.
         title: short name in tables and pictures.
         meaning: half a sentence for readers who have not measured it, with its unit; empty where the title says it.
-        better: which way is better; None where neither is by itself.
-        format: how a number is printed, as for `format`.
+        better: direction that is better; None where neither is by itself.
+        format: format specification for printing, as for `format`.
         shown: whether tables show it where nobody has chosen their columns.
     """
 
@@ -43,7 +43,7 @@ class Value:
         """The same description under a longer name, `PREFIX/NAME`.
 
         Args:
-            prefix: what comes before the name.
+            prefix: text before the name.
             changes: other attributes that differ.
 
         Example:

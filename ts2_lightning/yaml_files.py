@@ -1,4 +1,4 @@
-"""YAML that may come from elsewhere: plain values only, and no more of them than can be walked through."""
+"""YAML that may come from elsewhere: plain values only, and a bounded number of them."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ MOST_VALUES = 100_000
 
 
 def compose_yaml(text: str, name: str) -> yaml.Node | None:
-    """The nodes of a document, which know their lines; None if it is empty.
+    """The nodes of a document, with their lines; None if it is empty.
 
     Args:
-        text: one document.
-        name: of the file, for messages.
+        text: text of one document.
+        name: name of the file, for messages.
 
     Raises:
-        UserError: it is nested too deeply, or its aliases (`*NAME`) stand for so much that who walks through it would
-            never come to an end, or contain themselves.
-        yaml.YAMLError: it is no YAML.
+        UserError: if it is nested too deeply, or if its aliases (`*NAME`) contain themselves, or stand for so many
+            values that a walk through them would never end.
+        yaml.YAMLError: if it is not YAML.
     """
     try:
         root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -39,11 +39,11 @@ def load_yaml(text: str, name: str) -> Any:
     """The plain values of a document.
 
     Args:
-        text: one document.
-        name: of the file, for messages.
+        text: text of one document.
+        name: name of the file, for messages.
 
     Raises:
-        UserError: see `compose_yaml`; or it is no YAML, with the line.
+        UserError: see `compose_yaml`; or if it is not YAML, with the line.
 
     Example:
         >>> load_yaml("a: &x [1, 2]\\nb: *x", "a.yaml")
@@ -60,7 +60,7 @@ def load_yaml(text: str, name: str) -> Any:
 
 
 def yaml_complaint(error: yaml.YAMLError, name: str) -> str:
-    """What is wrong with a document, in one line with the file and its line."""
+    """The error of a document, in one line with the file and its line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{name}:{mark.line + 1}" if mark else name
     problem = getattr(error, "problem", None) or " ".join(str(error).split())

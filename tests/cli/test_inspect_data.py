@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,8 @@ from tests.data.data_helpers import byte_level_tokenizer
 from ts2_lightning.cli import inspect_data, main, output
 from ts2_lightning.cli.inspect_data import cost_of, drawn, histogram, report, set_up
 from ts2_lightning.cli.marked_rows import laid_out, marked, painted, read_pieces
-from ts2_lightning.data import SFTData, parse, read_rows
+from ts2_lightning.data import SFTData, SourceRow, encode_rows, parse, read_rows
+from ts2_lightning.data.counts import Counts
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [  # of the format `tokens`
@@ -129,6 +131,14 @@ def test_a_bad_row_among_the_first_streamed_ones(data: Data) -> None:
     assert "kept           4" in out
     assert len(errors(err)) == 1
     assert "error: x.jsonl:4: input_ids must be a list of integers, got 'one'; 1 of 5 rows is bad" in err
+
+
+def test_turns_that_are_dropped_with_their_texts_are_no_truncation() -> None:
+    encoded = encode_rows([SourceRow(ROWS[0], "x.jsonl:1")], None)
+    rows = replace(encoded, counts=Counts(read=1, kept=1, turns_lost=1))
+    lines = list(inspect_data._count_lines(rows, has_turns=True))
+    assert "  truncated      0 of the kept" in lines
+    assert "  dropped        0 as too long; and 1 turn of the kept, each with its text" in lines
 
 
 # Counted by hand -----------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from ts2_lightning.data import SFTData, cache
 from ts2_lightning.data.cache import MappedRows, entry_key, make_rows
 from ts2_lightning.data.encoding import EncodedRows, encode_chunks, encode_rows
 from ts2_lightning.data.resume import plan_state
-from ts2_lightning.data.sources import Row
+from ts2_lightning.data.sources import SourceRow
 from ts2_lightning.types import UserError
 
 KEY = "0123456789abcdef"
@@ -34,10 +34,10 @@ def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "tokens"
 
 
-def some_rows(number: int = 600) -> Iterator[Row]:
+def some_rows(number: int = 600) -> Iterator[SourceRow]:
     """Rows of several lengths, with weights, of which some are dropped and some are bad."""
     for line, row in enumerate(token_rows([number % 11 + 1 for number in range(number)]), start=1):
-        yield Row(row | {"weight": line % 3}, f"x.jsonl:{line}")
+        yield SourceRow(row | {"weight": line % 3}, f"x.jsonl:{line}")
 
 
 def chunks() -> Iterator[EncodedRows]:
@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_rows() -> None:
     def peak(number: int) -> int:
         row = {"input_ids": list(range(1000))}
         tracemalloc.start()
-        make(f"{number:016x}", lambda: encode_chunks((Row(row, "x.jsonl:1") for _ in range(number)), None))
+        make(f"{number:016x}", lambda: encode_chunks((SourceRow(row, "x.jsonl:1") for _ in range(number)), None))
         largest = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return largest

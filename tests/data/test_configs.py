@@ -30,7 +30,7 @@ def built(values: dict[str, Any]) -> SFTData:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_fragments_are_arguments_of_the_datamodule(file: Path) -> None:
     values = yaml.safe_load(file.read_text())
-    sources = built(values).sets.given
+    sources = built(values).sets.settings
     for split in sources.keys() & values.keys():
         given = values[split]
         if isinstance(given, list):

@@ -16,7 +16,7 @@ import pytest
 from pyarrow import ipc
 
 from ts2_lightning.data import texts
-from ts2_lightning.data.rows import Row
+from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.sources import count_rows, read_rows
 from ts2_lightning.types import UserError
 
@@ -213,7 +213,7 @@ def test_a_file_that_grows_short_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.arrow"
     path.write_bytes(stream(pyarrow.concat_tables([TABLE] * 2000)))
     rows = read_rows(path)
-    assert isinstance(next(rows), Row)
+    assert isinstance(next(rows), SourceRow)
     with open(path, "r+b") as file:
         file.truncate(after_batches(stream(), 1))
     with pytest.raises(UserError, match=r"ends after batch|not a readable Arrow file"):

@@ -14,13 +14,13 @@ from ts2_lightning.data import encoding
 from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.encoding import EncodedRows, Overlong, encode_chunks, encode_rows
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.sources import Row
+from ts2_lightning.data.sources import SourceRow
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.types import UserError
 
 
-def rows(*fields: dict) -> Iterator[Row]:
-    return (Row(row, f"x.jsonl:{number}") for number, row in enumerate(fields, start=1))
+def rows(*fields: dict) -> Iterator[SourceRow]:
+    return (SourceRow(row, f"x.jsonl:{number}") for number, row in enumerate(fields, start=1))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_what_could_not_be_read_is_handed_on() -> None:
     """Rejects of the reader are counted; those that are meant to be left out are not even listed."""
     bad = Reject("x.jsonl:2", "malformed JSON", "it is")
     left_out = Reject("x.jsonl:3", "left out", "not wanted")
-    good = Row({"input_ids": [1, 2]}, "x.jsonl:1")
+    good = SourceRow({"input_ids": [1, 2]}, "x.jsonl:1")
     encoded = encode_rows([good, bad, left_out, left_out] * 200, None)
     assert encoded.rejects == (bad,) * 200
     rejected = {"malformed JSON": 200, "left out": 400}
@@ -286,11 +286,11 @@ def test_rows_are_read_a_few_at_a_time() -> None:
     """So memory does not grow with the number of rows: when a chunk comes out, only the next few were read."""
     read = 0
 
-    def many() -> Iterator[Row]:
+    def many() -> Iterator[SourceRow]:
         nonlocal read
         while True:
             read += 1
-            yield Row({"input_ids": [1, 2]}, "x.jsonl:1")
+            yield SourceRow({"input_ids": [1, 2]}, "x.jsonl:1")
 
     chunks = encode_chunks(many(), None)
     done = sum(len(next(chunks)) for _ in range(10))
@@ -302,11 +302,11 @@ def test_rows_are_read_a_few_at_a_time() -> None:
 def test_an_interrupt_ends_it(interrupted: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C, in the thread that reads; and whatever goes wrong in the other. No thread is left behind."""
 
-    def many() -> Iterator[Row]:
+    def many() -> Iterator[SourceRow]:
         for number in range(5000):
             if number == 3000 and interrupted == "reading":
                 raise KeyboardInterrupt
-            yield Row({"input_ids": [number, 2]}, "x.jsonl:1")
+            yield SourceRow({"input_ids": [number, 2]}, "x.jsonl:1")
 
     def cut(origin: str, encoded: object, *options: object) -> None:
         if encoded.ids[0] == 3000:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ts2_lightning.data import SFTData, formats
 from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.formats import FORMATS, Conversation, TokenRow, get_format, parse
-from ts2_lightning.data.formats.fields import ASKED, ROW, TOKENS, TURN, Fate, Field, by_name, markdown
+from ts2_lightning.data.formats.fields import QUESTION_FIELDS, ROW, TOKENS, TURN, Fate, Field, by_name, markdown
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.types import RowError
 
@@ -70,7 +70,7 @@ def test_the_page_has_the_formats_and_the_fields_of_a_question() -> None:
     tables = [re.findall(r"^\| `.*\|$", where, re.MULTILINE) for where in (section, formats.__doc__ or "")]
     assert tables[0] == tables[1]
     assert len(tables[0]) == len(FORMATS)
-    assert ", ".join(f"`{name}`" for name in ASKED) in text
+    assert ", ".join(f"`{name}`" for name in QUESTION_FIELDS) in text
 
 
 def test_no_field_has_two_fates() -> None:
@@ -227,7 +227,7 @@ def test_turns_in_other_words() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, (_, texts) in FILLED.items() if FORMATS[name].asks])
-@pytest.mark.parametrize("field", ASKED)
+@pytest.mark.parametrize("field", QUESTION_FIELDS)
 def test_a_part_of_a_question_is_used_or_refused(name: str, field: str) -> None:
     row, _ = FILLED[name]
     value: Any = [["q0", "a0"]] if field == "history" else "the text that it is about"

@@ -11,7 +11,7 @@ import pytest
 import ts2_lightning.data.formats
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import FORMATS, TokenRow, detect, get_format, parse, register_format, row_weight
-from ts2_lightning.data.sources import Row, read_rows
+from ts2_lightning.data.sources import SourceRow, read_rows
 from ts2_lightning.types import RowError, UserError
 
 USER = {"role": "user", "content": "q"}
@@ -288,7 +288,7 @@ RESULTS: dict[str, tuple[Any, str, str]] = {
 @pytest.mark.parametrize("name", RESULTS)
 def test_whatever_a_function_of_the_user_does_is_the_rows(name: str) -> None:
     function, reason, kind = RESULTS[name]
-    found = encode_rows([Row({"input_ids": [1, 2]}, "x:1"), Row({"q": 1}, "rows.jsonl:2", function)], None)
+    found = encode_rows([SourceRow({"input_ids": [1, 2]}, "x:1"), SourceRow({"q": 1}, "rows.jsonl:2", function)], None)
     [reject] = found.rejects
     assert (reject.origin, reject.kind) == ("rows.jsonl:2", kind)
     assert reason in reject.reason
@@ -368,7 +368,7 @@ def test_real_files(shared_data: Path, name: str) -> None:
     names = {known.function: name for name, known in FORMATS.items()}
     found: Counter[str] = Counter()
     for row in read_rows(shared_data / name):
-        assert isinstance(row, Row)
+        assert isinstance(row, SourceRow)
         try:
             assert parse(row.fields).messages[-1]["role"] == "assistant"
             found[names[detect(row.fields)]] += 1

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ts2_lightning.data import SFTData, encoding, rows, tables, texts
 from ts2_lightning.data.encoding import encode_rows, largest_conversation
-from ts2_lightning.data.rows import Row
+from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.sources import read_rows
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.types import UserError
@@ -45,7 +45,7 @@ def test_the_bound_follows_from_the_length(max_length: int, characters: int) -> 
 )
 def test_a_conversation_that_is_far_too_long(template: ChatTemplate, overlong: Any, counts: tuple) -> None:
     """It is not tokenised at all."""
-    given = [Row(SHORT, "x:1"), Row(long_row(50_000_000), "x:2"), Row(SHORT, "x:3")]
+    given = [SourceRow(SHORT, "x:1"), SourceRow(long_row(50_000_000), "x:2"), SourceRow(SHORT, "x:3")]
     before = time.process_time()
     found = encode_rows(given, template, overlong=overlong)
     assert time.process_time() - before < 3
@@ -59,27 +59,27 @@ def test_a_conversation_that_is_far_too_long(template: ChatTemplate, overlong: A
 
 def test_where_no_row_may_be_too_long(template: ChatTemplate) -> None:
     with pytest.raises(UserError, match=r"x:2: the conversation has 2,000,133 characters, more than the 1,048,576"):
-        encode_rows([Row(SHORT, "x:1"), Row(long_row(2_000_000), "x:2")], template, overlong="raise")
+        encode_rows([SourceRow(SHORT, "x:1"), SourceRow(long_row(2_000_000), "x:2")], template, overlong="raise")
 
 
 def test_rows_that_are_worth_cutting_are_cut(template: ChatTemplate) -> None:
     """Up to the bound nothing changes."""
     row = long_row(900_000)
-    found = encode_rows([Row(row, "x:1")], template, max_length=100)
+    found = encode_rows([SourceRow(row, "x:1")], template, max_length=100)
     assert found.counts.truncated == 1
     [whole] = template.encode([template.render(chat(row["prompt"], row["completion"]))])
     assert found[0].ids.tolist() == whole.ids[:100]
 
 
 def test_a_longer_max_length_takes_longer_rows(template: ChatTemplate) -> None:
-    row = Row(long_row(1_200_000), "x:1")
+    row = SourceRow(long_row(1_200_000), "x:1")
     assert encode_rows([row], template, max_length=2048).counts.rejected == {"too long": 1}
     assert encode_rows([row], template, max_length=20_000).counts.truncated == 1
 
 
 def test_many_empty_messages_are_long_too(template: ChatTemplate) -> None:
     turns = chat(*["", "a"] * 20_000)
-    found = encode_rows([Row({"messages": turns}, "x:1")], template)
+    found = encode_rows([SourceRow({"messages": turns}, "x:1")], template)
     assert found.counts.rejected == {"too long": 1}
 
 
@@ -87,7 +87,7 @@ def test_a_conversation_of_thousands_of_turns(template: ChatTemplate) -> None:
     """Its time does not grow with the square of their number."""
     turns = chat(*["Hello", " I am fine"] * 3000)  # with a space that is kept apart from the prompt
     before = time.process_time()
-    found = encode_rows([Row({"messages": turns}, "x:1")], template, max_length=10**6)
+    found = encode_rows([SourceRow({"messages": turns}, "x:1")], template, max_length=10**6)
     assert time.process_time() - before < 20
     assert len(found.spans) == 3000
 
@@ -103,7 +103,7 @@ def test_the_tokenizer_gets_a_bounded_amount_at_once(template: ChatTemplate, mon
 
     monkeypatch.setattr(ChatTemplate, "encode", spied)
     monkeypatch.setattr(encoding, "_CHARACTERS", 20_000)
-    given = [Row(long_row(3_000), f"x:{number}") for number in range(50)]
+    given = [SourceRow(long_row(3_000), f"x:{number}") for number in range(50)]
     found = encode_rows(given, template)
     assert found.counts.kept == 50
     assert found.places.tolist() == list(range(50))

@@ -6,8 +6,8 @@ import jinja2
 import pytest
 from data_helpers import chat
 
-from ts2_lightning.data.layout import Layouts, Sheet
 from ts2_lightning.data.rendering import locate, with_sentinels, written
+from ts2_lightning.data.text_layout import LayoutMaker, TextLayout
 from ts2_lightning.types import UserError
 
 LOOP = "{%% for m in messages %%}<%s>%s<end>\n{%% endfor %%}"
@@ -85,15 +85,15 @@ def test_templates_that_do_more_are_refused(source: str, reason: str) -> None:
         spans(source, chat("why not", "<think>so</think>because"))
 
 
-def laid_out(source: str, messages: list, learnt: Sequence[int] | None = None) -> tuple[Layouts, list[Sheet]]:
-    layouts = Layouts(render(source), CONTROL, has_prompts="add_generation_prompt" in source)
+def laid_out(source: str, messages: list, learnt: Sequence[int] | None = None) -> tuple[LayoutMaker, list[TextLayout]]:
+    maker = LayoutMaker(render(source), CONTROL, has_prompts="add_generation_prompt" in source)
     places = [place for place, m in enumerate(messages) if m["role"] == "assistant"] if learnt is None else learnt
-    return layouts, layouts.sheets(with_sentinels(messages), {place: {} for place in places})
+    return maker, maker.layouts(with_sentinels(messages), {place: {} for place in places})
 
 
 def find(source: str, messages: list) -> Any:
-    layouts, [sheet] = laid_out(source, messages)
-    rendering = layouts.rendering(sheet, messages)
+    maker, [layout] = laid_out(source, messages)
+    rendering = maker.rendering(layout, messages)
     assert rendering.text == render(source)(messages)
     return rendering.text, rendering
 
@@ -137,8 +137,8 @@ def test_a_turn_that_is_written_otherwise_at_the_end_is_learnt_there(learnt: lis
     messages = chat("q1", "a1", "q2", "a2", "q3", "a3")
     for message in messages[1::2]:
         message["thinking"] = f"t{message['content']}"
-    layouts, sheets = laid_out(PROMPTED, messages, learnt)
-    texts = [layouts.rendering(sheet, messages) for sheet in sheets]
+    maker, layouts = laid_out(PROMPTED, messages, learnt)
+    texts = [maker.rendering(layout, messages) for layout in layouts]
     assert [text.text for text in texts] == [render(PROMPTED)(messages[: place + 1]) for place in learnt]
     for text, place in zip(texts, learnt, strict=True):
         [turn] = text.turns
@@ -161,6 +161,6 @@ def test_an_error_names_the_message_that_makes_the_template_write_something_else
         "{{ m.role }}",
         "{{ m.content }}",
     )
-    layouts, [sheet] = laid_out(source, chat("a", "b" * 100))
+    maker, [layout] = laid_out(source, chat("a", "b" * 100))
     with pytest.raises(UserError, match=r"rewrites the content of message 2 \(assistant\)"):
-        layouts.rendering(sheet, chat("a", "b" * 100))
+        maker.rendering(layout, chat("a", "b" * 100))

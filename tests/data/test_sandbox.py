@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ts2_lightning.data import SFTData, sandbox
 from ts2_lightning.data.encoding import encode_rows
-from ts2_lightning.data.rows import Row
+from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.sandbox import TemplateLimitError, compiled, weight
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.types import RowError, UserError
@@ -202,8 +202,8 @@ def test_weights_count_what_is_held_as_often_as_it_is() -> None:
     assert weight(inner) == float("inf"), "too deep"
 
 
-def row(text: str) -> Row:
-    return Row({"prompt": text, "completion": "yes"}, f"x.jsonl:{text}")
+def row(text: str) -> SourceRow:
+    return SourceRow({"prompt": text, "completion": "yes"}, f"x.jsonl:{text}")
 
 
 FAILING = {
@@ -321,6 +321,6 @@ def test_contents_are_plain_text_to_a_template(tokenizer: PreTrainedTokenizerFas
             return "loud"
 
     template = ChatTemplate("mine", CHATML.replace("m.content", "m.content ~ m.content.shout"), tokenizer)
-    rows = encode_rows([Row({"prompt": Loud("a"), "completion": Loud("b")}, "x:1")], template)
+    rows = encode_rows([SourceRow({"prompt": Loud("a"), "completion": Loud("b")}, "x:1")], template)
     assert rows.counts.kept == 1
     assert "loud" not in byte_level_tokenizer().decode(rows[0].ids)

@@ -12,7 +12,7 @@ import pytest
 from data_helpers import write_jsonl
 
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.selection import WHOLE, Part, Selection, draw, held_out
+from ts2_lightning.data.selection import WHOLE, RowPart, Selection, draw, held_out
 from ts2_lightning.data.sources import Source
 from ts2_lightning.types import RowError, UserError
 
@@ -23,7 +23,7 @@ def contents(selection: Selection) -> list[str]:
     return [row.fields["prompt"] for _, row in selection.read()]
 
 
-def selection(*paths: str | Source, part: Part = WHOLE, seed: int = 0, **options: object) -> Selection:
+def selection(*paths: str | Source, part: RowPart = WHOLE, seed: int = 0, **options: object) -> Selection:
     sources = tuple(Source(path) if isinstance(path, str) else path for path in paths)
     return Selection(sources, seed=seed, part=part, **options)
 

@@ -60,7 +60,7 @@ def test_bad_lines_take_the_place_of_rows(tmp_path: Path, line: bytes, kind: str
     path = tmp_path / "bad.jsonl"
     path.write_bytes(lines(ROWS) + line + b"\n" + lines(ROWS))
     found = list(read_rows(path))
-    assert [type(row).__name__ for row in found] == ["Row", "Row", "Reject", "Row", "Row"]
+    assert [type(row).__name__ for row in found] == ["SourceRow", "SourceRow", "Reject", "SourceRow", "SourceRow"]
     assert found[2][:2] == (f"{path}:3", kind)
     assert reason in found[2].reason
     assert "\n" not in found[2].reason

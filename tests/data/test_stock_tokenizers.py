@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import Conversation, parse
-from ts2_lightning.data.sources import Row, read_rows
+from ts2_lightning.data.sources import SourceRow, read_rows
 from ts2_lightning.data.templates import ChatTemplate, make_template
 
 pytestmark = pytest.mark.slow
@@ -122,7 +122,7 @@ def test_real_rows(name: str, file: str, shared_data: Path) -> None:
     template = template_of(name)
     silent = {"enable_thinking": False} if FIELD[name] else {}
     for row in itertools.islice(read_rows(shared_data / f"{file}.jsonl.gz"), 60):
-        assert isinstance(row, Row)
+        assert isinstance(row, SourceRow)
         found = parse(row.fields)
         assert isinstance(found, Conversation)
         messages: list[Any] = [message for message in found.messages if name != "gemma3" or message["role"] != "system"]
@@ -154,7 +154,7 @@ def test_the_exports_template_asks_as_qwen3_was_trained(thoughts: bool, tmp_path
 
 
 def test_qwen3_drops_and_refuses_thoughts() -> None:
-    row = Row({"messages": [user("q"), answer("<think>\nhm\n</think>\n\na")]}, "x:1")
+    row = SourceRow({"messages": [user("q"), answer("<think>\nhm\n</think>\n\na")]}, "x:1")
     for thinking, wanted in (
         ("keep", "<think>\nhm\n</think>\n\na<|im_end|>"),
         ("drop", "a<|im_end|>"),

@@ -24,7 +24,7 @@ from ts2_lightning.data import SFTData
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.row_stream import Stream, interleaved
 from ts2_lightning.data.selection import Selection, held_out
-from ts2_lightning.data.sources import Row, Source, about_rows, count_rows, read_rows, stream_source
+from ts2_lightning.data.sources import Source, SourceRow, about_rows, count_rows, read_rows, stream_source
 from ts2_lightning.data.streaming import REPORT, Ledger
 from ts2_lightning.modules import ScheduleConfig
 from ts2_lightning.modules.optimization import make_schedule
@@ -137,7 +137,7 @@ def stream_of(sources: list[Source], seed: int = 0, buffer: int = 10) -> Stream:
 
 
 def ids(stream: Stream, epoch: int = 0) -> list[int]:
-    return [row.fields["input_ids"][0] for _, row in stream.read(epoch) if isinstance(row, Row)]
+    return [row.fields["input_ids"][0] for _, row in stream.read(epoch) if isinstance(row, SourceRow)]
 
 
 def test_the_order_follows_from_seed_and_epoch(files: list[str]) -> None:
@@ -198,9 +198,9 @@ def test_few_files_are_open_and_few_rows_are_held(monkeypatch: pytest.MonkeyPatc
         def __del__(self) -> None:
             alive["rows"] -= 1
 
-    def endless(self: Selection, place: int) -> Iterator[Row]:
+    def endless(self: Selection, place: int) -> Iterator[SourceRow]:
         opened[place] += 1
-        return (Row(Fields(), f"x:{number}") for number in itertools.count())
+        return (SourceRow(Fields(), f"x:{number}") for number in itertools.count())
 
     monkeypatch.setattr(Selection, "files", property(lambda self: [(self.sources[0], Path(str(n))) for n in range(99)]))
     monkeypatch.setattr(Selection, "groups", property(lambda self: [(self.sources[0], range(99))]))
@@ -547,7 +547,7 @@ def test_data_sets_are_fetched_while_they_are_read(
         (f"{folder.removeprefix('hub:')}, train_sft, part {number}", 15) for number in (1, 2, 3)
     ]
     row = next(iter(read_rows(shards[1])))
-    assert row == Row({"input_ids": numbered(20, 21)[0]["input_ids"]}, f"{shards[1]}, row 1")
+    assert row == SourceRow({"input_ids": numbered(20, 21)[0]["input_ids"]}, f"{shards[1]}, row 1")
     with pytest.raises(UserError, match=r"no split 'train'; .*did you mean train_sft\?"):
         stream_source(Source(folder, split="train", name="default"))
 

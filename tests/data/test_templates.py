@@ -9,7 +9,7 @@ from template_tokenizers import byte_level, prepending, wordpiece
 from template_tokenizers import metaspace as metaspace_like
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ts2_lightning.data.alignment import Pieces, Whole
+from ts2_lightning.data.alignment import PieceTokens, WholeTokens
 from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.formats import parse
 from ts2_lightning.data.sources import read_rows
@@ -79,7 +79,7 @@ def test_a_character_has_the_same_token_in_a_whole_text_and_in_pieces(kind: Call
     """Also where several tokens share a character, or white space is in none of them."""
     text = " a\u0301 é☃🙂 \n\n  Hello  there<|im_end|>\t ﷺ\r\n😀😀 "
     encoding = kind().backend_tokenizer.encode(text, add_special_tokens=False)
-    whole, pieces = Whole(encoding), Pieces(encoding.ids, encoding.offsets)
+    whole, pieces = WholeTokens(encoding), PieceTokens(encoding.ids, encoding.offsets)
     found = [whole.at(position) for position in range(len(text))]
     assert found == [pieces.at(position) for position in range(len(text))]
     inside = [token for token in found if token < len(whole.ids)]
@@ -135,7 +135,7 @@ def test_prompts_are_prefixes_of_training(name: str, answer: str, tokenizer: Pre
 
 def test_thinking_blocks_are_not_learnt_and_prompts_hold_them(tokenizer: PreTrainedTokenizerFast) -> None:
     """The empty block stands before the last answer only, so that each answer is learnt at the end of a text."""
-    template = ChatTemplate("thinking", THINKING, tokenizer).asking(thoughts=False)
+    template = ChatTemplate("thinking", THINKING, tokenizer).prompting(thoughts=False)
     conversation = chat("Hello", "yes\n", "why", "\n\nso")
     first, second = template.encode(template.unroll(conversation).renderings)
     for encoded, answer, asked in ((first, "yes\n", conversation[:1]), (second, "so", conversation[:3])):

@@ -15,11 +15,11 @@ from ts2_lightning.data import SFTData
 from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import Conversation
-from ts2_lightning.data.manner import with_defaults
 from ts2_lightning.data.sandbox import compiled
-from ts2_lightning.data.sources import Row
+from ts2_lightning.data.sources import SourceRow
 from ts2_lightning.data.templates import ChatTemplate
-from ts2_lightning.data.thoughts import Place, settled, split_thought
+from ts2_lightning.data.thought_switches import with_defaults
+from ts2_lightning.data.thoughts import ThoughtPlace, settled, split_thought
 from ts2_lightning.evaluation import Question
 from ts2_lightning.types import RowError, UserError
 
@@ -79,12 +79,12 @@ def test_a_thought_follows_the_prompt_that_asks_for_it(
     [(prompt, answers)] = texts(template, messages)
     assert answers == [learnt.format("one and\none", "2")]
     assert prompt == plainly(tokenizer, jinja, messages[:1], **arguments)
-    asking = template.asking(thoughts=True)
-    assert asking.recorded == arguments
+    prompting = template.prompting(thoughts=True)
+    assert prompting.recorded == arguments
     assert (
         prompt
-        == plainly(tokenizer, asking.jinja, messages[:1])
-        == tokenizer.decode(asking.render_prompt([messages[0]]))
+        == plainly(tokenizer, prompting.jinja, messages[:1])
+        == tokenizer.decode(prompting.render_prompt([messages[0]]))
     )
 
 
@@ -99,12 +99,12 @@ def test_an_answer_alone_follows_the_prompt_that_asks_for_no_thought(
     [(prompt, answers)] = texts(template, messages)
     assert answers == [learnt.format("2")]
     assert prompt == plainly(tokenizer, jinja, messages[:1], **arguments)
-    asking = template.asking(thoughts=False)
-    assert asking.recorded == arguments
+    prompting = template.prompting(thoughts=False)
+    assert prompting.recorded == arguments
     assert (
         prompt
-        == plainly(tokenizer, asking.jinja, messages[:1])
-        == tokenizer.decode(asking.render_prompt([messages[0]]))
+        == plainly(tokenizer, prompting.jinja, messages[:1])
+        == tokenizer.decode(prompting.render_prompt([messages[0]]))
     )
 
 
@@ -126,7 +126,7 @@ def test_every_turn_of_a_conversation_follows_its_prompt(
     for number, (kind, (prompt, [learnt])) in enumerate(zip(pattern, found, strict=True)):
         wanted = with_thought.format(f"t{number}", f"a{number}") if kind == "t" else without.format(f"a{number}")
         assert learnt == wanted
-        before = settled(messages[: 2 * number + 1], "keep", template._renderer.manner.place)
+        before = settled(messages[: 2 * number + 1], "keep", template._renderer.switches.place)
         assert prompt == plainly(tokenizer, jinja, before, **(asks if kind == "t" else asks_not))
 
 
@@ -146,11 +146,11 @@ def test_turns_share_a_text_where_the_template_lets_them(
 def test_rows_that_are_unrolled_are_counted_once(tokenizer: PreTrainedTokenizerFast) -> None:
     template = ChatTemplate("qwen3", QWEN3, tokenizer)
     rows = [
-        Row({"messages": [question("q"), turn("a")]}, "x:1"),
-        Row(
+        SourceRow({"messages": [question("q"), turn("a")]}, "x:1"),
+        SourceRow(
             {"messages": [question("q"), turn("a", "t"), question("r"), turn("b", "u")], "weight": 0.5, "id": 7}, "x:2"
         ),
-        Row({"messages": [question("q"), {**turn("a", "t"), "train": False}, question("r"), turn("b")]}, "x:3"),
+        SourceRow({"messages": [question("q"), {**turn("a", "t"), "train": False}, question("r"), turn("b")]}, "x:3"),
     ]
     found = encode_rows(rows, template)
     counts = found.counts
@@ -303,11 +303,11 @@ def test_arguments_of_settings(tokenizer: PreTrainedTokenizerFast) -> None:
     row = Conversation([question("q"), turn("a")], arguments={"tone": "calm", "other": 1})  # type: ignore[list-item]
     assert texts(template, row)[0][0].startswith("calm:")
     assert template.unroll(row).unused == ("chat_template_kwargs.other",)
-    asking = template.asking(thoughts=False)
-    assert asking.recorded == {"tone": "rough", "enable_thinking": False}
-    assert prompt == plainly(tokenizer, asking.jinja, [question("q")])
+    prompting = template.prompting(thoughts=False)
+    assert prompting.recorded == {"tone": "rough", "enable_thinking": False}
+    assert prompt == plainly(tokenizer, prompting.jinja, [question("q")])
     assert template.identity != ChatTemplate("mine", pirate, tokenizer).identity
-    assert template.identity == asking.identity
+    assert template.identity == prompting.identity
     with pytest.raises(
         UserError, match=r"chat_template_kwargs: the template takes no argument 'tome'; did you mean ton"
     ):
@@ -342,14 +342,14 @@ def test_recorded_arguments_come_back(value: Any, source: str) -> None:
 
 
 def test_templates_that_ask_survive_pickling(tokenizer: PreTrainedTokenizerFast) -> None:
-    template = ChatTemplate("qwen3", QWEN3, tokenizer, thinking="drop").asking(thoughts=False)
+    template = ChatTemplate("qwen3", QWEN3, tokenizer, thinking="drop").prompting(thoughts=False)
     copy = pickle.loads(pickle.dumps(template))
     assert (copy.jinja, copy.recorded, copy.identity) == (template.jinja, template.recorded, template.identity)
     assert copy.render_prompt([question("q")]) == template.render_prompt([question("q")])
 
 
 def test_an_opening_comes_after_a_thought(tokenizer: PreTrainedTokenizerFast) -> None:
-    template = ChatTemplate("qwen3", QWEN3, tokenizer).asking(thoughts=True)
+    template = ChatTemplate("qwen3", QWEN3, tokenizer).prompting(thoughts=True)
     prompt = Question.asking("q").encode(template, opening="The answer")
     assert tokenizer.decode(prompt.ids).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nThe answer")
 
@@ -357,7 +357,7 @@ def test_an_opening_comes_after_a_thought(tokenizer: PreTrainedTokenizerFast) ->
 def test_settled_leaves_other_turns_alone() -> None:
     messages: Any = [*chat("<think>a</think>b", "c"), {"role": "tool", "content": "<think>d</think>e"}]
     for thinking in ("keep", "drop", "refuse"):
-        assert settled(messages, thinking, Place("field")) == messages  # type: ignore[arg-type]
+        assert settled(messages, thinking, ThoughtPlace("field")) == messages  # type: ignore[arg-type]
 
 
 # Runs --------------------------------------------------------------------------------------------------------------

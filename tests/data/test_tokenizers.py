@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ts2_lightning.data import load_tokenizer, make_template
 from ts2_lightning.data.encoding import encode_rows
-from ts2_lightning.data.rows import Row
+from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.types import RowError, UserError
 
@@ -166,7 +166,7 @@ def test_a_text_that_a_tokenizer_fails_on_is_the_rows(tokenizer: PreTrainedToken
         backend_tokenizer = Picky()
 
     template.tokenizer = Wrapper()  # type: ignore[assignment]
-    rows = [Row({"prompt": text, "completion": "yes"}, f"rows.jsonl:{text}") for text in ("a", "x", "b", "xx")]
+    rows = [SourceRow({"prompt": text, "completion": "yes"}, f"rows.jsonl:{text}") for text in ("a", "x", "b", "xx")]
     found = encode_rows(rows, template)
     assert found.counts.kept == 2
     assert [reject.origin for reject in found.rejects] == ["rows.jsonl:x", "rows.jsonl:xx"]
@@ -184,7 +184,10 @@ def test_odd_characters_are_characters(tokenizer: PreTrainedTokenizerFast, text:
 
 def test_half_a_character_makes_a_bad_row(tokenizer: PreTrainedTokenizerFast) -> None:
     """Also if it comes from the user's own function."""
-    rows = [Row({"prompt": "a", "completion": "\ud800"}, "x:1"), Row({"prompt": "a", "completion": "b"}, "x:2")]
+    rows = [
+        SourceRow({"prompt": "a", "completion": "\ud800"}, "x:1"),
+        SourceRow({"prompt": "a", "completion": "b"}, "x:2"),
+    ]
     found = encode_rows(rows, make_template("chatml", tokenizer), lambda fields: chat(*fields.values()))
     assert found.counts.rejected == {"not UTF-8": 1}
     assert found.places.tolist() == [1]

@@ -16,7 +16,7 @@ import yaml
 
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import CONFIGS, ROOT, CommandLine, column, empty_working_directory, make_blank
-from ts2_lightning.data.plan import Shape
+from ts2_lightning.data.batch_plan import StepShape
 from ts2_lightning.planning import WARNING_SECONDS
 from ts2_lightning.runs.state import read_state
 
@@ -67,7 +67,7 @@ def test_the_lines_say_what_the_configuration_says(shape: str, ts2: CommandLine)
     assert (trainer["num_nodes"], trainer["devices"], trainer["accelerator"]) == (nodes, devices, "gpu")
     assert (trainer["precision"], trainer["max_epochs"], data["batch_size"]) == ("bf16-mixed", 3, 128)
     assert config["model"]["loss"]["class_path"].endswith(".TS2Loss")
-    world = Shape(data["batch_size"], data["micro_batch_size"], nodes * devices)
+    world = StepShape(data["batch_size"], data["micro_batch_size"], nodes * devices)
     assert world.accumulation * min(world.micro_batch_size * world.world_size, 128) == 128
 
 

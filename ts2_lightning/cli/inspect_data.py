@@ -18,7 +18,7 @@ from ts2_lightning.cli.limits import limits_at, limits_with_new_rows
 from ts2_lightning.cli.marked_rows import COLOUR_LEGEND, LEGEND, laid_out, marked, painted, read_pieces, visible
 from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
-from ts2_lightning.data import EncodedRows, SFTData, Shape, epoch_plan, evaluation_plan
+from ts2_lightning.data import EncodedRows, SFTData, StepShape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
 from ts2_lightning.data.counts import unused_fields
 from ts2_lightning.data.rejects import Rejects
@@ -424,7 +424,7 @@ def _weight_lines(rows: EncodedRows, times: NDArray[np.floating] | None) -> Iter
 def _cost_lines(data: SFTData, split: str, cost: Cost, world_size: int) -> Iterator[str]:
     ranks = _counted(world_size, "rank")
     if split == "train":
-        shape: Shape = data.shape._replace(world_size=world_size)
+        shape: StepShape = data.shape._replace(world_size=world_size)
         division = f"batch {shape.batch_size}, micro-batch {shape.micro_batch_size}, packing {data.packing}"
         yield f"An epoch on {ranks} ({division})"
         yield _value("steps", f"{cost.steps:,}")

@@ -12,8 +12,8 @@ from ts2_lightning.data import SFTData
 class PredictionFile(Callback):
     """Writes the dictionaries that `predict_step` returns to `predictions.jsonl`, one line per row, in the rows' order.
 
-    Where rows have become several texts (see `data.layout`), there is a line for each text, and `place` says which of
-    the rows that were read it is of, from 0.
+    Where rows have become several texts (see `data.text_layout`), there is a line for each text, and `place` says which
+    of the rows that were read it is of, from 0.
 
     Every rank writes its share as it goes; at the end rank 0 puts them together.
 

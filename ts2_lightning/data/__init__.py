@@ -1,18 +1,19 @@
-"""From the rows that people have to batches: sources, formats, chat templates, the plan, and the datamodule.
+"""From files of rows to batches: sources, row formats, chat templates, encoding, the batch plan, the datamodule.
 
-`SFTData` is the datamodule. New row formats and chat templates are added with `register_format` and
-`register_template`, or named by import path and by file.
+In: files, data sets of the hub, a tokenizer; out: `Batch`es, and a record of the data. `SFTData` is the datamodule,
+`register_format` and `register_template` add formats and templates. It may import only `suggestions` (and what every
+room may). Not here: anything that knows a network's weights, a loss or generated text.
 """
 
+from ts2_lightning.data.batch_plan import PlannedBatch, StepShape, epoch_plan, evaluation_plan
 from ts2_lightning.data.bundled import TEMPLATES, register_template
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.datamodule import SFTData, load_tokenizer
 from ts2_lightning.data.encoded_rows import EncodedRow, EncodedRows
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import FORMATS, Message, TokenRow, parse, register_format
-from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, evaluation_plan
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.sources import Row, Source, read_rows, resolve_sources
+from ts2_lightning.data.sources import Source, SourceRow, read_rows, resolve_sources
 from ts2_lightning.data.templates import ChatTemplate, make_template
 
 __all__ = [
@@ -22,12 +23,12 @@ __all__ = [
     "EncodedRow",
     "EncodedRows",
     "Message",
-    "MicroBatch",
+    "PlannedBatch",
     "Reject",
-    "Row",
     "SFTData",
-    "Shape",
     "Source",
+    "SourceRow",
+    "StepShape",
     "TokenRow",
     "collate",
     "encode_rows",

@@ -12,10 +12,10 @@ from ts2_lightning.data.files import reason_of
 from ts2_lightning.data.rendering import Span
 from ts2_lightning.types import RowError
 
-_MANY_TURNS = 64  # of a conversation, from which on the offsets of all tokens are worth their list
+_MANY_TURNS = 64  # turns of a conversation, above which a list of all offsets is faster than single look-ups
 
 
-class Pieces(NamedTuple):
+class PieceTokens(NamedTuple):
     """Tokens of a text that was encoded in pieces."""
 
     ids: list[int]
@@ -32,10 +32,10 @@ class Pieces(NamedTuple):
         return self.offsets[token][0]
 
 
-class Whole:
-    """Tokens of a text that was encoded at once, as `Pieces`.
+class WholeTokens:
+    """Tokens of a text that was encoded at once, as `PieceTokens`.
 
-    The backend is asked for single tokens: Python's list of the offsets of all takes a good part of the time that
+    Single tokens are looked up in the backend: to make Python's list of all offsets takes a good part of the time that
     tokenising takes.
     """
 
@@ -44,13 +44,13 @@ class Whole:
 
     @cached_property
     def ids(self) -> list[int]:
-        """Of all tokens."""
+        """Ids of all tokens."""
         return self._encoding.ids
 
     def at(self, position: int) -> int:
-        """The token at a character; see `Pieces`."""
+        """The token at a character; see `PieceTokens`."""
         token = self._encoding.char_to_token(position)
-        return Pieces(self.ids, self._encoding.offsets).at(position) if token is None else token
+        return PieceTokens(self.ids, self._encoding.offsets).at(position) if token is None else token
 
     def start_of(self, token: int) -> int:
         """The first character of a token."""
@@ -60,10 +60,10 @@ class Whole:
         return covered[0]
 
 
-def aligned(encoding: Encoding, turns: int) -> Whole | Pieces:
-    """The tokens of a text, of which some are asked for each of so many turns."""
-    # The backend looks at all tokens for each character that it is asked for.
-    return Whole(encoding) if turns <= _MANY_TURNS else Pieces(encoding.ids, encoding.offsets)
+def aligned(encoding: Encoding, turns: int) -> WholeTokens | PieceTokens:
+    """The tokens of a text, looked up for each of so many turns."""
+    # The backend goes through all tokens for each character that is looked up.
+    return WholeTokens(encoding) if turns <= _MANY_TURNS else PieceTokens(encoding.ids, encoding.offsets)
 
 
 def _missing() -> RowError:
@@ -72,7 +72,7 @@ def _missing() -> RowError:
 
 @contextmanager
 def tokenizing() -> Iterator[None]:
-    """Make errors of the tokenizer, such as a character without a token, those of the row."""
+    """Turn errors of the tokenizer, such as a character without a token, into a `RowError`."""
     try:
         yield
     except RowError:

@@ -153,11 +153,11 @@ TEMPLATES: dict[str, BundledTemplate] = {
 
 
 def register_template(name: str, jinja: str, controls: Sequence[str] = ()) -> None:
-    """Make a jinja chat template known by a name.
+    """Register a jinja chat template under a name.
 
     Args:
-        name: for `data.template`.
-        jinja: the source; it sees what transformers gives (`messages`, `add_generation_prompt`, `bos_token`, ...).
+        name: name for `data.template`.
+        jinja: source, with the variables of transformers (`messages`, `add_generation_prompt`, `bos_token`, ...).
         controls: strings that must be single tokens of the tokenizer.
 
     Example:

@@ -1,11 +1,11 @@
-"""The package's cache directory, and in it the token cache: rows that were encoded once, for every later start.
+"""The package's cache directory and the token cache in it: rows are encoded once, and read at every later start.
 
     $TS2_CACHE_DIR or ~/.cache/ts2_lightning
         toyworld/...           see `ts2_lightning.data.toyworld.cache`
-        tokens/KEY.arrow       the encoded rows of one split; KEY: a digest of all that they follow from
+        tokens/KEY.arrow       the encoded rows of one split; KEY: a digest of all that determines them
         tokens/KEY.lock        held by the process that encodes them
         tokens/.KEY.../        what it has written so far
-        tokens/KEY.rejects.jsonl   bad rows that were left out, where no run directory is there for them
+        tokens/KEY.rejects.jsonl   bad rows that were left out, if there is no run directory to list them in
 
 Everything there can be deleted at any time. A file's modification time is that of its last use, so
 `find ~/.cache/ts2_lightning/tokens -mtime +30 -delete` removes what no run has needed for a month.
@@ -55,36 +55,36 @@ def cache_directory() -> Path:
     """The package's cache: the environment variable TS2_CACHE_DIR, else ~/.cache/ts2_lightning.
 
     Raises:
-        UserError: if it is in the home directory of nobody.
+        UserError: if it names the home directory of a user who does not exist.
     """
     return expanded(os.environ.get("TS2_CACHE_DIR") or "~/.cache/ts2_lightning", "TS2_CACHE_DIR")
 
 
-# What the encoded rows follow from ----------------------------------------------------------------------------
+# What determines the encoded rows -------------------------------------------------------------------------------
 
 
 def entry_key(template: str | None, formats: Collection[FormatFunction | None], **rest: Any) -> str | None:
-    """The name of an entry: it changes with everything that changes the encoded rows.
+    """The key of an entry, which changes with everything that changes the encoded rows.
 
-    Besides the arguments these are the code of this room and the versions of the libraries that render and tokenise. Of
-    a function of the user it is the file that it is in; what that file imports or reads is not seen.
+    Besides the arguments these are the code of this room and the versions of the libraries that render and tokenise. A
+    user's format counts with the file in which it is defined; what that file imports or reads is not considered.
 
     Args:
-        template: `ChatTemplate.identity`.
-        formats: formats of the rows; None is any of the registered ones, row by row.
-        rest: JSON values: the rows' files with their digests, and the options.
+        template: identity of the chat template, see `ChatTemplate.identity`; None without one.
+        formats: formats of the rows; None stands for all registered ones, of which each row has its own.
+        rest: all else that changes the rows, as JSON values: the files with their digests, and the options.
 
     Returns:
-        Hexadecimal digits; None if a format's source cannot be read, so that nothing can be said about it.
+        Hexadecimal digits; None if the source code of a format cannot be read, so that there is no safe key.
     """
     functions = [format for format in formats if format is not None]
     if None in formats:
-        functions += [known.function for known in FORMATS.values()]
+        functions += [registered.function for registered in FORMATS.values()]
     try:
-        known = [template, [_function_identity(function) for function in functions], rest, _code_digest()]
+        determinants = [template, [_function_identity(function) for function in functions], rest, _code_digest()]
     except (OSError, TypeError):
         return None
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(determinants, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _function_identity(function: FormatFunction) -> tuple[str, str]:
@@ -122,60 +122,62 @@ def _writing() -> Iterator[None]:
         raise _UnusableError(getattr(error, "strerror", None) or str(error)) from error
 
 
-class Made(NamedTuple):
-    """Rows, and what was noted when they were made."""
+class RowsWithNotes(NamedTuple):
+    """Rows, and the notes that were kept with them."""
 
     rows: EncodedRows
     notes: Any
 
 
-def make_rows(key: str | None, make: Callable[[], Iterable[EncodedRows]], notes: Callable[[], Any], what: str) -> Made:
+def make_rows(
+    key: str | None, make: Callable[[], Iterable[EncodedRows]], notes: Callable[[], Any], label: str
+) -> RowsWithNotes:
     """The rows of an entry; if there is none yet, it is made.
 
     Of several processes that need it together one makes it, and the others wait. Where the cache cannot be written, the
     rows are made in memory, with a warning.
 
     Args:
-        key: of the entry, see `entry_key`; None makes the rows in memory.
-        make: gives the rows in chunks, as `encoding.encode_chunks` does; what it raises is raised.
-        notes: asked when `make`'s chunks are used up, for JSON values that are kept with the rows.
-        what: the rows, for messages.
+        key: key of the entry, see `entry_key`; None makes the rows in memory.
+        make: function that yields the rows in chunks, as `encoding.encode_chunks` does; its errors are passed on.
+        notes: function that returns JSON values to keep with the rows; called once all chunks have been made.
+        label: name of the rows, for messages.
 
     Returns:
         Rows, whose arrays are read-only memory maps of the entry if there is one, and notes.
     """
     if key is None:
-        return Made(join_chunks(make()), notes())
+        return RowsWithNotes(join_chunks(make()), notes())
     path = cache_directory() / "tokens" / f"{key}.arrow"
-    if (made := _read(path)) is not None:
-        return made
+    if (entry := _read(path)) is not None:
+        return entry
     try:
         with _writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock"), what):
-            if (made := _read(path)) is None:  # nobody else has made it meanwhile
+        with _locked(path.with_suffix(".lock"), label):
+            if (entry := _read(path)) is None:  # nobody else has made it meanwhile
                 _write(path, make(), notes)
-                made = _read(path)
-            if made is None:
+                entry = _read(path)
+            if entry is None:
                 raise _UnusableError("what was written does not read back")
-            return made
+            return entry
     except _UnusableError as error:
         rank_zero_warn(
             f"the token cache in {path.parent} cannot be used ({error}), so every process tokenises for itself and "
             "keeps the rows in memory; set TS2_CACHE_DIR to a directory that can be written, or data.cache to false"
         )
-    return Made(join_chunks(make()), notes())
+    return RowsWithNotes(join_chunks(make()), notes())
 
 
 @contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
+def _locked(path: Path, label: str) -> Iterator[None]:
     """Hold a lock that the system releases when its holder dies."""
     lock = FileLock(path)
     with _writing():
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            rank_zero_info(f"Data: another process is tokenising {what}; waiting for it ({path})")
+            rank_zero_info(f"Data: another process is tokenising {label}; waiting for it ({path})")
             lock.acquire()
     try:
         yield
@@ -183,7 +185,7 @@ def _locked(path: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def _read(path: Path) -> Made | None:
+def _read(path: Path) -> RowsWithNotes | None:
     """An entry; None if there is none, or none that is whole."""
     if not os.path.isfile(path):
         return None
@@ -191,7 +193,7 @@ def _read(path: Path) -> Made | None:
         rows = MappedRows.open(path)
         with contextlib.suppress(OSError):
             os.utime(path)  # for those who clean up
-        return Made(rows, rows.notes)
+        return RowsWithNotes(rows, rows.notes)
     except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         rank_zero_warn(f"the token cache {path} is damaged ({reason}); its rows are tokenised again")
@@ -237,7 +239,7 @@ class MappedRows(EncodedRows):
 
 
 def _checksum(rows: EncodedRows, record: bytes) -> int:
-    """CRC-32 of all that an entry says: some GB per second, so that it costs little at every start."""
+    """CRC-32 of the whole entry; at some GB per second it costs little at every start."""
     checksum = zlib.crc32(record)
     for array in (rows.row_edges, rows.span_edges, rows.weights, rows.places, rows.spans, rows.ids):
         checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)

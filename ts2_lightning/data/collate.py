@@ -12,11 +12,11 @@ from ts2_lightning.data.encoded_rows import EncodedRow
 from ts2_lightning.types import Batch
 
 Packing = Literal["none", "packed", "padding_free"]
-"""How the rows of a micro-batch are laid out."""
+"""Layout of the rows of a micro-batch: one sequence each, several in a sequence, or all in one."""
 
 
 def capacity_of(packing: Packing, max_length: int) -> float | None:
-    """Tokens of a sequence, at most, as `collate` takes it."""
+    """The largest number of tokens in a sequence, as `collate` takes it: infinite, or None if nothing is packed."""
     capacities: dict[Packing, float | None] = {"none": None, "packed": max_length, "padding_free": math.inf}
     return capacities[packing]
 
@@ -31,7 +31,7 @@ def collate(
     nothing is learnt.
 
     Args:
-        rows: R rows; none for a filler.
+        rows: R rows; an empty list makes a filler.
         indices: [R] their indices in the split.
         divisor: supervised tokens of the whole optimizer step.
         pad_id: token id of the padding.
@@ -82,7 +82,7 @@ def collate(
 
 
 def _supervised(rows: Sequence[EncodedRow], starts: NDArray[np.int64], flat_ids: NDArray[np.int64]) -> Batch:
-    """What a batch says of its supervised tokens, row after row."""
+    """The fields of a batch about its supervised tokens, row after row."""
     spans = np.concatenate([row.spans for row in rows]).astype(np.int64)  # [S, 2]
     turn_rows = np.repeat(np.arange(len(rows)), [len(row.spans) for row in rows])  # [S]
     turn_lengths = spans[:, 1] - spans[:, 0]
@@ -133,7 +133,7 @@ def pack(lengths: NDArray[np.int64], capacity: float) -> list[list[int]]:
 
 
 def _first_fit_decreasing(lengths: NDArray[np.int64], capacity: float) -> list[list[int]]:
-    """Longest rows first, each into the first sequence that has room for it."""
+    """Longest rows first, each into the first sequence with room for it."""
     sequences: list[list[int]] = []
     rooms: list[float] = []
     for row in np.argsort(-lengths, kind="stable").tolist():
@@ -153,7 +153,7 @@ def _width(sequences: Sequence[Sequence[int]], lengths: NDArray[np.int64]) -> in
 
 
 def _starts(sequences: Sequence[Sequence[int]], lengths: NDArray[np.int64], width: int) -> NDArray[np.int64]:
-    """[R] where each row starts in the flattened ids."""
+    """[R] start of each row in the flattened ids."""
     starts = np.empty(len(lengths), dtype=np.int64)
     for number, sequence in enumerate(sequences):
         ends = np.cumsum(lengths[sequence])
@@ -162,11 +162,11 @@ def _starts(sequences: Sequence[Sequence[int]], lengths: NDArray[np.int64], widt
 
 
 def _attention_inputs(own_places: NDArray[np.int64], packed: bool) -> Batch:
-    """What tells attention which tokens belong together.
+    """The inputs that tell attention which tokens belong together.
 
     Args:
         own_places: [B, T] place of each token in its row; -1 for padding.
-        packed: positions rather than a mask.
+        packed: whether rows share sequences: then positions tell them apart, else there is a mask.
     """
     if not packed:
         return {"attention_mask": torch.from_numpy((own_places >= 0).astype(np.int64))}

@@ -20,15 +20,15 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase, controls: Sequence[str], 
     """The tokens that only a template may write: the tokenizer's special ones and the template's own.
 
     Args:
-        tokenizer: that has them.
-        controls: the template's own, which must be single tokens.
-        template: its name, for messages.
+        tokenizer: tokenizer that has the tokens.
+        controls: control strings of the template, which must be single tokens.
+        template: name of the template, for messages.
 
     Returns:
         The text of each token -> the token.
 
     Raises:
-        UserError: if one of the template's own is no single token.
+        UserError: if a control string of the template is not a single token.
     """
     added = tokenizer.added_tokens_decoder
     special = {

@@ -1,4 +1,4 @@
-"""How many rows were read, what became of them, and how many tokens they have."""
+"""Numbers of rows that were read, kept and left out, and of their tokens."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -82,7 +82,7 @@ class Counts:
         return ", ".join(parts)
 
     def why_empty(self) -> str:
-        """Why no row is left, in words."""
+        """The reason why no row is left, in words."""
         if self.dropped == self.read:
             return f"all {self.read} rows are longer than max_length" if self.read else "no rows"
         reasons = [("longer than max_length", self.dropped), *self.rejected.items()]

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from ts2_lightning.data.batch_plan import StepShape, rows_per_epoch, steps_per_epoch
 from ts2_lightning.data.collate import Packing, capacity_of
 from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.encoded_rows import EncodedRows
@@ -15,7 +16,6 @@ from ts2_lightning.data.encoding import Overlong
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.loader import BatchLoader, TrainLoader, evaluation_loader, first_batches
 from ts2_lightning.data.naming import check_literal
-from ts2_lightning.data.plan import Shape, rows_per_epoch, steps_per_epoch
 from ts2_lightning.data.reading import Encoder, Split, read_split
 from ts2_lightning.data.renderer import TrainOn
 from ts2_lightning.data.resume import check_plan_state, plan_state
@@ -34,15 +34,14 @@ from ts2_lightning.types import Batch, UserError
 _STAGES = {
     "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",),
 }  # fmt: skip
-
 _WORKERS = Range(least=0, most=1024, whole=True)  # a process each
 
 
 class SFTData(LightningDataModule):
     """Rows of conversations for supervised fine-tuning.
 
-    A row of any format may have a number `weight` >= 0, a factor on the loss of its supervised tokens (1 where there is
-    none). The divisor of an optimizer step stays its number of supervised tokens, also those of rows with weight 0.
+    A row of any format may have a `weight` >= 0, a factor on the loss of its supervised tokens (default 1). The divisor
+    of an optimizer step stays its number of supervised tokens, also those of rows with weight 0.
 
     Args:
         train: training rows: files (.jsonl, .json, both also with .gz, .parquet, .arrow), folders and globs of them,
@@ -51,7 +50,7 @@ class SFTData(LightningDataModule):
         validation: validation rows; or a fraction of the training rows, which is held out of them by their content and
             `seed` alone. A mapping of names to either makes several sets: each is logged under its name
             (`val/NAME/cross_entropy`), and all their rows together as one set would be.
-        test: test rows, given in the same ways as `validation`.
+        test: test rows, in the same forms as `validation`.
         predict: rows for `predict`.
         tokenizer: directory or hub name of the tokenizer, or `toyworld`.
         template: chat template: `auto` (the tokenizer's own, else `plain`), `tokenizer`, a name from the table in
@@ -85,15 +84,15 @@ class SFTData(LightningDataModule):
             are those of `none`. Micro-batches then hold equally many tokens instead of rows, and `micro_batch_size`
             rows on average.
         max_rejects: share of the rows of a split that may be bad (malformed, without an answer, ...) and are left out;
-            0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` in the run's directory
-            (`rejects-SPLIT-NAME.jsonl` of one of several sets).
-        num_workers: processes that collate batches; the rows are in memory, so 0 is rarely too few. Streamed rows they
-            read and tokenise, a whole step each.
+            0 tolerates none. They are counted by kind, and listed in `rejects-SPLIT.jsonl` (`rejects-SPLIT-NAME.jsonl`
+            of one of several sets) in the run's directory.
+        num_workers: processes that collate batches, for which 0 is rarely too few; they also read and tokenise streamed
+            rows, a whole step each.
         seed: seed of the order of the training rows, which differs in every epoch.
         streaming: read and tokenise the training rows while they are trained on, for data that fits neither on the disk
-            nor into memory; data sets of the hub are not downloaded. An epoch's length is not known then, so give
-            `trainer.max_steps`. Bad rows are judged as they come, and again at the epoch's end; a step has
-            `batch_size` rows before those that are left out. A validation that is a fraction needs its limit.
+            nor into memory; data sets of the hub are not downloaded. An epoch's length is unknown then, so set
+            `trainer.max_steps`. Bad rows are judged as they come, and again at the epoch's end; a step has `batch_size`
+            rows, those that are left out included. A validation that is a fraction needs its limit.
         shuffle_buffer: streamed rows from which the next one is drawn, in the memory of each process that reads.
         limit_train: number of rows that are used, the first ones; null uses all.
         limit_validation: number of rows of each set that are used, the first ones; null uses all.
@@ -233,7 +232,7 @@ class SFTData(LightningDataModule):
         if self.streaming and name == "train":
             position = None if self._streamed is None else self._streamed.position
             self._streamed = StreamedTraining(Stream.of(selection, self.seed, self.shuffle_buffer), position)
-            undecided = self.template is not None and self.template.asks_in_two_ways
+            undecided = self.template is not None and self.template.prompts_differ
             self._prompt_like(self._encoder.peek(selection) if undecided else Counts(kept=1))
             return
         # With a cache only one process of all tokenises, whichever it is.
@@ -248,11 +247,11 @@ class SFTData(LightningDataModule):
     def _prompt_like(self, counts: Counts) -> None:
         """Make the template's prompts, and those of the exported template, those of most of the rows."""
         if self.template is not None and counts.kept:
-            self.template = self.template.asking(thoughts=2 * counts.thoughts >= counts.kept)
+            self.template = self.template.prompting(thoughts=2 * counts.thoughts >= counts.kept)
 
     @property
     def row_length(self) -> int:
-        """Tokens of a row, at most: `max_length`, or what the model takes, once that is known."""
+        """The largest number of tokens in a row: `max_length`, or the model's limit once that is known."""
         return row_length(self.max_length, self.limits)
 
     @property
@@ -272,18 +271,19 @@ class SFTData(LightningDataModule):
     # Planning --------------------------------------------------------------------------------------------------
 
     @property
-    def shape(self) -> Shape:
-        """How optimizer steps are split over ranks and micro-batches."""
-        return Shape(self.batch_size, self.micro_batch_size, replica_of(self.trainer)[0], packed=self.packing != "none")
+    def shape(self) -> StepShape:
+        """Division of optimizer steps into micro-batches and ranks."""
+        ranks, packed = replica_of(self.trainer)[0], self.packing != "none"
+        return StepShape(self.batch_size, self.micro_batch_size, ranks, packed)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch, after `setup`; the last may have fewer rows. Not known of streamed rows."""
+        """Optimizer steps in an epoch, after `setup`; the last may have fewer rows. Unknown for streamed rows."""
         return steps_per_epoch(rows_per_epoch(len(self.rows("train")), self.times), self.batch_size)
 
     @property
     def times(self) -> NDArray[np.floating] | None:
-        """[R] how often each training row comes in an epoch, after `setup`; None if each comes once."""
+        """[R] number of times that each training row comes in an epoch, after `setup`; None if each comes once."""
         return self._splits["train"].times if "train" in self._splits else None
 
     def rows(self, name: str) -> EncodedRows:
@@ -320,9 +320,9 @@ class SFTData(LightningDataModule):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """What determines the training rows and their order; Lightning puts it into checkpoints.
+        """The values that determine the training rows and their order; Lightning puts them into checkpoints.
 
-        Of a stream also where in it the training stands: its epochs have no length that would tell.
+        For a stream also the position in it, since its epochs have no known length.
         """
         if self._streamed is not None:
             return self._streamed.state(self._encoder, self.batch_size, self.trainer)
@@ -353,11 +353,11 @@ class SFTData(LightningDataModule):
         return self._evaluation_loader("predict")
 
     def fixed_batches(self, split: str, tokens: int) -> list[Batch]:
-        """The first rows of a split, the same on every rank, for what is measured again and again; after `setup`.
+        """The first rows of a split, the same on every rank, for measurements that are repeated; after `setup`.
 
         Args:
-            split: one that is not streamed; each of its sets has the same share.
-            tokens: how many supervised tokens are enough; the split may have fewer.
+            split: split that is not streamed; each of its sets has the same share.
+            tokens: number of supervised tokens that the rows have at least, unless the split has fewer.
         """
         names = self.sets.named(split)
         share = -(-tokens // len(names))
@@ -379,7 +379,7 @@ class SFTData(LightningDataModule):
         return capacity_of(self.packing, self.row_length)
 
     def teardown(self, stage: str) -> None:
-        """Tell what became of the streamed rows of an epoch that the training did not finish."""
+        """Log the counts of the streamed rows of an epoch that training did not finish."""
         if self._streamed is not None:
             self._streamed.close()
 

@@ -1,4 +1,4 @@
-"""Rows as token ids and the spans of them that are learnt, stored flat."""
+"""Rows as token ids and the spans of tokens that are learnt, stored flat."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -26,12 +26,12 @@ class EncodedRows:
 
     Attributes:
         ids: [all tokens] token ids, row after row.
-        row_edges: [R + 1] where each row starts in `ids`.
+        row_edges: [R + 1] start of each row in `ids`.
         spans: [all turns, 2] learnt tokens of each turn, relative to the row's start.
-        span_edges: [R + 1] where each row's turns start in `spans`.
+        span_edges: [R + 1] start of each row's turns in `spans`.
         weights: [R] factor on the loss of each row's tokens; ones where the rows do not say.
-        places: [R] which of the rows that were read each row is, from 0; rows left out make gaps.
-        counts: what became of the rows that were read.
+        places: [R] number of each row among the rows that were read, from 0; rows left out make gaps.
+        counts: numbers of rows that were read, kept and left out.
         rejects: the bad rows, in the order in which they were read; without those that a format leaves out on purpose,
             which may be many and are only counted.
     """
@@ -66,8 +66,8 @@ class EncodedRows:
 
 
 Columns = dict[str, NDArray[Any]]
-"""What an `EncodedRows` consists of, so that appending rows is appending to each: `ids`, `lengths` of rows, `spans`,
-`turns` per row, `weights` and `places`."""
+"""The parts of an `EncodedRows`, each of which grows at its end when rows are appended: `ids`, `lengths` of rows,
+`spans`, `turns` per row, `weights` and `places`."""
 
 
 def from_columns(columns: Columns, counts: Counts, rejects: Iterable[Reject]) -> EncodedRows:
@@ -83,7 +83,7 @@ def from_columns(columns: Columns, counts: Counts, rejects: Iterable[Reject]) ->
 def append_chunks(
     chunks: Iterable[EncodedRows], append: Callable[[str, NDArray[Any]], object]
 ) -> tuple[Counts, list[Reject]]:
-    """Hand the columns of chunk after chunk to a function that appends them to what it has under their name.
+    """Append the columns of all chunks, in order, with a function of the column's name and its values.
 
     Returns:
         Counts and rejects of all chunks together.

@@ -1,4 +1,4 @@
-"""From rows to token ids and the spans of them that are learnt."""
+"""From rows to token ids and the spans of tokens that are learnt."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from ts2_lightning.data.encoded_rows import EncodedRows, from_columns, join_chun
 from ts2_lightning.data.formats import Conversation, FormatFunction, TokenRow, parse, row_weight
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.rendering import Rendering, Span
-from ts2_lightning.data.rows import Row
+from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.templates import ChatTemplate, Encoded
 from ts2_lightning.types import IGNORE_INDEX, RejectKind, RowError, UserError
 
 Overlong = Literal["truncate", "truncate_left", "drop", "raise"]
-"""What happens to a row longer than the maximum: cut its end off, cut its beginning off, leave it out, or stop."""
+"""Treatment of a row longer than the maximum: cut its end off, cut its beginning off, leave it out, or stop."""
 
 _BATCH = 256  # rows per call of the tokenizer, which spreads them over its threads
 _CHARACTERS = 1 << 20  # of the texts of a call, of which so many may be fewer: each takes the tokenizer 40 bytes
@@ -34,7 +34,7 @@ U = TypeVar("U")
 
 
 def encode_rows(
-    rows: Iterable[Row | Reject],
+    rows: Iterable[SourceRow | Reject],
     template: ChatTemplate | None,
     format: FormatFunction | None = None,
     max_length: int = 2048,
@@ -50,24 +50,24 @@ def encode_rows(
     there from its first token on and at least one token comes before it. `counts.turns_lost` says how many turns
     of the assistant are not supervised for either reason. A row that loses all of them is rejected as too long.
 
-    Of a template that writes a turn otherwise once others follow it (see `layout`), a row may become several texts,
-    which then are rows of the result with the same place; `counts.unrolled` says how many there are beyond one per row.
+    If a template writes a turn otherwise once others follow it (see `text_layout`), a row may become several texts.
+    Each of them is a row of the result, with the same place; `counts.unrolled` is their number beyond one per row.
 
     A row that is too long by far (`largest_conversation`, and `rows.LARGEST_ROW` in its file) is not tokenised: it is
     dropped with `overlong` "drop", and rejected as too long where it would be cut.
 
     Args:
-        rows: as they were read; what could not be read is handed on.
-        template: for conversations; rows of the format `tokens` do without.
-        format: from fields to an example, for rows that name no format of their own; None finds it row by row.
-        max_length: tokens of a row at most.
-        overlong: cut longer rows at their end or at their beginning, leave them out, or raise.
+        rows: rows as they were read; rejects among them are passed on.
+        template: chat template of the conversations; rows of the format `tokens` need none.
+        format: function from fields to an example, for rows without a format of their own; None detects it row by row.
+        max_length: tokens of a row, at most.
+        overlong: treatment of longer rows: cut at their end or at their beginning, left out, or an error.
 
     Raises:
         UserError: if text comes without a template; if a row is too long and `overlong` is `raise`.
 
     Example:
-        >>> row = Row({"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, 9]}, "x.jsonl:1")
+        >>> row = SourceRow({"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, 9]}, "x.jsonl:1")
         >>> for overlong in ("truncate", "truncate_left"):
         ...     rows = encode_rows([row], None, max_length=4, overlong=overlong)
         ...     rows[0].ids.tolist(), rows[0].spans.tolist(), rows.counts.turns_lost
@@ -78,13 +78,13 @@ def encode_rows(
 
 
 def encode_chunks(
-    rows: Iterable[Row | Reject],
+    rows: Iterable[SourceRow | Reject],
     template: ChatTemplate | None,
     format: FormatFunction | None = None,
     max_length: int = 2048,
     overlong: Overlong = "truncate",
 ) -> Iterator[EncodedRows]:
-    """As `encode_rows`, some rows at a time: at least one chunk, which may be empty."""
+    """Encode some rows at a time, as `encode_rows` does; yields at least one chunk, which may be empty."""
     # Once the tokenizer has used threads, a forked data worker would warn. One that tokenises does without threads.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     batches = _batches(_prepare(row, template, format, max_length) for row in rows)
@@ -124,7 +124,7 @@ def _overlapped(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
         if running is not None:
             yield running.result()
     finally:
-        # Garbage is collected in whichever thread: given-up results maybe in their own, which cannot wait for itself.
+        # An abandoned generator may be collected in the worker thread, which cannot wait for itself.
         thread.shutdown(wait=threading.get_ident() not in own, cancel_futures=True)
 
 
@@ -132,12 +132,12 @@ class _Prepared(NamedTuple):
     """A row that waits for the tokenizer.
 
     Attributes:
-        origin: as of a row.
-        weight: of its tokens' losses.
-        contents: what it became: tokens, or the texts of a conversation, mostly one.
+        origin: origin of the row, see `SourceRow`.
+        weight: factor on the losses of its tokens.
+        contents: its tokens, or the texts of a conversation, mostly one.
         thinks: whether its last learnt turn has a thought.
-        masked: its turns of the assistant that are marked as not to be learnt.
-        unused: its fields that say something, but nothing that is used.
+        masked: number of its assistant turns that are marked as not to be learnt.
+        unused: names of its fields that are filled, but not used.
     """
 
     origin: str
@@ -160,7 +160,7 @@ def largest_conversation(max_length: int) -> int:
 
 
 def _prepare(
-    row: Row | Reject, template: ChatTemplate | None, format: FormatFunction | None, max_length: int
+    row: SourceRow | Reject, template: ChatTemplate | None, format: FormatFunction | None, max_length: int
 ) -> _Prepared | Reject:
     if isinstance(row, Reject):
         return row
@@ -198,7 +198,7 @@ def _size(conversation: Conversation) -> int:
 
 
 def _reject(origin: str, error: UserError, kind: RejectKind) -> Reject:
-    """The reject for an error; `kind` if the error does not say its own."""
+    """The reject for an error; of `kind` if the error has no kind of its own."""
     return Reject(origin, error.kind if isinstance(error, RowError) else kind, str(error))
 
 
@@ -242,7 +242,7 @@ def _encode_chunk(
 
 
 def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
-    """What became of kept rows."""
+    """The counts of rows that are kept."""
     texts = [text for _, fitted in kept for text in fitted.texts]
     return Counts(
         kept=len(kept),
@@ -259,7 +259,7 @@ def _counts_of(kept: Sequence[tuple[_Prepared, "_Fitted"]]) -> Counts:
 
 
 class _Fitted(NamedTuple):
-    """A row after its length was seen to, with at least one text."""
+    """A row whose texts were cut to the maximum length, with at least one text left."""
 
     texts: list["_Cut"]
     truncated: bool
@@ -267,7 +267,7 @@ class _Fitted(NamedTuple):
 
 
 class _Cut(NamedTuple):
-    """A text of a row after its length was seen to."""
+    """A text of a row, cut to the maximum length."""
 
     ids: NDArray[np.int32]
     spans: list[Span]
@@ -276,14 +276,14 @@ class _Cut(NamedTuple):
 
 
 def _too_long(reject: Reject, overlong: Overlong) -> Reject | None:
-    """What becomes of a row that is too long to be tokenised; None if it is dropped."""
+    """The reject of a row that is too long to be tokenised; None if it is dropped."""
     if overlong == "raise":
         raise UserError(f"{reject.origin}: {reject.reason}")
     return None if overlong == "drop" else reject
 
 
 def _fit(origin: str, encoded: Sequence[Encoded], max_length: int, overlong: Overlong) -> _Fitted | Reject | None:
-    """Cut the texts of a row that are too long; if none is left, what becomes of the last one, the longest."""
+    """Cut the texts of a row that are too long; if none is left, the outcome for the last one, which is the longest."""
     fates = [_cut(origin, text, max_length, overlong) for text in encoded]
     texts = [fate for fate in fates if isinstance(fate, _Cut)]
     if not texts:
@@ -338,7 +338,7 @@ def _why_unsupervised(encoded: Encoded, max_length: int, overlong: Overlong) -> 
 
 
 def _tokenise(batch: Sequence[_Prepared | Reject], template: ChatTemplate | None) -> Iterator[list[Encoded] | Reject]:
-    """What each row of a batch is in tokens."""
+    """The tokens of each row of a batch."""
     chats = [row for row in batch if isinstance(row, _Prepared) and isinstance(row.contents[0], Rendering)]
     encoded = iter(_tokenise_chats(chats, template) if template is not None and chats else [])
     for row in batch:

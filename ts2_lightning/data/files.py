@@ -1,7 +1,7 @@
-"""Files that people name: what is the matter with one, in one line that names it.
+"""Files that users name, and one-line errors about them.
 
-Whether there is something is asked with `os.path`: the methods of `Path` raise where a name is too long, or a folder on
-the way may not be entered.
+Existence is checked with `os.path`: the methods of `Path` raise if a name is too long, or if a parent folder may not be
+entered.
 """
 
 import os
@@ -13,24 +13,24 @@ from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 
-def expanded(name: str, what: str) -> Path:
-    """The path that was named, with `~` for a home directory.
+def expanded(name: str, setting: str) -> Path:
+    """The path of a name in which `~` stands for a home directory.
 
     Args:
-        name: as it was given.
-        what: what it is the name of, for the error.
+        name: name of a file or folder, as the user wrote it.
+        setting: setting that holds the name, for the error.
 
     Raises:
-        UserError: if it begins with the home directory of nobody.
+        UserError: if it begins with the home directory of a user who does not exist.
     """
     try:
         return Path(name).expanduser()
     except RuntimeError:
-        raise UserError(f"{what}: there is no home directory for {name}; write the path out") from None
+        raise UserError(f"{setting}: there is no home directory for {name}; write the path out") from None
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, in one short line.
+    """The message of an error, in one short line.
 
     >>> reason_of(OSError(13, "Permission denied", "rows.jsonl")), reason_of(MemoryError())
     ('Permission denied', 'MemoryError')
@@ -40,16 +40,16 @@ def reason_of(error: BaseException) -> str:
 
 
 @contextmanager
-def readable(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say in one line which file cannot be read, is no such file, or ends too early.
+def readable(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Turn errors of reading a file into one line that names the file.
 
     Args:
-        path: the file.
-        what: the kind of file that it should be.
-        errors: what else a reader of such files raises.
+        path: file that is read.
+        kind: kind of file that it should be, for the error.
+        errors: further exceptions of the reader, besides those of the system.
 
     Raises:
-        UserError: in place of these.
+        UserError: instead of such an exception.
     """
     try:
         yield
@@ -57,19 +57,19 @@ def readable(path: Path, what: str, *errors: type[Exception]) -> Iterator[None]:
         if not isinstance(error, (OSError, EOFError, MemoryError, *errors)):
             raise
         mend = "" if isinstance(error, PermissionError | IsADirectoryError) else "; fetch or write it again"
-        raise UserError(f"{path}: not a readable {what} file ({reason_of(error)}){mend}") from None
+        raise UserError(f"{path}: not a readable {kind} file ({reason_of(error)}){mend}") from None
 
 
 @contextmanager
 def writable(path: Path, mend: str) -> Iterator[None]:
-    """Say in one line what cannot be written.
+    """Turn errors of writing into one line that names the file.
 
     Args:
-        path: the file or folder.
-        mend: what to do about it.
+        path: file or folder that is written.
+        mend: advice to the user, the end of the message.
 
     Raises:
-        UserError: in place of an OSError.
+        UserError: instead of an OSError.
     """
     try:
         yield
@@ -78,7 +78,7 @@ def writable(path: Path, mend: str) -> Iterator[None]:
 
 
 def why_missing(path: Path) -> str:
-    """Why nothing can be read under a name: to follow "no file NAME"."""
+    """The reason why there is no such file, a text to follow "no file NAME"."""
     if os.path.islink(path):
         return f": it is a link to {os.readlink(path)}, which is not there"
     try:
@@ -103,7 +103,7 @@ def _nearest(path: Path) -> str:
 
 
 def _inside(folder: Path) -> list[str]:
-    """The names in a folder; none if it cannot be read, since they are only for a suggestion."""
+    """The names in a folder, for a suggestion; none if it cannot be read."""
     try:
         return os.listdir(folder)
     except OSError:

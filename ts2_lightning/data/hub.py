@@ -27,10 +27,10 @@ class Shard(NamedTuple):
     """A part of a data set, usually one of its files, whose rows are fetched while they are read.
 
     Attributes:
-        name: for messages.
-        data: the `datasets.IterableDataset` of it.
-        rows: how many there are; None if the data set does not say.
-        loader: of `TABLES`, the one that reads it.
+        name: name of the part, for messages.
+        data: its `datasets.IterableDataset`.
+        rows: number of its rows, about; None if the data set does not say.
+        loader: name of the loader that reads it, one of `TABLES`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Shard(NamedTuple):
         """
         # In batches, since the library deals single rows to the workers of a DataLoader, each of which reads all here.
         batches = self.data.iter(batch_size=_BATCH)
-        while (batch := _tried(self.name, lambda: next(batches, None))) is not None:
+        while (batch := _one_line_errors(self.name, lambda: next(batches, None))) is not None:
             columns = list(batch)
             _check_columns(self.name, self.loader, columns)
             yield from (dict(zip(columns, values, strict=True)) for values in zip(*batch.values(), strict=True))
@@ -84,7 +84,7 @@ def data_set_files(
         _check_columns(path, loader, data.column_names)
         return _files(data)
 
-    return _tried(path, load)
+    return _one_line_errors(path, load)
 
 
 def data_set_shards(
@@ -105,22 +105,22 @@ def data_set_shards(
         data = splits[chosen]
         count = data.num_shards
         rows = about.num_examples / count if about and about.num_examples else None
-        what = f"{path}, {chosen}" if count == 1 else f"{path}, {chosen}, part "
-        names = [what if count == 1 else f"{what}{number}" for number in range(1, count + 1)]
+        whole = f"{path}, {chosen}"
+        names = [whole] if count == 1 else [f"{whole}, part {number}" for number in range(1, count + 1)]
         return [Shard(names[index], data.shard(count, index), rows, loader) for index in range(count)]
 
-    return _tried(path, load)
+    return _one_line_errors(path, load)
 
 
-def _tried(what: str, function: Callable[[], T]) -> T:
-    """Call a function; what the library, the hub and the files hold in store becomes one line."""
+def _one_line_errors(data_set: str, function: Callable[[], T]) -> T:
+    """Call a function; any error of the library, the hub or the files becomes one line."""
     try:
         return function()
     except UserError:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        raise UserError(f"cannot load the data set {what} ({type(cause).__name__}: {reason_of(cause)})") from error
+        raise UserError(f"cannot load the data set {data_set} ({type(cause).__name__}: {reason_of(cause)})") from error
 
 
 def _saved_files(path: str, split: str | None) -> list[Path]:
@@ -131,19 +131,19 @@ def _saved_files(path: str, split: str | None) -> list[Path]:
     return _files(splits[_the_split(path, split, list(splits))])
 
 
-def _check_columns(what: str, loader: str, columns: Collection[str]) -> None:
+def _check_columns(data_set: str, loader: str, columns: Collection[str]) -> None:
     """Refuse a CSV with a column twice, of which the library calls the second `NAME.1`; it refuses other tables."""
     for column in columns if loader == "csv" else ():
         first, _, number = column.rpartition(".")
         if number.isdigit() and first in columns:
             raise UserError(
-                f"the data set {what}: the column {first!r} comes twice ({column!r} is the name that the second is "
+                f"the data set {data_set}: the column {first!r} comes twice ({column!r} is the name that the second is "
                 "given); write each once, under its own name"
             )
 
 
 def _builder(path: str, name: str | None, revision: str | None) -> tuple[Any, str]:
-    """What reads a data set, and the name of its loader."""
+    """The builder of a data set, and the name of its loader."""
     import datasets
 
     builder = datasets.load_dataset_builder(path, name=name, revision=revision)
@@ -155,14 +155,14 @@ def _builder(path: str, name: str | None, revision: str | None) -> tuple[Any, st
     return builder, loader
 
 
-def _the_split(path: str, split: str | None, known: Collection[str]) -> str:
-    if split is None and len(known) == 1:
-        return next(iter(known))
+def _the_split(path: str, split: str | None, splits: Collection[str]) -> str:
+    if split is None and len(splits) == 1:
+        return next(iter(splits))
     if split is None:
-        raise UserError(f"the data set {path} has the splits {', '.join(known)}; name one with split")
-    if split not in known:
+        raise UserError(f"the data set {path} has the splits {', '.join(splits)}; name one with split")
+    if split not in splits:
         raise UserError(
-            f"the data set {path} has no split {split!r}; known: {', '.join(known)}{did_you_mean(split, known)}"
+            f"the data set {path} has no split {split!r}; known: {', '.join(splits)}{did_you_mean(split, splits)}"
         )
     return split
 

@@ -1,4 +1,4 @@
-"""How long a row may be, where the user leaves it to the model, and whether the model takes what the user wants."""
+"""The largest length of a row: the user's, or the model's; and a check of the one against the other."""
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -6,15 +6,15 @@ from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
 
 USUAL_LENGTH = 2048
-"""Tokens of a row, at most, where neither the user nor the model says less; the papers'."""
+"""The largest number of tokens in a row where neither the user nor the model sets a smaller one; as in the papers."""
 
 
 def row_length(max_length: int | None, limits: ModelLimits | None) -> int:
-    """The number of tokens that a row has, at most.
+    """The largest number of tokens in a row.
 
     Args:
-        max_length: what the user has set; None: the smaller of `USUAL_LENGTH` and the model's context.
-        limits: of the model; None if they are not known.
+        max_length: setting of the user; None takes the smaller of `USUAL_LENGTH` and the model's context.
+        limits: limits of the model; None if unknown.
 
     Example:
         >>> gpt2 = ModelLimits("gpt2", 1024, is_table=True, embeddings=50257)
@@ -28,22 +28,22 @@ def row_length(max_length: int | None, limits: ModelLimits | None) -> int:
 
 
 def check_length(max_length: int | None, limits: ModelLimits | None, setting: str = "data.max_length") -> None:
-    """Whether a model takes rows of a length. Where it computes on behind its context, a warning says so.
+    """Make sure that a model takes rows of a length. If it only was not trained on such positions, warn.
 
     Args:
-        max_length: as in `row_length`.
-        limits: as in `row_length`.
-        setting: how the user knows the number, for messages.
+        max_length: setting of the user; None needs no check.
+        limits: limits of the model; None if unknown.
+        setting: name of the setting, for messages.
 
     Raises:
-        UserError: it is more than the model has positions for.
+        UserError: if it is more than the model has positions for.
 
     Example:
         >>> check_length(1024, ModelLimits("gpt2", 1024, is_table=True, embeddings=50257))
     """
     if max_length is None or limits is None or limits.context is None or max_length <= limits.context:
         return
-    beyond = f"{setting} is {max_length:,}, more than {limits.said}"
+    beyond = f"{setting} is {max_length:,}, more than {limits.context_text}"
     if limits.is_behind(max_length):
         raise UserError(
             f"{beyond}, and there is no position behind it; set it to {limits.context} at most, or to null, which is "

@@ -12,9 +12,16 @@ from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ts2_lightning.data.batch_plan import (
+    PlannedBatch,
+    StepShape,
+    epoch_plan,
+    evaluation_plan,
+    rows_per_epoch,
+    steps_per_epoch,
+)
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoded_rows import EncodedRows
-from ts2_lightning.data.plan import MicroBatch, Shape, epoch_plan, evaluation_plan, rows_per_epoch, steps_per_epoch
 from ts2_lightning.types import Batch
 
 
@@ -26,18 +33,18 @@ class _Batches(Dataset[Batch]):
         self._pad_id = pad_id
         self._capacity = capacity
 
-    def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+    def __getitem__(self, micro_batch: PlannedBatch) -> Batch:
         rows = [self._rows[index] for index in micro_batch.rows]
         return collate(rows, micro_batch.rows, micro_batch.divisor, self._pad_id, self._capacity)
 
 
-class _Planned(Sampler[MicroBatch]):
+class _Planned(Sampler[PlannedBatch]):
     """Asks for a new plan each time that it is iterated, in the main process."""
 
-    def __init__(self, plan: Callable[[], Iterable[MicroBatch]]) -> None:
+    def __init__(self, plan: Callable[[], Iterable[PlannedBatch]]) -> None:
         self._plan = plan
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Iterator[PlannedBatch]:
         return iter(self._plan())
 
 
@@ -46,13 +53,13 @@ def _identity(batch: Any) -> Any:
 
 
 def outlive_one_sigterm(worker: int) -> None:
-    """Has a worker process outlive its first SIGTERM by a minute.
+    """Makes a worker process outlive its first SIGTERM by a minute.
 
-    Whoever ends a job sends one to all of its processes. The run then saves and stops at the end of its step, for which
-    it may need its workers; they end with it.
+    A scheduler that ends a job signals all of its processes. The run then saves and stops at the end of its step, for
+    which it may need its workers; they end with it.
 
     Args:
-        worker: its number.
+        worker: number of the worker process.
     """
 
     def end_later(number: int, frame: FrameType | None) -> None:
@@ -68,9 +75,9 @@ class BatchLoader:
     It holds a DataLoader rather than being one, since Lightning rebuilds DataLoaders with samplers of its own.
 
     Args:
-        rows: the split.
-        plan: the micro-batches; asked anew for each iteration.
-        length: how many there are in a whole epoch.
+        rows: encoded rows of the split.
+        plan: function that returns the micro-batches; called anew for each iteration.
+        length: number of micro-batches in a whole epoch.
         pad_id: token id of the padding.
         num_workers: processes that collate; 0 collates in the main process.
         capacity: tokens of a sequence, at most, for packing (see `collate`); None does not pack.
@@ -79,7 +86,7 @@ class BatchLoader:
     def __init__(
         self,
         rows: EncodedRows,
-        plan: Callable[[], Iterable[MicroBatch]],
+        plan: Callable[[], Iterable[PlannedBatch]],
         length: int,
         pad_id: int = 0,
         num_workers: int = 0,
@@ -123,21 +130,21 @@ class TrainLoader(BatchLoader):
     restores. So it does not matter how many batches workers had fetched ahead, nor how steps were split before.
 
     Args:
-        rows: the split.
-        shape: how steps are split.
-        rank: which of the ranks this is.
-        seed: of the order of the rows.
-        trainer: whose progress is followed; None always starts at the first epoch.
+        rows: encoded rows of the split.
+        shape: division of steps into micro-batches and ranks.
+        rank: number of this rank.
+        seed: seed of the order of the rows.
+        trainer: trainer whose progress is followed; None always starts at the first epoch.
         pad_id: token id of the padding.
         num_workers: processes that collate.
         capacity: tokens of a sequence, at most, for packing; None does not pack.
-        times: [R] how often each row comes in an epoch (see `plan.epoch_order`); None is once.
+        times: [R] number of times that each row comes in an epoch (see `batch_plan.epoch_order`); None is once.
     """
 
     def __init__(
         self,
         rows: EncodedRows,
-        shape: Shape,
+        shape: StepShape,
         rank: int = 0,
         seed: int = 0,
         trainer: Trainer | None = None,
@@ -162,22 +169,22 @@ class TrainLoader(BatchLoader):
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epoch and step within it that come next."""
+        """The epoch and the step within it that come next."""
         done = 0 if self._trainer is None else self._trainer.global_step
         return divmod(done, self.steps_per_epoch)
 
-    def _plan(self) -> Iterator[MicroBatch]:
+    def _plan(self) -> Iterator[PlannedBatch]:
         epoch, step = self.position
         return epoch_plan(
             self._lengths, self._supervised, self._shape, self._rank, self._seed, epoch, step, self._times
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: having it tells Lightning that this loader can be resumed."""
+        """Empty; that the method exists shows Lightning that this loader can be resumed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: the position follows from the trainer's."""
+        """Ignored: the position follows from the trainer's."""
 
 
 def evaluation_loader(

@@ -19,7 +19,7 @@ from ts2_lightning.data.formats import get_format
 from ts2_lightning.data.lengths import USUAL_LENGTH
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.selection import Selection
-from ts2_lightning.data.sources import Row, file_digest
+from ts2_lightning.data.sources import SourceRow, file_digest
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import UserError
@@ -30,15 +30,15 @@ _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
 @dataclass(frozen=True)
 class Encoder:
-    """How rows become tokens.
+    """The settings with which rows become tokens.
 
     Attributes:
-        template: of conversations; None if the rows are tokens.
-        format: of the rows whose source does not say.
+        template: chat template of conversations; None if the rows are tokens.
+        format: format of the rows whose source names none.
         max_length: tokens of a row, at most.
-        overlong: what happens to longer rows.
-        vocabulary: number of token ids that there are; None if that is not known.
-        limits: of the model; None if they are not known.
+        overlong: treatment of longer rows.
+        vocabulary: number of token ids of the tokenizer; None if unknown.
+        limits: limits of the model; None if unknown.
     """
 
     template: ChatTemplate | None
@@ -48,23 +48,23 @@ class Encoder:
     vocabulary: int | None = None
     limits: ModelLimits | None = None
 
-    def chunks(self, rows: Iterable[Row | Reject]) -> Iterator[EncodedRows]:
+    def chunks(self, rows: Iterable[SourceRow | Reject]) -> Iterator[EncodedRows]:
         """See `encoding.encode_chunks`."""
         return encode_chunks(rows, self.template, get_format(self.format), self.max_length, self.overlong)
 
-    def encode(self, rows: Iterable[Row | Reject], setting: str = "data.train") -> EncodedRows:
+    def encode(self, rows: Iterable[SourceRow | Reject], setting: str = "data.train") -> EncodedRows:
         """A few rows, in memory.
 
         Args:
-            rows: as they were read.
-            setting: which names them, for messages.
+            rows: rows as they were read.
+            setting: setting that names them, for messages.
 
         Raises:
             UserError: see `encoding.encode_rows` and `check`.
         """
         origins: list[str] = []
 
-        def noted() -> Iterator[Row | Reject]:
+        def noted() -> Iterator[SourceRow | Reject]:
             for row in rows:
                 origins.append(row.origin)
                 yield row
@@ -74,7 +74,7 @@ class Encoder:
         return encoded
 
     def peek(self, selection: Selection) -> Counts:
-        """What would become of the first rows; bad ones are passed over, and left to those who read all."""
+        """The counts of the first 100 rows, of which bad ones are passed over."""
         return join_chunks(self._peeked(selection)).counts
 
     def _peeked(self, selection: Selection) -> Iterator[EncodedRows]:
@@ -85,19 +85,19 @@ class Encoder:
         """Make sure that the model has these tokens, and positions for them.
 
         Args:
-            setting: which names them, for messages.
-            rows: as they were encoded.
-            origin: file and line of a row by its place among those that were read.
+            setting: setting that names the rows, for messages.
+            rows: encoded rows.
+            origin: function from a row's number among those that were read to its file and line.
 
         Raises:
-            UserError: if there is one outside the vocabulary, or without a row of the embedding, or without a position.
+            UserError: if a token is outside the vocabulary, has no row in the embedding, or no position.
         """
         limits = self.limits
         if limits is not None and limits.is_behind(length := int(rows.lengths.max(initial=0))):
             row = int(rows.lengths.argmax())
             raise UserError(
-                f"{setting}: {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.said}; set "
-                f"data.max_length to {limits.context}"
+                f"{setting}: {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.context_text}; "
+                f"set data.max_length to {limits.context}"
             )
         self._check_ids(setting, rows, origin)
 
@@ -114,16 +114,16 @@ class Encoder:
         if self.vocabulary is not None and token >= self.vocabulary:
             raise UserError(f"{where} is outside the tokenizer's vocabulary of {self.vocabulary}")
         assert limits is not None
-        mend, wanted = "take the model's own tokenizer", "true"
+        mend, resize = "take the model's own tokenizer", "true"
         if self.vocabulary is None:
-            mend, wanted = "mend the row", str(largest + 1)
+            mend, resize = "mend the row", str(largest + 1)
         raise UserError(
             f"{where} has no row in the embedding of {limits.model}, which has {limits.embeddings:,}; {mend}, or set "
-            f"model.lm.resize_embeddings to {wanted} for new rows"
+            f"model.lm.resize_embeddings to {resize} for new rows"
         )
 
     def identity(self) -> dict[str, Any]:
-        """What determines the tokens, but for the rows and their formats; plain values."""
+        """The plain values that determine the tokens, apart from the rows and their formats."""
         template = None if self.template is None else self.template.identity
         return {"template": template, "max_length": self.max_length, "overlong": self.overlong}
 
@@ -133,10 +133,10 @@ class Split:
     """A split that was read.
 
     Attributes:
-        name: of the split.
-        selection: where its rows came from.
-        rows: the encoded rows.
-        read: rows read from each file of the selection.
+        name: name of the split.
+        selection: selection of its rows.
+        rows: encoded rows.
+        read: number of rows that were read from each file of the selection.
     """
 
     name: str
@@ -146,14 +146,14 @@ class Split:
 
     @property
     def times(self) -> NDArray[np.floating] | None:
-        """[R] how often each row comes in an epoch; None if each comes once."""
+        """[R] number of times that each row comes in an epoch; None if each comes once."""
         return self.selection.times(self.rows.places, self.read)
 
     def check(self, encoder: Encoder) -> None:
         """Make sure that there are rows, and that the model has their tokens.
 
         Raises:
-            UserError: saying what became of them.
+            UserError: if there are none, with the reason, or a token that the model has not.
         """
         if not len(self.rows):
             raise UserError(f"data.{self.name}: {self.rows.counts.why_empty()} in {self.selection.named()}")
@@ -166,7 +166,7 @@ class Split:
 
     @property
     def beside(self) -> Path | None:
-        """Where bad rows are listed without a run: beside the cached rows; nowhere if these are not cached either."""
+        """The file of bad rows outside of a run, beside the cached rows; None if these are not cached either."""
         return self.rows.path.with_suffix(".rejects.jsonl") if isinstance(self.rows, MappedRows) else None
 
     def judge(self, max_rejects: float, file: Path | None) -> None:
@@ -184,7 +184,7 @@ class Split:
         warn_of(self.name, rejects, self.rows.counts.read)
 
     def describe(self) -> dict[str, Any]:
-        """What was read, as plain values."""
+        """The files, the counts and the longest row, as plain values."""
         files = zip(self.selection.files, self.read, strict=True)
         whole = not self.selection.streaming  # else only the beginning of the files was read
         return {
@@ -207,13 +207,13 @@ def read_split(
     """The rows of a split, from the cache if they were encoded before.
 
     Args:
-        name: of the split.
-        selection: which rows.
-        encoder: what makes tokens of them.
+        name: name of the split.
+        selection: selection of its rows.
+        encoder: settings with which they become tokens.
         max_rejects: share of the rows that may be bad. If none may be, reading stops soon after the first; whatever is
             read to its end is for the caller to judge.
-        cache: keep them on the disk; not for rows that are read from the beginning of a stream.
-        quiet: show no progress.
+        cache: whether to keep them on the disk; never done for the first rows of a stream.
+        quiet: whether to hide the progress bar.
 
     Raises:
         UserError: naming file and line, for what cannot be read or encoded at all, and for bad rows where none may be.
@@ -238,7 +238,7 @@ def read_split(
 
 
 def _faultless(chunks: Iterable[EncodedRows]) -> Iterator[EncodedRows]:
-    """The chunks until one follows a bad row. So bad rows in the last are left to who judges all of them."""
+    """The chunks up to the first that follows a bad row. Bad rows of the last chunk are left to the final judgement."""
     rejects, read = Rejects(), 0
     for chunk in chunks:
         if len(rejects):
@@ -249,7 +249,7 @@ def _faultless(chunks: Iterable[EncodedRows]) -> Iterator[EncodedRows]:
         yield chunk
 
 
-def _counted(name: str, selection: Selection, counts: list[int], quiet: bool) -> Iterator[Row | Reject]:
+def _counted(name: str, selection: Selection, counts: list[int], quiet: bool) -> Iterator[SourceRow | Reject]:
     """The rows of a split, counted per file, with a progress bar if they are many."""
     counts[:] = [0] * len(counts)
     total = selection.count()

@@ -18,16 +18,16 @@ _ENOUGH = 1000  # rows of which a share is judged while more are to come
 class Reject(NamedTuple):
     """A row that cannot be trained on."""
 
-    origin: str  # as of a row: "file:line"
+    origin: str  # "file:line", see `SourceRow`
     kind: RejectKind
     reason: str
 
 
 class BadRowsError(UserError):
-    """More bad rows than are tolerated.
+    """The error for more bad rows than are tolerated.
 
     Attributes:
-        first: the first of them
+        first: first of the bad rows.
     """
 
     def __init__(self, message: str, first: Reject) -> None:
@@ -36,26 +36,26 @@ class BadRowsError(UserError):
 
 
 class Rejects:
-    """What was wrong with the rows of a split, and how much of it is tolerated.
+    """The rejected rows of a split, and the share of them that is tolerated.
 
     Rows that a format leaves out on purpose (kind `left out`) are counted by kind, but are not bad: they are neither
     listed nor compared with `max_share`.
 
     Args:
         max_share: share of the rows that may be bad, 0 to 1; 0 tolerates none.
-        file: where `finish` lists the bad rows, one JSON object a line; None for nowhere.
+        file: file in which `finish` lists the bad rows, one JSON object a line; None for no list.
 
     Attributes:
         by_kind: number of rows of each kind.
-        bad: the bad rows; of an intolerant one only the first few.
+        bad: bad rows; if none is tolerated, only the first few.
 
     Example:
         >>> rejects = Rejects()
         >>> rejects.add(Reject("rows.jsonl:7", "empty answer", "message 2: the assistant's answer is empty"))
         >>> rejects.finish(total=50)
         Traceback (most recent call last):
-        ts2_lightning.types.UserError: rows.jsonl:7: message 2: the assistant's answer is empty; 1 of 50 rows is bad \
-(1 empty answer); mend it, or let data.max_rejects, the share of bad rows to leave out, be at least 0.02
+        ts2_lightning.data.rejects.BadRowsError: rows.jsonl:7: message 2: the assistant's answer is empty; 1 of 50 \
+rows is bad (1 empty answer); mend it, or let data.max_rejects, the share of bad rows to leave out, be at least 0.02
     """
 
     def __init__(self, max_share: float = 0.0, file: Path | None = None) -> None:
@@ -65,7 +65,7 @@ class Rejects:
         self.bad: list[Reject] = []
 
     def add(self, reject: Reject) -> None:
-        """Take a row down."""
+        """Record a rejected row."""
         self.by_kind[reject.kind] += 1
         if reject.kind != "left out" and (self.max_share > 0 or len(self.bad) < _NAMED):
             self.bad.append(reject)
@@ -92,7 +92,7 @@ class Rejects:
             self._list(self.file, "w", self.bad)
 
     def go_on(self, rejects: Sequence[Reject], total: int) -> None:
-        """Take rows down while more are to come: they are appended to the file, and only the first few are kept.
+        """Record rejected rows while more may come: they are appended to the file, and only the first few are kept.
 
         A share above `max_share` may be chance as long as the rows are few. So it is judged from 1,000 rows on, and
         only if the bad ones are five standard deviations more than are tolerated; without tolerance, at once.
@@ -102,7 +102,7 @@ class Rejects:
             total: number of rows that were read so far, good and bad.
 
         Raises:
-            UserError: as `judge`.
+            UserError: see `judge`.
         """
         for reject in rejects:
             self.by_kind[reject.kind] += 1
@@ -115,11 +115,11 @@ class Rejects:
             self.judge(total, so_far=True)
 
     def judge(self, total: int, so_far: bool = False) -> None:
-        """Compare the bad rows with what is tolerated.
+        """Compare the share of bad rows with the tolerated one.
 
         Args:
             total: number of rows that were read, good and bad.
-            so_far: more rows are to come, so that nobody knows which share would do.
+            so_far: whether more rows may come, so that the share to tolerate is still unknown.
 
         Raises:
             UserError: naming the first bad rows, if they are more than `max_share` of all.

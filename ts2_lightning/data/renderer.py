@@ -1,4 +1,4 @@
-"""From a conversation to what a chat template writes of it, with the places of what is learnt."""
+"""From a conversation to the text that a chat template writes of it, with the places of the learnt turns."""
 
 import json
 import re
@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 from jinja2 import TemplateError
 
 from ts2_lightning.data.formats import Conversation
-from ts2_lightning.data.layout import KEPT, Arguments, Layouts, Sheet
-from ts2_lightning.data.manner import Manner
-from ts2_lightning.data.rendering import Handed, Rendering, slots_of, with_sentinels
+from ts2_lightning.data.rendering import Rendering, TemplateMessage, slots_of, with_sentinels
 from ts2_lightning.data.sandbox import compiled, names_taken, reason_of_failure
-from ts2_lightning.data.thoughts import CLOSING, OPENING, Place, Thinking, settled, split_thought
+from ts2_lightning.data.text_layout import KEPT, Arguments, LayoutMaker, TextLayout
+from ts2_lightning.data.thought_switches import ThoughtSwitches
+from ts2_lightning.data.thoughts import CLOSING, OPENING, Thinking, ThoughtPlace, settled, split_thought
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import RowError, UserError
 
@@ -27,13 +27,13 @@ _Flags = tuple[tuple[int, bool], ...]  # place of each learnt turn, and whether 
 
 
 class Rendered(NamedTuple):
-    """What a conversation became.
+    """A rendered conversation.
 
     Attributes:
-        renderings: its texts, in the order of the turns that are learnt in them; mostly one.
+        renderings: texts of the conversation, in the order of the turns that are learnt in them; mostly one.
         thinks: whether the last learnt turn has a thought.
         fits: whether the template prompts for that turn as it was written.
-        unused: what the conversation says that the template does not use.
+        unused: names of fields and arguments of the conversation that the template does not use.
     """
 
     renderings: tuple[Rendering, ...]
@@ -46,15 +46,15 @@ class Renderer:
     """A chat template that renders conversations in the sandbox.
 
     Args:
-        source: jinja.
-        special_names: the tokenizer's special tokens, as the template sees them.
-        control: matches any control token.
-        train_on: `all` turns of the assistant, or the `last` one.
-        thinking: what becomes of thoughts.
-        arguments: of the template, where a row gives no others.
+        source: source of the template, in jinja.
+        special_names: special tokens of the tokenizer, by the names that a template has for them.
+        control: pattern of any control token.
+        train_on: turns that are learnt: `all` of the assistant, or the `last` one.
+        thinking: treatment of thoughts: learnt, left out or refused.
+        arguments: arguments of the template for rows that give no others.
 
     Raises:
-        UserError: for an argument that the template does not take; anything else if the source is no jinja.
+        UserError: for an argument that the template does not take; anything else for invalid jinja.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Renderer:
         self._train_on = train_on
         self._thinking: Thinking = thinking
         self._own = dict(arguments)
-        self._place = Place("field")
+        self._place = ThoughtPlace("field")
         names = names_taken(source)
         self._check_arguments(names)
-        self.manner = Manner(self.write, names)
-        self._place = self.manner.place
-        self._layouts = Layouts(self.write, control, self.manner.has_prompts)
+        self.switches = ThoughtSwitches(self.write, names)
+        self._place = self.switches.place
+        self._maker = LayoutMaker(self.write, control, self.switches.has_prompts)
         self._usual = lru_cache(maxsize=2)(self._find_usual)
-        self._kept = lru_cache(maxsize=1024)(lambda kind, flags: self._found_sheets(_marks(kind), flags))
+        self._kept = lru_cache(maxsize=1024)(lambda kind, flags: self._new_layouts(_marks(kind), flags))
 
     def _check_arguments(self, names: frozenset[str]) -> None:
         for name in self._own:
@@ -91,22 +91,22 @@ class Renderer:
 
     def write(
         self,
-        messages: Sequence[Handed],
+        messages: Sequence[TemplateMessage],
         arguments: Arguments,
         prompt: bool,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
     ) -> str:
-        """What `tokenizer.apply_chat_template` would make of messages, within the bounds of the sandbox.
+        """The text that `tokenizer.apply_chat_template` would write, within the bounds of the sandbox.
 
         A thought of the last turn for which the template has no field follows the prompt, as in generation.
 
         Args:
-            messages: with thoughts in the field that the template takes.
-            arguments: of the template.
-            prompt: end with what an answer follows.
-            tools: functions.
-            documents: texts.
+            messages: messages, with thoughts in the field that the template takes.
+            arguments: arguments of the template.
+            prompt: whether to end with the generation prompt.
+            tools: functions that may be called.
+            documents: texts to answer from.
 
         Raises:
             RowError: if the template fails.
@@ -125,7 +125,7 @@ class Renderer:
 
     def _write(
         self,
-        messages: Sequence[Handed],
+        messages: Sequence[TemplateMessage],
         arguments: Arguments,
         prompt: bool,
         tools: Sequence[Any] | None,
@@ -149,7 +149,7 @@ class Renderer:
     # Conversations ---------------------------------------------------------------------------------------------
 
     def render(self, conversation: Conversation) -> Rendered:
-        """Render a conversation and find what is learnt of it.
+        """Render a conversation, with the places of its learnt turns.
 
         Raises:
             RowError: if the template refuses the conversation, does more to a content than to strip it, or writes
@@ -159,28 +159,28 @@ class Renderer:
         flags = tuple((place, self._thinks(messages[place])) for place in self._learnt(conversation))
         thinks, unused = flags[-1][1], set[str]()
         if _is_simple(conversation):
-            layouts, sheets = self._layouts, self._sheets(messages, flags)
+            maker, layouts = self._maker, self._text_layouts(messages, flags)
         else:
-            own, manner = self._own, self.manner
-            learnt = {place: manner.arguments(flag, conversation, own) for place, flag in flags}
-            unused = {f"chat_template_kwargs.{name}" for name in conversation.arguments if name not in manner.names}
+            own, switches = self._own, self.switches
+            learnt = {place: switches.arguments(flag, conversation, own) for place, flag in flags}
+            unused = {f"chat_template_kwargs.{name}" for name in conversation.arguments if name not in switches.names}
             self._check_used(conversation, messages, learnt[flags[-1][0]], unused)
-            layouts = self._with_tools(conversation)
-            sheets = layouts.sheets(with_sentinels(messages), learnt)
-        texts = tuple(layouts.rendering(sheet, messages) for sheet in sheets)
+            maker = self._with_tools(conversation)
+            layouts = maker.layouts(with_sentinels(messages), learnt)
+        texts = tuple(maker.rendering(layout, messages) for layout in layouts)
         # Arguments of a row that do not fit have been refused.
         return Rendered(texts, thinks, self._usual(thinks)[1], tuple(sorted(unused)))
 
     def _learnt(self, conversation: Conversation) -> list[int]:
         places = [place for place, message in enumerate(conversation.messages) if message["role"] == "assistant"]
-        wanted = places if self._train_on == "all" else places[-1:]
-        learnt = [place for place in wanted if conversation.messages[place].get("trained", True)]
+        selected = places if self._train_on == "all" else places[-1:]
+        learnt = [place for place in selected if conversation.messages[place].get("trained", True)]
         if not learnt:
             which = "the last turn" if self._train_on == "last" else "every turn"
             raise RowError(f"{which} of the assistant is marked as not to be learnt", "no supervised token")
         return learnt
 
-    def _thinks(self, message: Handed) -> bool:
+    def _thinks(self, message: TemplateMessage) -> bool:
         if self._place.kind != "content":
             return bool(message.get(self._place.field))
         thought = split_thought(message["content"])
@@ -188,27 +188,27 @@ class Renderer:
 
     def _find_usual(self, thinks: bool) -> tuple[Arguments, bool]:
         """The arguments of a turn of a row that gives none, and whether the template prompts for such a turn."""
-        arguments = self.manner.arguments(thinks, Conversation([]), self._own)
-        return arguments, self.manner.switched(thinks, arguments) is not None
+        arguments = self.switches.arguments(thinks, Conversation([]), self._own)
+        return arguments, self.switches.switch_for(thinks, arguments) is not None
 
-    def _sheets(self, messages: Sequence[Handed], flags: _Flags) -> list[Sheet]:
+    def _text_layouts(self, messages: Sequence[TemplateMessage], flags: _Flags) -> list[TextLayout]:
         if len(messages) > KEPT:
-            return self._found_sheets(with_sentinels(messages), flags)
+            return self._new_layouts(with_sentinels(messages), flags)
         return self._kept(tuple((message["role"], *slots_of(message)) for message in messages), flags)
 
-    def _found_sheets(self, messages: Sequence[Handed], flags: _Flags) -> list[Sheet]:
-        return self._layouts.sheets(messages, {place: self._usual(thinks)[0] for place, thinks in flags})
+    def _new_layouts(self, messages: Sequence[TemplateMessage], flags: _Flags) -> list[TextLayout]:
+        return self._maker.layouts(messages, {place: self._usual(thinks)[0] for place, thinks in flags})
 
-    def _with_tools(self, conversation: Conversation) -> Layouts:
-        """Layouts of this one conversation, whose functions and calls are part of what the template writes."""
+    def _with_tools(self, conversation: Conversation) -> LayoutMaker:
+        """A maker of layouts for this one conversation, whose functions and calls are in the template's output."""
 
-        def write(messages: Sequence[Handed], arguments: Arguments, prompt: bool) -> str:
+        def write(messages: Sequence[TemplateMessage], arguments: Arguments, prompt: bool) -> str:
             return self.write(messages, arguments, prompt, conversation.tools, conversation.documents)
 
-        return Layouts(write, self._control, self.manner.has_prompts)
+        return LayoutMaker(write, self._control, self.switches.has_prompts)
 
     def _check_used(
-        self, conversation: Conversation, messages: Sequence[Handed], arguments: Arguments, unused: set[str]
+        self, conversation: Conversation, messages: Sequence[TemplateMessage], arguments: Arguments, unused: set[str]
     ) -> None:
         """Make sure that the template writes functions and calls, and that none of them looks like a control token."""
         tools, documents = conversation.tools, conversation.documents
@@ -235,7 +235,7 @@ class Renderer:
 _WRITES_NOTHING = "the chat template writes nothing; name a template that writes them, or remove the field"
 
 
-def _marks(kind: tuple[tuple[str, ...], ...]) -> list[Handed]:
+def _marks(kind: tuple[tuple[str, ...], ...]) -> list[TemplateMessage]:
     """Messages of a kind, with sentinels."""
     return with_sentinels([{"role": role, "content": "", **dict.fromkeys(slots, "?")} for role, *slots in kind])
 
@@ -246,5 +246,5 @@ def _is_simple(conversation: Conversation) -> bool:
     return not more and not any(name in m for m in conversation.messages for name in ("tool_calls", *_ASIDE))
 
 
-def _without(messages: Sequence[Handed], field: str) -> list[Handed]:
+def _without(messages: Sequence[TemplateMessage], field: str) -> list[TemplateMessage]:
     return [{key: value for key, value in message.items() if key != field} for message in messages]

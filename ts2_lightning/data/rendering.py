@@ -1,4 +1,4 @@
-"""Which characters of a rendered conversation come from its messages: pure functions over strings.
+"""The characters of a rendered conversation that come from its messages: pure functions over strings.
 
 A chat template is arbitrary jinja. To find contents and thoughts in its output without searching for their text, the
 template is rendered once per kind of conversation with a private-use sentinel in place of each. The output then splits
@@ -18,8 +18,8 @@ from ts2_lightning.types import RowError
 Span = tuple[int, int]
 """Start and end (exclusive)."""
 
-Handed = dict[str, Any]
-"""A message as a template is handed it."""
+TemplateMessage = dict[str, Any]
+"""A message as a chat template receives it."""
 
 Slot = tuple[int, str]
 """A text of a conversation: the place of its message, and the field of it."""
@@ -28,10 +28,10 @@ _SENTINEL = re.compile("\ue000\\d+\ue001")
 
 
 class Turn(NamedTuple):
-    """Where an assistant turn lies in the rendering, in characters."""
+    """The place of an assistant turn in the rendering, in characters."""
 
-    start: int  # of what is learnt
-    close: int  # of the control token that closes the turn
+    start: int  # start of what is learnt
+    close: int  # start of the control token that closes the turn
     control: str  # that control token
 
 
@@ -39,7 +39,7 @@ class Rendering(NamedTuple):
     """A rendered conversation.
 
     Attributes:
-        text: the template's output.
+        text: output of the template.
         controls: the control tokens that the template itself wrote; the same strings inside contents are text.
         turns: the assistant's turns that are learnt.
         plain: whether no other part of the text looks like a control token.
@@ -51,13 +51,13 @@ class Rendering(NamedTuple):
     plain: bool
 
 
-class Written(NamedTuple):
-    """What a template writes of a conversation whose texts are sentinels.
+class SentinelText(NamedTuple):
+    """The output of a template for a conversation whose texts are sentinels.
 
     Attributes:
-        text: the output.
-        slots: the texts that are in it, in their order.
-        spans: where each of them lies.
+        text: output of the template.
+        slots: texts of the conversation that are in it, in their order.
+        spans: span of each of them in `text`.
     """
 
     text: str
@@ -66,22 +66,22 @@ class Written(NamedTuple):
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """What lies around the texts: one more than there are of them, any of which may be empty."""
+        """The parts of the output around the texts: one more than there are texts; any of them may be empty."""
         edges = [0, *(edge for span in self.spans for edge in span), len(self.text)]
         return tuple(self.text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
 
     def of(self, message: int) -> list[Span]:
-        """Where the texts of a message lie."""
+        """The spans of the texts of a message."""
         return [span for slot, span in zip(self.slots, self.spans, strict=True) if slot[0] == message]
 
 
-def slots_of(message: Handed) -> tuple[str, ...]:
+def slots_of(message: TemplateMessage) -> tuple[str, ...]:
     """The fields of a message that are texts of the row: the thought before the content; no content beside calls."""
     thoughts = tuple(name for name in FIELDS if message.get(name))
     return thoughts if message.get("tool_calls") and not message["content"] else (*thoughts, "content")
 
 
-def with_sentinels(messages: Sequence[Handed]) -> list[Handed]:
+def with_sentinels(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """The messages with a sentinel in place of each text."""
     return [
         {**message, **{name: _sentinel((place, name)) for name in slots_of(message)}}
@@ -93,7 +93,7 @@ def _sentinel(slot: Slot) -> str:
     return f"\ue000{2 * slot[0] + (slot[1] == 'content')}\ue001"  # no letters: a template may change their case
 
 
-def written(text: str, messages: Sequence[Handed], needed: int | None = None) -> Written:
+def written(text: str, messages: Sequence[TemplateMessage], needed: int | None = None) -> SentinelText:
     """Find the sentinels in a template's output.
 
     Args:
@@ -109,23 +109,25 @@ def written(text: str, messages: Sequence[Handed], needed: int | None = None) ->
     for place, message in enumerate(messages):
         for name in slots_of(message):
             mark = _sentinel((place, name))
-            what = f"the {'content' if name == 'content' else 'thought'} of message {place + 1} ({message['role']})"
+            text_name = (
+                f"the {'content' if name == 'content' else 'thought'} of message {place + 1} ({message['role']})"
+            )
             if not times[mark] and name != "content" and place != needed:
                 continue
             if times[mark] != 1:
                 fate = "repeats" if times[mark] else "drops"
-                raise RowError(f"the chat template {fate} {what}", "template")
+                raise RowError(f"the chat template {fate} {text_name}", "template")
             start = text.find(mark, position)
             if start < 0:
-                raise RowError(f"the chat template moves {what}", "template")
+                raise RowError(f"the chat template moves {text_name}", "template")
             position = start + len(mark)
             slots.append((place, name))
             spans.append((start, position))
-    return Written(text, tuple(slots), tuple(spans))
+    return SentinelText(text, tuple(slots), tuple(spans))
 
 
 def _as_rendered(content: str) -> Iterator[str]:
-    """What templates make of a content without changing its words: itself, or stripped in one of the usual ways."""
+    """The forms that a template may give a content: as it is, or stripped in one of the usual ways."""
     yield content
     yield content.strip()
     yield content.lstrip("\n")
@@ -135,14 +137,14 @@ def _as_rendered(content: str) -> Iterator[str]:
     yield content.strip("\n")
 
 
-def locate(text: str, pieces: Sequence[str], slots: Sequence[Slot], messages: Sequence[Handed]) -> list[Span]:
-    """Where the texts lie in the template's output.
+def locate(text: str, pieces: Sequence[str], slots: Sequence[Slot], messages: Sequence[TemplateMessage]) -> list[Span]:
+    """The spans of the texts in the template's output.
 
     Args:
-        text: the rendering of `messages`.
-        pieces: of the `Written` for them.
-        slots: R texts.
-        messages: that have them.
+        text: rendering of `messages`.
+        pieces: pieces of their `SentinelText`.
+        slots: places of R texts in the messages.
+        messages: messages that have them.
 
     Returns:
         R spans of characters.
@@ -167,7 +169,7 @@ def locate(text: str, pieces: Sequence[str], slots: Sequence[Slot], messages: Se
     return spans
 
 
-def rewritten(messages: Sequence[Handed], place: int) -> RowError:
+def rewritten(messages: Sequence[TemplateMessage], place: int) -> RowError:
     """The error for a message whose content comes out as another one."""
     message = messages[place]
     thinks = message["role"] == "assistant" and CLOSING in message["content"]

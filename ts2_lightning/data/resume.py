@@ -4,7 +4,7 @@ The rows' weights do not change which batches come, but what is learnt from them
 the same run, so they belong to the plan's identity. Packing, ranks and micro-batches do not: they only split a step.
 
 Which batches come next follows from the optimizer steps done (see `loader.TrainLoader`, and `StreamPosition` where an
-epoch's length is not known).
+epoch's length is unknown).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from ts2_lightning.types import UserError
 def plan_state(
     rows: EncodedRows, seed: int, batch_size: int, times: NDArray[np.floating] | None = None
 ) -> dict[str, Any]:
-    """What determines the plan and the weights of its rows, as plain values for a checkpoint."""
+    """The plain values that determine the plan and the weights of its rows, for a checkpoint."""
     return {
         "rows": len(rows),
         "lengths of rows": _digest(rows.lengths, rows.supervised),
@@ -37,16 +37,16 @@ def _digest(*arrays: NDArray[Any]) -> str:
 
 
 def digest(value: Any) -> str:
-    """A few digits that stand for a JSON value."""
+    """A short digest of a JSON value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class StreamPosition:
-    """Where a training stands in epochs whose length is known only when they end.
+    """The position of a training in epochs whose length becomes known only when they end.
 
     Args:
-        epoch: 0-based.
-        began: optimizer steps that were done when it began.
+        epoch: number of the present epoch, from 0.
+        began: optimizer steps that were done when the epoch began.
 
     Example:
         >>> position = StreamPosition()
@@ -62,7 +62,7 @@ class StreamPosition:
         self._end: int | None = None
 
     def at(self, done: int) -> tuple[int, int]:
-        """Epoch and step in it that come after so many optimizer steps; they never go back."""
+        """The epoch and the step in it that come after so many optimizer steps; they never go back."""
         if self._end is not None and done >= self._end:
             self._epoch, self._began, self._end = self._epoch + 1, self._end, None
         return self._epoch, done - self._began

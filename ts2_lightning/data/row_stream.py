@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.resume import digest
 from ts2_lightning.data.selection import Selection
-from ts2_lightning.data.sources import Row, Source, about_rows
+from ts2_lightning.data.sources import Source, SourceRow, about_rows
 
 _LANES = 8  # files of a source that are read at the same time
 
 T = TypeVar("T")
-Numbered = tuple[int, Row | Reject]
+Numbered = tuple[int, SourceRow | Reject]
 """A row, after the place of its file."""
 
 
@@ -31,10 +31,10 @@ class Stream:
     a time is drawn row by row.
 
     Attributes:
-        selection: the rows, without an order.
-        seed: of the order.
-        buffer: rows out of which the next one is drawn. They are in memory, once per process that reads.
-        rows: about how many rows each file has; see `estimated`.
+        selection: selection of the rows, without an order.
+        seed: seed of the order.
+        buffer: number of rows from which the next one is drawn. Each process that reads holds them in memory.
+        rows: estimated number of rows of each file; see `estimated`.
     """
 
     selection: Selection
@@ -52,7 +52,7 @@ class Stream:
         return cls(selection, seed, buffer, estimated([about_rows(file) for _, file in selection.files]))
 
     def describe(self) -> dict[str, Any]:
-        """What is known beforehand, as plain values for the record of a run."""
+        """The files, with estimated numbers of rows, as plain values for the record of a run."""
         files = [
             {"path": str(file), "rows_estimated": round(rows)}
             for (_, file), rows in zip(self.selection.files, self.rows, strict=True)
@@ -60,9 +60,9 @@ class Stream:
         return {"streamed": True, "shuffle_buffer": self.buffer, "files": files}
 
     def identity(self) -> dict[str, Any]:
-        """What determines the rows of the epochs and their orders, as plain values for a checkpoint.
+        """The plain values that determine the rows of the epochs and their orders, for a checkpoint.
 
-        Of files it is the names and the estimated numbers of rows: they may be moved.
+        Files count by their names and estimated numbers of rows, since they may be moved.
         """
         files = [
             [getattr(file, "name", str(file)), rows, source.times, source.format or self.selection.format]
@@ -119,14 +119,14 @@ class Lane:
 
 
 def estimated(rows: Sequence[float | None]) -> tuple[float, ...]:
-    """Numbers of rows, of which some are not known: the mean of the others takes their place.
+    """Numbers of rows, in which the mean of the others takes the place of unknown ones.
 
     Example:
         >>> estimated([10, None, 30]), estimated([None, 0])
         ((10.0, 20.0, 30.0), (1.0, 1.0))
     """
-    known = [number for number in rows if number is not None]
-    mean = sum(known) / max(len(known), 1)
+    certain = [number for number in rows if number is not None]
+    mean = sum(certain) / max(len(certain), 1)
     return tuple(max(float(mean if number is None else number), 1.0) for number in rows)
 
 

@@ -1,4 +1,4 @@
-"""A row as it was read, before a format is found for it."""
+"""A row as it was read, before it has a format."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,25 +11,25 @@ LARGEST_ROW = 1 << 25
 """Bytes of a row as it lies in a file, with all of its fields; a longer one is refused before it is read whole."""
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row as it was read."""
 
     fields: Mapping[str, Any]
     origin: str  # "file:line", 1-based; for tables and for JSON lists the row's number instead of the line
-    format: FormatFunction | None = None  # the source's own; None: as for the other rows
+    format: FormatFunction | None = None  # the source's own format; None: that of the other rows
 
 
-def as_row(origin: str, value: Any) -> Row | Reject:
-    """The row of a value that was read, or of the RowError that says what is wrong with it."""
+def as_row(origin: str, value: Any) -> SourceRow | Reject:
+    """The row of a value that was read; a reject if the value is a RowError or no object."""
     if isinstance(value, RowError):
         return Reject(origin, value.kind, str(value))
     if not isinstance(value, dict):
         return Reject(origin, "not an object", f"a row must be a JSON object with fields, got {kind_of(value)}")
-    return Row(value, origin)
+    return SourceRow(value, origin)
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     names = {list: "a list", dict: "an object", str: "a string", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 

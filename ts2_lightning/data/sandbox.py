@@ -37,8 +37,8 @@ MEMORY = 1 << 30
 """Bytes by which the process may grow in the course of a rendering."""
 
 _STEP = 4  # characters that a block of statements costs
-_GLANCE = 1024  # characters after which a rendering looks at the clock
-_MOMENT = 0.05  # seconds after which it also looks at what it has used
+_GLANCE = 1024  # characters after which a rendering checks the clock
+_MOMENT = 0.05  # seconds after which it also checks its processor time and memory
 _SMALL = 1 << 16  # characters of a text that may be made without a look at the clock
 _DEEPEST = 100  # lists in lists; Python has no bound for the hash of tuples in tuples
 _LARGEST_NUMBER = 1 << 32  # of a range
@@ -48,7 +48,7 @@ _ITEM, _BIT = 64, 1024  # weight of an item of a list, and of a bit of a large n
 _LEFT_OUT = {"lipsum", "pprint", "striptags", "urlize", "wordwrap", "xmlattr"}
 
 # Filters and methods that make a text or a list as often as their largest argument says, or search it as long; and
-# those with a rule of their own. All others make little more than what they are given.
+# those with a rule of their own. The results of all others are little larger than their arguments.
 _MULTIPLYING = {
     "batch", "center", "expandtabs", "from_bytes", "indent", "join", "ljust", "rfind", "rindex", "rjust", "round",
     "rpartition", "rsplit", "slice", "to_bytes", "tojson", "translate", "zfill",
@@ -67,7 +67,7 @@ class TemplateLimitError(TemplateError):
 
 
 class _Budget(Context):
-    """What a template sees, and what it has used."""
+    """The variables of a template, and the budget that its rendering has used."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -116,7 +116,7 @@ class _Budget(Context):
         self._next_look = time.monotonic() + _MOMENT
 
     def weighed(self, value: T) -> T:
-        """Something that was made, if it is not too large; what is not small takes a step."""
+        """A value that was made, if it is not too large; one that is not small costs a step."""
         if type(value) is bool or (isinstance(value, str) and len(value) <= _SMALL):
             return value
         size = weight(value)
@@ -135,7 +135,7 @@ class _Budget(Context):
 
 
 class _Counting(CodeGenerator):
-    """Has a template pay for its blocks and what it writes, and weigh what its own syntax makes."""
+    """Compiles a template so that it pays for its blocks and its output, and weighs what its syntax creates."""
 
     def blockvisit(self, body: Iterable[nodes.Node], frame: Frame) -> None:
         body = list(body)
@@ -238,7 +238,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return bounded
 
     def wrap_str_format(self, value: Any) -> Callable[..., Any] | None:
-        """What the sandbox has instead of a method that is looked up; all of them come by here."""
+        """A bounded substitute for a method of a value; jinja looks every method up here."""
         name = getattr(value, "__name__", None)
         if name not in _GROWING or not isinstance(value, BuiltinMethodType):
             return None
@@ -259,7 +259,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_test(self, name: str, value: Any, args: Any = None, kwargs: Any = None, context: Any = None,
                   eval_ctx: Any = None) -> Any:  # fmt: skip
-        """Ask a test for a filter, such as `select`, of each item."""
+        """Apply a test for a filter, such as `select`, to each item."""
         context.step(_ITEM)
         return super().call_test(name, value, args, kwargs, context, eval_ctx)
 
@@ -278,10 +278,10 @@ def compiled(source: str) -> Template:
     """A chat template, as transformers compiles it, that keeps to the bounds.
 
     Args:
-        source: jinja.
+        source: source of the template, in jinja.
 
     Raises:
-        Exception: of any kind, if it is no jinja; as its `render`, which also raises `TemplateLimitError`.
+        Exception: of any kind, if it is not valid jinja; so does its `render`, which also raises `TemplateLimitError`.
 
     Example:
         >>> compiled("{% for m in messages %}{{ m.content }}{% endfor %}").render(messages=[{"content": "Hello"}])
@@ -295,7 +295,7 @@ characters
 
 
 def names_taken(source: str) -> frozenset[str]:
-    """What a chat template takes from outside, by name.
+    """The names of the variables that a chat template reads.
 
     >>> sorted(names_taken("{% for m in messages %}{{ m.content if enable_thinking }}{% endfor %}"))
     ['enable_thinking', 'messages']
@@ -304,7 +304,7 @@ def names_taken(source: str) -> frozenset[str]:
 
 
 def reason_of_failure(error: Exception) -> str:
-    """Why a template could not be compiled or rendered, in one short line.
+    """The reason why a template could not be compiled or rendered, in one short line.
 
     >>> reason_of_failure(ZeroDivisionError("division by zero")), reason_of_failure(TemplateError("no users here"))
     ('ZeroDivisionError: division by zero', 'no users here')
@@ -315,7 +315,7 @@ def reason_of_failure(error: Exception) -> str:
 
 
 def _range(*bounds: int) -> range:
-    """Numbers from which nobody can choose so that their hashes are equal."""
+    """A range of numbers small enough that none of them share a hash."""
     if max(map(abs, bounds), default=0) > _LARGEST_NUMBER:
         raise TemplateLimitError(f"a range goes beyond {_LARGEST_NUMBER:,}")
     return safe_range(*bounds)
@@ -365,7 +365,7 @@ def weight(value: Any) -> float:
 
 
 def _expected(name: str, value: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """How large an operator, a filter or a method makes a value, about and at most; 0 for those that do not."""
+    """The size of the result of an operator, filter or method, estimated from above; 0 if it cannot be large."""
     others = [*args, *kwargs.values()]
     if name == "*":
         numbers = isinstance(value, int) and isinstance(others[0], int)
@@ -392,5 +392,5 @@ def _expected_format(form: str, values: Sequence[Any]) -> float:
 
 
 def _extent(value: Any) -> float:
-    """How many times a number multiplies, or how large anything else is."""
+    """The factor that a number is, or the size of any other value."""
     return abs(value) if isinstance(value, int) else weight(value)

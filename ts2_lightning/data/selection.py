@@ -1,4 +1,4 @@
-"""Which rows of the sources a split has. What is drawn, is drawn by content.
+"""The selection of a split's rows from its sources. Random choices depend on a row's content.
 
 A number between 0 and 1 follows from each row's content and the seed alone. A fraction held out for validation or test
 is the rows whose number is small or large, and a sample is those with the smallest ones. So whether a row is held out
@@ -21,8 +21,8 @@ from ts2_lightning.data.formats import FormatFunction, detected, get_format, par
 from ts2_lightning.data.hub import Shard
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.sources import (
-    Row,
     Source,
+    SourceRow,
     about_rows,
     count_rows,
     file_digest,
@@ -33,7 +33,7 @@ from ts2_lightning.data.sources import (
 from ts2_lightning.types import UserError
 
 
-class Part(NamedTuple):
+class RowPart(NamedTuple):
     """The rows whose number is at least `low` and below `high`; what could not be read has none."""
 
     low: float = 0.0
@@ -41,30 +41,30 @@ class Part(NamedTuple):
     unreadable: bool = True  # whether what could not be read is counted here
 
 
-WHOLE = Part()
+WHOLE = RowPart()
 """All rows."""
 
 
-def held_out(fractions: Mapping[str, float]) -> dict[str, Part]:
+def held_out(fractions: Mapping[str, float]) -> dict[str, RowPart]:
     """The parts that rows are divided into; each row is in exactly one.
 
     Those for validation lie at the lower end and those for test at the upper one, so neither moves the other.
 
     Args:
-        fractions: how much is held out for `validation`, `test`, or several sets of them such as `test.hard`.
+        fractions: fraction that is held out for `validation`, `test`, or several sets of them such as `test.hard`.
 
     Example:
         >>> held_out({"validation": 0.1, "test": 0.2})["train"]
-        Part(low=0.1, high=0.8, unreadable=True)
+        RowPart(low=0.1, high=0.8, unreadable=True)
     """
     low, high = 0.0, 1.0
     parts = {}
     for name, fraction in fractions.items():
         if name.startswith("test"):
-            parts[name], high = Part(high - fraction, high, unreadable=False), high - fraction
+            parts[name], high = RowPart(high - fraction, high, unreadable=False), high - fraction
         else:
-            parts[name], low = Part(low, low + fraction, unreadable=False), low + fraction
-    return {"train": Part(low, high), **parts}
+            parts[name], low = RowPart(low, low + fraction, unreadable=False), low + fraction
+    return {"train": RowPart(low, high), **parts}
 
 
 def draw(fields: Mapping[str, Any], seed: int, purpose: str) -> float:
@@ -91,24 +91,24 @@ class Selection:
     """The rows of a split, in order.
 
     Attributes:
-        sources: where they come from.
-        format: of the rows whose source does not say.
-        seed: of what is drawn.
-        part: of the rows of all sources.
-        limit: use only the first so many; None uses all.
-        streaming: fetch what is not on the disk while it is read. The files may be too large to be read whole, so a
-            sample cannot be drawn from them.
+        sources: sources of the rows.
+        format: format of the rows whose source names none.
+        seed: seed of the random choices.
+        part: part of the rows of all sources.
+        limit: number of rows that are used, the first ones; None uses all.
+        streaming: whether rows that are not on the disk are fetched while they are read. The files may be too large to
+            be read whole, so a sample cannot be drawn from them.
     """
 
     sources: tuple[Source, ...]
     format: str = "auto"
     seed: int = 0
-    part: Part = WHOLE
+    part: RowPart = WHOLE
     limit: int | None = None
     streaming: bool = False
 
     @cached_property
-    def _found(self) -> list[Sequence[Path | Shard]]:
+    def _resolved(self) -> list[Sequence[Path | Shard]]:
         resolve: Callable[[Source], Sequence[Path | Shard]] = stream_source if self.streaming else resolve_source
         return [resolve(source) for source in self.sources]
 
@@ -119,25 +119,25 @@ class Selection:
         Raises:
             UserError: if a source names none.
         """
-        return [(source, file) for source, files in zip(self.sources, self._found, strict=True) for file in files]
+        return [(source, file) for source, files in zip(self.sources, self._resolved, strict=True) for file in files]
 
     @property
     def groups(self) -> list[tuple[Source, range]]:
         """Each source, with the places of its files in `files`."""
-        ends = itertools.accumulate(len(files) for files in self._found)
-        found = zip(self.sources, self._found, ends, strict=True)
-        return [(source, range(end - len(files), end)) for source, files, end in found]
+        ends = itertools.accumulate(len(files) for files in self._resolved)
+        resolved = zip(self.sources, self._resolved, ends, strict=True)
+        return [(source, range(end - len(files), end)) for source, files, end in resolved]
 
     @property
     def formats(self) -> list[FormatFunction | None]:
-        """The format of each source; None is found row by row.
+        """The format of each source; None is detected row by row.
 
         Raises:
             UserError: if there is none of a name.
         """
         return [get_format(source.format or self.format) for source in self.sources]
 
-    def read(self) -> Iterator[tuple[int, Row | Reject]]:
+    def read(self) -> Iterator[tuple[int, SourceRow | Reject]]:
         """The rows, each with the place of its file in `files`.
 
         Raises:
@@ -145,7 +145,7 @@ class Selection:
         """
         return itertools.islice(self._rows(), self.limit)
 
-    def read_file(self, place: int) -> Iterator[Row | Reject]:
+    def read_file(self, place: int) -> Iterator[SourceRow | Reject]:
         """The rows of one of the `files`; for a source that is not sampled, and without a limit.
 
         Raises:
@@ -168,10 +168,10 @@ class Selection:
         return ", ".join(str(file) for _, file in self.files)
 
     def identity(self) -> dict[str, Any]:
-        """What determines the rows, as plain values: the files, their contents, and how rows are taken from them.
+        """The plain values that determine the rows: the files, their contents, and the choice of rows from them.
 
-        How often a source comes (`times`) is not part of it: it changes no row. Files that are streamed are not for it:
-        they may be too large to be read whole.
+        The number of times that a source comes is not among them: it changes no row. Not for files that are streamed,
+        which may be too large to be read whole.
         """
         drawn = self.part != WHOLE or any(source.sample is not None for source in self.sources)
         return {
@@ -186,34 +186,34 @@ class Selection:
         }
 
     def times(self, places: NDArray[np.int64], counts: list[int]) -> NDArray[np.float64] | None:
-        """How often each row comes in an epoch; None if each comes once.
+        """[R] number of times that each row comes in an epoch; None if each comes once.
 
         Args:
-            places: [R] places of rows in the order of `read`.
-            counts: rows of each file, in the order of `files`.
+            places: [R] numbers of rows in the order of `read`.
+            counts: number of rows of each file, in the order of `files`.
         """
         times = np.array([source.times for source, _ in self.files])
         if (times == 1).all():
             return None
         return times[np.searchsorted(np.cumsum(counts), places, side="right")]
 
-    def _rows(self) -> Iterator[tuple[int, Row | Reject]]:
+    def _rows(self) -> Iterator[tuple[int, SourceRow | Reject]]:
         for source, places in self.groups:
             taken = itertools.repeat(True) if source.sample is None else iter(~self._passed_over(source, places))
             for place in places:
                 yield from ((place, row) for row in self._of_file(place, taken))
 
-    def _of_file(self, place: int, taken: Iterator[bool]) -> Iterator[Row | Reject]:
-        """The rows of a file that are taken and in the part; of the iterator is used up what belongs to the file."""
+    def _of_file(self, place: int, taken: Iterator[bool]) -> Iterator[SourceRow | Reject]:
+        """The rows of a file that are taken and in the part; `taken` advances by one item for each row of the file."""
         source, file = self.files[place]
         function = get_format(source.format or self.format)
         for row in filter(self._is_in_part, itertools.compress(read_rows(file), taken)):
-            if isinstance(row, Row) and source.format is not None:
+            if isinstance(row, SourceRow) and source.format is not None:
                 yield row._replace(format=function or detected)
             else:
                 yield row
 
-    def _is_in_part(self, row: Row | Reject) -> bool:
+    def _is_in_part(self, row: SourceRow | Reject) -> bool:
         if self.part == WHOLE:
             return True
         if isinstance(row, Reject):
@@ -234,7 +234,7 @@ class Selection:
         passed_over[sampled] = False
         return passed_over
 
-    def _sampling_number(self, row: Row | Reject, function: FormatFunction | None) -> float:
+    def _sampling_number(self, row: SourceRow | Reject, function: FormatFunction | None) -> float:
         """1 for a row that cannot be sampled."""
         if isinstance(row, Reject):
             return 1.0

@@ -1,4 +1,4 @@
-"""The sets of rows of a run: which there are, and which rows each has."""
+"""The sets of rows of a run, and the rows of each."""
 
 import re
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ _TAKEN = {"objective": "what is logged", "tspd": "what is logged", "path": "a pa
 class RowSets:
     """The sets of rows that the settings of the data name.
 
-    A set is called as its setting is: `train`, `validation`, or `validation.chat` where a split has several sets.
+    A set has the name of its setting: `train`, `validation`, or `validation.chat` where a split has several sets.
 
     Attributes:
-        given: split -> its rows: sources; or a fraction of the training rows; or name -> either, for several sets. A
+        settings: split -> its rows: sources, or a fraction of the training rows; or for several sets name -> either. A
             set without rows is left out.
-        limits: split -> use only the first so many rows of each of its sets; None uses all.
-        format: of the rows whose source does not say.
-        seed: of what is drawn.
+        limits: split -> number of rows that are used of each of its sets, the first ones; None uses all.
+        format: format of the rows whose source names none.
+        seed: seed of the random choices.
         streaming: whether the training rows are read while they are trained on.
 
     Example:
@@ -41,7 +41,7 @@ class RowSets:
         (['validation.held', 'validation.chat'], [])
     """
 
-    given: Mapping[str, SetsOfFiles]
+    settings: Mapping[str, SetsOfFiles]
     limits: Mapping[str, int | None]
     format: str = "auto"
     seed: int = 0
@@ -50,26 +50,29 @@ class RowSets:
     @cached_property
     def _rows(self) -> dict[str, float | Files]:
         """Name -> sources or fraction, of every set that has rows."""
-        found: dict[str, float | Files] = {}
-        for split, given in self.given.items():
-            found |= {f"{split}.{n}": rows for n, rows in given.items()} if isinstance(given, dict) else {split: given}
-        return {name: rows for name, rows in found.items() if rows or isinstance(rows, int | float)}
+        rows_of: dict[str, float | Files] = {}
+        for split, settings in self.settings.items():
+            if isinstance(settings, dict):
+                rows_of |= {f"{split}.{name}": rows for name, rows in settings.items()}
+            else:
+                rows_of[split] = settings
+        return {name: rows for name, rows in rows_of.items() if rows or isinstance(rows, int | float)}
 
     def of(self, split: str) -> list[str]:
-        """The sets of a split, in the given order."""
+        """The sets of a split, in the order of the settings."""
         return [name for name in self._rows if split_of(name) == split]
 
     def named(self, name: str) -> list[str]:
-        """What a name stands for: a set, or all sets of a split.
+        """The sets of a name: one set, or all sets of a split.
 
         Raises:
             UserError: if there is none.
         """
-        found = [name] if name in self._rows else self.of(name)
-        if not found:
+        names = [name] if name in self._rows else self.of(name)
+        if not names:
             hint = did_you_mean(name, self.of(split_of(name)))
             raise UserError(f"data.{name} is not set: name the files with the rows{hint}")
-        return found
+        return names
 
     @property
     def fractions(self) -> dict[str, float]:
@@ -77,7 +80,7 @@ class RowSets:
         return {name: float(rows) for name, rows in self._rows.items() if isinstance(rows, int | float)}
 
     def sources(self, name: str) -> list[Source]:
-        """Where the rows of a set come from; those of a fraction from where the training rows do."""
+        """The sources of a set; those of a fraction are the training rows' sources."""
         rows = self._rows.get("train" if name in self.fractions else name)
         return [] if not rows or isinstance(rows, int | float) else as_sources(rows)
 
@@ -96,16 +99,16 @@ class RowSets:
         made = (TOYWORLD,) if self.is_streamed(name) else (TOYWORLD, HUB)
         resolve_sources([source for source in self.sources(name) if source.path.startswith(made)])
 
-    # What can be known without the files ---------------------------------------------------------------------------
+    # Checks that need no file ----------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Look at names, fractions and sources.
+        """Check names, fractions and sources.
 
         Raises:
-            UserError: for what cannot be.
+            UserError: if one of them cannot be right.
         """
-        for split, given in self.given.items():
-            _check_names(split, list(given) if isinstance(given, dict) else [])
+        for split, settings in self.settings.items():
+            _check_names(split, list(settings) if isinstance(settings, dict) else [])
         self._check_fractions()
         for name in self._rows:
             times = {source.times for source in self.sources(name)} if name not in self.fractions else set()

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 from ts2_lightning.data.files import expanded, readable, reason_of, why_missing
 from ts2_lightning.data.hub import Shard, data_set_files, data_set_shards, is_saved
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.rows import Row, as_row
+from ts2_lightning.data.rows import SourceRow, as_row
 from ts2_lightning.data.tables import count_arrow, count_parquet, read_arrow, read_parquet
 from ts2_lightning.data.texts import about_lines, count_lines, read_lines, read_list
 from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
@@ -35,18 +35,18 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from, and how they are taken.
+    """A source of rows, and the choice of rows from it.
 
     Args:
-        path: a file, a folder, a glob (`**` goes into folders), `hub:ORG/NAME`, or a `toyworld:` source.
-        split: the split of a data set; a folder with it is read as the hub would read it.
-        name: the configuration of a data set that has several.
+        path: name of the rows: a file, a folder, a glob (`**` enters folders), `hub:ORG/NAME`, or a `toyworld:` source.
+        split: split of a data set; a folder with a split is read as the hub would read it.
+        name: configuration of a data set that has several.
         revision: commit, tag or branch of a data set on the hub; only a commit will always be the same rows.
-        times: how often each of the rows comes in an epoch of training. With 2.5 each comes twice, and half of them,
+        times: number of times that each row comes in an epoch of training. With 2.5 each comes twice, and half of them,
             drawn anew for every epoch, once more.
-        format: of these rows; null takes that of all rows.
-        sample: take only so many rows, drawn from those that the format accepts. Which ones follows from their content
-            and the seed; null takes all.
+        format: format of these rows; null takes that of all rows.
+        sample: number of rows to draw from those that the format accepts, by their content and the seed; null takes
+            all.
     """
 
     path: str
@@ -58,7 +58,7 @@ class Source:
     sample: int | None = None
 
     def check(self) -> None:
-        """Look at what can be known without the files. (Raised on construction, the parser would hide it.)
+        """Check what needs no file. (The parser would hide an error that is raised on construction.)
 
         Raises:
             UserError: for numbers out of range, and for a split, name or revision where there is none.
@@ -84,10 +84,10 @@ def as_sources(sources: Sources) -> list[Source]:
         UserError: if one of them cannot be right; see `Source.check`.
     """
     listed = [sources] if isinstance(sources, str | Source) else sources
-    found = [Source(source) if isinstance(source, str) else source for source in listed]
-    for source in found:
+    objects = [Source(source) if isinstance(source, str) else source for source in listed]
+    for source in objects:
         source.check()
-    return found
+    return objects
 
 
 def resolve_sources(sources: Sources) -> list[Path]:
@@ -98,7 +98,7 @@ def resolve_sources(sources: Sources) -> list[Path]:
             of their names; those of a folder at any depth, but for hidden ones.
 
     Returns:
-        The files, in the given order. Those of a data set of the hub are the Arrow files that `datasets` made of it.
+        The files, in the order of the sources. A data set of the hub gives the Arrow files that `datasets` made of it.
 
     Raises:
         UserError: if a source names no file or a file of an unknown kind, or a folder holds files of several splits.
@@ -117,23 +117,23 @@ def resolve_source(source: Source) -> list[Path]:
     path = expanded(source.path, "source")
     if source.split or source.name:
         raise UserError(f"{source.path}: a split or a name is of a data set, on the hub or in a folder")
-    found = _folder(path) if os.path.isdir(path) else [path] if os.path.isfile(path) else _glob(path)
-    for file in found:
+    files = _folder(path) if os.path.isdir(path) else [path] if os.path.isfile(path) else _glob(path)
+    for file in files:
         if not os.path.isfile(file):  # a link to nowhere would be missing in silence, and a pipe never ends
             raise UserError(f"no file {file}{why_missing(file)}")
         _reader(file)
-    return found
+    return files
 
 
 def stream_source(source: Source) -> list[Path | Shard]:
-    """As `resolve_source`, but of a data set come parts that are fetched while they are read; nothing is downloaded."""
+    """As `resolve_source`, but a data set gives parts that are fetched while they are read; nothing is downloaded."""
     if (data_set := _data_set(source)) is not None:
         return data_set_shards(data_set, source.name, source.split, source.revision)
     return [*resolve_source(source)]
 
 
 def _data_set(source: Source) -> str | None:
-    """What `datasets` knows the source by; None if it is files that we read ourselves."""
+    """The name or folder for `datasets`; None if the source is files that we read ourselves."""
     if source.path.startswith(HUB):
         return source.path.removeprefix(HUB)
     path = expanded(source.path, "source")
@@ -142,31 +142,31 @@ def _data_set(source: Source) -> str | None:
 
 def _glob(path: Path) -> list[Path]:
     names = sorted(glob.glob(str(path), recursive=True))
-    found = [Path(name) for name in names if not os.path.isdir(name)]
-    if not found:
+    files = [Path(name) for name in names if not os.path.isdir(name)]
+    if not files:
         raise UserError(f"no file {path}{why_missing(path)}")
-    return found
+    return files
 
 
 def _folder(folder: Path) -> list[Path]:
     inside = sorted(path.relative_to(folder) for path in _walked(folder))
-    found = [path for path in inside if _known(path) and not any(part.startswith(".") for part in path.parts)]
-    if not found:
+    files = [path for path in inside if _is_readable(path) and not any(part.startswith(".") for part in path.parts)]
+    if not files:
         raise UserError(f"{folder}: no file in the folder ends in {', '.join(_READERS)}")
-    splits = {split: path for split, name in _SPLIT_NAMES.items() for path in found if name.search(str(path))}
+    splits = {split: path for split, name in _SPLIT_NAMES.items() for path in files if name.search(str(path))}
     if len(splits) > 1:
         raise UserError(
             f"{folder}: the folder has files of several splits ({', '.join(map(str, splits.values()))}); name one with "
             "split, or name the files"
         )
-    return [folder / path for path in found]
+    return [folder / path for path in files]
 
 
 def _walked(folder: Path) -> Iterator[Path]:
-    """All that is no folder, at any depth; links to folders are followed, once each.
+    """All files below a folder, at any depth; links to folders are followed, once each.
 
     Raises:
-        UserError: if a folder cannot be read: what is in it would be missing in silence.
+        UserError: if a folder cannot be read, since its files would be missing in silence.
     """
 
     def stop(error: OSError) -> NoReturn:
@@ -179,8 +179,8 @@ def _walked(folder: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names)
 
 
-def read_rows(file: Path | Shard) -> Iterator[Row | Reject]:
-    """Read the rows of one file, one at a time; in place of a row that cannot be read comes what is wrong with it.
+def read_rows(file: Path | Shard) -> Iterator[SourceRow | Reject]:
+    """Read the rows of one file, one at a time; a row that cannot be read comes as a reject.
 
     Raises:
         UserError: naming the file, if it cannot be read at all, is damaged or ends too early.
@@ -196,9 +196,9 @@ def count_rows(path: Path) -> int:
 
 
 def about_rows(file: Path | Shard) -> float | None:
-    """About how many rows there are, without reading them all; None if that is not known.
+    """The number of rows, about, without reading them all; None if unknown.
 
-    Tables know it, a list in a `.json` file has to be read whole in any case, and of a text it is estimated from its
+    Tables state it, a list in a `.json` file has to be read whole in any case, and for a text it is estimated from the
     beginning.
     """
     return file.rows if isinstance(file, Shard) else _reader(file).estimate(file)
@@ -214,10 +214,10 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _Reader(NamedTuple):
-    """How files of a kind are read, and how many rows they have: exactly, and about."""
+class _FileReader(NamedTuple):
+    """The functions for files of a kind: read the rows, count them exactly, estimate their number."""
 
-    read: Callable[[Path], Iterator[Row | Reject]]
+    read: Callable[[Path], Iterator[SourceRow | Reject]]
     count: Callable[[Path], int]
     estimate: Callable[[Path], float]
 
@@ -226,23 +226,23 @@ def _count_list(path: Path) -> int:
     return sum(1 for _ in read_list(path))
 
 
-_LINES = _Reader(read_lines, count_lines, about_lines)
-_LIST = _Reader(read_list, _count_list, _count_list)
+_LINES = _FileReader(read_lines, count_lines, about_lines)
+_LIST = _FileReader(read_list, _count_list, _count_list)
 _READERS = {
     ".jsonl": _LINES,
     ".jsonl.gz": _LINES,
     ".json": _LIST,
     ".json.gz": _LIST,
-    ".parquet": _Reader(read_parquet, count_parquet, count_parquet),
-    ".arrow": _Reader(read_arrow, count_arrow, count_arrow),
+    ".parquet": _FileReader(read_parquet, count_parquet, count_parquet),
+    ".arrow": _FileReader(read_arrow, count_arrow, count_arrow),
 }
 
 
-def _known(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     return path.name.endswith(tuple(_READERS))
 
 
-def _reader(path: Path) -> _Reader:
+def _reader(path: Path) -> _FileReader:
     for ending, reader in _READERS.items():
         if path.name.endswith(ending):
             return reader

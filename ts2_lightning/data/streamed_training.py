@@ -1,4 +1,4 @@
-"""The streamed training rows of a datamodule: where training stands in them, and what is recorded of them."""
+"""The streamed training rows of a datamodule, with the position of training in them and the record of them."""
 
 import itertools
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 
-from ts2_lightning.data.plan import Shape
+from ts2_lightning.data.batch_plan import StepShape
 from ts2_lightning.data.reading import Encoder, Split
 from ts2_lightning.data.resume import StreamPosition, check_plan_state, digest
 from ts2_lightning.data.row_stream import Stream
@@ -21,7 +21,7 @@ class StreamedTraining:
 
     Args:
         stream: the rows in their order.
-        position: where training stands; kept when the same run sets its data up again.
+        position: position of training in the stream; None is its beginning.
     """
 
     def __init__(self, stream: Stream, position: StreamPosition | None = None) -> None:
@@ -60,7 +60,7 @@ class StreamedTraining:
         return split
 
     def loader(
-        self, encoder: Encoder, shape: Shape, rank: int, trainer: Trainer | None, **collation: Any
+        self, encoder: Encoder, shape: StepShape, rank: int, trainer: Trainer | None, **collation: Any
     ) -> StreamLoader:
         """The micro-batches of one rank; `collation` are the remaining arguments of `StreamLoader`."""
         limit: Any = 1.0 if trainer is None else trainer.limit_train_batches
@@ -73,7 +73,7 @@ class StreamedTraining:
             batch["divisor"] = torch.full_like(batch["divisor"], self._ledger.divisor(report))
 
     def state(self, encoder: Encoder, batch_size: int, trainer: Trainer | None) -> dict[str, Any]:
-        """What determines the rows and their tokens, and the position in them, as plain values for a checkpoint."""
+        """The plain values that determine the rows and their tokens, and the position in them, for a checkpoint."""
         done = 0 if trainer is None else trainer.global_step
         return {**self._identity(encoder, batch_size), "position": self.position.state(done)}
 
@@ -90,6 +90,6 @@ class StreamedTraining:
         return {**self.stream.identity(), "batch_size": batch_size, "encoding": digest(encoder.identity())}
 
     def close(self) -> None:
-        """Say what became of the rows of an epoch that training did not finish."""
+        """Log the counts of an epoch that training did not finish."""
         if self._ledger is not None:
             self._ledger.close()

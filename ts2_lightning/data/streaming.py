@@ -5,9 +5,9 @@ step k is the rows k * B to (k + 1) * B of it, B rows a step, good and bad. Ever
 only its own part of each step. So neither ranks nor workers, micro-batches or packing change what a step consists of,
 and a resumed run reads on from the very next one.
 
-How many of a step's tokens are supervised is known to each rank of its own part only. So a report travels with its
-micro-batches, and the ranks exchange their reports when the step begins (see `Ledger`): the tokens, what became of the
-rows, and what is wrong with them. So all ranks also stop together, with the same message.
+Each rank knows the number of supervised tokens of its own part of a step only. So a report travels with its
+micro-batches, and the ranks exchange their reports when the step begins (see `Ledger`): numbers of tokens and rows, bad
+rows, and errors. So all ranks also stop together, with the same message.
 """
 
 import itertools
@@ -25,12 +25,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ts2_lightning.data.batch_plan import StepShape, split_step
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.loader import outlive_one_sigterm
-from ts2_lightning.data.plan import Shape, split_step
 from ts2_lightning.data.reading import Encoder, warn_of
 from ts2_lightning.data.rejects import Rejects
 from ts2_lightning.data.resume import StreamPosition
@@ -38,7 +38,7 @@ from ts2_lightning.data.row_stream import Numbered, Stream
 from ts2_lightning.types import UserError
 
 REPORT = "report"
-"""Where a micro-batch has the `StepReport` of its step, until `SFTData` takes it out."""
+"""The key under which a micro-batch has the `StepReport` of its step, until `SFTData` takes it out."""
 
 T = TypeVar("T")
 
@@ -47,16 +47,16 @@ T = TypeVar("T")
 
 
 class StepReport:
-    """What a rank found in its part of a step. (Neither a tuple nor a dataclass: Lightning would look for tensors.)
+    """The report of a rank on its part of a step. (Neither a tuple nor a dataclass: Lightning would look for tensors.)
 
     Attributes:
-        replica: which of the ranks that hold different rows.
-        epoch: 0-based.
-        step: the step in its epoch, from 0.
-        last: whether it is the epoch's last.
+        replica: number of this rank among those that hold different rows.
+        epoch: number of the epoch, from 0.
+        step: number of the step in its epoch, from 0.
+        last: whether it is the epoch's last step.
         counts: numbers of rows and tokens.
-        rejects: the bad rows.
-        error: what makes it impossible to go on, for the user; None if nothing does.
+        rejects: bad rows.
+        error: message for the user if training cannot go on; None if it can.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class Step(NamedTuple):
     """A rank's part of a step, as a worker hands it over.
 
     Attributes:
-        report: what was found.
-        rows: those that are trained on.
-        places: [rows] the place of each in the epoch's stream.
-        micro_batches: the rows of each, on every rank equally many.
+        report: report on the step.
+        rows: encoded rows that are trained on.
+        places: [rows] number of each row in the epoch's stream.
+        micro_batches: rows of each micro-batch; every rank has equally many micro-batches.
     """
 
     report: StepReport
@@ -87,18 +87,18 @@ class Steps(IterableDataset[Step]):
     """A rank's part of the steps of an epoch. A DataLoader's workers take turns, a whole step each.
 
     Attributes:
-        stream: the rows.
-        encoder: makes tokens of them.
-        shape: how steps are split.
-        replica: which of the ranks that hold different rows.
-        epoch: 0-based.
-        first: steps of the epoch that are done already: their rows are read, but not tokenised.
-        end: the step before which the epoch ends at the latest; None at the end of the rows.
+        stream: rows in their order.
+        encoder: settings with which rows become tokens.
+        shape: division of steps into micro-batches and ranks.
+        replica: number of this rank among those that hold different rows.
+        epoch: number of the epoch, from 0.
+        first: number of steps that are done already: their rows are read, but not tokenised.
+        end: largest number of steps in the epoch; None ends with the rows.
     """
 
     stream: Stream
     encoder: Encoder
-    shape: Shape
+    shape: StepShape
     replica: int = 0
     epoch: int = 0
     first: int = 0
@@ -114,17 +114,17 @@ class Steps(IterableDataset[Step]):
         try:
             raw = itertools.islice(self.stream.steps(self.epoch, self.shape.batch_size), self.end)
             for rows, last in itertools.islice(_with_last(raw), number, None, workers):
-                yield self._made(number, rows, last)
+                yield self._step(number, rows, last)
                 number += workers
         except UserError as error:  # a worker's exception would come out with a traceback, and on this rank alone
             nothing = encode_rows([], None)
             report = StepReport(self.replica, self.epoch, number, False, nothing, str(error))
             yield Step(report, nothing, [], [()] * self.shape.accumulation)
 
-    def _made(self, step: int, rows: list[Numbered], last: bool) -> Step:
+    def _step(self, step: int, rows: list[Numbered], last: bool) -> Step:
         ranks = self.shape.world_size
         encoded = self.encoder.encode([row for _, row in rows[self.replica :: ranks]])
-        own = Shape(-(-self.shape.batch_size // ranks), self.shape.micro_batch_size, packed=self.shape.packed)
+        own = StepShape(-(-self.shape.batch_size // ranks), self.shape.micro_batch_size, packed=self.shape.packed)
         parts = split_step(np.arange(len(encoded)), encoded.lengths, own)
         first = step * self.shape.batch_size + self.replica
         return Step(
@@ -157,16 +157,16 @@ class StreamLoader:
     Without a length, Lightning fetches one micro-batch ahead, and so knows which is the last.
 
     Args:
-        steps: the steps of the first epoch from its beginning.
-        position: where the training stands; the loader notes where an epoch ends.
-        trainer: whose progress is followed; None always starts at the first epoch.
+        steps: steps of the first epoch from its beginning.
+        position: position of the training; the loader notes in it where an epoch ends.
+        trainer: trainer whose progress is followed; None always starts at the first epoch.
         pad_id: token id of the padding.
         num_workers: processes that read and tokenise, each of which reads all rows.
         capacity: tokens of a sequence, at most, for packing (see `collate`); None does not pack.
     """
 
     steps_per_epoch = math.inf
-    """Optimizer steps in an epoch, for who plans the learning rate: they are not known."""
+    """Optimizer steps in an epoch, for the learning rate's schedule: unknown, so infinite."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class StreamLoader:
 
     @property
     def position(self) -> tuple[int, int]:
-        """Epoch and step within it that come next."""
+        """The epoch and the step within it that come next."""
         return self._position.at(0 if self._trainer is None else self._trainer.global_step)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -222,18 +222,18 @@ class StreamLoader:
             yield {**collate(rows, places, divisor, self._pad_id, self._capacity), REPORT: step.report}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: having it tells Lightning that this loader can be resumed."""
+        """Empty; that the method exists shows Lightning that this loader can be resumed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: the position follows from the trainer's."""
+        """Ignored: the position follows from the trainer's."""
 
 
-# What the ranks tell each other -------------------------------------------------------------------------------------
+# Reports of all ranks ------------------------------------------------------------------------------------------------
 
 
 def gathered(report: StepReport) -> list[StepReport]:
-    """The reports of all ranks on the same step. Ranks that hold the same rows have the same one; it is there once."""
+    """The reports of all ranks on the same step; ranks that hold the same rows give one together."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [report]
     reports: list[Any] = [None] * distributed.get_world_size()
@@ -246,9 +246,9 @@ class Ledger:
 
     Args:
         max_rejects: share of the rows that may be bad.
-        file: where bad rows are listed; None for nowhere.
-        files: the files of the rows, for messages.
-        gather: gives the reports of all ranks.
+        file: file in which bad rows are listed; None for no list.
+        files: names of the files of the rows, for messages.
+        gather: function that returns the reports of all ranks.
     """
 
     def __init__(
@@ -297,19 +297,19 @@ class Ledger:
         return counts.supervised_tokens
 
     def _finish(self, report: StepReport) -> None:
-        """At the beginning of an epoch's last step, which is the last of its reports."""
+        """Judge the epoch, at the beginning of its last step, with whose reports all are there."""
         self._rejects.judge(self._counts.read)
         if not self._counts.kept:
             raise UserError(f"data.train: {self._counts.why_empty()} in {self._files}")
-        self._tell(report)
+        self._log(report)
 
     def close(self) -> None:
-        """Tell what became of the rows of an epoch that was not finished."""
+        """Log the counts of an epoch that was not finished."""
         if self._current is not None and not self._current.last:
-            self._tell(self._current)
+            self._log(self._current)
             self._current = None
 
-    def _tell(self, last: StepReport) -> None:
+    def _log(self, last: StepReport) -> None:
         steps = f"epoch {last.epoch + 1}, steps {self._first + 1} to {last.step + 1}"
         rank_zero_info(f"Data, train, {steps}: {self._counts.summary()}")
         warn_of("train", self._rejects, self._counts.read)

@@ -1,4 +1,4 @@
-"""Rows from tables: Parquet, and both layouts of Arrow. What a file says of itself is checked before it is used."""
+"""Rows from tables: Parquet, and both layouts of Arrow. A file's own metadata are checked before they are used."""
 
 import itertools
 from collections import Counter
@@ -11,7 +11,7 @@ from pyarrow import ipc, types
 
 from ts2_lightning.data.files import readable, reason_of
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.rows import LARGEST_ROW, Row, as_row, too_large
+from ts2_lightning.data.rows import LARGEST_ROW, SourceRow, as_row, too_large
 from ts2_lightning.types import RejectKind, RowError, UserError
 
 _BATCH = 1024  # rows that are turned into objects at once, if they have no more bytes than a single one may have
@@ -19,7 +19,7 @@ _DAMAGE = (pyarrow.ArrowException, UnicodeDecodeError)  # the latter: names of c
 _AGAIN = "fetch or write the file again"
 
 
-def read_parquet(path: Path) -> Iterator[Row | Reject]:
+def read_parquet(path: Path) -> Iterator[SourceRow | Reject]:
     """The rows of a Parquet file.
 
     Raises:
@@ -34,7 +34,7 @@ def read_parquet(path: Path) -> Iterator[Row | Reject]:
 
 
 def count_parquet(path: Path) -> int:
-    """The number of rows that a Parquet file says it has."""
+    """The number of rows that a Parquet file states."""
     with readable(path, "Parquet", *_DAMAGE), _parquet(path) as file:
         return int(file.metadata.num_rows)
 
@@ -45,7 +45,7 @@ def _parquet(path: Path) -> Any:
     return parquet.ParquetFile(path, page_checksum_verification=True)
 
 
-def read_arrow(path: Path) -> Iterator[Row | Reject]:
+def read_arrow(path: Path) -> Iterator[SourceRow | Reject]:
     """The rows of an Arrow file of either layout: with contents listed at its end, or a stream, as `datasets` writes.
 
     Raises:
@@ -77,14 +77,14 @@ def _stream_batches(path: Path, file: Any, stream: Any) -> Iterator[Any]:
     for batch in stream:
         yield batch
         place, batches = file.tell(), batches + 1
-    # A stream that was cut between two batches is known by this alone.
+    # Only this shows that a stream was cut between two batches.
     if file.tell() == place:
         raise UserError(f"{path}: the Arrow stream ends after batch {batches}, without its end marker; {_AGAIN}")
     if behind := file.size() - file.tell():
         raise UserError(f"{path}: {behind:,} bytes follow the end of the Arrow stream; {_AGAIN}")
 
 
-# What a table says of itself ------------------------------------------------------------------------------------------
+# Checks of a table ----------------------------------------------------------------------------------------------------
 
 
 def _check_count(path: Path, rows: int) -> None:
@@ -108,7 +108,7 @@ def _check_columns(path: Path, fields: Iterable[Any], inside: str = "") -> None:
 
 
 def _check_batch(path: Path, number: int, first: int, batch: Any) -> None:
-    """Look at a batch as a whole: offsets that lead out of its memory would end the process."""
+    """Check a batch as a whole: offsets that lead out of its memory would end the process."""
     _check_count(path, batch.num_rows)
     try:
         for column in batch.columns:
@@ -146,7 +146,7 @@ def _bytes_field(field: Any) -> Any:
 # Rows -----------------------------------------------------------------------------------------------------------------
 
 
-def _rows(path: Path, schema: Any, batches: Iterable[Any], count: int | None = None) -> Iterator[Row | Reject]:
+def _rows(path: Path, schema: Any, batches: Iterable[Any], count: int | None = None) -> Iterator[SourceRow | Reject]:
     _check_columns(path, schema)
     decode = _decoder(path, schema)
     first = 1
@@ -161,7 +161,7 @@ def _rows(path: Path, schema: Any, batches: Iterable[Any], count: int | None = N
 
 
 def _decoder(path: Path, schema: Any) -> Callable[[Any], Any]:
-    """What undoes the feature `Json` of `datasets`, which keeps objects of varying fields as JSON texts."""
+    """The function that undoes `datasets`' feature `Json`, which keeps objects of varying fields as JSON texts."""
     if b'"Json"' not in (schema.metadata or {}).get(b"huggingface", b""):
         return lambda value: value
     from datasets import Features
@@ -173,7 +173,7 @@ def _decoder(path: Path, schema: Any) -> Callable[[Any], Any]:
 
 
 def _values(batch: Any, decode: Callable[[Any], Any]) -> Iterator[Any]:
-    """The fields of each row, or the RowError that says what is wrong with it."""
+    """The fields of each row, or a RowError for a bad one."""
     many = batch.num_rows > 1
     if batch.nbytes > LARGEST_ROW:
         yield from _halves(batch, decode) if many else [too_large(batch.nbytes)]

@@ -1,4 +1,4 @@
-"""Where the jinja of a chat template comes from: the package, a file, or the tokenizer."""
+"""The sources of chat templates: the package, a file, or the tokenizer."""
 
 import os
 from typing import NamedTuple
@@ -15,11 +15,11 @@ LARGEST_TEMPLATE = 1 << 18
 
 
 class TemplateSource(NamedTuple):
-    """A chat template that was found.
+    """A chat template that is not compiled yet.
 
     Attributes:
-        name: for messages and records.
-        jinja: its source.
+        name: name for messages and records.
+        jinja: source of the template.
         controls: strings that must be single tokens of the tokenizer.
     """
 
@@ -32,28 +32,28 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> TemplateSour
     """The chat template of a name.
 
     Args:
-        name: see `templates.make_template`.
-        tokenizer: for its own template.
+        name: name of the template, see `templates.make_template`.
+        tokenizer: tokenizer, which may have a template of its own.
 
     Raises:
-        UserError: if there is none of that name, or it is no text of a template's size.
+        UserError: if there is none of that name, or it is not a text of a template's size.
     """
     if name == "auto":
         name = "tokenizer" if tokenizer.chat_template else "plain"
     if name == "tokenizer":
-        found = TemplateSource(name, _of_tokenizer(tokenizer))
+        template = TemplateSource(name, _of_tokenizer(tokenizer))
     elif name.endswith(".jinja"):
-        found = TemplateSource(name, _of_file(name))
+        template = TemplateSource(name, _of_file(name))
     elif name in TEMPLATES:
-        found = TemplateSource(name, *TEMPLATES[name])
+        template = TemplateSource(name, *TEMPLATES[name])
     else:
         raise unknown_name("template", name, ["auto", "tokenizer", *TEMPLATES])
-    if len(found.jinja) > LARGEST_TEMPLATE:
+    if len(template.jinja) > LARGEST_TEMPLATE:
         raise UserError(
             f"template {name!r} has more than the {LARGEST_TEMPLATE:,} characters that a chat template may have; name "
             "another one"
         )
-    return found
+    return template
 
 
 def _of_file(name: str) -> str:

@@ -1,9 +1,9 @@
-"""Chat templates: from a conversation to token ids, and to the tokens that are learnt.
+"""Chat templates: from a conversation to token ids, and to the spans of them that are learnt.
 
 Supervised is, in every turn of the assistant, what the model is to produce: from the end of the prompt for generation
 up to and including the control token that closes the turn, so the thought and the calls of functions where the row has
 them, and the content; never a text of the template's own before the content (an empty thinking block), or what follows
-the closing token (a newline). See `layout` for turns that a template writes differently once others follow them.
+the closing token (a newline). See `text_layout` for turns that a template writes differently once others follow them.
 """
 
 import copy
@@ -21,16 +21,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ts2_lightning.data.alignment import Pieces, Whole, aligned, tokenizing
+from ts2_lightning.data.alignment import PieceTokens, WholeTokens, aligned, tokenizing
 from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.controls import special_tokens
 from ts2_lightning.data.formats import Conversation, Message, arguments_of
-from ts2_lightning.data.manner import with_defaults
 from ts2_lightning.data.naming import check_literal
 from ts2_lightning.data.renderer import Rendered, Renderer, TrainOn
 from ts2_lightning.data.rendering import Rendering, Span, Turn
 from ts2_lightning.data.sandbox import reason_of_failure
 from ts2_lightning.data.template_sources import find_template
+from ts2_lightning.data.thought_switches import with_defaults
 from ts2_lightning.data.thoughts import Thinking
 from ts2_lightning.types import RowError, UserError
 
@@ -50,15 +50,15 @@ class ChatTemplate:
     assistant's content would merge with white space before it, the two are kept apart, as they are in generation.
 
     Args:
-        name: for messages and records.
-        jinja: the template's source.
+        name: name for messages and records.
+        jinja: source of the template.
         tokenizer: a fast tokenizer.
         controls: strings that must be single tokens of the tokenizer.
-        train_on: `all` turns of the assistant, or the `last` one.
+        train_on: turns that are learnt: `all` of the assistant, or the `last` one.
         train_on_end: whether the token that closes a turn is learnt. A model that has not learnt it elsewhere does
             not stop.
         thinking: whether the thoughts of the assistant are learnt (`keep`), left out (`drop`), or refused (`refuse`).
-        arguments: of the template, where a row gives no others.
+        arguments: arguments of the template for rows that give no others.
 
     Attributes:
         end_of_turn_ids: ids of the tokens that close a turn of the assistant; generation stops at them, learnt here
@@ -135,13 +135,13 @@ class ChatTemplate:
     def jinja(self) -> str:
         """Source that plain transformers can use for the trained model.
 
-        It is the template's own, with the arguments that were trained as what counts where nobody gives others.
+        It is the template's own, with the trained arguments as defaults.
         """
         return with_defaults(self._source, self._recorded)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The arguments that the source of the trained model has for those who give no others."""
+        """The default arguments in the source of the trained model."""
         return dict(self._recorded)
 
     @cached_property
@@ -165,22 +165,22 @@ class ChatTemplate:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
-    def asks_in_two_ways(self) -> bool:
-        """Whether it asks otherwise for an answer with a thought than for one without."""
-        manner = self._renderer.manner
-        return self.thinking == "keep" and manner.switched(True, self.arguments) != manner.switched(
+    def prompts_differ(self) -> bool:
+        """Whether its prompt for an answer with a thought differs from that for one without."""
+        switches = self._renderer.switches
+        return self.thinking == "keep" and switches.switch_for(True, self.arguments) != switches.switch_for(
             False, self.arguments
         )
 
-    def asking(self, thoughts: bool) -> "ChatTemplate":
-        """The same template, whose prompts are those of turns with a thought, or of turns without.
+    def prompting(self, thoughts: bool) -> "ChatTemplate":
+        """A copy of the template whose prompts are those of turns with a thought, or of turns without.
 
         Its source (`jinja`) gets the argument, if there is one, with which the template prompts for such turns.
 
         Args:
             thoughts: whether most of the trained turns have a thought.
         """
-        switch = self._renderer.manner.switched(thoughts, self.arguments)
+        switch = self._renderer.switches.switch_for(thoughts, self.arguments)
         other = copy.copy(self)
         other._prompts_thought = thoughts if switch is not None else self._prompts_thought
         other._recorded = {**self.arguments, **(switch or {})}
@@ -188,10 +188,12 @@ class ChatTemplate:
 
     def _probe(self) -> None:
         """Encode a conversation to learn how turns end, and whether prompts for generation fit the training."""
-        manner = self._renderer.manner
-        self._prompts_thought = manner.prompts_by_itself(self.arguments)
-        unfit = manner.switched(False, self.arguments) is None
-        thought = {"reasoning_content": "Hello"} if unfit and manner.switched(True, self.arguments) is not None else {}
+        switches = self._renderer.switches
+        self._prompts_thought = switches.prompts_by_itself(self.arguments)
+        unfit = switches.switch_for(False, self.arguments) is None
+        thought = (
+            {"reasoning_content": "Hello"} if unfit and switches.switch_for(True, self.arguments) is not None else {}
+        )
         prompt: list[Message] = [{"role": "user", "content": "Hello"}]
         answer: Message = {"role": "assistant", "content": "Hello", **thought}  # type: ignore[typeddict-item]
         rendering = self._probing([*prompt, answer])
@@ -237,7 +239,7 @@ class ChatTemplate:
 
     def _leading_space(self, rendering: Rendering) -> int:
         """Characters of white space before what is learnt that are part of its first token, as in SentencePiece."""
-        tokens = Whole(self._encode_texts([rendering.text])[0])
+        tokens = WholeTokens(self._encode_texts([rendering.text])[0])
         start = rendering.turns[0].start
         return max(start - tokens.start_of(tokens.at(start)), 0)
 
@@ -271,7 +273,7 @@ class ChatTemplate:
         """Tokenise renderings, many at once.
 
         Raises:
-            RowError: if a turn's closing token is not found where the template wrote it.
+            RowError: if a turn's closing token is not where the template wrote it.
         """
         encodings = self._encode_texts([rendering.text for rendering in renderings])
         return [
@@ -285,21 +287,21 @@ class ChatTemplate:
         """The ids that an answer of the assistant follows, exactly as in training.
 
         Args:
-            conversation: whose next turn is the assistant's.
-            opening: what the answer already says, after its thought.
-            thoughts: whether the answer is to have a thought; None: as the template asks by itself, or in a run as most
-                of its training rows have it.
+            conversation: conversation whose next turn is the assistant's.
+            opening: beginning of the answer, after its thought.
+            thoughts: whether the answer is to have a thought; None: as the template prompts by itself, or in a run as
+                most of its training rows have it.
 
         Returns:
             Ids to generate from: without an opening a prefix of the training ids of the conversation with any such
             answer.
         """
-        asked = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
+        request = conversation if isinstance(conversation, Conversation) else Conversation(conversation)
         thinks = not opening and (self._prompts_thought if thoughts is None else thoughts) and self.thinking == "keep"
         answer: Message = {"role": "assistant", "content": opening or "Hello"}
         if thinks:
             answer["reasoning_content"] = "Hello"
-        [encoded] = self.encode([self.render(replace(asked, messages=[*asked.messages, answer]))])
+        [encoded] = self.encode([self.render(replace(request, messages=[*request.messages, answer]))])
         start, end = encoded.spans[-1]
         return encoded.ids[: end - self.train_on_end] if opening else encoded.ids[:start]
 
@@ -325,7 +327,7 @@ class ChatTemplate:
         backend.encode_special_tokens = True
         return backend
 
-    def _encode_one(self, rendering: Rendering, whole: Whole | Pieces) -> Encoded:
+    def _encode_one(self, rendering: Rendering, whole: WholeTokens | PieceTokens) -> Encoded:
         tokens = whole if rendering.plain else self._encode_pieces(rendering, [])
         starts = [self._start(rendering.text, turn) for turn in rendering.turns]
         # In generation no token reaches from the prompt into the answer.
@@ -335,11 +337,11 @@ class ChatTemplate:
         return self._spans(rendering, tokens)
 
     def _start(self, text: str, turn: Turn) -> int:
-        """Where what is learnt of a turn begins."""
+        """The first character that is learnt of a turn."""
         before = turn.start - self._lead
         return before if text[before : turn.start].isspace() else turn.start
 
-    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> Pieces:
+    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> PieceTokens:
         """Encode the text between the template's control tokens as nothing but text, cut at `cuts` too."""
         text, position = rendering.text, 0
         ids: list[int] = []
@@ -369,17 +371,17 @@ class ChatTemplate:
                 ids.append(control.number)
                 offsets.append((end_of_text, position))
         self._check_text(ids, len(rendering.controls))
-        return Pieces(ids, offsets)
+        return PieceTokens(ids, offsets)
 
     def _check_text(self, ids: list[int], written: int) -> None:
         """Make sure that no control token came from a content. Characters that are unknown may well do."""
         forbidden = {control.number for control in self._special.values()} - {self.tokenizer.unk_token_id}
-        found = sum(number in forbidden for number in ids)
-        if found != written:
+        occurring = sum(number in forbidden for number in ids)
+        if occurring != written:
             reason = "a content has the text of a control token, which this tokenizer cannot encode as text"
             raise RowError(reason, "template")
 
-    def _spans(self, rendering: Rendering, tokens: Whole | Pieces) -> Encoded:
+    def _spans(self, rendering: Rendering, tokens: WholeTokens | PieceTokens) -> Encoded:
         ids, spans = tokens.ids, []
         for turn in rendering.turns:
             start = tokens.at(self._start(rendering.text, turn))
@@ -401,19 +403,21 @@ def make_template(
     """The chat template of a name.
 
     Args:
-        name: `tokenizer` (the tokenizer's own), `auto` (its own if it has one, else `plain`), a name in `TEMPLATES`,
-            or a file that ends in `.jinja`.
-        tokenizer: encodes it.
-        train_on: `all` turns of the assistant, or the `last` one.
+        name: `tokenizer` for the tokenizer's own, `auto` for its own or else `plain`, a name in `TEMPLATES`, or a file
+            that ends in `.jinja`.
+        tokenizer: a fast tokenizer.
+        train_on: turns that are learnt: `all` of the assistant, or the `last` one.
         train_on_end: whether the token that closes a turn is learnt.
         thinking: whether thoughts are learnt (`keep`), left out (`drop`), or refused (`refuse`).
-        arguments: of the template, where a row gives no others.
+        arguments: arguments of the template for rows that give no others.
 
     Raises:
         UserError: for an unknown name, or a template that cannot be used with this tokenizer.
     """
-    found = find_template(name, tokenizer)
-    if found.name in TEMPLATES and "eos_token" in found.jinja and tokenizer.eos_token is None:
+    source = find_template(name, tokenizer)
+    if source.name in TEMPLATES and "eos_token" in source.jinja and tokenizer.eos_token is None:
         reason = "closes turns with the end-of-text token, but the tokenizer has no eos_token"
-        raise UserError(f"template {found.name!r} {reason}")
-    return ChatTemplate(found.name, found.jinja, tokenizer, found.controls, train_on, train_on_end, thinking, arguments)
+        raise UserError(f"template {source.name!r} {reason}")
+    return ChatTemplate(
+        source.name, source.jinja, tokenizer, source.controls, train_on, train_on_end, thinking, arguments
+    )

@@ -11,7 +11,7 @@ from typing import IO, Any
 from ts2_lightning.data.files import readable
 from ts2_lightning.data.formats.base import shown
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.data.rows import LARGEST_ROW, Row, as_row, kind_of, too_large
+from ts2_lightning.data.rows import LARGEST_ROW, SourceRow, as_row, kind_of, too_large
 from ts2_lightning.types import RowError, UserError
 
 LARGEST_DOCUMENT = 1 << 31
@@ -21,7 +21,7 @@ _PIECE = 1 << 20  # bytes that are read at once
 _GLANCE = 1 << 18  # bytes of a file of lines from which their number is estimated
 
 
-def read_lines(path: Path) -> Iterator[Row | Reject]:
+def read_lines(path: Path) -> Iterator[SourceRow | Reject]:
     """The rows of JSON Lines.
 
     Raises:
@@ -33,11 +33,11 @@ def read_lines(path: Path) -> Iterator[Row | Reject]:
                 yield as_row(f"{path}:{number}", line if isinstance(line, RowError) else _parsed(line.rstrip(b"\r\n")))
 
 
-def read_list(path: Path) -> Iterator[Row | Reject]:
+def read_list(path: Path) -> Iterator[SourceRow | Reject]:
     """The rows of a list of objects.
 
     Raises:
-        UserError: naming the file, if it is no such list.
+        UserError: naming the file, if it is not such a list.
     """
     with readable(path, _kind(path), zlib.error), _opened(path) as file:
         value = _parsed_list(_document(path, file))
@@ -83,7 +83,7 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | RowError]:
-    """The lines; in place of one that is too long, which is passed over in pieces, the RowError that says so."""
+    """The lines; a line that is too long is passed over in pieces, and gives a RowError."""
     for line in iter(lambda: file.readline(LARGEST_ROW + 1), b""):
         if len(line) <= LARGEST_ROW:
             yield line
@@ -135,7 +135,7 @@ _LENIENT = json.JSONDecoder(object_pairs_hook=_lenient)
 
 
 def _parsed(text: bytes, decoder: json.JSONDecoder = _STRICT) -> Any:
-    """The value of a JSON text, or the RowError that says what is wrong with it."""
+    """The value of a JSON text, or a RowError if it is malformed."""
     try:
         return decoder.decode(text.decode("utf-8-sig"))
     except RowError as error:
@@ -153,7 +153,7 @@ def _parsed(text: bytes, decoder: json.JSONDecoder = _STRICT) -> Any:
 
 
 def _parsed_list(text: bytes) -> Any:
-    """As `_parsed`, but an object with a key twice makes only the item bad that it is in."""
+    """As `_parsed`, but an object with a repeated key spoils only its own item of the list."""
     value = _parsed(text)
     if not isinstance(value, _DoubledKeyError):
         return value

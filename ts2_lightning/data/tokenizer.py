@@ -1,4 +1,4 @@
-"""Tokenizers by the names that settings give them."""
+"""Tokenizers, loaded by the name in the settings."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from ts2_lightning.data.sources import TOYWORLD
 from ts2_lightning.types import UserError
 
 _FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "config.json")
-"""What a tokenizer is read from, each a JSON object."""
+"""The files of a tokenizer, each a JSON object."""
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -25,15 +25,15 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
         return build_tokenizer()
     place = expanded(path, "data.tokenizer")
-    here = os.path.exists(place)
-    if here and not os.path.isdir(place):
+    is_local = os.path.exists(place)
+    if is_local and not os.path.isdir(place):
         raise UserError(f"data.tokenizer: {path} is a file; name the directory that it is in")
-    if not here and (path.startswith(("/", ".", "~")) or path.count("/") > 1 or os.path.islink(place)):
+    if not is_local and (path.startswith(("/", ".", "~")) or path.count("/") > 1 or os.path.islink(place)):
         raise UserError(f"data.tokenizer: no directory {path}{why_missing(place)}")
     try:
-        return AutoTokenizer.from_pretrained(place if here else path, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(place if is_local else path, trust_remote_code=False)
     except Exception as error:  # transformers raises what the files happen to lead to
-        reason = (here and _broken_file(place)) or f"{type(error).__name__}: {reason_of(error)}"
+        reason = (is_local and _broken_file(place)) or f"{type(error).__name__}: {reason_of(error)}"
         raise UserError(f"data.tokenizer: cannot load {path!r} ({reason}); fetch it again, or name another") from error
 
 
@@ -49,7 +49,7 @@ def padding_id(tokenizer: PreTrainedTokenizerBase | None, embeddings: float) -> 
 
 
 def _broken_file(directory: Path) -> str | None:
-    """What is wrong with the first of a tokenizer's files that is no JSON object; None if all are."""
+    """The fault of the first tokenizer file that is not a JSON object; None if all are."""
     if not os.access(directory, os.R_OK | os.X_OK):
         return "the directory cannot be read"
     if not os.path.isfile(directory / "tokenizer.json"):

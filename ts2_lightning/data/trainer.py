@@ -1,4 +1,4 @@
-"""What the data have to know of Lightning's trainer, and what they set in it."""
+"""Values that the datamodule reads from Lightning's trainer, and values that it sets in it."""
 
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,9 @@ def align_progress(trainer: Trainer, epoch: int, step: int, accumulation: int) -
     - at the end of an epoch: the next one has not begun, whatever was still to be done then.
 
     Args:
-        trainer: after its loops were restored, before it fetches the first batch.
-        epoch: 0-based.
-        step: steps done in it.
+        trainer: trainer whose loops were restored, and which has not fetched a batch yet.
+        epoch: number of the epoch, from 0.
+        step: steps of the epoch that are done.
         accumulation: micro-batches per step.
     """
     epochs: Any = trainer.fit_loop.epoch_progress

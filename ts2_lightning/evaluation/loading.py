@@ -87,7 +87,7 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[sl
             f"{limits.embeddings:,}"
         )
     if limits.is_behind(width):
-        raise UserError(f"{width:,} tokens of a prompt or row are more than {limits.said}; shorten it")
+        raise UserError(f"{width:,} tokens of a prompt or row are more than {limits.context_text}; shorten it")
     inputs = {"input_ids": batch["input_ids"].to(device), "attention_mask": batch["attention_mask"].to(device)}
     hidden = backbone(model)(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
     yield from logits_in_chunks(output_head(model), hidden.index_select(0, batch["supervised"].to(device)))

@@ -8,7 +8,7 @@ from ts2_lightning.data.formats import Conversation, FormatFunction, TokenRow, g
 from ts2_lightning.data.formats.turns import is_answer
 from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.selection import Selection
-from ts2_lightning.data.sources import Row
+from ts2_lightning.data.sources import SourceRow
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.types import RowError, UserError
 
@@ -102,7 +102,7 @@ def read_questions(
     return list(questions.values())
 
 
-def _question(row: Row | Reject, function: FormatFunction | None) -> Question:
+def _question(row: SourceRow | Reject, function: FormatFunction | None) -> Question:
     """What comes before the answer. Raises RowError if nothing does."""
     if isinstance(row, Reject):
         raise RowError(row.reason)

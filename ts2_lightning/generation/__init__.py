@@ -1,7 +1,7 @@
 """Generating text: a sampler, and the decoding twins of the losses as logits processors for transformers.
 
 In: model, tokenizer, prompts and a `Decoder`; out: `Sample`s. It may import only `ops` (and what every room may).
-Not here: what a text is worth (`metrics`), chat templates (`data`), questions and answers (`evaluation`).
+Not here: metrics of texts (`metrics`), chat templates (`data`), questions and their answers (`evaluation`).
 """
 
 from ts2_lightning.generation.logits_processors import EntmaxLogitsProcessor, SparsemaxLogitsProcessor

@@ -1,4 +1,4 @@
-"""Sampling responses with transformers' `generate`, such that what is drawn follows from the seed alone.
+"""Sampling responses with transformers' `generate`, such that the samples follow from the seed alone.
 
 The tokens are drawn here, in a logits processor, from numbers that each response has for itself: so a response does not
 depend on what else is in its batch (but for the last digits of its logits, which may), nor does sampling touch the
@@ -88,7 +88,7 @@ class Decoder:
             )
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Logits [B, K] whose softmax is what is drawn from, of logits [B, K]. With temperature 0 take the largest."""
+        """Logits [B, K] of the distribution to draw from; at temperature 0 the largest counts. `logits`: [B, K]."""
         nothing = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)  # no processor reads the ids
         for process in self._processors():
             logits = process(nothing, logits)
@@ -143,7 +143,7 @@ def sample(
 ) -> list[list[Sample]]:
     """Samples responses.
 
-    The model's own generation settings (repetition penalties and the like) do not apply: the decoder says all.
+    The model's own generation settings (repetition penalties and the like) do not apply: only the decoder counts.
 
     Args:
         model: a causal language model; it is left in the mode in which it came.
@@ -215,8 +215,8 @@ def _room(model: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int)
         return max_new_tokens
     if longest >= limits.context:
         raise UserError(
-            f"sample: prompt {number} has {longest:,} tokens, which leaves no room for a response in {limits.said}; "
-            "shorten it"
+            f"sample: prompt {number} has {longest:,} tokens, which leaves no room for a response in "
+            f"{limits.context_text}; shorten it"
         )
     return min(max_new_tokens, limits.context - longest)
 
@@ -226,9 +226,10 @@ def _warn_of_cut(
 ) -> None:
     cut = sum(len(one.ids) == room and one.ids[-1] not in ends for one in samples)
     if cut:
+        context = limits_of(model.config).context_text
         rank_zero_warn(
             f"sample: {cut:,} of {len(samples):,} responses were cut off after {room:,} tokens instead of "
-            f"{max_new_tokens:,} (max_new_tokens): with the longest prompt they fill {limits_of(model.config).said}"
+            f"{max_new_tokens:,} (max_new_tokens): with the longest prompt they fill {context}"
         )
 
 

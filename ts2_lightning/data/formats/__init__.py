@@ -24,18 +24,18 @@ With `format: auto` every row is looked up in this table. A row that has the fie
 that asks for more of them (`numina_math`, not `messages`); if none asks for all that the others do, the row is refused
 with the names of those formats, rather than taken for one of them. A null field counts as absent.
 
-Nothing that a row says is dropped in silence: `fields` has the table of what becomes of each field of a row and of a
-turn, in all of these formats. A `system` text is a system turn, training flags mask turns, functions, calls and
-template arguments go to the template; what would change what is learnt, and is not used, is refused.
+No field of a row is dropped in silence: `fields` has the table with the treatment of each field of a row and of a turn,
+in all of these formats. A `system` text is a system turn, training flags mask turns, functions, calls and
+template arguments go to the template. A field that is not used, but would change what is learnt, is refused.
 
 A new format is a function `fields -> list of messages`, or `fields -> Conversation` with functions and template
 arguments: either register it with `register_format`, or name it by its import path (`format:
 my_package.my_module.my_function`). It refuses a row by raising `RowError`, whose kind `left out` says that the row is
-good but not wanted. It alone decides which fields it uses; but a row may have a `weight`, a factor on its loss
+good but left out on purpose. It alone decides which fields it uses; but a row may have a `weight`, a factor on its loss
 (`row_weight`), whatever its format.
 """
 
-from ts2_lightning.data.formats import known as known  # registers them
+from ts2_lightning.data.formats import builtin as builtin  # registers them
 from ts2_lightning.data.formats.base import (
     FORMATS,
     WEIGHT,

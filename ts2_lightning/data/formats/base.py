@@ -1,4 +1,4 @@
-"""What a format is, and how a row finds its own."""
+"""The registry of row formats, and the choice of a row's format."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ class Format(NamedTuple):
     """A registered format.
 
     Attributes:
-        function: from a row's fields to an example; raises RowError without naming the row, the caller does.
-        keys: fields that a row of this format has.
-        fits: what else is true of a row of this format; its docstring says it, to follow the keys in a message.
-        reads: fields that it reads besides; None for a function of the user, which alone decides what it uses. Of a
-            format of the package what is not read is listed or refused (see `fields`).
+        function: function from a row's fields to an example; its RowErrors do not name the row, which the caller does.
+        keys: names of the fields that every row of this format has.
+        fits: further condition on the fields; its docstring states it, and follows the keys in messages.
+        reads: names of further fields that it reads; None for a function of the user, which alone decides what it uses.
+            With a format of the package, fields that are not read are listed or refused (see `fields`).
         asks: whether a row is a question and an answer, so that other fields may belong to the question.
     """
 
@@ -43,7 +43,7 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {}
-"""The known formats by name."""
+"""The registered formats by name."""
 
 
 def register_format(
@@ -53,14 +53,14 @@ def register_format(
     reads: Collection[str] | None = None,
     asks: bool = False,
 ) -> Callable[[FormatFunction], FormatFunction]:
-    """Make a decorated function known as format `name`, found by `auto` in rows that have all `keys` and fit.
+    """Register a decorated function as format `name`, which `auto` takes for rows that have all `keys` and fit.
 
     Args:
-        name: of the format.
-        keys: fields that a row of it has.
-        fits: what else is true of a row of it; its docstring follows the keys in messages.
-        reads: fields that it reads besides; with it, even empty, the row's other fields become what `fields` says:
-            a `system` text a turn, `tools` the template's. Without it the function alone decides.
+        name: name of the format.
+        keys: names of the fields that every row of this format has.
+        fits: further condition on the fields; its docstring states it, and follows the keys in messages.
+        reads: names of further fields that it reads. With them, even none, the row's other fields are treated as
+            `fields` says: a `system` text becomes a turn, `tools` go to the template. None lets the function decide.
         asks: whether a row is a question and an answer.
 
     Example:
@@ -102,18 +102,18 @@ def parse(fields: Mapping[str, Any], function: FormatFunction | None = None) -> 
     """Turn the fields of a row into a checked example.
 
     Args:
-        fields: the row.
-        function: the format; None finds it by the row's fields.
+        fields: fields of the row.
+        function: function of the format; None detects the format from the fields.
 
     Raises:
         RowError: if no format or more than one fits, or the format gives no conversation that can be trained on.
     """
     function = detect(fields) if function is None or function is detected else function
-    known = next((known for known in FORMATS.values() if known.function is function), None)
+    registered = next((registered for registered in FORMATS.values() if registered.function is function), None)
     try:
-        if known is None or known.reads is None:
+        if registered is None or registered.reads is None:
             return checked(function(fields))
-        return complete(function(fields), fields, known.keys | known.reads, known.asks)
+        return complete(function(fields), fields, registered.keys | registered.reads, registered.asks)
     except UserError:
         raise
     except Exception as error:  # a user's own function may fail in any way on a row that it does not expect
@@ -129,14 +129,14 @@ def row_weight(fields: Mapping[str, Any]) -> float:
     teaches nothing, but its tokens still count in the divisor. A null is no weight (in Parquet every row has one).
 
     Args:
-        fields: the row as it was read, whatever its format makes of it.
+        fields: fields of the row as it was read, whatever its format makes of them.
 
     Returns:
         A finite float >= 0.
 
     Raises:
-        RowError: without naming the row, the caller does; for anything else than a number that float32 can hold. True
-            and false are no numbers.
+        RowError: for anything but a number that float32 can hold, without the row's name, which the caller adds. True
+            and false are not numbers.
 
     Example:
         >>> row_weight({"prompt": "Hi", "completion": "Hello!", "weight": 0.5}), row_weight({"input_ids": [1, 2]})
@@ -155,11 +155,10 @@ def row_weight(fields: Mapping[str, Any]) -> float:
 
 
 def detect(fields: Mapping[str, Any]) -> FormatFunction:
-    """The format that fits a row: of several, the one whose keys include those of all others.
+    """The format that fits a row; of several formats, the one whose keys include those of all others.
 
     Raises:
-        RowError: naming the keys found and the formats known if none fits, or the formats that fit if none of them
-            includes the others.
+        RowError: if none fits, with the row's keys and all formats; if none of several includes the others, with those.
 
     Example:
         >>> detect({"messages": [], "problem": "1 + 1?", "solution": "2"}).__name__
@@ -171,13 +170,13 @@ def detect(fields: Mapping[str, Any]) -> FormatFunction:
     """
     present = {key for key, value in fields.items() if value is not None}
     fitting = _fitting(fields, present) or _fitting(fields, fields.keys())
-    formats = ", ".join(f"{name} ({known})" for name, known in (fitting or FORMATS).items())
+    formats = ", ".join(f"{name} ({entry})" for name, entry in (fitting or FORMATS).items())
     if not fitting:
         raise RowError(f"no format fits a row with the keys {named(fields)}; known: {formats}", "missing field")
     if len(fitting) > 1:
         raise RowError(f"the row could be of several formats: {formats}; name the right one with format", "other")
-    [known] = fitting.values()
-    return known.function
+    [entry] = fitting.values()
+    return entry.function
 
 
 def detected(fields: Mapping[str, Any]) -> Result:
@@ -188,10 +187,10 @@ def detected(fields: Mapping[str, Any]) -> Result:
 def _fitting(fields: Mapping[str, Any], present: Collection[str]) -> dict[str, Format]:
     """The formats whose keys are present and that fit; if the keys of one include those of all others, it alone."""
     fitting = {
-        name: known
-        for name, known in FORMATS.items()
-        if known.keys.issubset(present) and (known.fits is None or known.fits(fields))
+        name: entry
+        for name, entry in FORMATS.items()
+        if entry.keys.issubset(present) and (entry.fits is None or entry.fits(fields))
     }
-    everything = frozenset().union(*(known.keys for known in fitting.values()))
-    greatest = {name: known for name, known in fitting.items() if known.keys == everything}
+    everything = frozenset().union(*(entry.keys for entry in fitting.values()))
+    greatest = {name: entry for name, entry in fitting.items() if entry.keys == everything}
     return greatest or fitting

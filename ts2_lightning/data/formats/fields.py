@@ -1,8 +1,8 @@
-"""What becomes of each field of a row: the one table that code and docs/data.md read.
+"""The treatment of each field of a row: the one table that code and docs/data.md read.
 
 The fields are those that axolotl, TRL, LLaMA-Factory, torchtune, ms-swift, NeMo and the fine-tuning files of OpenAI
-know. A field that is not in the table, and that the row's format does not read, is not used; it changes nothing that is
-trained, and the `data` command and `data.json` count the rows in which it says something.
+have. A field that is not in the table, and that the row's format does not read, is not used; it changes nothing that is
+trained, and the `data` command and `data.json` count the rows in which it is filled.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from ts2_lightning.data.formats.values import is_filled, shown
 from ts2_lightning.types import RowError
 
-_LONGEST = 80  # characters of a name that is listed
+_LONGEST = 80  # characters of a listed name, at most
 
 
 class Fate(Enum):
-    """What becomes of a field; the value says it in docs/data.md."""
+    """Treatment of a field; the value is its name in docs/data.md."""
 
     READ = "read"
     MASK = "masks the turn"
@@ -29,10 +29,10 @@ class Field(NamedTuple):
     """A field that is treated in some way.
 
     Attributes:
-        names: its names, all of which mean the same.
-        fate: what becomes of it.
-        says: what it is and what is done, for docs/data.md; of a refused one the way on, which follows in the error.
-        passes: of a refused one, values that say nothing beyond what is done anyway; None: whatever is empty.
+        names: names of the field, all of which mean the same.
+        fate: treatment of the field.
+        says: meaning and treatment, for docs/data.md; for a refused field the remedy, which ends the error message.
+        passes: for a refused field, a test of values that ask for nothing special; None lets empty values pass.
     """
 
     names: tuple[str, ...]
@@ -103,7 +103,7 @@ ROW = (
 )
 """Fields of a row, in any format; but for `tokens` also those that the row's format reads."""
 
-ASKED = ("context", "history", "input", "query")
+QUESTION_FIELDS = ("context", "history", "input", "query")
 """Fields of a row that may belong to its question: refused in rows of a question and an answer whose format does not
 read them, since the answer would be learnt without."""
 
@@ -196,32 +196,32 @@ _BY_NAME = {id(table): by_name(table) for table in (ROW, TURN, TOKENS)}
 
 
 def sorted_out(
-    fields: Mapping[str, Any], table: tuple[Field, ...], read: Iterable[str], what: str, asked: Iterable[str] = ()
+    fields: Mapping[str, Any], table: tuple[Field, ...], read: Iterable[str], subject: str, refused: Iterable[str] = ()
 ) -> Iterator[str]:
-    """The filled fields that nobody uses.
+    """The filled fields that are not used.
 
     Args:
-        fields: of a row or a turn.
-        table: `ROW`, `TURN` or `TOKENS`.
+        fields: fields of a row or a turn.
+        table: table of the fields: `ROW`, `TURN` or `TOKENS`.
         read: names that are read though they are not in the table, or refused in it.
-        what: names the row or turn in messages, with a space behind it; "" for a row.
-        asked: names that are refused.
+        subject: name of the turn in messages, with a colon and a space; "" for a row.
+        refused: names that are refused.
 
     Raises:
-        RowError: for a filled field that is refused, with the way on.
+        RowError: for a filled field that is refused, with the remedy.
     """
     treated = _BY_NAME[id(table)]
     for name, value in fields.items():
         field = treated.get(name)
         if name in read or not is_filled(value) or (field is not None and field.fate is not Fate.REFUSED):
             continue
-        if name in asked:
+        if name in refused:
             way = "the answer would be learnt without it; put it into the question, or remove it"
-            raise RowError(f"{what}{name}: the row's format does not read it, so that {way}", "other")
+            raise RowError(f"{subject}{name}: the row's format does not read it, so that {way}", "other")
         if field is None:
             yield str(name)[:_LONGEST]
         elif field.passes is None or not field.passes(value):
-            raise RowError(f"{what}{name} is {shown(value)}: {field.says}", "other")
+            raise RowError(f"{subject}{name} is {shown(value)}: {field.says}", "other")
 
 
 def markdown(table: Iterable[Field]) -> list[str]:

@@ -1,10 +1,10 @@
-"""From the fields of a row to a conversation, or to tokens, of which nothing was lost in silence."""
+"""From the fields of a row to a checked conversation or checked tokens; no field is lost in silence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ts2_lightning.data.formats.fields import ASKED, ROW, THOUGHTS, sorted_out
+from ts2_lightning.data.formats.fields import QUESTION_FIELDS, ROW, THOUGHTS, sorted_out
 from ts2_lightning.data.formats.tokens import TokenRow, checked_tokens
 from ts2_lightning.data.formats.turns import Message, checked_turn
 from ts2_lightning.data.formats.values import checked_text, from_json, is_filled, objects, plain, shown
@@ -15,14 +15,14 @@ _FUNCTIONS_REMEDY = 'write {"type": "function", "function": {"name": ..., "param
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a row says to a template.
+    """The contents of a row that a template writes.
 
     Attributes:
-        messages: the turns.
-        tools: functions that may be called, in OpenAI's form; None: none.
-        documents: texts to answer from; None: none.
-        arguments: of the template.
-        unused: fields of the row and of its turns that say something, but nothing that is used.
+        messages: turns of the conversation.
+        tools: functions that may be called, in OpenAI's form; None if there are none.
+        documents: texts to answer from; None if there are none.
+        arguments: arguments of the template.
+        unused: names of fields of the row and its turns that are filled, but not used.
     """
 
     messages: list[Message]
@@ -38,14 +38,14 @@ class Conversation:
 
 
 Example = Conversation | TokenRow
-"""What a row becomes: a conversation, which still needs a template, or tokens."""
+"""A parsed row: a conversation, which still needs a template, or tokens."""
 
 Result = list[Message] | TokenRow | Conversation
-"""What the function of a format may give."""
+"""The results that the function of a format may return."""
 
 
 def checked(result: Result) -> Example:
-    """What a function of the user gave, checked. Its fields are the function's: it decides which of them it uses.
+    """The checked result of a user's function, which alone decides which of the row's fields it uses.
 
     Raises:
         RowError: see `checked_messages` and `checked_tokens`.
@@ -64,12 +64,12 @@ def checked(result: Result) -> Example:
 
 
 def complete(result: Result, fields: Mapping[str, Any], read: frozenset[str], asks: bool) -> Example:
-    """What a format of the package gave, with what the row says besides: a system text, functions, arguments.
+    """The result of a format of the package, with the row's further fields: a system text, functions, arguments.
 
     Args:
-        result: of the format.
-        fields: of the row.
-        read: the fields that the format reads.
+        result: result of the format.
+        fields: fields of the row.
+        read: names of the fields that the format reads.
         asks: whether the row is a question and an answer, so that other fields may belong to the question.
 
     Raises:
@@ -81,7 +81,11 @@ def complete(result: Result, fields: Mapping[str, Any], read: frozenset[str], as
     thoughts = {name: fields[name] for name in THOUGHTS if is_filled(fields.get(name))}
     turns = _with_thoughts(result, thoughts) if asks else result
     messages, in_turns = checked_messages(_with_system(fields, turns))
-    unused = {*in_turns, *(() if asks else thoughts), *sorted_out(fields, ROW, read, "", ASKED if asks else ())}
+    unused = {
+        *in_turns,
+        *(() if asks else thoughts),
+        *sorted_out(fields, ROW, read, "", QUESTION_FIELDS if asks else ()),
+    }
     documents, kwargs = documents_of(fields), fields.get("chat_template_kwargs")
     if documents is None and is_filled(fields.get("documents")):
         unused.add("documents")  # no list of objects, which may well be something else
@@ -90,7 +94,7 @@ def complete(result: Result, fields: Mapping[str, Any], read: frozenset[str], as
 
 
 def checked_messages(value: Any) -> tuple[list[Message], set[str]]:
-    """The messages, checked, and the names of what is not used of them.
+    """The checked messages, and the names of their fields that are not used.
 
     Raises:
         RowError: see `turns.checked_turn`; for a wrong shape, and no assistant turn.
@@ -139,12 +143,12 @@ def tools_of(fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         >>> tools_of({"functions": [{"name": "sum"}]})
         [{'type': 'function', 'function': {'name': 'sum'}}]
     """
-    said = [name for name in ("tools", "functions") if is_filled(fields.get(name)) and not _says_none(fields[name])]
-    if not said:
+    filled = [name for name in ("tools", "functions") if is_filled(fields.get(name)) and not _says_none(fields[name])]
+    if not filled:
         return None
-    if len(said) > 1:
+    if len(filled) > 1:
         raise RowError("the row has both tools and functions; remove one of them", "other")
-    tools = objects(fields[said[0]], said[0], _FUNCTIONS_REMEDY)
+    tools = objects(fields[filled[0]], filled[0], _FUNCTIONS_REMEDY)
     bare = [{"type": "function", "function": tool} if _is_bare(tool) else tool for tool in tools]
     return bare or None
 
@@ -167,25 +171,27 @@ def documents_of(fields: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     return checked
 
 
-def arguments_of(value: Any, what: str) -> dict[str, Any]:
+def arguments_of(value: Any, subject: str) -> dict[str, Any]:
     """Template arguments, checked; null is none, and so is a null argument.
 
     Args:
-        value: an object, or its JSON text.
-        what: names it in messages.
+        value: object with the arguments, or its JSON text.
+        subject: name of the value in messages.
 
     Raises:
-        RowError: for anything else, and for a name that is the template's own.
+        RowError: for anything else, and for an argument with the name of a variable of the template.
     """
     value = from_json(value) if isinstance(value, str) and value else value
     if not is_filled(value):
         return {}
     if not isinstance(value, Mapping):
-        raise RowError(f"{what} must be an object of template arguments, got {shown(value)}", "wrong type")
-    arguments: dict[str, Any] = plain(value, what)
+        raise RowError(f"{subject} must be an object of template arguments, got {shown(value)}", "wrong type")
+    arguments: dict[str, Any] = plain(value, subject)
     for name in arguments:
         if not name.isidentifier() or name in RESERVED or name.endswith(("_token", "_tokens")):
-            raise RowError(f"{what}: {shown(name)} is no name of an argument that a row or a setting may give", "other")
+            raise RowError(
+                f"{subject}: {shown(name)} is no name of an argument that a row or a setting may give", "other"
+            )
     return arguments
 
 
@@ -196,4 +202,4 @@ RESERVED = frozenset(
         "kwargs", "context", "environment",
     }
 )  # fmt: skip
-"""Names that a template uses for what is no argument of a row or a setting."""
+"""Names that a template uses for other things than arguments of a row or a setting."""

@@ -16,8 +16,8 @@ class TokenRow(NamedTuple):
 
     Attributes:
         input_ids: token ids.
-        labels: as `input_ids`, or `IGNORE_INDEX` where the token is not supervised.
-        unused: fields of the row that say something, but nothing that is used.
+        labels: the same ids, with `IGNORE_INDEX` in place of tokens that are not supervised.
+        unused: names of fields of the row that are filled, but not used.
     """
 
     input_ids: list[int]
@@ -26,10 +26,10 @@ class TokenRow(NamedTuple):
 
 
 def read_tokens(fields: Mapping[str, Any]) -> TokenRow:
-    """The ids of a row with their labels, of which those are left out that a mask leaves out.
+    """The ids of a row and their labels, to which the row's masks are applied.
 
     Raises:
-        RowError: for a mask that is none, and for fields that would be lost.
+        RowError: for a malformed mask, and for fields that would be lost.
 
     Example:
         >>> read_tokens({"input_ids": [5, 6, 7], "completion_mask": [0, 1, 1]}).labels
@@ -57,7 +57,7 @@ def checked_tokens(ids: Any, labels: Any, unused: tuple[str, ...] = ()) -> Token
     """Token ids and their labels, checked.
 
     Raises:
-        RowError: for anything else than token ids, and labels that neither repeat them nor are `IGNORE_INDEX`.
+        RowError: for anything but token ids, and labels that neither repeat them nor are `IGNORE_INDEX`.
     """
     _check_integers("input_ids", ids)
     if labels is not ids:

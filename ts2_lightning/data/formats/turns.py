@@ -1,4 +1,4 @@
-"""One turn of a conversation: from whatever the usual tools write to what a template is handed."""
+"""One turn of a conversation: from the forms of the usual tools to the form that a template takes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
@@ -24,7 +24,7 @@ _SYNONYMS = {
     "ipython": "tool",
 }
 _CALL = "function_call"  # a role of LLaMA-Factory's ShareGPT: a turn of the assistant whose text is a call
-_KNOWN_ROLES = (*ROLES, *_SYNONYMS, _CALL)
+_ALL_ROLES = (*ROLES, *_SYNONYMS, _CALL)
 _PARTS = {"text": "text", "output_text": "text", "input_text": "text", "thinking": "thinking", "reasoning": "thinking"}
 _ROLE_AND_TEXT = {"role", "content"}
 _CALLS_REMEDY = 'write {"name": ..., "arguments": {...}} for each'
@@ -33,8 +33,8 @@ _CALLS_REMEDY = 'write {"name": ..., "arguments": {...}} for each'
 class Message(TypedDict):
     """One turn of a conversation.
 
-    `trained`, if it is there, says whether a turn of the assistant is learnt; without it, it is. `reasoning_content` is
-    what it thought, beside its content; `tool_calls` are in OpenAI's form, with arguments as objects.
+    `trained` is false for a turn of the assistant that is not learnt; without the key it is. `reasoning_content` is the
+    thought before the content; `tool_calls` are in OpenAI's form, with arguments as objects.
     """
 
     role: str
@@ -47,16 +47,16 @@ class Message(TypedDict):
 
 
 def checked_turn(turn: Any, number: int, unused: set[str]) -> Message:
-    """A turn with all that is used of it, checked.
+    """A checked turn, with all of its fields that are used.
 
     Args:
-        turn: an object with `role` and `content`, or `from` and `value`, and the fields of `fields.TURN`.
-        number: of the turn, from 1, for messages.
-        unused: gets the names of filled fields that are not used.
+        turn: object with `role` and `content`, or `from` and `value`, and the fields of `fields.TURN`.
+        number: number of the turn, from 1, for messages.
+        unused: set to which the names of filled fields that are not used are added.
 
     Raises:
-        RowError: for a wrong shape or role, a content that is no text, an empty answer, a training flag that cannot be,
-            and a field that is refused.
+        RowError: for a wrong shape or role, a content that is not text, an empty answer, an invalid training flag, and
+            a field that is refused.
 
     Example:
         >>> checked_turn({"from": "gpt", "value": "Hi", "weight": 0}, 2, set())
@@ -65,24 +65,24 @@ def checked_turn(turn: Any, number: int, unused: set[str]) -> Message:
     if (simple := _simple(turn, number)) is not None:
         return simple
     role, calls_in_content = _role(turn, number)
-    what = f"message {number} ({role})"
-    text, thought = _texts(turn, what)
-    calls = _calls(turn, text if calls_in_content else None, what)
+    subject = f"message {number} ({role})"
+    text, thought = _texts(turn, subject)
+    calls = _calls(turn, text if calls_in_content else None, subject)
     message: Message = {"role": role, "content": "" if calls_in_content else text}
-    if (trained := _trained(turn, role, what)) is not None:
+    if (trained := _trained(turn, role, subject)) is not None:
         message["trained"] = trained
     if thought:
         message["reasoning_content"] = thought
     if calls:
         message["tool_calls"] = calls
     if role != "assistant" and (thought or calls):
-        raise RowError(f"{what} has {'calls' if calls else 'a thought'}, but only the assistant has any", "other")
+        raise RowError(f"{subject} has {'calls' if calls else 'a thought'}, but only the assistant has any", "other")
     for name in ("name", "tool_call_id"):
         if is_filled(turn.get(name)):
-            message[name] = checked_text(turn[name], f"{what}: {name}")
+            message[name] = checked_text(turn[name], f"{subject}: {name}")
     if role == "assistant" and not calls and not message["content"].strip():
         raise RowError(f"message {number}: the assistant's answer is empty", "empty answer")
-    unused.update(f"turns.{name}" for name in sorted_out(turn, TURN, (), f"{what}: "))
+    unused.update(f"turns.{name}" for name in sorted_out(turn, TURN, (), f"{subject}: "))
     return message
 
 
@@ -102,11 +102,11 @@ def _role(turn: Any, number: int) -> tuple[str, bool]:
     role = _one_of(turn, ("role", "from"), f"message {number}") if is_object else None
     if role is None or (not any(name in turn for name in ("content", "value")) and not _has_calls(turn)):
         kind: RejectKind = "missing field" if is_object else "wrong type"
-        what = f"message {number} must be an object with role and content, or from and value"
-        raise RowError(f"{what}, got {shown(turn)}", kind)
-    if not isinstance(role, str) or role not in _KNOWN_ROLES:
-        hint = did_you_mean(role[:40], _KNOWN_ROLES) if isinstance(role, str) else ""
-        names = ", ".join(_KNOWN_ROLES)
+        subject = f"message {number} must be an object with role and content, or from and value"
+        raise RowError(f"{subject}, got {shown(turn)}", kind)
+    if not isinstance(role, str) or role not in _ALL_ROLES:
+        hint = did_you_mean(role[:40], _ALL_ROLES) if isinstance(role, str) else ""
+        names = ", ".join(_ALL_ROLES)
         raise RowError(f"message {number}: unknown role {shown(role)}; known: {names}{hint}", "unknown role")
     if role == _CALL:
         return "assistant", True
@@ -123,16 +123,16 @@ def is_answer(turn: Mapping[str, Any]) -> bool:
     return isinstance(role, str) and (role in ("assistant", _CALL) or _SYNONYMS.get(role) == "assistant")
 
 
-def _one_of(turn: Mapping[str, Any], names: Iterable[str], what: str) -> Any:
-    """The value of a field that has several names; None where none of them says anything.
+def _one_of(turn: Mapping[str, Any], names: Iterable[str], subject: str) -> Any:
+    """The value of a field that has several names; None if none of them has a value.
 
     Raises:
         RowError: if two of them say different things.
     """
-    said = {name: turn[name] for name in names if turn.get(name) is not None}
-    values = list(said.values())
+    filled = {name: turn[name] for name in names if turn.get(name) is not None}
+    values = list(filled.values())
     if any(value != values[0] for value in values[1:]):
-        raise RowError(f"{what} has different {' and '.join(said)}; remove one of them", "other")
+        raise RowError(f"{subject} has different {' and '.join(filled)}; remove one of them", "other")
     return values[0] if values else None
 
 
@@ -143,26 +143,26 @@ def _has_calls(turn: Mapping[str, Any]) -> bool:
 # Texts ---------------------------------------------------------------------------------------------------------
 
 
-def _texts(turn: Mapping[str, Any], what: str) -> tuple[str, str]:
+def _texts(turn: Mapping[str, Any], subject: str) -> tuple[str, str]:
     """Content and thought."""
-    content = _one_of(turn, ("content", "value"), what)
+    content = _one_of(turn, ("content", "value"), subject)
     if content is None and _has_calls(turn):
         content = ""
-    text, thought = _parts(content, what) if isinstance(content, list) else (content, "")
-    text = checked_text(text, f"{what}: content")
+    text, thought = _parts(content, subject) if isinstance(content, list) else (content, "")
+    text = checked_text(text, f"{subject}: content")
     thoughts = {name: turn.get(name) for name in THOUGHTS}
-    beside = _one_of({name: value for name, value in thoughts.items() if is_filled(value)}, thoughts, what)
-    beside = "" if beside is None else checked_text(beside, f"{what}: its thought")
+    beside = _one_of({name: value for name, value in thoughts.items() if is_filled(value)}, thoughts, subject)
+    beside = "" if beside is None else checked_text(beside, f"{subject}: its thought")
     if beside and thought and beside != thought:
-        raise RowError(f"{what} has different thoughts, in its content and beside it; remove one of them", "other")
+        raise RowError(f"{subject} has different thoughts, in its content and beside it; remove one of them", "other")
     return text, beside or thought
 
 
-def _parts(parts: list[Any], what: str) -> tuple[str, str]:
-    """The text and the thought of a content that is given in parts."""
+def _parts(parts: list[Any], subject: str) -> tuple[str, str]:
+    """The text and the thought of a content that is a list of parts."""
     texts: dict[str, list[str]] = {"text": [], "thinking": []}
     for place, part in enumerate(parts):
-        where = f"{what}: content[{place}]"
+        where = f"{subject}: content[{place}]"
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text" if isinstance(part, str) else None
         kind = _PARTS.get(kind) if isinstance(kind, str) else None
         if kind is None:
@@ -183,67 +183,69 @@ def _parts(parts: list[Any], what: str) -> tuple[str, str]:
 # Whether a turn is learnt --------------------------------------------------------------------------------------
 
 
-def _trained(turn: Mapping[str, Any], role: str, what: str) -> bool | None:
+def _trained(turn: Mapping[str, Any], role: str, subject: str) -> bool | None:
     """Whether a turn is to be learnt; None if it does not say."""
-    said: dict[str, bool] = {}
+    flags: dict[str, bool] = {}
     for field in TURN:
         if field.fate is Fate.MASK:
-            said |= {name: _flag(turn[name], field.names[0], f"{what}: {name}") for name in field.names if name in turn}
-    said = {name: value for name, value in said.items() if value is not None}
-    if len(set(said.values())) > 1:
-        raise RowError(f"{what}: {' and '.join(said)} say different things of whether it is learnt", "other")
-    if not said:
+            flags |= {
+                name: _flag(turn[name], field.names[0], f"{subject}: {name}") for name in field.names if name in turn
+            }
+    flags = {name: value for name, value in flags.items() if value is not None}
+    if len(set(flags.values())) > 1:
+        raise RowError(f"{subject}: {' and '.join(flags)} say different things of whether it is learnt", "other")
+    if not flags:
         return None
-    learnt = next(iter(said.values()))
+    learnt = next(iter(flags.values()))
     if role == "assistant":
         return learnt
     if learnt:
-        name = next(iter(said))
+        name = next(iter(flags))
         raise RowError(
-            f"{what}: {name} is {shown(turn[name])}, but only turns of the assistant are learnt; remove it", "other"
+            f"{subject}: {name} is {shown(turn[name])}, but only turns of the assistant are learnt; remove it", "other"
         )
     return None
 
 
-def _flag(value: Any, kind: str, what: str) -> Any:
-    """What a training flag of one of three kinds says; None for a null."""
+def _flag(value: Any, kind: str, subject: str) -> Any:
+    """The meaning of a training flag of one of three kinds; None for a null."""
     if value is None:
         return None
     if kind == "weight":
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise RowError(
-                f"{what} is {shown(value)}: a turn is learnt (1) or not (0); for a factor write one row for each such "
-                "turn, with the factor as the row's weight and 0 at its other turns",
+                f"{subject} is {shown(value)}: a turn is learnt (1) or not (0); for a factor write one row for each "
+                "such turn, with the factor as the row's weight and 0 at its other turns",
                 "other",
             )
         return bool(value)
     if not isinstance(value, bool) and not (isinstance(value, int) and value in (0, 1)):
-        raise RowError(f"{what} must be true or false, got {shown(value)}", "wrong type")
+        raise RowError(f"{subject} must be true or false, got {shown(value)}", "wrong type")
     return not value if kind == "mask" else bool(value)
 
 
 # Calls ---------------------------------------------------------------------------------------------------------
 
 
-def _calls(turn: Mapping[str, Any], in_content: str | None, what: str) -> list[dict[str, Any]]:
+def _calls(turn: Mapping[str, Any], in_content: str | None, subject: str) -> list[dict[str, Any]]:
     """The calls of a turn in OpenAI's form, with their arguments as objects."""
-    raw = _one_of(turn, ("tool_calls", "function_call"), what) if _has_calls(turn) else in_content
+    raw = _one_of(turn, ("tool_calls", "function_call"), subject) if _has_calls(turn) else in_content
     if raw is None:
         return []
-    where = f"{what}: its calls"
+    where = f"{subject}: its calls"
     return [_call(call, f"{where}[{place}]") for place, call in enumerate(objects(raw, where, _CALLS_REMEDY))]
 
 
-def _call(call: dict[str, Any], what: str) -> dict[str, Any]:
+def _call(call: dict[str, Any], subject: str) -> dict[str, Any]:
     function = call.get("function", call)
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
-        raise RowError(f"{what} has no name, got {shown(call)}; {_CALLS_REMEDY}", "wrong type")
+        raise RowError(f"{subject} has no name, got {shown(call)}; {_CALLS_REMEDY}", "wrong type")
     arguments = function.get("arguments", function.get("parameters", {}))
     is_text = isinstance(arguments, str)
     if is_text:
         arguments = from_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
-        raise RowError(f"{what}: arguments must be an object or its JSON text, got {shown(function)}", "wrong type")
-    written = {"type": "function", "function": {"name": name, "arguments": plain(arguments, what, nulls=is_text)}}
+        raise RowError(f"{subject}: arguments must be an object or its JSON text, got {shown(function)}", "wrong type")
+    written = {"type": "function", "function": {"name": name, "arguments": plain(arguments, subject, nulls=is_text)}}
     return {"id": call["id"], **written} if call.get("id") else written

@@ -1,4 +1,4 @@
-"""Which rows form which batch: pure functions.
+"""The batch plan, which says which rows form which batch: pure functions.
 
 The rows of optimizer step k of an epoch depend only on the number of rows, the seed, the epoch and the rows per
 step, and on how often each row comes. Ranks, micro-batches and packing only split those rows, so any split of a step
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class MicroBatch(NamedTuple):
+class PlannedBatch(NamedTuple):
     """Rows of one forward pass on one rank.
 
     Attributes:
@@ -26,14 +26,14 @@ class MicroBatch(NamedTuple):
     divisor: int
 
 
-class Shape(NamedTuple):
-    """How steps are split.
+class StepShape(NamedTuple):
+    """Division of steps into micro-batches and ranks.
 
     Attributes:
         batch_size: rows per optimizer step.
-        micro_batch_size: rows per forward pass on one rank, at most; with packing, in the mean of a step.
-        world_size: ranks that hold different rows.
-        packed: whether the rows of a micro-batch are packed. Then its cost is its tokens, and those are balanced.
+        micro_batch_size: rows per forward pass on one rank, at most; with packing, on average over a step.
+        world_size: number of ranks that hold different rows.
+        packed: whether rows are packed. Then the cost of a micro-batch is its tokens, and those are balanced.
     """
 
     batch_size: int
@@ -55,11 +55,11 @@ def epoch_order(rows: int, seed: int, epoch: int, times: NDArray[np.floating] | 
     """The order of the rows in an epoch.
 
     Args:
-        rows: how many there are.
-        seed: of the order.
-        epoch: 0-based; each has another order.
-        times: [rows] how often each row comes, >= 0: as often as the whole part says, and for the fraction once more
-            in some epochs, drawn anew for each. None is once.
+        rows: number of rows.
+        seed: seed of the order.
+        epoch: number of the epoch, from 0; each has another order.
+        times: [rows] number of times that each row comes, >= 0: the whole part in every epoch, and for the fraction
+            once more in some epochs, drawn anew for each. None is once.
 
     Returns:
         [`rows_per_epoch`] indices; without `times` each once.
@@ -78,7 +78,7 @@ def epoch_order(rows: int, seed: int, epoch: int, times: NDArray[np.floating] | 
 
 
 def rows_per_epoch(rows: int, times: NDArray[np.floating] | None = None) -> int:
-    """How many rows an epoch has, repetitions counted: the same number in every epoch.
+    """The number of rows of an epoch, repetitions counted: the same in every epoch.
 
     Of the rows with the same `times`, n x fraction come once more in an epoch, rounded.
     """
@@ -88,7 +88,7 @@ def rows_per_epoch(rows: int, times: NDArray[np.floating] | None = None) -> int:
 
 
 def _fractions(times: NDArray[np.floating]) -> list[tuple[NDArray[np.int64], int]]:
-    """Rows with the same fraction of a time, and how many of them an epoch has."""
+    """Groups of rows with the same fraction of a time, each with the number of its rows that an epoch has."""
     times = np.asarray(times, dtype=np.float64)
     groups = [np.flatnonzero(times == value) for value in np.unique(times[times % 1 > 0])]
     return [(group, round(len(group) * float(times[group[0]] % 1))) for group in groups]
@@ -104,7 +104,7 @@ def step_rows(order: NDArray[np.int64], step: int, batch_size: int) -> NDArray[n
     return order[step * batch_size : (step + 1) * batch_size]
 
 
-def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: Shape) -> list[list[tuple[int, ...]]]:
+def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: StepShape) -> list[list[tuple[int, ...]]]:
     """Split the rows of a step over micro-batches and ranks.
 
     Rows of like length share a micro-batch, and the ranks' micro-batches of the same turn are neighbours, so there is
@@ -113,9 +113,9 @@ def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: Shape
     come first: what does not fit in memory fails at once.
 
     Args:
-        rows: rows of the step.
-        lengths: tokens of every row of the split.
-        shape: how steps are split.
+        rows: indices of the step's rows.
+        lengths: [R] tokens of every row of the split.
+        shape: division of steps into micro-batches and ranks.
 
     Returns:
         `[micro-batch][rank]`: row indices. Not packed they are at most `micro_batch_size`, as evenly spread as can be.
@@ -143,24 +143,24 @@ def _balanced(longest_first: list[int], lengths: NDArray[np.int64], count: int) 
 def epoch_plan(
     lengths: NDArray[np.int64],
     supervised: NDArray[np.int64],
-    shape: Shape,
+    shape: StepShape,
     rank: int = 0,
     seed: int = 0,
     epoch: int = 0,
     first_step: int = 0,
     times: NDArray[np.floating] | None = None,
-) -> Iterator[MicroBatch]:
+) -> Iterator[PlannedBatch]:
     """The micro-batches of one rank from a step of an epoch to the epoch's end.
 
     Args:
         lengths: [R] tokens of each row.
         supervised: [R] supervised tokens of each row.
-        shape: how steps are split.
-        rank: which of the ranks.
-        seed: of the order.
-        epoch: 0-based; each has another order.
-        first_step: steps of the epoch that are done already.
-        times: [R] how often each row comes (see `epoch_order`).
+        shape: division of steps into micro-batches and ranks.
+        rank: number of this rank.
+        seed: seed of the order.
+        epoch: number of the epoch, from 0; each has another order.
+        first_step: number of steps of the epoch that are done already.
+        times: [R] number of times that each row comes (see `epoch_order`).
 
     Yields:
         `shape.accumulation` micro-batches per step, on every rank equally many.
@@ -170,19 +170,19 @@ def epoch_plan(
         rows = step_rows(order, step, shape.batch_size)
         divisor = int(supervised[rows].sum())
         for ranks in split_step(rows, lengths, shape):
-            yield MicroBatch(ranks[rank], divisor)
+            yield PlannedBatch(ranks[rank], divisor)
 
 
 def evaluation_plan(
     supervised: NDArray[np.int64], batch_size: int, world_size: int = 1, rank: int = 0
-) -> list[MicroBatch]:
-    """The batches of one rank that together with the other ranks' hold every row exactly once, in the given order.
+) -> list[PlannedBatch]:
+    """The batches of one rank that together with those of the other ranks hold every row exactly once, in order.
 
     Args:
         supervised: [R] supervised tokens of each row.
         batch_size: rows per batch, at most.
-        world_size: ranks.
-        rank: which of them.
+        world_size: number of ranks.
+        rank: number of this rank.
 
     Returns:
         On every rank equally many batches; some may be empty.
@@ -191,4 +191,4 @@ def evaluation_plan(
     batches = _divided_up(_divided_up(len(supervised), batch_size), world_size)
     starts = [(batch * world_size + rank) * batch_size for batch in range(batches)]
     rows = range(len(supervised))
-    return [MicroBatch(tuple(rows[start : start + batch_size]), divisor) for start in starts]
+    return [PlannedBatch(tuple(rows[start : start + batch_size]), divisor) for start in starts]

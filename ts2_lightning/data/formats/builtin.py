@@ -260,8 +260,8 @@ def _history(fields: Mapping[str, Any]) -> list[Message]:
 
 def _field(fields: Mapping[str, Any], key: str) -> Any:
     if fields.get(key) is None:
-        what = "is null" if key in fields else "is missing"
-        raise RowError(f"the field {key} {what}; the row has {named(fields)}", "missing field")
+        state = "is null" if key in fields else "is missing"
+        raise RowError(f"the field {key} {state}; the row has {named(fields)}", "missing field")
     return fields[key]
 
 
@@ -293,9 +293,9 @@ def _objects(fields: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return [_object(item, f"{key}[{place}]") for place, item in enumerate(_list(fields, key))]
 
 
-def _object(value: Any, what: str) -> Mapping[str, Any]:
+def _object(value: Any, subject: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise RowError(f"{what} must be an object, got {shown(value)}", "wrong type")
+        raise RowError(f"{subject} must be an object, got {shown(value)}", "wrong type")
     return value
 
 

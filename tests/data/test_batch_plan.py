@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ts2_lightning.data.plan import (
-    MicroBatch,
-    Shape,
+from ts2_lightning.data.batch_plan import (
+    PlannedBatch,
+    StepShape,
     epoch_order,
     epoch_plan,
     evaluation_plan,
@@ -19,7 +19,7 @@ from ts2_lightning.data.plan import (
 
 PROPERTY = settings(derandomize=True, deadline=None, max_examples=150)
 ROWS = st.integers(1, 70)
-SHAPES = st.builds(Shape, st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.booleans())
+SHAPES = st.builds(StepShape, st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.booleans())
 TIMES = st.lists(st.sampled_from([0, 0.3, 0.5, 1, 1.25, 2, 3.5]), min_size=1, max_size=60).map(np.array)
 
 
@@ -29,7 +29,7 @@ def facts(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return lengths, np.minimum(lengths - 1, generator.integers(1, 20, rows))
 
 
-def steps_of(rows: int, shape: Shape, seed: int, epoch: int, first_step: int = 0) -> list[list[list]]:
+def steps_of(rows: int, shape: StepShape, seed: int, epoch: int, first_step: int = 0) -> list[list[list]]:
     """`[step][rank]` lists of micro-batches."""
     plans = [list(epoch_plan(*facts(rows), shape, rank, seed, epoch, first_step)) for rank in range(shape.world_size)]
     assert len({len(plan) for plan in plans}) == 1
@@ -39,7 +39,7 @@ def steps_of(rows: int, shape: Shape, seed: int, epoch: int, first_step: int = 0
 
 @PROPERTY
 @given(ROWS, SHAPES, st.integers(0, 3), st.integers(0, 3))
-def test_every_row_once_and_every_divisor_right(rows: int, shape: Shape, seed: int, epoch: int) -> None:
+def test_every_row_once_and_every_divisor_right(rows: int, shape: StepShape, seed: int, epoch: int) -> None:
     lengths, supervised = facts(rows)
     steps = steps_of(rows, shape, seed, epoch)
     assert len(steps) == -(-rows // shape.batch_size) == steps_per_epoch(rows, shape.batch_size)
@@ -55,7 +55,7 @@ def test_every_row_once_and_every_divisor_right(rows: int, shape: Shape, seed: i
     assert sorted(seen) == list(range(rows))
 
 
-def check_balance(micro_batches: list[MicroBatch], shape: Shape, lengths: np.ndarray) -> None:
+def check_balance(micro_batches: list[PlannedBatch], shape: StepShape, lengths: np.ndarray) -> None:
     """By rows, or where they are packed by tokens: no two differ by more than the shortest row of the larger."""
     if not shape.packed:
         sizes = [len(micro_batch.rows) for micro_batch in micro_batches]
@@ -69,7 +69,9 @@ def check_balance(micro_batches: list[MicroBatch], shape: Shape, lengths: np.nda
 
 @PROPERTY
 @given(ROWS, SHAPES, SHAPES, st.integers(0, 3), st.integers(0, 3))
-def test_the_split_does_not_change_what_a_step_holds(rows: int, one: Shape, two: Shape, seed: int, epoch: int) -> None:
+def test_the_split_does_not_change_what_a_step_holds(
+    rows: int, one: StepShape, two: StepShape, seed: int, epoch: int
+) -> None:
     two = two._replace(batch_size=one.batch_size)
     for left, right in zip(steps_of(rows, one, seed, epoch), steps_of(rows, two, seed, epoch), strict=True):
         flat = [sorted(row for rank in step for micro in rank for row in micro.rows) for step in (left, right)]
@@ -79,7 +81,7 @@ def test_the_split_does_not_change_what_a_step_holds(rows: int, one: Shape, two:
 
 @PROPERTY
 @given(ROWS, SHAPES, st.integers(0, 5))
-def test_a_plan_can_start_at_any_step(rows: int, shape: Shape, first_step: int) -> None:
+def test_a_plan_can_start_at_any_step(rows: int, shape: StepShape, first_step: int) -> None:
     assert steps_of(rows, shape, 1, 2, first_step) == steps_of(rows, shape, 1, 2)[first_step:]
 
 
@@ -119,7 +121,7 @@ def test_a_fraction_is_drawn_anew_in_every_epoch() -> None:
 
 @PROPERTY
 @given(TIMES.filter(lambda times: rows_per_epoch(len(times), times) > 0), SHAPES, SHAPES)
-def test_plans_with_times(times: np.ndarray, one: Shape, two: Shape) -> None:
+def test_plans_with_times(times: np.ndarray, one: StepShape, two: StepShape) -> None:
     """Whatever the split, the same rows make a step, and the divisor counts a row as often as it comes."""
     two = two._replace(batch_size=one.batch_size)
     lengths, supervised = facts(len(times))
@@ -145,7 +147,7 @@ def test_plans_with_times(times: np.ndarray, one: Shape, two: Shape) -> None:
 def test_tokens_are_balanced_where_rows_are_packed() -> None:
     """The largest first, and what the ranks do in the same turn is of neighbouring size."""
     lengths = np.array([90, 30, 30, 30, 20, 20, 10, 10])
-    shape = Shape(batch_size=8, micro_batch_size=2, world_size=2, packed=True)
+    shape = StepShape(batch_size=8, micro_batch_size=2, world_size=2, packed=True)
     plans = [list(epoch_plan(lengths, lengths - 1, shape, rank)) for rank in range(2)]
     of = [[sorted(lengths[list(micro.rows)].tolist()) for micro in plan] for plan in plans]
     assert of == [[[90], [20, 30]], [[20, 30], [10, 10, 30]]]
@@ -153,7 +155,7 @@ def test_tokens_are_balanced_where_rows_are_packed() -> None:
 
 def test_rows_of_like_length_share_a_micro_batch() -> None:
     lengths = np.array([5, 50, 6, 51, 7, 52, 8, 53])
-    shape = Shape(batch_size=8, micro_batch_size=2, world_size=2)
+    shape = StepShape(batch_size=8, micro_batch_size=2, world_size=2)
     plans = [list(epoch_plan(lengths, lengths - 1, shape, rank)) for rank in range(2)]
     of = [[sorted(lengths[list(micro.rows)].tolist()) for micro in plan] for plan in plans]
     assert of == [[[52, 53], [7, 8]], [[50, 51], [5, 6]]]
@@ -174,4 +176,4 @@ def test_evaluation_holds_every_row_once(rows: int, batch_size: int, world_size:
 
 @pytest.mark.parametrize(("shape", "accumulation"), [((128, 8, 4), 4), ((10, 8, 1), 2), ((3, 8, 4), 1)])
 def test_accumulation(shape: tuple[int, int, int], accumulation: int) -> None:
-    assert Shape(*shape).accumulation == accumulation
+    assert StepShape(*shape).accumulation == accumulation

@@ -1,4 +1,4 @@
-"""How a template is to be asked, so that the prompt in training is the prompt in generation."""
+"""The template arguments that switch thoughts on and off, so that the prompt in training is that of generation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,25 +7,25 @@ from typing import Any
 
 from ts2_lightning.data.formats import Conversation
 from ts2_lightning.data.formats.values import shown
-from ts2_lightning.data.layout import Arguments, Write
-from ts2_lightning.data.rendering import Handed
-from ts2_lightning.data.thoughts import CLOSING, FIELDS, OPENING, SWITCHES, WAYS_ON, Place, composed
+from ts2_lightning.data.rendering import TemplateMessage
+from ts2_lightning.data.text_layout import Arguments, Write
+from ts2_lightning.data.thoughts import CLOSING, FIELDS, OPENING, SWITCHES, WAYS_ON, ThoughtPlace, composed
 from ts2_lightning.types import RowError
 
-_QUESTION: Handed = {"role": "user", "content": "Hello"}
+_QUESTION: TemplateMessage = {"role": "user", "content": "Hello"}
 _THOUGHT, _ANSWER = "\ue0000\ue001", "\ue0001\ue001"
 
 
-class Manner:
-    """What a template does with thoughts, and with the arguments that switch them on and off.
+class ThoughtSwitches:
+    """A template's treatment of thoughts, and of the arguments that switch them on and off.
 
     Args:
-        write: renders.
-        names: what the template takes from outside, by name.
+        write: function that renders messages.
+        names: names of the variables that the template reads.
 
     Attributes:
-        place: where it has thoughts.
-        has_prompts: whether it writes a prompt for generation when it is asked to.
+        place: place at which the template writes thoughts.
+        has_prompts: whether the template writes a generation prompt.
     """
 
     def __init__(self, write: Write, names: frozenset[str]) -> None:
@@ -35,38 +35,38 @@ class Manner:
         self.place = self._find_place()
         self._fitting = lru_cache(maxsize=32)(self._find_fitting)  # each with up to 2^20 characters
 
-    def _text(self, messages: Sequence[Handed], arguments: Arguments, prompt: bool) -> str | None:
+    def _text(self, messages: Sequence[TemplateMessage], arguments: Arguments, prompt: bool) -> str | None:
         try:
             return self._write(messages, arguments, prompt)
         except RowError:
             return None
 
-    def _find_place(self) -> Place:
+    def _find_place(self) -> ThoughtPlace:
         for switch in [{}, *({name: True} for name in self._switches({}))]:
             for field in FIELDS:
                 text = self._text([_QUESTION, _answer(**{field: _THOUGHT})], switch, False) or ""
                 if text.count(_THOUGHT) == text.count(_ANSWER) == 1 and text.index(_THOUGHT) < text.index(_ANSWER):
-                    return Place("field", field)
+                    return ThoughtPlace("field", field)
         prompt = self._text([_QUESTION], {}, True) if self.has_prompts else None
         if prompt is not None and prompt.rstrip().endswith(OPENING):
-            return Place("prompt")
+            return ThoughtPlace("prompt")
         whole = composed(_THOUGHT, _ANSWER)
         if whole in (self._text([_QUESTION, {"role": "assistant", "content": whole}], {}, False) or ""):
-            return Place("content")
-        return Place("nowhere") if prompt is None else Place("prompt")
+            return ThoughtPlace("content")
+        return ThoughtPlace("nowhere") if prompt is None else ThoughtPlace("prompt")
 
     def _switches(self, arguments: Arguments) -> list[str]:
         return [name for name in SWITCHES if name in self.names and name not in arguments]
 
-    def switched(self, thinks: bool, arguments: Arguments) -> dict[str, Any] | None:
-        """What is added to arguments so that a turn follows the prompt that the template makes with them.
+    def switch_for(self, thinks: bool, arguments: Arguments) -> dict[str, Any] | None:
+        """The switch to add to arguments so that a turn follows the prompt that the template makes with them.
 
         Args:
             thinks: whether the turn has a thought.
-            arguments: those of the row and the settings.
+            arguments: arguments of the row and of the settings.
 
         Returns:
-            Nothing, or a switch; None if the template never prompts for such a turn.
+            The switch and its value, or nothing if none is needed; None if the template never prompts for such a turn.
         """
         return self._fitting(thinks, json.dumps(arguments, sort_keys=True))
 
@@ -99,23 +99,23 @@ class Manner:
 
         Args:
             thinks: whether the turn has a thought.
-            conversation: whose arguments go before the others.
-            own: of the settings.
+            conversation: conversation whose own arguments take precedence.
+            own: arguments of the settings.
 
         Raises:
             RowError: if they ask for a thought where there is none, or for none where there is one.
         """
         merged = {**own, **{name: value for name, value in conversation.arguments.items() if name in self.names}}
-        switch = self.switched(thinks, merged)
+        switch = self.switch_for(thinks, merged)
         if switch is not None:
             return {**merged, **switch}
-        said = [name for name in SWITCHES if name in merged]
-        others = {name: value for name, value in merged.items() if name not in said}
-        if said and self.switched(thinks, others) is not None:
-            asked, has = ("none", "one") if thinks else ("a thought", "none")
+        switches = [name for name in SWITCHES if name in merged]
+        others = {name: value for name, value in merged.items() if name not in switches}
+        if switches and self.switch_for(thinks, others) is not None:
+            expected, actual = ("none", "one") if thinks else ("a thought", "none")
             raise RowError(
-                f"the template argument {said[0]} is {shown(merged[said[0]])}, which asks for {asked}, but the answer "
-                f"has {has}; remove the argument",
+                f"the template argument {switches[0]} is {shown(merged[switches[0]])}, which asks for {expected}, but "
+                f"the answer has {actual}; remove the argument",
                 "template",
             )
         if thinks and self.has_prompts:
@@ -124,15 +124,15 @@ class Manner:
 
     def prompts_by_itself(self, own: Arguments) -> bool:
         """Whether the template, with the arguments of the settings alone, prompts for a thought."""
-        return self.switched(False, own) != {} and self.switched(True, own) == {}
+        return self.switch_for(False, own) != {} and self.switch_for(True, own) == {}
 
 
-def _answer(**more: str) -> Handed:
+def _answer(**more: str) -> TemplateMessage:
     return {"role": "assistant", "content": _ANSWER, **more}
 
 
 def with_defaults(source: str, arguments: Mapping[str, Any]) -> str:
-    """The source of a template in which arguments that nobody gives have these values.
+    """The source of a template in which these values are the defaults of its arguments.
 
     The new lines that it begins with are taken out by transformers' settings of jinja (`trim_blocks`).
 
