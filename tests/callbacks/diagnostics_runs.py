@@ -5,7 +5,6 @@
 One launch runs all strategies, as imports cost most of the time.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 
-from tests.contract.steps import rehearsal, start
+from tests.contract.steps import rehearsal
 from tests.modules.normaliser import Memory
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput, TSPDSetting
 from ts2_lightning.data import SFTData
 from ts2_lightning.generation import Decoder
@@ -71,12 +71,7 @@ def run(
     return module, trainer, memory
 
 
-def rank(number: int, port: int, world: Path, out: Path, names: list[str]) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, world: Path, out: Path, names: list[str]) -> None:
     for name in names:
         _, _, memory = run(world, out / name, rehearsal(name), ranks=2)
         if number == 0:
@@ -84,4 +79,4 @@ def rank(number: int, port: int, world: Path, out: Path, names: list[str]) -> No
 
 
 if __name__ == "__main__":
-    start(rank, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    fork_ranks(rank, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

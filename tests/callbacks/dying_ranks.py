@@ -7,7 +7,6 @@ rank's exit status, its seconds, and what it printed.
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -15,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.support.ranks import become_rank, free_port
 from ts2_lightning.callbacks import Watchdog
 
 
@@ -99,11 +98,7 @@ class End(Callback):
 
 
 def rank(number: int, port: int, directory: Path, timeout: float, place: str) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+    become_rank(number, 2, port)
     where, die = PLACES[place]
 
     def at(here: str) -> None:
@@ -134,9 +129,7 @@ def fork(*settings: Any) -> int:
 
 def play(directory: Path, timeout: float, place: str) -> tuple[int, float, str]:
     """The first rank's end; what is left of the second one is removed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     printed = directory / "printed.txt"
     stream = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)

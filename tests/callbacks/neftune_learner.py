@@ -5,8 +5,6 @@ and `rank1.pt` there.
 """
 
 import json
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
-from publisher import make_trainer
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.callbacks.publisher import make_trainer
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import NEFTune
 from ts2_lightning.data import SFTData
 
@@ -106,12 +105,7 @@ def make_data(directory: Path, micro_batch_size: int = 3, packing: Any = "none")
     )  # fmt: skip
 
 
-def rank(number: int, port: int, directory: str) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, directory: str) -> None:
     strategy = DDPStrategy(process_group_backend="gloo")
     trainer = make_trainer(Path(directory), callbacks=[NEFTune()], devices=2, strategy=strategy)
     learner = Learner()
@@ -121,7 +115,4 @@ def rank(number: int, port: int, directory: str) -> None:
 
 if __name__ == "__main__":
     make_data(Path(sys.argv[1]))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free_port = free.getsockname()[1]
-    multiprocessing.start_processes(rank, (free_port, sys.argv[1]), nprocs=2, start_method="fork")
+    fork_ranks(rank, sys.argv[1])

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.callbacks.checkpoints import StraightToFile
 from ts2_lightning.runs.checkpoints import newest_checkpoint

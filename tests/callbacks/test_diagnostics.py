@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -22,6 +19,7 @@ from tests.callbacks import diagnostics_runs
 from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
 from tests.contract import steps
 from tests.metrics.plain import of_all
+from tests.support.ranks import launch
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput
 from ts2_lightning.callbacks.reference_drift import ReferenceFile
 from ts2_lightning.data import SFTData
@@ -327,11 +325,7 @@ def test_the_profiler_is_given_back(alone: tuple[Any, Any, Witness, Path]) -> No
 @pytest.fixture(scope="module")
 def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("two_ranks")
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, diagnostics_runs.__file__, str(world), str(out), *STRATEGIES]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-4000:]
+    launch("tests.callbacks.diagnostics_runs", world, out, *STRATEGIES, timeout=400)
     return out
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from publisher import Publisher, loader, make_rows, make_trainer
 from safetensors import safe_open
-from tiny_llama import (
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.tiny_llama import (
     END,
     EOS,
     STALE_TEMPLATE,
@@ -23,8 +25,6 @@ from tiny_llama import (
     teach_to_stop,
     write_base,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-
 from ts2_lightning.callbacks import Checkpoints, ExportHuggingFace
 from ts2_lightning.export import ExportSettings, export_model
 from ts2_lightning.modules import LanguageModelConfig

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from publisher import KEYS, Publisher, brute_force, loader, make_rows, make_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.callbacks.publisher import KEYS, Publisher, brute_force, loader, make_rows, make_trainer
+from tests.support.ranks import launch
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, TSPDSetting
 from ts2_lightning.types import TOKEN_STATISTICS, UserError
 
@@ -234,13 +232,7 @@ def test_a_resumed_run_writes_its_histograms_again(tmp_path: Path) -> None:
 def test_two_ranks_with_uneven_tokens(tmp_path: Path) -> None:
     """Rank 1 has no token in the first step, and so no names; step 2 is empty on both ranks."""
     counts = [[5, 0, 0, 0, 2, 1, 1, 1], [0, 0, 0, 0, 0, 3, 9, 0]]
-    script = Path(__file__).with_name("two_ranks.py")
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path), json.dumps(counts)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    launch("tests.callbacks.two_ranks", tmp_path, json.dumps(counts))
     last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4
     ranks = [make_rows(of_rank, seed=rank) for rank, of_rank in enumerate(counts)]

@@ -1,9 +1,6 @@
 """NEFTune: how large its noise is, where it is, where it is not, and that it comes again."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +8,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from neftune_learner import LENGTHS, WIDTH, Learner, Seen, make_data
-from publisher import make_trainer
 from torch import Tensor
 
+from tests.callbacks.neftune_learner import LENGTHS, WIDTH, Learner, Seen, make_data
+from tests.callbacks.publisher import make_trainer
 from tests.e2e.command_line import QUICKSTART
+from tests.support.ranks import launch
 from ts2_lightning.callbacks import Checkpoints, NEFTune
 from ts2_lightning.callbacks.neftune import noise_like, row_seed
 from ts2_lightning.cli import main
@@ -297,13 +295,7 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
 
 def test_two_ranks(tmp_path: Path) -> None:
     """Under DDP each rank draws other noise, and together they draw that of a single process."""
-    script = Path(__file__).with_name("neftune_learner.py")
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    launch("tests.callbacks.neftune_learner", tmp_path)
     ranks = [[Seen(*entry) for entry in torch.load(tmp_path / f"rank{number}.pt")] for number in (0, 1)]
     first, second = (noises(rank) for rank in ranks)
     assert first

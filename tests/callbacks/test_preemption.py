@@ -10,9 +10,9 @@ import psutil
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from publisher import Publisher, loader, make_rows, make_trainer
 from torch.utils.data import DataLoader
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
 from tests.e2e import stand_in_slurm
 from ts2_lightning.callbacks import Checkpoints, Preemption, Stopped
 from ts2_lightning.callbacks.preemption import SIGNALS

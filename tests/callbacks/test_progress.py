@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, StepProgress
 from ts2_lightning.callbacks.progress import LineTqdm
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, RunState, Stopped
 from ts2_lightning.runs.state import STATE, read_state
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import seed_everything
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
 from ts2_lightning.callbacks import Checkpoints, StepSeed
 from ts2_lightning.callbacks.step_seed import seed_all
 

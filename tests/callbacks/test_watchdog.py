@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningDataModule
-from publisher import Publisher, loader, make_rows, make_trainer
 
+from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.support.ranks import launch
 from ts2_lightning.callbacks import Checkpoints, Watchdog, watchdog
 from ts2_lightning.callbacks.watchdog import STATUS, report_hang
 from ts2_lightning.types import UserError
@@ -154,9 +154,7 @@ TIMEOUT = 2.0
 def deaths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """How two gloo ranks ended, of which the second one died at a place: statuses, seconds and what was printed."""
     directory = tmp_path_factory.mktemp("deaths")
-    script = [sys.executable, str(Path(__file__).parent / "dying_ranks.py"), str(directory), str(TIMEOUT)]
-    done = subprocess.run(script, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("tests.callbacks.dying_ranks", directory, TIMEOUT)
     result: dict[str, Any] = json.loads((directory / "ended.json").read_text())
     return result
 

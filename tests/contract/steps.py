@@ -6,8 +6,6 @@ One launch runs all cases, as imports cost most of the time. The ranks are forke
 """
 
 import json
-import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -22,11 +20,12 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, PretrainedConfig
 
 from tests.modules.normaliser import Memory, conversation
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, NEFTune
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
@@ -328,12 +327,7 @@ WRAPPED = "wrapped inputs"
 NOISY_CASE, NOISE = Case("ce", "tied", "packed"), 20.0
 
 
-def rank(number: int, port: int, name: str, world: Path, out: Path) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, name: str, world: Path, out: Path) -> None:
     found: dict[str, Any] = {str(case): run(case, world, 4, rehearsal(name), ranks=2) for case in CASES}
     if name == "ddp":
         mixed = [case for case in CASES if case.precision == "bf16-mixed"]
@@ -352,13 +346,5 @@ def rank(number: int, port: int, name: str, world: Path, out: Path) -> None:
     torch.save(found, out / f"rank{number}.pt")
 
 
-def start(function: Any, *arguments: Any) -> None:
-    """Forks two ranks and waits for them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(function, (port, *arguments), nprocs=2, start_method="fork")
-
-
 if __name__ == "__main__":
-    start(rank, sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    fork_ranks(rank, sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

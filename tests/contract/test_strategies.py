@@ -4,9 +4,6 @@ A step of sixteen rows, and one of three that not all micro-batches get a row of
 the same rows (`plain_steps.py`).
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +31,7 @@ from tests.contract.steps import (
     VECTORS,
     Case,
 )
+from tests.support.ranks import launch
 from ts2_lightning.callbacks import NEFTune
 from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.export.export import ExportSettings, export_checkpoint
@@ -63,16 +61,12 @@ def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     """What both ranks of a strategy found, under the name of each case; one launch per strategy."""
 
     @lru_cache
-    def launch(strategy: str) -> Ranks:
+    def ranks_of(strategy: str) -> Ranks:
         out = tmp_path_factory.mktemp(strategy)
-        root = Path(__file__).parents[2]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        command = [sys.executable, steps.__file__, strategy, str(world), str(out)]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
+        launch("tests.contract.steps", strategy, world, out)
         return [{"out": str(out), **torch.load(out / f"rank{number}.pt")} for number in (0, 1)]
 
-    return launch
+    return ranks_of
 
 
 @lru_cache

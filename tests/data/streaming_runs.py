@@ -5,7 +5,6 @@ One script for all of them, because imports cost most of the time. What a rank s
 
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import multiprocessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, get_scheduler  # noqa: F401  once for all
 
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import CrossEntropyLoss
@@ -91,26 +91,14 @@ def run(directory: Path, name: str, ranks: int = 1, kill: int | None = None, ckp
     return {"seen": watch.seen, "weights": weights, "error": error}
 
 
-def rank(number: int, port: int, directory: str, name: str) -> None:
-    """One rank, as torchrun would start it."""
-    ranks = str(RUNS[name].get("ranks", 1))
-    if ranks != "1":
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-        os.environ |= {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": "0"}
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, directory: str, name: str) -> None:
     torch.save(run(Path(directory), name, **RUNS[name]), Path(directory) / f"{name}-{number}.pt")
 
 
 if __name__ == "__main__":
     for name, options in RUNS.items():
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            free_port = free.getsockname()[1]
         try:
-            multiprocessing.start_processes(
-                rank, (free_port, sys.argv[1], name), nprocs=options.get("ranks", 1), start_method="fork"
-            )
+            fork_ranks(rank, sys.argv[1], name, ranks=options.get("ranks", 1))
         except multiprocessing.ProcessExitedException as killed:
             if "kill" not in options or killed.signal_name != "SIGKILL":
                 raise

@@ -1,20 +1,16 @@
 """Streamed trainings of a model in processes of their own: two ranks, a killed one, one with a bad row."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import streaming_runs
 import torch
 from streaming_runs import BATCH, RUNS, STEPS
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.support.ranks import launch
 from ts2_lightning.data.toyworld import load_world, write_blank_model
 
 ROWS = 3 * BATCH + 4
@@ -45,10 +41,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory / "model")).save_pretrained(
         directory / "model"
     )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    command = [sys.executable, streaming_runs.__file__, str(directory)]
-    subprocess.run(command, check=True, cwd=directory, env=environment, timeout=600)
+    launch("tests.data.streaming_runs", directory, timeout=600)
 
     def load(name: str) -> list[dict[str, Any]]:
         return [torch.load(directory / f"{name}-{rank}.pt") for rank in range(RUNS[name].get("ranks", 1))]

@@ -5,14 +5,14 @@ A script of its own, so that the ranks are forked from one fresh interpreter: im
 
 import json
 import os
-import socket
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torchmetrics import MetricCollection
 
+from tests.support.ranks import fork_ranks
 from ts2_lightning import metrics
 
 SIZES = [(3, 5), (1, 2), (4, 6), (2, 3)]
@@ -81,11 +81,9 @@ def of_texts() -> MetricCollection:
     )
 
 
-def rank(number: int, port: int) -> None:
+def rank(number: int) -> None:
     """Both collections on this rank's part; the first prints what they make of all."""
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", address, timedelta(seconds=60), rank=number, world_size=2)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     tokens, texts, nothing = of_tokens(), of_texts(), metrics.TokenEntropy()
     for i in OF_RANK[number]:
         tokens.update(*batches()[i])
@@ -100,7 +98,4 @@ def rank(number: int, port: int) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free_port = free.getsockname()[1]
-    multiprocessing.start_processes(rank, (free_port,), nprocs=2, start_method="fork")
+    fork_ranks(rank)

@@ -1,22 +1,19 @@
 """The torchmetrics classes: exact over pieces and ranks, against plain formulas over all tokens at once."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from plain import has_tspd, of_all, softmax
-from ranks import OF_RANK, SAMPLES, batches, lengths, of_texts, of_tokens
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from tests.metrics.ranks import OF_RANK, SAMPLES, batches, lengths, of_texts, of_tokens
+from tests.support.ranks import launch
 from ts2_lightning import metrics
 from ts2_lightning.metrics import functional as f
 from ts2_lightning.metrics.means import ExactMean
@@ -87,11 +84,7 @@ def numbers(found: dict[str, Tensor]) -> dict[str, Any]:
 
 def test_two_ranks() -> None:
     """Rank 0 has eight responses, rank 1 has two; one metric has seen tokens on rank 1 only."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    script = [sys.executable, str(Path(__file__).with_name("ranks.py"))]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=120, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(launch("tests.metrics.ranks").splitlines()[-1])
     entropy_of_rank_1 = found.pop("entropy_of_rank_1")
     check(found, expected_of_tokens(batches()) | expected_of_texts(SAMPLES))
     check({"": entropy_of_rank_1}, {"": expected_of_tokens(batches()[:1])["entropy"]})

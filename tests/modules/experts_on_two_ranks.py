@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: FSDP2 on a mixture with adapted experts and the loss of its routers.
+"""Run on two ranks: FSDP2 on a mixture with adapted experts and the loss of its routers.
 
     experts_on_two_ranks.py OUT
 
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from tests.modules.architectures import MIXTURES, random_model
 from tests.modules.test_adapters import speak
 from tests.modules.test_router import LENGTHS, rows
+from tests.support.ranks import fork_ranks
 from ts2_lightning.data.collate import collate
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
@@ -50,7 +51,7 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
     return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in named.items()}
 
 
-def main(out: Path) -> None:
+def main(number: int, out: Path) -> None:
     """The gradients of each way, sharded and not."""
     dist.init_process_group("gloo")
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
@@ -60,9 +61,9 @@ def main(out: Path) -> None:
             network = network_of(adapter, checkpointing)
             shard(network, mesh)
             answers[name, checkpointing] = (gradients(network), gradients(network_of(adapter, checkpointing)))
-    torch.save(answers, out / f"{dist.get_rank()}.pt")
+    torch.save(answers, out / f"{number}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    fork_ranks(main, Path(sys.argv[1]))

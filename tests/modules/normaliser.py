@@ -6,8 +6,6 @@ The script is one for several runs, because imports cost most of the time, and t
 processes that have run autograd cannot fork.
 """
 
-import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
-from torch import multiprocessing
 
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import load_world
@@ -134,12 +132,7 @@ def run(
     }
 
 
-def rank(number: int, port: int, arguments: list[str]) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, arguments: list[str]) -> None:
     rows, model, out, *runs = arguments
     triples = zip(runs[0::3], runs[1::3], runs[2::3], strict=True)
     found = [run(rows, model, loss, int(size), packing, ranks=2) for loss, size, packing in triples]
@@ -147,7 +140,4 @@ def rank(number: int, port: int, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free_port = free.getsockname()[1]
-    multiprocessing.start_processes(rank, (free_port, sys.argv[1:]), nprocs=2, start_method="fork")
+    fork_ranks(rank, sys.argv[1:])

@@ -1,9 +1,6 @@
 """Adapters on the experts of a mixture, which lie in parameters of three dimensions: right gradients, right merging."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,10 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tests.modules import experts_on_two_ranks
 from tests.modules.architectures import ARCHITECTURES, MIXTURES, random_model, uneven_batch
 from tests.modules.test_adapters import logits, merged, speak
 from tests.modules.test_head import gradients
+from tests.support.ranks import launch
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
@@ -184,11 +181,7 @@ def test_a_checkpoint_has_what_is_trained_and_gives_it_back() -> None:
 @pytest.mark.slow
 def test_sharded_on_two_ranks(tmp_path: Path) -> None:
     """FSDP2, checkpointed and not, with the loss of the routers, whole and adapted: the gradients of one process."""
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    arguments = [experts_on_two_ranks.__file__, str(tmp_path)]
-    subprocess.run([*command, *arguments], check=True, cwd=root, env=environment)
+    launch("tests.modules.experts_on_two_ranks", tmp_path)
     for rank in (0, 1):
         answers = torch.load(tmp_path / f"{rank}.pt")
         assert len(answers) == 4

@@ -1,9 +1,6 @@
 """The loss of a step is one sum over one count, however the step is split: DESIGN.md's contract."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import chain
@@ -18,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tests.modules import normaliser
 from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH, VALIDATION, conversation
 from tests.reference import cross_entropy, sparsemax, ts2
+from tests.support.ranks import launch
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
 
@@ -51,10 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
     @lru_cache
     def two_ranks() -> dict[tuple[str, int, str], list[dict[str, Any]]]:
-        arguments = [str(rows), str(model), str(out), *(str(value) for triple in runs for value in triple)]
-        root = Path(__file__).parents[2]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-        subprocess.run([sys.executable, normaliser.__file__, *arguments], check=True, cwd=root, env=environment)
+        launch("tests.modules.normaliser", rows, model, out, *(value for triple in runs for value in triple))
         found = [torch.load(out / f"rank{number}.pt") for number in (0, 1)]
         return {triple: [ranks[i] for ranks in found] for i, triple in enumerate(runs)}
 

@@ -2,9 +2,6 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from tests.modules import normaliser
 from tests.modules.architectures import ARCHITECTURES, MIXTURES, VOCABULARY, random_model
 from tests.modules.normaliser import conversation
+from tests.support.ranks import launch
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoded_rows import EncodedRow
 from ts2_lightning.data.toyworld import write_blank_model
@@ -312,10 +310,7 @@ def test_the_factor_reaches_the_weights(mixture: tuple[Path, Path]) -> None:
 def test_ranks_micro_batches_and_packing(mixture: tuple[Path, Path], tmp_path: Path) -> None:
     wanted = normaliser.run(str(mixture[0]), str(mixture[1]), "ce", 16)
     runs = [("ce", "4", "none"), ("ce", "3", "packed")]
-    command = [sys.executable, normaliser.__file__, str(mixture[0]), str(mixture[1]), str(tmp_path)]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    subprocess.run([*command, *(word for run in runs for word in run)], check=True, cwd=root, env=environment)
+    launch("tests.modules.normaliser", *mixture[:2], tmp_path, *(word for run in runs for word in run))
     for number in (0, 1):
         for result in torch.load(tmp_path / f"rank{number}.pt"):
             for place in (1, 2):

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from tests.modules.architectures import ARCHITECTURES, MIXTURES, SEEING, random_
 from tests.modules.normaliser import conversation
 from tests.modules.test_adapters import logits, merged, speak
 from tests.modules.test_head import gradients, plain_cross_entropy
+from tests.support.ranks import launch
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.evaluation.loading import load_model
@@ -244,10 +242,7 @@ def test_two_ranks(architecture: str, tmp_path: Path) -> None:
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(conversation(n)) + "\n" for n in numbers))
     model = write_seeing(tmp_path / "model", architecture)
     wanted = normaliser.run(str(tmp_path), str(model), "ce", 16)
-    command = [sys.executable, normaliser.__file__, str(tmp_path), str(model), str(tmp_path), "ce", "4", "none"]
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    subprocess.run(command, check=True, cwd=root, env=environment)
+    launch("tests.modules.normaliser", tmp_path, model, tmp_path, "ce", 4, "none")
     for number in (0, 1):
         (result,) = torch.load(tmp_path / f"rank{number}.pt")
         assert result["logged"][2]["train/objective"] == pytest.approx(wanted["logged"][2]["train/objective"], rel=1e-5)

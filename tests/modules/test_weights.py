@@ -1,10 +1,7 @@
 """Weights for sharded models: what lies on each of two ranks is that rank's part of the checkpoint's file."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from transformers import PreTrainedConfig
 
 from tests.modules.architectures import ARCHITECTURES, random_model
 from tests.modules.weights_on_two_ranks import RESIZED
+from tests.support.ranks import launch
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
 from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
@@ -54,13 +52,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def answers(directory: Path) -> Answers:
     """One launch of two processes for all cases."""
-    script = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [sys.executable, *script, "-m", "tests.modules.weights_on_two_ranks", str(directory)],
-        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, timeout=300, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
+    launch("tests.modules.weights_on_two_ranks", directory, DS_ACCELERATOR="cpu")
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 

@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: every way to shard a model, each given its weights, and what then lies on each rank."""
+"""Run on two ranks: every way to shard a model, each given its weights, and what then lies on each rank."""
 
 import functools
 import sys
@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from transformers import PreTrainedModel
 
+from tests.support.ranks import fork_ranks
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig, weights
@@ -136,13 +137,12 @@ def broken(config: LanguageModelConfig) -> str:
     return "nothing"
 
 
-def main(directory: Path) -> None:
+def main(number: int, directory: Path) -> None:
     """`directory` has model directories; the answers go beside them, one file per rank."""
     dist.init_process_group("gloo")
     import deepspeed
 
     deepspeed.init_distributed("gloo", dist_init_required=False, verbose=False)
-    rank = dist.get_rank()
     adapter = AdapterConfig(r=3, head=True)
     ways = {"meta": on_meta, "fsdp2": fsdp2, "tensor parallel": tensor_parallel, "zero3": zero3}
     found: dict[str, Any] = {}
@@ -155,7 +155,7 @@ def main(directory: Path) -> None:
         if name in ("fsdp2", "zero3"):
             for kind, config in (("untied", untied), ("tied", tied)):
                 found[f"{name}, {kind}, resized"] = way(config(resize_embeddings=RESIZED))
-        torch.manual_seed(7 + rank)  # rank 0 draws
+        torch.manual_seed(7 + number)  # rank 0 draws
         found[f"{name}, random"] = way(untied(init="random"))
         if name in ("fsdp2", "zero3"):
             found[f"{name}, adapter"] = way(untied(adapter=adapter))
@@ -163,10 +163,10 @@ def main(directory: Path) -> None:
         found[f"{name}, a weight is missing"] = refusal(way, LanguageModelConfig(str(directory / "incomplete")))
         found[f"{name}, ties differ"] = refusal(way, LanguageModelConfig(str(directory / "untied in fact")))
     found["broken"] = broken(LanguageModelConfig(str(directory / "untied")))
-    torch.save(found, directory / f"rank{rank}.pt")
+    torch.save(found, directory / f"rank{number}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]))
+    fork_ranks(main, Path(sys.argv[1]))

@@ -5,20 +5,18 @@ The ranks are forked from one interpreter, as imports cost most of the time, and
 """
 
 import json
-import os
-import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
@@ -135,19 +133,10 @@ def fit(name: str, world: Path, lm: LanguageModelConfig, precision: Any, ranks: 
     assert trainer.global_step == 2
 
 
-def rank(number: int, port: int, name: str, world: Path, out: Path) -> None:
-    """One rank, as torchrun would start it."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "GROUP_RANK": "0"}
-    os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number)}
-    torch.set_num_threads(1)
+def rank(number: int, name: str, world: Path, out: Path) -> None:
     found = [count(name, world, model, precision) for model, precision in CASES]
     (out / f"{number}.json").write_text(json.dumps({"held": found, "saved": save(name, world, out / "checkpoints")}))
 
 
 if __name__ == "__main__":
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        free_port = free.getsockname()[1]
-    settings = (free_port, sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    multiprocessing.start_processes(rank, settings, nprocs=RANKS, start_method="fork")
+    fork_ranks(rank, sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), ranks=RANKS)

@@ -3,14 +3,13 @@ the bytes that they write into a checkpoint.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.planning import ranks
+from tests.support.ranks import launch
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.planning.counting import MicroBatch
@@ -77,9 +76,7 @@ def in_two_ranks(name: str) -> object:
 
 @pytest.mark.parametrize("name", [in_two_ranks(name) for name in CLASSES if name != "single"])
 def test_two_ranks(name: str, world: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.planning.ranks", name, str(world), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("tests.planning.ranks", name, world, tmp_path)
     for rank in range(ranks.RANKS):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         for (model, precision), held in zip(ranks.CASES, found["held"], strict=True):
