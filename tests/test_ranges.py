@@ -24,7 +24,7 @@ import ts2_lightning.callbacks
 import ts2_lightning.generation
 import ts2_lightning.metrics
 import ts2_lightning.strategies  # noqa: F401 - all these make their classes known
-from ts2_lightning.cli.numeric_settings import check_numeric_settings
+from ts2_lightning.cli.trainer_settings import check_numeric_settings
 from ts2_lightning.data import SFTData
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.evaluation.measure import Measure

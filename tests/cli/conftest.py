@@ -38,7 +38,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ts2(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
     """Runs a command in this process, with the stand-ins."""
     monkeypatch.setattr(lightning_cli, "classes", lambda: (standins.StandInModule, standins.StandInData))
-    monkeypatch.setattr(lightning_cli, "_default_callbacks", standins.default_callbacks)
+    monkeypatch.setattr(lightning_cli, "default_callbacks", standins.default_callbacks)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def run(*argv: str) -> Answer:

@@ -11,8 +11,8 @@ import yaml
 
 from tests.cli import standins
 from tests.cli.conftest import Run
-from ts2_lightning.cli import lightning_cli, main
-from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli import base_models, lightning_cli, main
+from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.settings import SettingsReader
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,13 +117,11 @@ def test_a_fit_without_a_length_takes_three_epochs(ts2: Run) -> None:
 def test_the_embedded_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    class World:
-        @staticmethod
-        def ensure_base(seed: int) -> str:
-            asked.append(seed)
-            return f"/cache/base-{seed}"
+    def ensure_base(seed: int) -> str:
+        asked.append(seed)
+        return f"/cache/base-{seed}"
 
-    monkeypatch.setattr(lightning_cli, "import_module", lambda name: World)
+    monkeypatch.setattr(base_models, "ensure_base", ensure_base)
     assert resolve_model("toyworld") == "/cache/base-0"
     assert resolve_model("toyworld?seed=3") == "/cache/base-3"
     for path in ("toyworld/model", "meta-llama/Llama-3.1-8B", "./toyworlds", "hf://toyworld"):
@@ -142,7 +140,7 @@ def test_what_is_wrong_is_told_before_the_base_model_is_made(
 def test_the_seed_survives_what_is_seeded_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "3")
     monkeypatch.delenv("PL_SEED_WORKERS", raising=False)
-    with lightning_cli.seeds_kept():
+    with seeds_kept():
         os.environ |= {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "0"}
     assert os.environ["PL_GLOBAL_SEED"] == "3"
     assert "PL_SEED_WORKERS" not in os.environ
@@ -209,7 +207,7 @@ def test_two_processes_share_one_directory(here: Path, launcher: str) -> None:
         "from tests.cli import standins\n"
         "from ts2_lightning.cli import lightning_cli, main\n"
         "lightning_cli.classes = lambda: (standins.StandInModule, standins.StandInData)\n"
-        "lightning_cli._default_callbacks = standins.default_callbacks\n"
+        "lightning_cli.default_callbacks = standins.default_callbacks\n"
         "if __name__ == '__main__':\n    sys.exit(main())\n"
     )
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]

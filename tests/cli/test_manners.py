@@ -9,7 +9,7 @@ import pytest
 from tests.cli.conftest import Run
 from ts2_lightning import cli
 from ts2_lightning.cli import main
-from ts2_lightning.cli.guard import guarded
+from ts2_lightning.cli.errors.guard import guarded
 from ts2_lightning.types import SharedError, UserError
 
 COMMAND_LINE = {

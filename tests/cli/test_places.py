@@ -7,7 +7,7 @@ import pytest
 from jsonargparse import Namespace
 
 from ts2_lightning.cli import main
-from ts2_lightning.cli.sources import place_of
+from ts2_lightning.cli.errors.origins import place_of
 
 ALPHA = "TS2Loss: alpha must be a finite number of at least 0, got -1"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ts2_lightning.cli.lightning_cli import computes_in_bfloat16
+from ts2_lightning.cli.trainer_settings import computes_in_bfloat16
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda", "cpu", "mps"])

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {no_such_command(first)}", file=sys.stderr)
         return 2
 
-    from ts2_lightning.cli.guard import guarded
+    from ts2_lightning.cli.errors.guard import guarded
 
     with importable_working_directory(), relaunchable(None if argv is None else list(argv)):
         return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug, first)

@@ -13,12 +13,10 @@ from rich.table import Table
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.cli import program
-from ts2_lightning.cli.guard import Interrupted
-from ts2_lightning.cli.lightning_cli import resolve_model
-from ts2_lightning.cli.options import OptionParser
-from ts2_lightning.cli.output import put
-from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.base_models import resolve_model
+from ts2_lightning.cli.errors.guard import Interrupted
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.suggestions import did_you_mean

@@ -19,8 +19,7 @@ from typing import Any
 
 import ts2_lightning.losses
 from ts2_lightning.cli import program
-from ts2_lightning.cli.options import OptionParser
-from ts2_lightning.cli.output import page_width, put
+from ts2_lightning.cli.terminal import OptionParser, page_width, put
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError

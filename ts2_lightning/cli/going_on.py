@@ -14,7 +14,11 @@ from lightning.pytorch import Trainer
 
 from ts2_lightning.checkpoint_files import damage_of, is_distributed
 from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
-from ts2_lightning.cli import program
+from ts2_lightning.cli.errors.guard import CommandLineError
+from ts2_lightning.cli.errors.origins import CONFIG_OPTIONS, find_origin, option_values
+from ts2_lightning.program import program
+from ts2_lightning.runs.checkpoints import find_checkpoint, run_of
+from ts2_lightning.runs.directory import latest_config, run_name
 from ts2_lightning.types import SharedError, UserError
 
 Fate = Literal["applied", "kept", "refused"]
@@ -280,3 +284,46 @@ def check_own_run(run: Path, runs: Path, config: Path, option: str, remedy: str 
         f"{option}: its settings are in {config}, and a configuration names classes and functions, which are run; it "
         f"is read by itself only for runs in {runs} (--runs_dir). If you trust it, give it: {remedy} {config}"
     )
+
+
+def with_config_of_run(options: Sequence[str]) -> list[str]:
+    """The options, with the configuration of the run that `--ckpt_path` points into if no other one is given.
+
+    Args:
+        options: Command line after the command.
+
+    Raises:
+        UserError: there is no such checkpoint, or its run is none of one's own, see `check_own_run`.
+    """
+    checkpoint_options = option_values(options, "--ckpt_path")
+    if not checkpoint_options or option_values(options, *CONFIG_OPTIONS):
+        return list(options)
+    name = run_name(next(iter(option_values(options, "--name")), None), [])
+    runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
+    checkpoint = find_checkpoint(checkpoint_options[-1], runs / name)
+    run = run_of(checkpoint)
+    if run is None:
+        return [*options]
+    config = latest_config(run)
+    check_own_run(run, runs, config, f"--ckpt_path {checkpoint}")
+    return ["-c", str(config), *options]
+
+
+def settle_weights_only(settings: Any, options: Sequence[str]) -> None:
+    """Keeps the protection against code in a checkpoint on, unless the user has typed that it be off.
+
+    Args:
+        settings: Settings of the command; `weights_only` is set to true where it is null.
+        options: Command line after the command.
+
+    Raises:
+        CommandLineError: a file, which may have come with the checkpoint, asks for it.
+    """
+    if settings.weights_only is None:
+        settings.weights_only = True
+    if not settings.weights_only and not option_values(options, "--weights_only"):
+        origin = find_origin("weights_only", options)
+        raise CommandLineError(
+            f"{origin.describe('weights_only') if origin else 'weights_only'}: no file can switch this protection "
+            "off; if you trust the checkpoint, type --weights_only false"
+        )

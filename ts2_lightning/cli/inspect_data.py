@@ -12,12 +12,12 @@ from jsonargparse import Namespace
 from numpy.typing import NDArray
 
 from ts2_lightning.cli import program
-from ts2_lightning.cli.guard import one_line
+from ts2_lightning.cli.base_models import limits_at, limits_with_new_rows
+from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.limits import limits_at, limits_with_new_rows
 from ts2_lightning.cli.marked_rows import COLOUR_LEGEND, LEGEND, laid_out, marked, painted, read_pieces, visible
-from ts2_lightning.cli.output import in_colour, page_width, put
 from ts2_lightning.cli.parser import Parser
+from ts2_lightning.cli.terminal import in_colour, page_width, put
 from ts2_lightning.data import EncodedRows, SFTData, StepShape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
 from ts2_lightning.data.counts import unused_fields

@@ -16,6 +16,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.runs.checkpoints import newest_first, run_of
+from ts2_lightning.runs.directory import claim_next
 from ts2_lightning.types import UserError
 
 VARIABLE = "TS2_RUN_DESTINATION"
@@ -128,6 +130,33 @@ def release(runs: Path, command: Sequence[str], finished: bool) -> None:
         claim.unlink(missing_ok=True)
         with suppress(OSError):  # other launches' claims may be in it
             claim.parent.rmdir()
+
+
+def choose_destination(
+    command: str, runs: Path, name: str, checkpoints: Sequence[Path] = (), before: Destination | None = None
+) -> Destination:
+    """The destination of a run, whose directory is made if no older run goes on; for rank 0 alone.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`; all but `fit` write below the run of their checkpoint.
+        runs: Directory of all runs.
+        name: Name of the run.
+        checkpoints: The checkpoint to start from, and those that may take its place; none for a new run.
+        before: Destination that this job had before it was requeued, see `agree`.
+    """
+    if before is not None and Path(before.directory).is_dir():  # a requeued job goes on where it was
+        whole = [*map(str, newest_first(Path(before.directory)))] if command == "fit" else []
+        newest = whole[0] if whole else before.checkpoint
+        return Destination(before.directory, newest, fresh=False, older=whole[1:])
+    if not checkpoints:
+        return Destination(str(claim_next(runs / name)))
+    checkpoint, *older = map(str, checkpoints)
+    run = run_of(Path(checkpoint))
+    if run is None:
+        return Destination(str(claim_next(runs / name)), checkpoint)
+    if command == "fit":
+        return Destination(str(run), checkpoint, fresh=False, older=older)
+    return Destination(str(claim_next(run / command)), checkpoint, older=older)
 
 
 def _slurm_starts_ranks() -> bool:

@@ -1,11 +1,9 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with a fixed module and datamodule, and manners."""
 
 import json
-import os
 import pickle
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,7 +11,7 @@ from typing import Any, NoReturn
 import jsonargparse
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
@@ -21,30 +19,36 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ts2_lightning import __version__
-from ts2_lightning.callbacks import Preemption, Stopped, Watchdog
+from ts2_lightning.callbacks import Preemption, Stopped, Watchdog, default_callbacks
 from ts2_lightning.callbacks.requeue import requeue
-from ts2_lightning.cli.explain import explain, explain_interpolation
-from ts2_lightning.cli.going_on import check_own_run, differences, readable, tell_differences
-from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
-from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
+from ts2_lightning.cli.base_models import resolve_model, seeds_kept
+from ts2_lightning.cli.errors.explain import explain, explain_interpolation
+from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
+from ts2_lightning.cli.errors.origins import check_config_files, check_order, config_files, place_of
+from ts2_lightning.cli.going_on import differences, readable, settle_weights_only, tell_differences, with_config_of_run
+from ts2_lightning.cli.launch import (
+    Destination,
+    agree,
+    choose_destination,
+    is_rank_zero,
+    is_started_by_lightning,
+    release,
+)
 from ts2_lightning.cli.loggers import join_defaults
-from ts2_lightning.cli.numeric_settings import check_numeric_settings, toyworld_seed
-from ts2_lightning.cli.objects import built
 from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
-from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.record import RunRecord, settings_of
-from ts2_lightning.cli.sources import (
-    check_config_files,
-    check_order,
-    config_files,
-    find_origin,
-    option_values,
-    place_of,
-)
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
-from ts2_lightning.runs.checkpoints import find_checkpoint, find_checkpoints, newest_first, run_of
-from ts2_lightning.runs.directory import claim_next, discard, latest_config, run_name
+from ts2_lightning.cli.terminal import quieten
+from ts2_lightning.cli.trainer_settings import (
+    built,
+    check_numeric_settings,
+    computes_in_bfloat16,
+    join_default_callbacks,
+    refuse_owned_settings,
+)
+from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
+from ts2_lightning.runs.directory import discard, latest_config, run_name
 from ts2_lightning.runs.writer_lock import WriterLock
 from ts2_lightning.types import UserError
 
@@ -61,19 +65,19 @@ _HELP = {
     "predict": "Write per-token statistics of given rows.",
 }
 
-
+_NAME_HELP = "Name of the run, which is kept in RUNS_DIR/NAME/N; null: the stem of the last configuration file, or run."
 _DEFAULT_CLASSES = {"model.loss": "ts2_lightning.losses.TS2Loss", "model.engine": "ts2_lightning.engines.ChunkedEngine"}
 _TRAINER_DEFAULTS = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
 _EPOCHS = 3  # as in all three papers; Lightning's own default is a thousand
 
 
 def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None" = None) -> int:
-    """Runs one of Lightning's four commands, or another that reads the same settings.
+    """Runs one of Lightning's four commands, or another one that takes the same settings.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        options: the command line after the command.
-        cli: what does something else with the settings of `command`.
+        options: Command line after the command.
+        cli: Class that does something else with the settings of `command`; `TS2CLI` by default.
 
     Returns:
         The exit status, 0.
@@ -87,7 +91,11 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
 
 
 def check_options(options: Sequence[str]) -> None:
-    """What is looked at before the parser sees a command line."""
+    """Checks the configuration files and the order of the options, before the parser sees the command line.
+
+    Raises:
+        CommandLineError: see `check_config_files` and `check_order`.
+    """
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     check_config_files(options)
     check_order(options, _DEFAULT_CLASSES)
@@ -100,30 +108,14 @@ def classes() -> tuple[type[LightningModule], type[LightningDataModule]]:
     return import_module("ts2_lightning.modules").SFTModule, import_module("ts2_lightning.data").SFTData
 
 
-def with_config_of_run(options: Sequence[str]) -> list[str]:
-    """Adds the configuration of the run that `--ckpt_path` points into, if no other configuration is given."""
-    wanted = option_values(options, "--ckpt_path")
-    if not wanted or option_values(options, "-c", "--config"):
-        return list(options)
-    name = run_name(next(iter(option_values(options, "--name")), None), [])
-    runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
-    checkpoint = find_checkpoint(wanted[-1], runs / name)
-    run = run_of(checkpoint)
-    if run is None:
-        return [*options]
-    config = latest_config(run)
-    check_own_run(run, runs, config, f"--ckpt_path {checkpoint}")
-    return ["-c", str(config), *options]
-
-
 class TS2CLI(LightningCLI):
     """LightningCLI that owns the run's directory.
 
     Args:
-        command: the trainer's method that runs.
-        options: the command line after the command.
-        module: the LightningModule's class.
-        data: the datamodule's class.
+        command: Method of the trainer that runs.
+        options: Command line after the command.
+        module: Class of the LightningModule.
+        data: Class of the datamodule.
     """
 
     def __init__(
@@ -291,20 +283,8 @@ class TS2CLI(LightningCLI):
             and trainer.max_time is None
         ):
             trainer.max_epochs = _EPOCHS
-        self._refuse_trainer_settings(trainer)
-        self._settle_weights_only()
-
-    def _settle_weights_only(self) -> None:
-        """What may run code is for the user to type: nothing that came with a checkpoint may ask for it."""
-        settings = self.settings
-        if settings.weights_only is None:
-            settings.weights_only = True
-        if not settings.weights_only and not option_values(self.options, "--weights_only"):
-            origin = find_origin("weights_only", self.options)
-            raise CommandLineError(
-                f"{origin.describe('weights_only') if origin else 'weights_only'}: no file can switch this protection "
-                "off; if you trust the checkpoint, type --weights_only false"
-            )
+        refuse_owned_settings(trainer)
+        settle_weights_only(settings, self.options)
 
     def before_instantiate_classes(self) -> None:
         """Settles the rest; the record of the run keeps what the user wrote."""
@@ -360,17 +340,6 @@ class TS2CLI(LightningCLI):
             before = latest_config(run).read_text(encoding="utf-8")
             tell_differences(run, differences(settings_of(before), settings_of(self.recorded_config)))
 
-    @staticmethod
-    def _refuse_trainer_settings(trainer: Any) -> None:
-        if trainer.use_distributed_sampler:
-            raise UserError(
-                "--trainer.use_distributed_sampler: leave it false; the data module deals the rows to the ranks"
-            )
-        if trainer.default_root_dir is not None:
-            raise UserError(
-                "--trainer.default_root_dir: the run's directory is RUNS_DIR/NAME/N; set --runs_dir and --name"
-            )
-
     # --- building ----------------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -398,44 +367,16 @@ class TS2CLI(LightningCLI):
 
     def _claim(self, before: Destination | None) -> Destination:
         """The directory and checkpoint of this run, which no other process writes; called in rank 0 only."""
-        destination = self._choose(before)
+        destination = choose_destination(self.command, self._runs, self.settings.name, self.checkpoints, before)
         if self.command == "fit":
             self.lock = WriterLock.take(Path(destination.directory))
         return destination
 
-    def _choose(self, before: Destination | None) -> Destination:
-        settings = self.settings
-        if before is not None and Path(before.directory).is_dir():  # a requeued job goes on where it was
-            whole = [*map(str, newest_first(Path(before.directory)))] if self.command == "fit" else []
-            newest = whole[0] if whole else before.checkpoint
-            return Destination(before.directory, newest, fresh=False, older=whole[1:])
-        named = self._runs / settings.name
-        if settings.ckpt_path is None:
-            return Destination(str(claim_next(named)))
-        checkpoint, *older = map(str, self.checkpoints)
-        run = run_of(Path(checkpoint))
-        if run is None:
-            return Destination(str(claim_next(named)), checkpoint)
-        if self.command == "fit":
-            return Destination(str(run), checkpoint, fresh=False, older=older)
-        return Destination(str(claim_next(run / self.command)), checkpoint, older=older)
-
     def _callbacks(self, trainer: dict[str, Any]) -> list[Callback]:
-        """The user's callbacks, our defaults where the user has none of that class, and the record."""
+        """The user's callbacks, the default ones that are wanted, and the record of the run."""
         assert self.run_dir is not None
         assert self.destination is not None
-        given = trainer["callbacks"] or []
-        callbacks = list(given) if isinstance(given, list) else [given]
-        for default in _default_callbacks(self.run_dir):
-            unwanted = (
-                (self.command != "fit" and not isinstance(default, ProgressBar))
-                or any(isinstance(callback, _family(default)) for callback in callbacks)
-                or (isinstance(default, ProgressBar) and trainer["enable_progress_bar"] is False)
-                or (isinstance(default, Checkpoint) and trainer["enable_checkpointing"] is False)
-                or (isinstance(default, LearningRateMonitor) and trainer["logger"] is False)
-            )
-            if not unwanted:
-                callbacks.append(default)
+        callbacks = join_default_callbacks(self.command, trainer, default_callbacks(self.run_dir))
         self.record = RunRecord(self.destination, self.recorded_config, self.argv, self.lock)
         callbacks.insert(0, self.record)
         callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # the others' setup may hang
@@ -461,50 +402,3 @@ class TS2CLI(LightningCLI):
         fresh = self.destination is not None and self.destination.fresh
         if fresh and not began and is_rank_zero() and self.run_dir is not None:
             discard(self.run_dir, self._runs)
-
-
-def resolve_model(path: str) -> str:
-    """The directory of the embedded base model for `toyworld` or `toyworld?seed=1`; other paths as they are.
-
-    Raises:
-        UserError: as `toyworld_seed`.
-    """
-    seed = toyworld_seed(path)
-    if seed is None:
-        return path
-    ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
-    return str(ensure_base(seed))
-
-
-@contextmanager
-def seeds_kept() -> Iterator[None]:
-    """Whatever is seeded inside, the run keeps the seed that `seed_everything` has noted for it and its other ranks."""
-    noted = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
-    try:
-        yield
-    finally:
-        for name, value in noted.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-
-def computes_in_bfloat16(accelerator: object) -> bool:
-    """Whether a run on this accelerator would be on a GPU that has bfloat16."""
-    import torch
-
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    return wanted and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-
-
-def _default_callbacks(run: Path) -> list[Callback]:
-    defaults: list[Callback] = import_module("ts2_lightning.callbacks").default_callbacks(run)
-    return defaults
-
-
-def _family(callback: Callback) -> type[Callback]:
-    """The class of which a run needs one only: any progress bar replaces ours, else the class itself."""
-    return ProgressBar if isinstance(callback, ProgressBar) else type(callback)
-
-
-_NAME_HELP = "Name of the run, which is kept in RUNS_DIR/NAME/N; null: the stem of the last configuration file, or run."

@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
+from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.going_on import check_own_run, names_code
-from ts2_lightning.cli.guard import one_line
 from ts2_lightning.cli.model_places import ModelPlace, find_model
-from ts2_lightning.cli.options import OptionParser
-from ts2_lightning.cli.output import put
-from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.cli import export
-from ts2_lightning.cli.lightning_cli import resolve_model
+from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
 from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ts2_lightning.cli import program
+from ts2_lightning.cli.base_models import with_config, with_rows_for_tokens
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.limits import with_config, with_rows_for_tokens
-from ts2_lightning.cli.output import put
 from ts2_lightning.cli.parser import Parser
+from ts2_lightning.cli.terminal import put
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
 from ts2_lightning.modules.adapter_start import check_adapter_files

@@ -14,9 +14,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli.model_places import find_model
-from ts2_lightning.cli.options import OptionParser
-from ts2_lightning.cli.output import put
-from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.evaluation import Model, Spec, make_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device

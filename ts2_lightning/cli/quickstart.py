@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli import main
-from ts2_lightning.cli.output import put
-from ts2_lightning.cli.quiet import quieten
+from ts2_lightning.cli.terminal import put, quieten
 from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
 from ts2_lightning.evaluation import Model, check_spec, make_measures

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from ts2_lightning.cli.options import OptionParser
-from ts2_lightning.cli.output import page_width, put
+from ts2_lightning.cli.terminal import OptionParser, page_width, put
 from ts2_lightning.experiments.report import Results, asked, collect, settled, write_report
 from ts2_lightning.experiments.report.markdown import seeds_said
 from ts2_lightning.experiments.report.tables import plain, results_table

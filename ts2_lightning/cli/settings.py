@@ -6,9 +6,9 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback
 
-from ts2_lightning.cli.guard import CommandLineError
+from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
-from ts2_lightning.cli.objects import built
+from ts2_lightning.cli.trainer_settings import built
 from ts2_lightning.types import UserError
 
 

@@ -13,9 +13,9 @@ from lightning.pytorch import Trainer
 
 from tests.modules.architectures import OTHER_KINDS
 from ts2_lightning.cli import lightning_cli, main
-from ts2_lightning.cli.guard import users_error
-from ts2_lightning.cli.numeric_settings import check_numeric_settings
+from ts2_lightning.cli.errors.guard import users_error
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.cli.trainer_settings import check_numeric_settings
 from ts2_lightning.data import SFTData
 from ts2_lightning.modules import SFTModule
 from ts2_lightning.strategies import FSDP2, DeepSpeed

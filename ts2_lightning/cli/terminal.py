@@ -1,8 +1,58 @@
-"""Keeps well-known noise of the libraries off the screen; everything else is shown."""
+"""What the commands share of the terminal: their options, text on the screen, and the libraries' noise kept off it."""
 
+import argparse
 import logging
 import os
+import shutil
+import sys
 import warnings
+from typing import NoReturn
+
+from ts2_lightning.cli.errors.guard import CommandLineError
+from ts2_lightning.program import program
+
+_WIDTHS = (60, 100)  # least and most columns of the text, whatever the terminal's width
+_PIPED = 80  # columns where the output goes to a file or a pipe
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Argument parser of the commands that do not take the settings of `fit`; an error is told in one line.
+
+    Args:
+        command: Name of the command.
+        about: What the command does, for its help.
+    """
+
+    def __init__(self, command: str, about: str) -> None:
+        super().__init__(prog=f"{program()} {command}", description=about, allow_abbrev=False)
+        self._command = command
+
+    def error(self, message: str) -> NoReturn:
+        """Leaves the parser with a message that names the command."""
+        raise CommandLineError(f"{self._command}: {message}")
+
+
+def page_width() -> int:
+    """Columns of the text: the terminal's width between 60 and 100, or 80 where the output is no terminal."""
+    columns = shutil.get_terminal_size((_PIPED, 24)).columns if sys.stdout.isatty() else _PIPED
+    return min(max(columns, _WIDTHS[0]), _WIDTHS[1])
+
+
+def in_colour() -> bool:
+    """Whether the text may have colours: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def put(text: str) -> None:
+    """Prints text. A reader that stops early, as in `losses | head`, is no error, and neither is any character."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# Noise of the libraries -----------------------------------------------------------------------------------------
 
 _WARNINGS = (
     r".*does not have many workers.*",
@@ -45,10 +95,11 @@ class _Unwanted(logging.Filter):
 
 
 def quieten(command: str) -> None:
-    """Filters the warnings and log lines that tell a user of the command line nothing.
+    """Filters the warnings and log lines of the libraries that are of no use on the command line.
 
     Args:
-        command: what runs; evaluating a checkpoint needs none of the callbacks that it was trained with.
+        command: Name of the command that runs. All but `fit` may load a checkpoint without the callbacks that it was
+            trained with, so Lightning's warning about them is filtered there too.
     """
     for pattern in _WARNINGS if command == "fit" else (*_WARNINGS, _CALLBACKS_WARNING):
         warnings.filterwarnings("ignore", message=pattern)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from ts2_lightning.cli.guard import one_line
-from ts2_lightning.cli.sources import Origin, find_origin
+from ts2_lightning.cli.errors.guard import one_line
+from ts2_lightning.cli.errors.origins import Origin, find_origin
 from ts2_lightning.config_files import no_such_file
 from ts2_lightning.suggestions import did_you_mean
 

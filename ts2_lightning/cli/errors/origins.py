@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from ts2_lightning.cli.guard import CommandLineError
+from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.config_files import check_config, compose_config, named_file, no_such_file
 from ts2_lightning.types import UserError
 
