@@ -1,12 +1,13 @@
 """The benchmark measures what it says: its public formulas are our objectives, and every subject takes a step."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import diagnostics
+from benchmarks import diagnostics, startup
 from benchmarks import loss_engine as benchmark
 from ts2_lightning.engines import FullEngine
 from ts2_lightning.losses import EntmaxLoss, GEMLoss, SparsemaxLoss, TokenLoss, TS2Loss
@@ -52,3 +53,11 @@ def test_the_monitor_takes_its_turns() -> None:
     assert found.keys() == {*diagnostics.MODES, "thinned"}
     assert all(numbers["seconds"] > 0 for numbers in found.values())
     assert found["off"]["seconds_over_off"] == found["off"]["cpu_seconds_over_off"] == 1
+
+
+def test_a_start_is_compared_with_importing_torch(tmp_path: Path) -> None:
+    told = startup.summary({startup.UNIT: [2.0, 1.0, 9.0], "losses": [3.0, 3.0, 2.0]})
+    assert told["losses"] == {"processor_seconds": 3.0, "ratio_to_import_torch": 1.5}
+    busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"]
+    assert startup.processor_seconds(busy, str(tmp_path)) >= 0.25
+    assert {name for name in startup.SUBJECTS if name.endswith("made")} == {"fit --help, made"}

@@ -182,15 +182,6 @@ def test_a_file_of_one_row_is_a_file(setting: str, here: Path) -> None:
     assert read["data"][setting] == "one.jsonl"
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys; from ts2_lightning.cli import main; main(['--help']); main(['fitt']);"
-        "print([m for m in ('torch', 'lightning', 'transformers', 'jsonargparse') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("[]")
-
-
 def test_the_entry_points(here: Path) -> None:
     for command in ([str(ROOT / "cli.py")], [str(ROOT / "ts2_lightning/cli/__main__.py")]):
         done = subprocess.run([sys.executable, *command, "fitt"], capture_output=True, text=True)

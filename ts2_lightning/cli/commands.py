@@ -1,5 +1,8 @@
 """Every command: its name, where it lives, and one line of help. To add a command, add a line to `COMMANDS`."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -11,8 +14,8 @@ class Command:
     Attributes:
         target: `module:function`, imported when the command runs. The function takes the options as a list of
             strings and returns the exit status, or None for 0.
-        help: one line for `--help`.
-        named: the function takes the command's name before the options (one function for several commands).
+        help: Line of `--help`.
+        named: Whether the function takes the command's name before the options (one function for several commands).
     """
 
     target: str
@@ -22,9 +25,22 @@ class Command:
     def run(self, name: str, options: list[str]) -> int:
         """Imports the command and runs it."""
         module, function = self.target.split(":")
-        run = getattr(import_module(module), function)
+        with _no_garbage_collection():
+            run = getattr(import_module(module), function)
         status: int | None = run(name, options) if self.named else run(options)
         return 0 if status is None else int(status)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Pauses the collection of garbage: imports make many objects that stay, and to look through them takes long."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _TRAINER = "ts2_lightning.cli.lightning_cli:run_command"

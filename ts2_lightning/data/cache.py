@@ -42,6 +42,7 @@ from ts2_lightning.data.encoded_rows import Columns, EncodedRows, append_chunks,
 from ts2_lightning.data.files import expanded
 from ts2_lightning.data.formats import FORMATS, FormatFunction
 from ts2_lightning.data.rejects import Reject
+from ts2_lightning.program import cache_setting
 
 _LIBRARIES = ("jinja2", "tokenizers", "transformers")
 _ROOM = Path(__file__).parent
@@ -57,7 +58,7 @@ def cache_directory() -> Path:
     Raises:
         UserError: if it names the home directory of a user who does not exist.
     """
-    return expanded(os.environ.get("TS2_CACHE_DIR") or "~/.cache/ts2_lightning", "TS2_CACHE_DIR")
+    return expanded(cache_setting(), "TS2_CACHE_DIR")
 
 
 # What determines the encoded rows -------------------------------------------------------------------------------
