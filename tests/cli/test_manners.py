@@ -51,6 +51,7 @@ COMMAND_LINE = {
     ),
     "fit --model.lm.path x -c good.yml": "-c good.yml: no such file; did you mean good.yaml?",
     "fit --model.lm.path x -c config/good.yaml": "-c config/good.yaml: no directory config; did you mean configs?",
+    "fit --model.lm.path x -c https://a.org/b.yaml": "-c https://a.org/b.yaml: is an address; fetch the file",
     "fit --model.lm.path x -c configs": "-c configs: is a directory, not a file",
     "fit --model.lm.path x good.yaml": "unexpected argument 'good.yaml'; did you mean -c good.yaml?",
     "fit --model.lm.path x --model.loss.alpha -1": "SquareLoss: alpha is -1.0; it must be 0 or more",

@@ -7,8 +7,8 @@ from typing import Any
 
 from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import one_line
+from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import choose_whole
-from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.terminal import OptionParser, quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files

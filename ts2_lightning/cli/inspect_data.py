@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ts2_lightning.cli import program
 from ts2_lightning.cli.base_models import limits_at, limits_with_new_rows
 from ts2_lightning.cli.errors.guard import one_line
+from ts2_lightning.cli.errors.parser import Parser, require_nothing
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
 from ts2_lightning.cli.marked_rows import COLOUR_LEGEND, LEGEND, laid_out, marked, painted, read_pieces, visible
-from ts2_lightning.cli.parser import Parser
 from ts2_lightning.cli.terminal import in_colour, page_width, put
 from ts2_lightning.data import EncodedRows, SFTData, StepShape, epoch_plan, evaluation_plan
 from ts2_lightning.data.collate import capacity_of, pack
@@ -61,8 +61,7 @@ class DataCLI(TS2CLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The options of `fit`, of which none is required: rows can be read without a model."""
         super().add_arguments_to_parser(parser)
-        for action in parser._actions:
-            action.required = False
+        require_nothing(parser)
         parser.add_argument("--split", type=str, default="train", help=_SPLIT_HELP)
         parser.add_argument("--show", type=int, default=3, help="How many rows to print, drawn with data.seed.")
         parser.add_argument("--row", type=int | None, default=None, help="Print this row instead, from 0.")

@@ -4,6 +4,7 @@ import json
 import pickle
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,7 @@ from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.errors.origins import check_config_files, check_order, config_files, place_of
+from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import differences, readable, settle_weights_only, tell_differences, with_config_of_run
 from ts2_lightning.cli.launch import (
     Destination,
@@ -35,7 +37,6 @@ from ts2_lightning.cli.launch import (
     release,
 )
 from ts2_lightning.cli.loggers import join_defaults
-from ts2_lightning.cli.parser import Parser, ParserMessage
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.record import RunRecord, settings_of
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
@@ -224,8 +225,9 @@ class TS2CLI(LightningCLI):
         """Names the loss and the engine that the module takes when it is given none, so that they are recorded."""
         super().add_core_arguments_to_parser(parser)
         for key, class_path in _DEFAULT_CLASSES.items():
-            if any(action.dest == key and action.default is None for action in parser._actions):
-                parser.set_defaults({key: {"class_path": class_path}})
+            with suppress(KeyError):  # a module that takes neither
+                if parser.get_default(key) is None:
+                    parser.set_defaults({key: {"class_path": class_path}})
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The options that are ours."""

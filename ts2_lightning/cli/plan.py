@@ -14,8 +14,8 @@ from rich.table import Table
 
 from ts2_lightning.cli import program
 from ts2_lightning.cli.base_models import with_config, with_rows_for_tokens
+from ts2_lightning.cli.errors.parser import Parser, require_nothing
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.parser import Parser
 from ts2_lightning.cli.terminal import put
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
@@ -70,8 +70,7 @@ class PlanCLI(TS2CLI):
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The options of `fit`, of which only the model's is required."""
         super().add_arguments_to_parser(parser)
-        for action in parser._actions:
-            action.required = False
+        require_nothing(parser)
         parser.add_argument("--gpu", type=str | None, default=None, help=_GPU_HELP)
         parser.add_argument(
             "--gpus", type=int | None, default=None, help="GPUs, or CPU processes, of a node. Default: trainer.devices."

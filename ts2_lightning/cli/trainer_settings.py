@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts2_lightning.cli.base_models import toyworld_seed
 from ts2_lightning.cli.errors.guard import one_line, users_error
-from ts2_lightning.cli.parser import Parser
+from ts2_lightning.cli.errors.parser import Parser
 from ts2_lightning.ranges import (
     COUNT,
     COUNT_OR_ZERO,

@@ -12,6 +12,7 @@ from typing import Any
 
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.errors.origins import Origin, find_origin
+from ts2_lightning.cli.errors.parser import KEY, MESSAGES, SUBTYPES, annotation_of, arguments_of
 from ts2_lightning.config_files import no_such_file
 from ts2_lightning.suggestions import did_you_mean
 
@@ -20,12 +21,12 @@ _LONGEST = 400
 
 @dataclass(frozen=True)
 class Complaint:
-    """What the parser said, and what is needed to understand it.
+    """A message of the parser, and what is needed to understand it.
 
     Attributes:
-        message: the parser's own words, usually several lines.
-        parser: the parser of the command.
-        arguments: the command line after the command.
+        message: The parser's own words, usually several lines.
+        parser: Parser of the command.
+        arguments: Command line after the command.
     """
 
     message: str
@@ -35,12 +36,12 @@ class Complaint:
     @property
     def key(self) -> str:
         """The setting that is complained about, dotted: `model.loss.alpha`."""
-        parts = re.findall(r'Parser key "([\w.+-]+)"', self.message)
+        parts = re.findall(KEY, self.message)
         key = ".".join(dict.fromkeys(part.rstrip("+") for part in parts))
         return re.sub(r"^(fit|validate|test|predict)\.", "", key)
 
     def origin(self, key: str) -> Origin | None:
-        """Where the value of `key` was given; a class is given on the line of its `class_path`, if it has one."""
+        """The option or line that gave the value of `key`; of a class the line of its `class_path`, if it has one."""
         return find_origin(key, self.arguments, f"{key}.class_path")
 
     def about(self, key: str, text: str) -> str:
@@ -50,29 +51,29 @@ class Complaint:
 
 
 def explain(message: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
-    """One line for the user.
+    """What is wrong with a command line, in one line for the user.
 
     Args:
-        message: what jsonargparse says.
-        parser: the parser of the command, for the names that would have been right.
-        arguments: the command line after the command.
+        message: Message of jsonargparse.
+        parser: Parser of the command, for the names that would have been right.
+        arguments: Command line after the command.
     """
     complaint = Complaint(message, parser, arguments)
-    for pattern, answer in _ANSWERS:
+    for name, pattern in MESSAGES.items():
         match = re.search(pattern, message)
         if match:
-            return one_line(answer(complaint, match))
+            return one_line(_ANSWERS[name](complaint, match))
     return _shortened(one_line(message))
 
 
 def explain_interpolation(message: str, key: str, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
-    """One line about a `${...}` that leads nowhere.
+    """What is wrong with a `${...}` that leads nowhere, in one line for the user.
 
     Args:
-        message: what OmegaConf says.
-        key: the setting that holds the `${...}`.
-        parser: as for `explain`.
-        arguments: as for `explain`.
+        message: Message of OmegaConf.
+        key: Setting that holds the `${...}`.
+        parser: See `explain`.
+        arguments: See `explain`.
     """
     first = one_line(message.splitlines()[0])
     target = re.search(r"resolved to '([\w.]+)'", first) or re.search(r"Interpolation key '\.*([\w.]+)'", first)
@@ -83,30 +84,30 @@ def explain_interpolation(message: str, key: str, parser: argparse.ArgumentParse
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Every dotted setting of a parser, with the hyper-parameters of the classes that a setting may name."""
+    """Every dotted setting of a parser, with the hyper-parameters of the classes that `model.*` may name."""
     names: list[str] = []
-    for action in parser._actions:
+    for action in arguments_of(parser):
         names.extend(option.removeprefix("--") for option in action.option_strings if option.startswith("--"))
         if action.dest.startswith("model."):
-            for known in known_classes(action):
-                names.extend(f"{action.dest}.{parameter}" for parameter in parameter_names(known))
+            for cls in concrete_classes(action):
+                names.extend(f"{action.dest}.{parameter}" for parameter in parameter_names(cls))
     return [name for name in dict.fromkeys(names) if not name.endswith(".help")]
 
 
-def known_classes(action: argparse.Action | None) -> list[type]:
+def concrete_classes(action: argparse.Action | None) -> list[type]:
     """The concrete classes that may be named for a setting: every imported subclass of its annotation."""
-    found: dict[type, None] = {}
-    for base in _classes_in(getattr(action, "_typehint", None)):
-        for known in _with_subclasses(base):
-            if not inspect.isabstract(known) and not known.__name__.startswith("_"):
-                found[known] = None
-    return list(found)
+    classes: dict[type, None] = {}
+    for base in _classes_in(annotation_of(action)):
+        for cls in _with_subclasses(base):
+            if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+                classes[cls] = None
+    return list(classes)
 
 
-def parameter_names(known: type) -> list[str]:
+def parameter_names(cls: type) -> list[str]:
     """The names of a class's constructor arguments, those of its parents included where it takes `**kwargs`."""
     names: dict[str, None] = {}
-    for parent in known.__mro__:
+    for parent in cls.__mro__:
         if "__init__" not in vars(parent) or parent is object:
             continue
         parameters = list(inspect.signature(parent.__init__).parameters.values())[1:]  # type: ignore[misc]
@@ -129,7 +130,7 @@ def _unknown_key(complaint: Complaint, match: re.Match[str]) -> str:
     key = match["key"]
     if match["group"]:
         key = f"{match['group']}.{key}"
-    key = next((shorter for shorter in _prefixes(key) if not _is_known_prefix(complaint.parser, shorter)), key)
+    key = next((shorter for shorter in _prefixes(key) if not _is_prefix(complaint.parser, shorter)), key)
     names = option_names(complaint.parser)
     hint = did_you_mean(key, [*names, *_sections(names)])
     return complaint.about(key, f"no such setting{hint}")
@@ -137,8 +138,8 @@ def _unknown_key(complaint: Complaint, match: re.Match[str]) -> str:
 
 def _unknown_parameter(complaint: Complaint, match: re.Match[str]) -> str:
     key, parameter = complaint.key, match["parameter"]
-    known = _import(match["path"])
-    names = parameter_names(known) if known else []
+    cls = _import(match["path"])
+    names = parameter_names(cls) if cls else []
     hint = did_you_mean(parameter, names) or (f"; it takes {', '.join(names)}" if names else "; it takes none")
     name = match["path"].rpartition(".")[2]
     return complaint.about(f"{key}.{parameter}", f"{name} has no such setting{hint}")
@@ -154,8 +155,8 @@ def _unknown_class(complaint: Complaint, match: re.Match[str]) -> str:
     key, word = complaint.key, match["word"]
     if word.endswith((".yaml", ".yml")):
         return _missing_file(complaint, key, word)
-    names = [known.__name__ for known in known_classes(_action(complaint.parser, key))]
-    wanted = re.findall(r"Subtypes: \[<class '(?:\w+\.)*(\w+)'>", complaint.message)
+    names = [cls.__name__ for cls in concrete_classes(_action(complaint.parser, key))]
+    wanted = re.findall(SUBTYPES, complaint.message)
     if word in names and wanted:  # a class of ours, but not for this setting
         return complaint.about(key, f"{word} is not a {wanted[-1]}")
     if word == "null":
@@ -168,7 +169,7 @@ def _unknown_class(complaint: Complaint, match: re.Match[str]) -> str:
 
 
 def _abstract_class(complaint: Complaint, match: re.Match[str]) -> str:
-    names = sorted(known.__name__ for known in known_classes(_action(complaint.parser, complaint.key)))
+    names = sorted(cls.__name__ for cls in concrete_classes(_action(complaint.parser, complaint.key)))
     return complaint.about(
         complaint.key,
         f"name a class that is not abstract, with --{complaint.key} CLASS; one of {_shortened(', '.join(names))}",
@@ -179,7 +180,7 @@ def _failed_import(complaint: Complaint, match: re.Match[str]) -> str:
     path, reason = match["path"], match["reason"]
     if path.endswith((".yaml", ".yml")):
         return _missing_file(complaint, complaint.key, path)
-    names = [known.__name__ for known in known_classes(_action(complaint.parser, complaint.key))]
+    names = [cls.__name__ for cls in concrete_classes(_action(complaint.parser, complaint.key))]
     hint = did_you_mean(path.rpartition(".")[2], names)
     return complaint.about(complaint.key, f"cannot import {path}: {reason}{hint}")
 
@@ -196,10 +197,6 @@ def _required(complaint: Complaint, match: re.Match[str]) -> str:
     return f"--{keys[0]} is required{': ' + text if text else ''}{more}"
 
 
-def _no_file(complaint: Complaint, match: re.Match[str]) -> str:
-    return f"-c {no_such_file(match['path'])}"
-
-
 def _no_sub_config(complaint: Complaint, match: re.Match[str]) -> str:
     return _missing_file(complaint, complaint.key, match["value"])
 
@@ -213,17 +210,17 @@ def _missing_file(complaint: Complaint, key: str, word: str) -> str:
 def _wrong_value(complaint: Complaint, match: re.Match[str]) -> str:
     expected = _readable(match["type"])
     value = match["value"].strip()
-    if value.endswith((".yaml", ".yml")) and known_classes(_action(complaint.parser, complaint.key)):
+    if value.endswith((".yaml", ".yml")) and concrete_classes(_action(complaint.parser, complaint.key)):
         return _missing_file(complaint, complaint.key, value)
-    choices = re.findall(r"'([^']*)'", match["type"]) if "Literal" in match["type"] else []
-    return complaint.about(complaint.key, f"expected {expected}, got {value!r}{did_you_mean(value, choices)}")
+    words = re.findall(r"'([^']*)'", match["type"]) if "Literal" in match["type"] else []
+    return complaint.about(complaint.key, f"expected {expected}, got {value!r}{did_you_mean(value, words)}")
 
 
 def _needs_value(complaint: Complaint, match: re.Match[str]) -> str:
     option = match["option"].split("/")[-1]
-    given = list(complaint.arguments)
-    follows = next(iter(given[given.index(option) + 1 :]), "") if option in given else ""
-    is_value = re.match(r"-[\d.]", follows)  # taken for an option, as not every number is known for one
+    words = list(complaint.arguments)
+    follows = next(iter(words[words.index(option) + 1 :]), "") if option in words else ""
+    is_value = re.match(r"-[\d.]", follows)  # taken for an option, as the parser does not recognise every number
     return f"{option}: {match['reason']}{f'; write {option}={follows}' if is_value else ''}"
 
 
@@ -235,17 +232,17 @@ def _readable(types: str) -> str:
     """
     literals = re.findall(r"Literal\[([^\]]*)\]", types)
     rest = re.sub(r"(typing\.)?Literal\[[^\]]*\]", "", types)
-    choices = [choice.strip().strip("'") for literal in literals for choice in literal.split(",")]
+    values = [value.strip().strip("'") for literal in literals for value in literal.split(",")]
     names = re.findall(r"<class '(\w+)'>|(\w+\[(?:[^\[\]]|\[[^\[\]]*\])*\])", re.sub(r"\w+\.", "", rest))
     words = [plain or subscripted for plain, subscripted in names]
     words = [{"NoneType": "null", "str": "text", "bool": "true or false"}.get(word, word) for word in words]
-    if choices:
-        words.insert(0, "one of " + ", ".join(dict.fromkeys(choices)))
+    if values:
+        words.insert(0, "one of " + ", ".join(dict.fromkeys(values)))
     return " or ".join(dict.fromkeys(words)) or one_line(types)
 
 
 def _action(parser: argparse.ArgumentParser, key: str) -> argparse.Action | None:
-    by_dest = {action.dest: action for action in parser._actions}
+    by_dest = {action.dest: action for action in arguments_of(parser)}
     return next((by_dest[prefix] for prefix in reversed(list(_prefixes(key))) if prefix in by_dest), None)
 
 
@@ -260,8 +257,8 @@ def _sections(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(prefix for name in names for prefix in _prefixes(name) if prefix != name))
 
 
-def _is_known_prefix(parser: argparse.ArgumentParser, key: str) -> bool:
-    return any(action.dest == key or action.dest.startswith(f"{key}.") for action in parser._actions)
+def _is_prefix(parser: argparse.ArgumentParser, key: str) -> bool:
+    return any(action.dest == key or action.dest.startswith(f"{key}.") for action in arguments_of(parser))
 
 
 def _classes_in(annotation: Any) -> Iterator[type]:
@@ -292,25 +289,20 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
 
 
-_CLASS = r"Problem with given class_path '(?P<path>[^']*)':"
-_ANSWERS: list[tuple[str, Callable[[Complaint, re.Match[str]], str]]] = [
-    (r"(?s)unrecognized arguments: (?P<rest>.+)", _unrecognized),
-    (rf"{_CLASS}\s+Option '(?P<parameter>[\w.]+)' is not accepted", _unknown_parameter),
-    (rf"{_CLASS}\s+the following arguments are required: (?P<names>.+)", _missing_parameter),
-    (r"(?:Subcommand '\w+'|Group '(?P<group>[\w.]+)') does not accept option '(?P<key>[\w.+]+)'", _unknown_key),
-    (r"()(?P<group>)Option '(?P<key>[\w.+]+)' is not accepted", _unknown_key),
-    (r"Expected a dot import path string: (?P<word>.+)", _unknown_class),
-    (
-        r"Not a valid subclass of \w+\. Got value: (?P<word>None)",
-        lambda c, m: c.about(c.key, "a class is needed, got null"),
-    ),
-    (r"Import path (?P<path>\S+) does not correspond to a subclass of (?P<base>\S+)", _wrong_class),
-    (r"Expected an instantiatable class", _abstract_class),
-    (rf"{_CLASS}\s+(?P<reason>(?:No module named|module '|cannot import name).+)", _failed_import),
-    (r"the following arguments are required: (?P<names>.+)", _required),
-    (r"File does not exist: '?(?P<path>[^'\n]+)'?", _no_file),
-    (r"Unable to load config \"(?P<value>.+)\"", _no_sub_config),
-    (r"Expected an? (?P<type>[^\n]+)\. Got value: (?P<value>.*)", _wrong_value),
-    (r"(?s).*Subtypes: \[(?P<type>[^\n]+)\]\n.*?Given value: (?P<value>[^\n]+)", _wrong_value),
-    (r"argument (?P<option>\S+): (?P<reason>.+)", _needs_value),
-]  # the first that matches answers
+_ANSWERS: dict[str, Callable[[Complaint, re.Match[str]], str]] = {
+    "unrecognized": _unrecognized,
+    "unknown parameter": _unknown_parameter,
+    "missing parameter": _missing_parameter,
+    "unknown key": _unknown_key,
+    "no import path": _unknown_class,
+    "null for a class": lambda complaint, match: complaint.about(complaint.key, "a class is needed, got null"),
+    "wrong class": _wrong_class,
+    "abstract class": _abstract_class,
+    "failed import": _failed_import,
+    "required": _required,
+    "no such fragment": _no_sub_config,
+    "wrong value": _wrong_value,
+    "none of a union": _wrong_value,
+    "needs a value": _needs_value,
+}
+assert _ANSWERS.keys() == MESSAGES.keys()

@@ -34,11 +34,11 @@ class Interrupted(SystemExit):
 
 
 class UnexpectedError(Exception):
-    """An error that nobody has foreseen, which is the cause of this one.
+    """An error that is no user's: `__cause__` is the error itself.
 
     Args:
-        doing: what was being done, such as `in step 12 of the training`.
-        directory: of the run, where the traceback is saved; None if there is none.
+        doing: What was being done, such as `in step 12 of the training`.
+        directory: Directory of the run, where the traceback is saved; None if there is none.
     """
 
     def __init__(self, doing: str, directory: Path | None) -> None:
@@ -51,9 +51,9 @@ def guarded(command: Callable[[], int], debug: bool = False, name: str = "the co
     """Runs a command; see `ts2_lightning.cli.main` for the statuses.
 
     Args:
-        command: returns the exit status.
-        debug: print the traceback of errors that otherwise take one line.
-        name: of the command, for messages.
+        command: Function that runs the command and returns the exit status.
+        debug: Whether to print the traceback of errors that otherwise take one line.
+        name: Name of the command, for messages.
     """
     try:
         return command()
@@ -95,11 +95,11 @@ def save_traceback(error: BaseException, directory: Path | None) -> Path:
     """Appends the traceback of an error to `traceback.txt` (`traceback-rank-R.txt`) of a run's directory.
 
     Args:
-        error: the error.
-        directory: of the run; where there is none, or it cannot be written, a temporary file takes its place.
+        error: The error.
+        directory: Directory of the run. Without one, or if it cannot be written, a temporary file takes its place.
 
     Returns:
-        The file.
+        The file with the traceback.
     """
     text = "".join(traceback.format_exception(error))
     if directory is not None and directory.is_dir():
@@ -153,10 +153,10 @@ def users_error(error: BaseException) -> BaseException | None:
     """The `UserError` that this is, or that a library caught and raised again as its own; None if there is none."""
     from ts2_lightning.types import UserError  # here, because it imports torch
 
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, UserError):
-        found = found.__cause__
-    return found
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    return cause
 
 
 def _is_shared(error: BaseException) -> bool:

@@ -24,10 +24,10 @@ class Origin:
     """One place that gives a value to a key.
 
     Attributes:
-        key: dotted, without `init_args` and list positions, e.g. `model.loss.alpha`.
-        file: the configuration file, or None for the command line.
-        line: 1-based line in that file.
-        option: the option as typed, for the command line.
+        key: Dotted name without `init_args` and list positions, such as `model.loss.alpha`.
+        file: Configuration file, or None for the command line.
+        line: Line in that file, from 1.
+        option: Option as it was typed, for the command line.
     """
 
     key: str
@@ -59,25 +59,25 @@ def config_files(arguments: Sequence[str]) -> list[str]:
 
 def origins(arguments: Sequence[str]) -> list[Origin]:
     """Every place that gives a value, in the order in which they are applied (the last one wins)."""
-    found: list[Origin] = []
+    places: list[Origin] = []
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in CONFIG_OPTIONS:
             value = value if equals else next(iter(arguments[position + 1 : position + 2]), "")
             if value and not _is_text(value):
-                found.extend(_file_origins(value))
+                places.extend(_file_origins(value))
         elif name.startswith("--"):
-            found.append(Origin(_plain(name[2:]), option=argument))
-    return found
+            places.append(Origin(_plain(name[2:]), option=argument))
+    return places
 
 
 def find_origin(key: str, arguments: Sequence[str], *aliases: str) -> Origin | None:
     """The place that decided `key`: the last one that names it, else the last that names what it is part of.
 
     Args:
-        key: the setting.
-        arguments: the command line after the command.
-        *aliases: other names of the same setting.
+        key: Dotted name of the setting.
+        arguments: Command line after the command.
+        *aliases: Other names of the same setting.
     """
     places = origins(arguments)
     named = [place for place in places if place.key in (_plain(key), *aliases)]
@@ -94,10 +94,10 @@ def place_of(message: str, settings: Namespace, arguments: Sequence[str]) -> str
     """The file and line of the setting that a message begins with.
 
     Args:
-        message: begins with a setting (`model.optimizer.lr must be ...`, `data.template: ...`) or with a class and the
-            name of one of its settings (`TS2Loss: alpha must be ...`).
-        settings: what the command line was read as.
-        arguments: the command line after the command.
+        message: Message that begins with a setting (`model.optimizer.lr must be ...`, `data.template: ...`) or with a
+            class and the name of one of its settings (`TS2Loss: alpha must be ...`).
+        settings: Settings that the command line was read as.
+        arguments: Command line after the command.
 
     Returns:
         `FILE:LINE: `, or nothing where it was typed, is a default, or cannot be told from others of its name.
@@ -139,7 +139,7 @@ def check_config_files(arguments: Sequence[str]) -> None:
     """
     for file in config_files(arguments):
         if "://" in file:
-            continue
+            raise CommandLineError(f"-c {file}: is an address; fetch the file, and give its path")
         if not Path(file).is_file():
             raise CommandLineError(f"-c {no_such_file(file)}")
         try:
@@ -149,14 +149,14 @@ def check_config_files(arguments: Sequence[str]) -> None:
 
 
 def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
-    """Sees to it that nothing is typed in vain: what comes later on the command line wins.
+    """Refuses an option that has no effect, because something later on the command line wins over it.
 
-    A class is to be named before its settings, since it starts from its own defaults; and a file before the settings
-    that it has too.
+    A class must be named before its settings, since it starts from its own defaults, and a file before the options
+    that set what it sets too.
 
     Args:
-        arguments: the command line after the command.
-        classes: settings that name a class, such as `model.loss`.
+        arguments: Command line after the command.
+        classes: Settings that name a class, such as `model.loss`.
 
     Raises:
         CommandLineError: naming both options.
@@ -170,10 +170,10 @@ def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
                 f"{typed[place.key]} comes before {place.file}, which sets it too (line {place.line}) and would win; "
                 "give -c first"
             )
-    given = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
+    names = [argument.partition("=")[0].removeprefix("--") for argument in arguments if argument.startswith("--")]
     for key in classes:
-        if key in given:
-            early = next((name for name in given[: given.index(key)] if name.startswith(f"{key}.")), None)
+        if key in names:
+            early = next((name for name in names[: names.index(key)] if name.startswith(f"{key}.")), None)
             if early:
                 raise CommandLineError(f"--{early} comes before --{key}, which would reset it; give --{key} first")
 
@@ -184,7 +184,7 @@ def _is_text(value: str) -> bool:
 
 
 def _file_origins(file: str) -> Iterator[Origin]:
-    if "://" in file or not Path(file).is_file():
+    if not Path(file).is_file():
         return
     root = compose_config(file)
     if root is not None:
