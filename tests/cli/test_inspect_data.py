@@ -20,8 +20,9 @@ from transformers import GPT2Config
 
 from tests.cli.standins import environment
 from tests.data.data_helpers import byte_level_tokenizer
-from ts2_lightning.cli import inspect_data, main, output
-from ts2_lightning.cli.inspect_data import cost_of, drawn, histogram, report, set_up
+from ts2_lightning.cli import data_report, main, terminal
+from ts2_lightning.cli.data_report import cost_of, drawn, histogram, report
+from ts2_lightning.cli.inspect_data import set_up
 from ts2_lightning.cli.marked_rows import laid_out, marked, painted, read_pieces
 from ts2_lightning.data import SFTData, SourceRow, encode_rows, parse, read_rows
 from ts2_lightning.data.counts import Counts
@@ -370,7 +371,7 @@ def test_colours_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, toke
         train=write("rows.jsonl", chats(["Yes."])), tokenizer=tokenizer_directory, template="chatml", cache=False
     )
     set_up(made, "train")
-    monkeypatch.setattr(inspect_data, "in_colour", lambda: True)
+    monkeypatch.setattr(data_report, "in_colour", lambda: True)
     coloured = report(made, "train", row=0)
     assert "\x1b[32mYes.\x1b[0m\x1b[32;1m<|im_end|>\x1b[0m" in coloured
     assert "\x1b[1m<|im_start|>\x1b[0m" in coloured
@@ -378,7 +379,7 @@ def test_colours_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, toke
 
 
 @pytest.mark.parametrize(
-    ("terminal", "variables", "expected"),
+    ("on_screen", "variables", "expected"),
     [
         (True, {}, True),
         (False, {}, False),
@@ -388,14 +389,14 @@ def test_colours_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch, toke
     ],
 )
 def test_when_there_are_colours(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool, variables: dict[str, str], expected: bool
+    monkeypatch: pytest.MonkeyPatch, on_screen: bool, variables: dict[str, str], expected: bool
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(output.sys, "stdout", SimpleNamespace(isatty=lambda: terminal))
-    assert output.in_colour() is expected
+    monkeypatch.setattr(terminal.sys, "stdout", SimpleNamespace(isatty=lambda: on_screen))
+    assert terminal.in_colour() is expected
 
 
 def test_the_rows_are_drawn_with_the_seed() -> None:
@@ -499,8 +500,8 @@ def test_a_reader_that_has_seen_enough(here: Path) -> None:
 
 def test_a_character_that_the_output_does_not_have(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open("out.txt", "w", encoding="ascii") as stream:
-        monkeypatch.setattr(output.sys, "stdout", stream)
-        output.put("⟦é⟧\udcff")
+        monkeypatch.setattr(terminal.sys, "stdout", stream)
+        terminal.put("⟦é⟧\udcff")
     assert Path("out.txt").read_text() == "\\u27e6\\xe9\\u27e7\\udcff\n"
 
 
