@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug, first)
 
     # A program that calls this function may have changed what a command does, and with it the help.
-    only_help = argv is None and not debug and arguments[1:] in (["-h"], ["--help"])
-    return with_help_page(first, execute) if only_help else execute()
+    is_page = COMMANDS[first].help_is_kept and arguments[1:] in (["-h"], ["--help"])
+    return with_help_page(first, execute) if is_page and argv is None and not debug else execute()
 
 
 def usage() -> str:

@@ -1,4 +1,4 @@
-"""The help of every command, made once per installation and then read from the cache directory.
+"""The help of the commands with the settings of `fit`, made once per installation and then read from the cache.
 
 `fit --help` lists every setting of Lightning's trainer, so making it imports Lightning, and with it torchmetrics,
 matplotlib, scipy and torch._dynamo: seconds of processor time for a page that does not change. The text is kept under a
