@@ -137,7 +137,7 @@ def test_a_bad_row_among_the_first_streamed_ones(data: Data) -> None:
 def test_turns_that_are_dropped_with_their_texts_are_no_truncation() -> None:
     encoded = encode_rows([SourceRow(ROWS[0], "x.jsonl:1")], None)
     rows = replace(encoded, counts=Counts(read=1, kept=1, turns_lost=1))
-    lines = list(inspect_data._count_lines(rows, has_turns=True))
+    lines = list(data_report._count_lines(rows, has_turns=True))
     assert "  truncated      0 of the kept" in lines
     assert "  dropped        0 as too long; and 1 turn of the kept, each with its text" in lines
 

@@ -210,7 +210,7 @@ def test_damaged_files_are_named_and_cost_no_other_run() -> None:
     assert "not what `measure` writes" in found["runs/measure/1"]
     assert "metrics.csv:3: not a row of numbers" in found["runs/curve/1"]
     assert "not what `measure` writes" in found["runs/list/1"]
-    assert "state.json: cannot be read" in found["runs/state/1"]
+    assert "state.json: is not JSON" in found["runs/state/1"]
     assert not any("\n" in reason for reason in found.values())
 
 
@@ -542,8 +542,8 @@ def test_no_two_rows_have_one_label() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read"),
-        ("[]", "expected a JSON object"),
+        ("{", "is not JSON"),
+        ("[]", "must hold an object, got list"),
         ('{"name": "x"}', "not what `ablate` writes"),
         ('{"name": "x", "title": "", "axes": {}, "points": [{"labels": 3}]}', "not what `ablate` writes"),
     ],

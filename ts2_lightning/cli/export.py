@@ -1,6 +1,5 @@
 """`export`: a checkpoint of any strategy becomes a transformers directory."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ from ts2_lightning.cli.going_on import choose_whole
 from ts2_lightning.cli.terminal import OptionParser, quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
+from ts2_lightning.json_files import read_json
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import settle_embeddings
 from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
+from ts2_lightning.runs.contents import read_config
 from ts2_lightning.runs.directory import latest_config, run_name
 from ts2_lightning.types import UserError
-from ts2_lightning.yaml_files import load_yaml
 
 _ABOUT = """Makes a directory that transformers and vLLM load (vLLM itself was never run on one) from a checkpoint of
 any strategy, in bounded memory. Model, tokenizer and chat template are those of the run that the checkpoint lies in."""
@@ -94,14 +94,9 @@ def _records(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration of a run, and what it recorded of its data."""
     if not (run / "data.json").is_file():
         raise UserError(f"{run}: no data.json, which says which tokenizer and which chat template were used")
-    try:
-        settings = latest_config(run)
-        config = load_yaml(settings.read_text(encoding="utf-8"), str(settings))
-        data = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{run}: config.yaml or data.json cannot be read ({one_line(str(error))})") from error
+    config, data = read_config(run), read_json(run / "data.json")
     for file, content, names in (("config.yaml", config, _OF_CONFIG), ("data.json", data, _OF_DATA)):
-        absent = [name for name in names if not isinstance(content, dict) or name not in content]
+        absent = [name for name in names if name not in content]
         if absent:
             raise UserError(f"{run}/{file} is not as fit writes it: it has no {absent[0]}")
     return config, data

@@ -1,6 +1,5 @@
 """`measure`: what is measured of trained models, each thing once, into their runs' directories."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -18,6 +17,7 @@ from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device
+from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
@@ -140,10 +140,7 @@ def _recorded_length(file: Path) -> int | None:
     """What `data.max_length: null` was to a run; None if that is not recorded."""
     if not file.is_file():
         return None
-    try:
-        length = json.loads(file.read_text(encoding="utf-8")).get("max_length")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file}: cannot be read ({one_line(str(error))})") from error
+    length = read_json(file).get("max_length")
     return length if isinstance(length, int) else None
 
 

@@ -10,6 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
+from ts2_lightning.json_files import read_json
+
 
 def base_file(base: str, name: str, revision: str | None, fetch: bool = True) -> Path | None:
     """A file of the base model; None if there is none.
@@ -63,7 +65,7 @@ class BaseWeights:
         index = base_file(self._base, SAFE_WEIGHTS_INDEX_NAME, self._revision, fetch=False)
         names = [SAFE_WEIGHTS_NAME]
         if index is not None:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(read_json(index)["weight_map"].values()))
         files = [base_file(self._base, name, self._revision, fetch=False) for name in names]
         places: dict[str, Path] = {}
         for file in filter(None, files):
@@ -75,8 +77,7 @@ class BaseWeights:
 def base_json(base: str | None, name: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of the base model; empty if there is none."""
     path = None if base is None else base_file(base, name, revision)
-    content: dict[str, Any] = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return {} if path is None else read_json(path)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,18 +1,17 @@
 """The files beside the weights: config.json, generation settings, tokenizer, chat template."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.export.base_files import base_json, write_json
+from ts2_lightning.json_files import read_json
 from ts2_lightning.types import UserError
 
 TOKENIZER_FILES = (
@@ -127,7 +126,7 @@ def write_chat_template(directory: Path, template: str | None) -> None:
     path = directory / "tokenizer_config.json"
     if not path.exists():
         return
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     before = dict(config)
     if template is not None and "chat_template" in config:
         config["chat_template"] = template

@@ -4,7 +4,6 @@ transformers 5 renames, fuses and splits tensors when it loads (the experts of a
 reverses that when it saves, on all weights at once. Here the same reversal runs on a few tensors at a time.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers.core_model_loading import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ts2_lightning.export.base_files import base_file
+from ts2_lightning.json_files import read_json
 
 NamedTensors = Iterable[tuple[str, Tensor]]
 
@@ -62,7 +62,7 @@ def _stored_names(base: str, revision: str | None) -> list[str]:
     """The names in a base model's files; none if weights would have to be fetched for them."""
     index = base_file(base, SAFE_WEIGHTS_INDEX_NAME, revision)
     if index is not None:
-        return sorted(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        return sorted(read_json(index)["weight_map"])
     single: Path | None = base_file(base, SAFE_WEIGHTS_NAME, revision, fetch=False)
     if single is None:
         return []

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ts2_lightning.json_files import read_object
 from ts2_lightning.modules.adapters import NAME
 from ts2_lightning.modules.config import AdapterConfig
-from ts2_lightning.modules.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_file, read_json
+from ts2_lightning.modules.model_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, find_file
 from ts2_lightning.types import UserError
 
 _SETTING = "model.lm.adapter.path"
@@ -113,7 +114,7 @@ def _read_settings(path: str) -> dict[str, Any]:
     try:
         file = find_file(path, ADAPTER_CONFIG)
         if file is not None:
-            return read_json(Path(file))
+            return read_object(Path(file), f"its {ADAPTER_CONFIG}")
     except (OSError, ValueError) as error:
         if not Path(path).exists():
             raise UserError(

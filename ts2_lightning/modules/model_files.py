@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import cached_file
 
+from ts2_lightning.json_files import read_object
 from ts2_lightning.ranges import COUNT, trouble
 
 FAILURES = (OSError, ValueError, SafetensorError, StrictDataclassError)
@@ -55,7 +56,7 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
         if on_hub is not None:
             raise AdapterFoundError(adapter_hint(path, Path(on_hub)))
         raise ValueError("there is no config.json in it")
-    stated = read_json(Path(file))
+    stated = read_object(Path(file), "its config.json")
     if not isinstance(stated.get("model_type"), str):
         raise ValueError(f"its config.json has no model_type, which names the kind of model; {_AGAIN}")
     try:
@@ -80,7 +81,7 @@ def adapter_hint(path: str, file: Path) -> str:
         file: its `adapter_config.json`.
     """
     try:
-        settings = read_json(file)
+        settings = read_object(file, f"its {file.name}")
     except ValueError as error:
         return f"it is a PEFT adapter, no model, and {error}"
     base = settings.get("base_model_name_or_path") or "BASE"
@@ -129,7 +130,7 @@ def check_weight_files(path: str) -> None:
     if not directory.is_dir():
         return
     if (directory / "generation_config.json").is_file():
-        read_json(directory / "generation_config.json")
+        read_object(directory / "generation_config.json", "its generation_config.json")
     for name in weight_files(directory):
         _check_header(directory / name)
 
@@ -144,7 +145,7 @@ def weight_files(directory: Path) -> list[str]:
         return [WEIGHTS]
     if not (directory / INDEX).is_file():
         raise ValueError(_no_weights(directory))
-    index = read_json(directory / INDEX)
+    index = read_object(directory / INDEX, f"its {INDEX}")
     places = index.get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"its {INDEX} has no weight_map from weights to files; {_AGAIN}")
@@ -170,7 +171,7 @@ def weight_paths(path: str, revision: str | None = None) -> list[str]:
         return [str(Path(path, name)) for name in weight_files(Path(path))]
     names, index = [WEIGHTS], find_file(path, INDEX, revision)
     if index is not None:
-        names = sorted(set(read_json(Path(index))["weight_map"].values()))
+        names = sorted(set(read_object(Path(index), f"its {INDEX}")["weight_map"].values()))
     return [file for name in names if (file := find_file(path, name, revision)) is not None]
 
 
@@ -193,21 +194,6 @@ def _check_header(file: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(f"its {file.name} is cut short or damaged ({error}); {_AGAIN}") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: it is none; names the file.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its {file.name} is not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"its {file.name} must hold an object, got {type(content).__name__}; {_AGAIN}")
-    return content
 
 
 def find_file(path: str, name: str, revision: str | None = None) -> str | None:

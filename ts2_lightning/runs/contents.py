@@ -1,10 +1,10 @@
 """The contents of a run's files: its settings, its logged values, and the reason why it is not finished."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError
@@ -12,21 +12,6 @@ from ts2_lightning.yaml_files import load_yaml
 
 METRICS = Path("csv", "metrics.csv")
 """The log of a run, in its directory."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object in a file of JSON.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.runs.contents import METRICS, read_curves, read_json
+from ts2_lightning.json_files import read_json
+from ts2_lightning.runs.contents import METRICS, read_curves
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError

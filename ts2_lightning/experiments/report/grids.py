@@ -11,7 +11,8 @@ from ts2_lightning.experiments.grid import GRID
 from ts2_lightning.experiments.report.grouping import label_of, named_axes
 from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings, told_apart
 from ts2_lightning.experiments.report.runs import make_run, outdated
-from ts2_lightning.runs.contents import read_json, why_unfinished
+from ts2_lightning.json_files import read_json
+from ts2_lightning.runs.contents import why_unfinished
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.types import UserError

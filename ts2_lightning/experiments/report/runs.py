@@ -6,8 +6,9 @@ from typing import Any
 
 from ts2_lightning.evaluation.results import DIRECTORY, Result, read_result
 from ts2_lightning.experiments.report.results import Curve, Run
+from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.checkpoints import newest_checkpoint
-from ts2_lightning.runs.contents import read_curves, read_json
+from ts2_lightning.runs.contents import read_curves
 from ts2_lightning.runs.directory import ENVIRONMENT
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.state import STATE

@@ -14,7 +14,7 @@ from ts2_lightning.experiments.report.markdown import COLUMNS, as_markdown, seed
 from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.results import Results
 from ts2_lightning.experiments.report.tables import booktabs, results_table
-from ts2_lightning.runs.contents import read_json
+from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError
 
