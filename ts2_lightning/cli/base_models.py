@@ -63,7 +63,7 @@ def seeds_kept() -> Iterator[None]:
 
 @contextmanager
 def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
-    """The toy world's model is made on first use; its config is known without."""
+    """The config with a path that has a config.json: the toy world's is written without making its model."""
     if lm.path.partition("?")[0] != "toyworld":
         yield lm
         return
@@ -72,14 +72,14 @@ def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
 
 
 def with_rows_for_tokens(lm: LanguageModelConfig, tokenizer: str) -> LanguageModelConfig:
-    """A config with the number of rows that `resize_embeddings: true` means.
+    """The same config with a number of embedding rows in the place of `resize_embeddings: true`.
 
     Args:
-        lm: whose path has a config.json.
-        tokenizer: its path or name, which may be the toy world's model's; read only if it decides.
+        lm: Config whose path is a directory or hub name with a config.json.
+        tokenizer: Path or name of the tokenizer; it is read only if it decides.
 
     Raises:
-        UserError: there is no such tokenizer, or a number is too small.
+        UserError: There is no such tokenizer, or the number of rows is too small.
     """
     if lm.resize_embeddings is not True:
         return settle_embeddings(lm)
@@ -88,10 +88,10 @@ def with_rows_for_tokens(lm: LanguageModelConfig, tokenizer: str) -> LanguageMod
 
 
 def limits_at(path: str, revision: str | None = None) -> ModelLimits:
-    """The limits of the model at a path, which may be the toy world's.
+    """The limits of the model at a path.
 
     Raises:
-        UserError: there is no config that can be read.
+        UserError: There is no config that can be read.
 
     Example:
         >>> limits_at("toyworld").context
@@ -102,7 +102,7 @@ def limits_at(path: str, revision: str | None = None) -> ModelLimits:
 
 
 def limits_with_new_rows(path: str, revision: str | None, resize: bool | int, tokenizer: str) -> ModelLimits:
-    """As `limits_at`, with the rows that the embedding is to be given.
+    """The limits of the model at a path once its embeddings have been resized.
 
     Raises:
         UserError: as `limits_at` and `with_rows_for_tokens`.

@@ -34,9 +34,9 @@ class Argument:
     """One hyper-parameter.
 
     Attributes:
-        name: as in `--model.loss.NAME`.
-        default: of the constructor; `REQUIRED` where there is none.
-        description: from the docstring, on one line; empty where it has none.
+        name: Name of the setting, as in `--model.loss.NAME`.
+        default: Default value in the constructor; `REQUIRED` where there is none.
+        description: Description in the docstring, on one line; empty where it has none.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Entry:
     """One objective.
 
     Attributes:
-        name: as in `--model.loss NAME`: the bare name of one of ours, the import path of another.
-        formula: the value of one token, or None where the docstring has none. So for `gradient` and `source`.
-        gradient: of the value with respect to the logits.
-        source: paper, with equation or section.
-        text: the docstring up to its first section.
-        arguments: in the order of the constructor.
+        name: Name as in `--model.loss NAME`: the bare name of one of ours, the import path of another.
+        formula: Value of the loss of one token; None where the docstring has none, as for `gradient` and `source`.
+        gradient: Gradient of the value with respect to the logits.
+        source: Paper, with equation or section.
+        text: Docstring up to its first section.
+        arguments: Arguments of the constructor, in their order.
     """
 
     name: str
@@ -148,12 +148,12 @@ def find(name: str) -> Entry:
     Raises:
         UserError: there is none; says which name is near.
     """
-    known = loss_classes()
-    if name in known:
-        return read_entry(known[name], name)
+    classes = loss_classes()
+    if name in classes:
+        return read_entry(classes[name], name)
     if "." in name:
         return read_entry(_import(name), name)
-    near = did_you_mean(name, known) or did_you_mean(f"{name}Loss", known)
+    near = did_you_mean(name, classes) or did_you_mean(f"{name}Loss", classes)
     raise UserError(f"losses: no loss named {name!r}{near or '; without a name, all are listed'}")
 
 
@@ -233,7 +233,7 @@ def _own_doc(cls: type) -> str:
 def _paragraph(text: str, beginning: str) -> str | None:
     """The lines from the one that begins so to a blank line or a gradient, as one line without its last comma or stop.
 
-    A gradient that follows on the same line (`L = ..., dL/dz = ...`) is cut off, and found when it is asked for.
+    A gradient that follows on the same line (`L = ..., dL/dz = ...`) is cut off; it has its own beginning to look for.
     """
     match = re.search(rf"(?:^|, )({re.escape(beginning)}.*?)(?=\n\s*\n|\n\s*dL/dz|, dL/dz|\Z)", text, re.S | re.M)
     return re.sub(r"[.,;]$", "", " ".join(match[1].split())) if match else None

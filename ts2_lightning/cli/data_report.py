@@ -24,7 +24,7 @@ _LABEL = 15  # columns of what stands before a value
 
 
 class Cost(NamedTuple):
-    """What an epoch, or one pass over other rows, takes.
+    """Cost of an epoch, or of one pass over other rows.
 
     Attributes:
         steps: optimizer steps; 0 if nothing is learnt.
@@ -78,7 +78,7 @@ def places_of(lengths: NDArray[np.int64], capacity: float | None) -> int:
 
     Args:
         lengths: [R] tokens of each row; a batch without rows is a filler of one place.
-        capacity: as in `collate`.
+        capacity: Capacity of a packed sequence, see `collate`.
 
     Example:
         >>> places_of(np.array([3, 5]), None), places_of(np.array([3, 5, 2]), capacity=6), places_of(np.array([]), None)
@@ -93,14 +93,14 @@ def places_of(lengths: NDArray[np.int64], capacity: float | None) -> int:
 
 
 def report(data: SFTData, split: str, world_size: int = 1, show: int = 3, row: int | None = None) -> str:
-    """All that the command prints.
+    """The whole output of the command for one split.
 
     Args:
-        data: after `setup`.
-        split: which of its splits.
-        world_size: ranks that an epoch is divided between.
-        show: how many rows to print.
-        row: print this one instead.
+        data: Datamodule after `setup`.
+        split: Name of the split.
+        world_size: Number of ranks that an epoch is divided between.
+        show: Number of rows to print.
+        row: Number of the one row to print instead.
 
     Raises:
         UserError: if there is no such row.

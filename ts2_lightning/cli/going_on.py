@@ -78,8 +78,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     """The settings in which two configurations differ, by their dotted names: what was, and what is.
 
     Args:
-        before: of the run, as `record.settings_of` gives them.
-        now: of this command.
+        before: Settings of the run, as `record.settings_of` returns them.
+        now: Settings of this command.
 
     Example:
         >>> differences({"name": "a", "data.seed": 1, "model.loss.alpha": 0.5}, {"name": "b", "data.seed": 2})
@@ -112,7 +112,7 @@ def tell_differences(run: Path, changed: Mapping[str, tuple[Any, Any]]) -> None:
 
 
 def _short(value: Any) -> str:
-    """A value as one reads it: of a long one, such as a list of callbacks, only what it is."""
+    """A value for a line of text; a long one, such as a list of callbacks, is only counted."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"[{len(value)} entries]" if isinstance(value, list) else "..."
 
@@ -169,7 +169,7 @@ def readable(candidates: Sequence[Path], go_on: bool, weights_only: bool = True)
     """The candidates from the first one on that is a checkpoint of `fit`: older ones are for the case of damage.
 
     Args:
-        candidates: the one that is wanted, and those that may take its place.
+        candidates: The checkpoint that was asked for, and those that may take its place.
         go_on: see `check_content`.
         weights_only: see `check_content`.
 
@@ -204,8 +204,8 @@ def choose_whole(candidates: Sequence[str], trainer: Trainer | None = None) -> s
     """The first checkpoint whose bytes are those that were written. Every rank must call; each reads a share of them.
 
     Args:
-        candidates: the one that is wanted, and those that may take its place.
-        trainer: whose ranks look at it together; None: this process alone.
+        candidates: The checkpoint that was asked for, and those that may take its place.
+        trainer: Trainer whose ranks read it together; None for this process alone.
 
     Raises:
         SharedError: none of them is whole.

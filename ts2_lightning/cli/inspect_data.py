@@ -110,14 +110,14 @@ def set_up(data: SFTData, name: str) -> float:
     """Reads and encodes the rows of one set, however many are bad; of streamed ones only the first.
 
     Args:
-        data: the datamodule.
-        name: of the set, see `RowSets`.
+        data: The datamodule.
+        name: Name of the set, see `RowSets`.
 
     Returns:
         The share of bad rows that a training would tolerate.
 
     Raises:
-        UserError: for anything else that is wrong.
+        UserError: Anything but bad rows is wrong.
     """
     tolerated, data.max_rejects = data.max_rejects, 1.0
     with warnings.catch_warnings():
@@ -140,10 +140,10 @@ def _read(data: SFTData, name: str) -> None:
 
 
 def judge(rows: EncodedRows, tolerated: float) -> None:
-    """Says of bad rows what `fit` would.
+    """Refuses bad rows as `fit` would.
 
     Raises:
-        UserError: naming the first, if more are bad than tolerated.
+        UserError: More rows are bad than tolerated; the message names the first.
     """
     rejects = Rejects(tolerated)
     for reject in rows.rejects:

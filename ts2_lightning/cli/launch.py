@@ -117,9 +117,9 @@ def release(runs: Path, command: Sequence[str], finished: bool) -> None:
     """Forgets the claim of this launch, so that the next one in this process or job does not find it.
 
     Args:
-        runs: as in `agree`.
-        command: as in `agree`.
-        finished: the run came to its end. If not, a job that can be started again keeps its claim.
+        runs: Directory of all runs, see `agree`.
+        command: Command and its options, see `agree`.
+        finished: Whether the run came to its end. If not, a job that can be started again keeps its claim.
     """
     if not is_rank_zero():
         return

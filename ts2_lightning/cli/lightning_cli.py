@@ -230,7 +230,7 @@ class TS2CLI(LightningCLI):
                     parser.set_defaults({key: {"class_path": class_path}})
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """The options that are ours."""
+        """Adds the options of the run itself."""
         parser.add_argument("--name", type=str | None, default=None, help=_NAME_HELP)
         parser.add_argument("--runs_dir", type=str, default="runs", help="Directory of all runs.")
 
@@ -241,26 +241,20 @@ class TS2CLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parses the command line; what is wrong with it becomes one line."""
-        self._subcommand_parsers[self.command].description = self.description
+        command_parser = self._subcommand_parsers[self.command]
+        command_parser.description = self.description
         try:
             self.config = parser.parse_args(args)
         except ParserMessage as said:
-            self._explain(said.message)
+            raise CommandLineError(explain(said.message, command_parser, self.options)) from None
         except OmegaConfBaseException as error:
-            self._explain_interpolation(error)
+            key = (getattr(error, "full_key", None) or "").removeprefix(f"{self.command}.")
+            line = explain_interpolation(str(error), key, command_parser, self.options)
+            raise CommandLineError(line) from None
         check_numeric_settings(self.settings)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the hyper-parameters in the checkpoint beat what the user gave now. They do not."""
-
-    def _explain(self, message: str) -> NoReturn:
-        raise CommandLineError(explain(message, self._subcommand_parsers[self.command], self.options)) from None
-
-    def _explain_interpolation(self, error: OmegaConfBaseException) -> NoReturn:
-        key = (getattr(error, "full_key", None) or "").removeprefix(f"{self.command}.")
-        raise CommandLineError(
-            explain_interpolation(str(error), key, self._subcommand_parsers[self.command], self.options)
-        ) from None
 
     # --- before anything is built ------------------------------------------------------------------------------
 
@@ -274,7 +268,7 @@ class TS2CLI(LightningCLI):
         return Path(self.settings.runs_dir)
 
     def settle(self) -> None:
-        """Settles what the user left open, as far as it is the same on every machine."""
+        """Decides what the user left open and what is the same on every machine."""
         settings = self.settings
         settings.name = run_name(settings.name, config_files(self.options))
         trainer = settings.trainer
@@ -289,7 +283,7 @@ class TS2CLI(LightningCLI):
         settle_weights_only(settings, self.options)
 
     def before_instantiate_classes(self) -> None:
-        """Settles the rest; the record of the run keeps what the user wrote."""
+        """Decides the rest; the record of the run keeps what the user wrote."""
         self.settle()
         settings, trainer = self.settings, self.settings.trainer
         if trainer.precision is None and computes_in_bfloat16(trainer.accelerator):
@@ -319,10 +313,10 @@ class TS2CLI(LightningCLI):
             lm.given_path = self._given_path
 
     def check_model_and_data(self) -> None:
-        """Makes module and data module once, which need neither weights nor rows, to have their settings looked at.
+        """Builds module and data module once, which needs neither weights nor rows, so that they check their settings.
 
         Raises:
-            UserError: one is out of its range.
+            UserError: A setting is out of its range.
         """
         settings = Namespace(model=self.settings.model, data=self.settings.data)
         try:
@@ -331,7 +325,7 @@ class TS2CLI(LightningCLI):
             raise users_error(error) or error from None
 
     def _settle_checkpoint(self) -> None:
-        """A checkpoint that is not there, or is none, should be told before models are loaded, not after."""
+        """Finds the checkpoint before any model is loaded, so that a wrong path is told at once."""
         settings = self.settings
         if settings.ckpt_path is None or not is_rank_zero():
             return

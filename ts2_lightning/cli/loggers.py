@@ -125,21 +125,21 @@ class RunTensorBoardLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
-def join_defaults(given: Logger | Iterable[Logger] | bool | None, run: Path) -> list[Logger] | bool:
+def join_defaults(users: Logger | Iterable[Logger] | bool | None, run: Path) -> list[Logger] | bool:
     """TensorBoard in `run/tensorboard`, CSV in `run/csv/metrics.csv`, and the user's loggers.
 
     Args:
-        given: the user's. One of them that writes for TensorBoard, or CSV, takes the place of ours that does; False
+        users: The user's loggers. One that writes for TensorBoard, or CSV, takes the place of ours that does; False
             stands for no logger at all.
-        run: the run's directory.
+        run: Directory of the run.
     """
-    if given is False:
+    if users is False:
         return False
-    users = [given] if isinstance(given, Logger) else [] if given is None or given is True else list(given)
+    loggers = [users] if isinstance(users, Logger) else [] if users is None or users is True else list(users)
     ours: list[Logger] = [
         RunTensorBoardLogger(save_dir=str(run), name="tensorboard", version=""),
         RunCSVLogger(save_dir=str(run), name="csv", version=""),
     ]
     kinds = (TensorBoardLogger, CSVLogger)
-    taken = tuple(kind for kind in kinds if any(isinstance(user, kind) for user in users))
-    return [*(own for own in ours if not isinstance(own, taken)), *users]
+    taken = tuple(kind for kind in kinds if any(isinstance(logger, kind) for logger in loggers))
+    return [*(own for own in ours if not isinstance(own, taken)), *loggers]

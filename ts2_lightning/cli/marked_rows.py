@@ -22,9 +22,9 @@ class Piece(NamedTuple):
     """Neighbouring tokens of a kind.
 
     Attributes:
-        text: what they say.
-        turn: which of the row's learnt turns they belong to; -1 for none.
-        control: one token that is no text, such as the end of a turn.
+        text: Text of the tokens.
+        turn: Number of the learnt turn of the row that they belong to; -1 for none.
+        control: Whether it is one token that is no text, such as the end of a turn.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """`plan`: memory per GPU, time per step and checkpoints of a configuration, from its settings alone.
 
-No weights are read. A run on CPUs is planned for this machine: its memory is known, its speed is not.
+No weights are read. A run on CPUs is planned for this machine, whose memory is measured and whose speed is not.
 """
 
 import json
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         that could be made is no error.
 
     Raises:
-        UserError: no model, a GPU, accelerator or strategy that is not known.
+        UserError: no model, or a GPU, an accelerator or a strategy without figures.
     """
     return run_command("fit", argv, PlanCLI)
 
@@ -118,14 +118,14 @@ def _check(settings: Any) -> None:
 
 
 def device_of(gpu: str | None, accelerator: Any) -> GPU | Machine:
-    """What a plan is for: the GPU that is named, or what the trainer would take.
+    """The device of a plan: the GPU that is named, or the device that the trainer would take.
 
     Args:
-        gpu: kind of GPU, or None.
-        accelerator: the trainer's.
+        gpu: Kind of GPU, or None.
+        accelerator: Accelerator of the trainer.
 
     Raises:
-        UserError: a GPU that is not known, or an accelerator that is neither a GPU nor a CPU.
+        UserError: there are no figures of the GPU, or the accelerator is neither a GPU nor a CPU.
     """
     if gpu is not None:
         return find_gpu(gpu)
@@ -165,15 +165,17 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
     )
 
 
-def devices(given: Any) -> int:
-    """How many `trainer.devices` are: a number, a list, or numbers with commas; 1 where only the machine knows.
+def devices(setting: Any) -> int:
+    """Number of devices that `trainer.devices` stands for, which is a number, a list, or numbers with commas.
+
+    It is 1 for `auto` and -1, which depend on the machine.
 
     >>> devices(4), devices("2"), devices("0,1"), devices([0, 2]), devices("auto"), devices(-1)
     (4, 2, 2, 2, 1, 1)
     """
-    if isinstance(given, list):
-        return len(given)
-    words = str(given).strip(",").split(",")
+    if isinstance(setting, list):
+        return len(setting)
+    words = str(setting).strip(",").split(",")
     if len(words) > 1:
         return len(words)
     return max(1, int(words[0])) if words[0].lstrip("-").isdigit() else 1
@@ -198,7 +200,7 @@ _TERMS = {
 
 
 def report(plan: Plan) -> str:
-    """All that the command prints."""
+    """The whole output of the command, as text."""
     times = [_time_table(plan)] if plan.duration else []
     memory = f"{_memory_table(plan)}\n{_FOOTNOTE.format(_unit(plan))}"
     return "\n\n".join([_headline(plan), memory, *times, _saving(plan), _verdict(plan)])
@@ -311,7 +313,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The same, in bytes and seconds; `gpu` or `machine` is null."""
+    """The whole output of the command for `--json`, in bytes and seconds; `gpu` or `machine` is null."""
     job, saving = plan.job, plan.saving
     device = {"name": job.device.name, "memory": job.device.memory}
     gpu = device | {"source": job.device.source} if isinstance(job.device, GPU) else None

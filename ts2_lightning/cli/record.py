@@ -35,10 +35,10 @@ class RunRecord(Callback):
     `data.json` describe machine, software, revision and data of the latest start.
 
     Args:
-        destination: the run's directory, and the checkpoint that it starts from.
-        config: the configuration as YAML.
-        argv: the command and its options.
-        lock: of the run's one writer, in the process that has it.
+        destination: Directory of the run, and the checkpoint that it starts from.
+        config: Configuration as YAML.
+        argv: Command and its options.
+        lock: Lock of the run's one writer, in the process that has it.
     """
 
     def __init__(self, destination: Destination, config: str, argv: list[str], lock: WriterLock | None = None) -> None:
@@ -101,17 +101,17 @@ def settings_of(config: str) -> dict[str, Any]:
     >>> settings_of("model: {loss: TS2, layers: [1, 2]}")
     {'model.loss': 'TS2', 'model.layers': [1, 2]}
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
         if not isinstance(value, dict):
-            found[prefix] = value
+            settings[prefix] = value
             return
         for key, inner in value.items():
             visit(f"{prefix}.{key}".strip("."), inner)
 
     visit("", load_yaml(config, "config.yaml"))
-    return found
+    return settings
 
 
 def check_agreement(trainer: Trainer, settings: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from ts2_lightning.types import UserError
 
 
 class SettingsReader(TS2CLI):
-    """The settings of `fit`, as many times as wanted: the parser is made once, with the first of them."""
+    """Reads the settings of many command lines of `fit`; the parser is made with the first of them."""
 
     def __init__(self) -> None:
         super().__init__("fit", [], *classes())
@@ -26,7 +26,7 @@ class SettingsReader(TS2CLI):
         made once, so that a hyper-parameter out of range is told too.
 
         Args:
-            options: the command line after `fit`.
+            options: Command line after `fit`.
 
         Raises:
             UserError: where `fit` would refuse it.

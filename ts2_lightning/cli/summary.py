@@ -17,7 +17,7 @@ RESULTS = "metrics.json"
 
 
 def closing_lines(command: str, run: Path) -> list[str]:
-    """What to print when a command has come to its end."""
+    """The lines that are printed when a command has come to its end."""
     if command == "predict":
         return [f"Predictions: {run / PredictionFile.NAME}"]
     if command != "fit":
@@ -58,12 +58,12 @@ def _metrics(file: Path) -> list[str]:
 
 
 def interruption_line(run: Path | None, number: int = signal.SIGINT, requeued: bool = False) -> str:
-    """What to print after Ctrl-C, or another signal.
+    """The line that is printed after Ctrl-C, or another signal.
 
     Args:
-        run: the run's directory; None if there is none yet.
-        number: of the signal.
-        requeued: SLURM has put the job into its queue again.
+        run: Directory of the run; None if there is none yet.
+        number: Number of the signal.
+        requeued: Whether SLURM has put the job into its queue again.
     """
     what = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
     if requeued:
