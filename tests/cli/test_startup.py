@@ -115,13 +115,21 @@ def test_help_needs_no_cache(tmp_path: Path) -> None:
 def test_garbage_is_not_collected_while_a_command_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "imported_command.py").write_text("import gc\nDURING = gc.isenabled()\ndef run(argv): return DURING\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert gc.isenabled()
-    assert Command("imported_command:run", "").run("", []) == 0
-    assert gc.isenabled()
     (tmp_path / "broken_command.py").write_text("raise ImportError\n")
-    with pytest.raises(ImportError):
-        Command("broken_command:run", "").run("", [])
-    assert gc.isenabled()
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
+    try:
+        assert Command("imported_command:run", "").run("", []) == 0
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 10_000, "later collections look through what imports made"
+        gc.unfreeze()
+        assert Command("imported_command:run", "").run("", []) == 0
+        assert gc.get_freeze_count() == 0, "what is imported already is no reason to keep garbage"
+        with pytest.raises(ImportError):
+            Command("broken_command:run", "").run("", [])
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        sys.modules.pop("imported_command", None)
 
 
 def test_no_page_is_kept_that_follows_from_more_than_the_installation(tmp_path: Path) -> None:
