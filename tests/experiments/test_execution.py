@@ -22,7 +22,6 @@ from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution import local, work
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.local import environments, run_locally, shares
-from ts2_lightning.experiments.execution.processes import Processes, last_words
 from ts2_lightning.experiments.execution.task import (
     FAILED,
     Failure,
@@ -35,6 +34,7 @@ from ts2_lightning.experiments.execution.task import (
     tasks_of,
     write_failure,
 )
+from ts2_lightning.experiments.execution.work import Processes, last_words
 from ts2_lightning.experiments.grid import BaseModel, Grid, Point, Training
 from ts2_lightning.runs.process_lock import FILE, ProcessLock, is_orphaned, is_taken
 from ts2_lightning.types import UserError
@@ -51,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def task(name: str, *options: str, specs: tuple[str, ...] = ("{}",)) -> Task:
+def task(name: str, *options: str, specs: tuple[dict[str, Any], ...] = ({},)) -> Task:
     return Task(name, Path("runs", "g", name), ("--name", f"g/{name}", "--runs_dir", "runs", *options), "", specs)
 
 
@@ -223,7 +223,7 @@ def test_a_shared_training_is_one_task() -> None:
     assert (first.title, first.options, first.model, first.on_gpu) == ("base", (), "toyworld", True)
     assert (first.directory, first.config) == (Path("runs/g/base-12345678"), "runs/g/base-12345678.yaml")
     assert shared.title == "objective=TS2 / objective=sparse, seed 0"
-    assert shared.specs == ('{"validation": {}}', '{"decoding": "sparsemax"}'), "each once"
+    assert shared.specs == ({"validation": {}}, {"decoding": "sparsemax"}), "each once"
     assert (shared.directory, shared.processes, shared.on_gpu) == (Path("runs/g/shared"), (2, 4), True)
     assert (alone.title, alone.processes, alone.on_gpu, alone.device) == ("objective=CE, seed 1", None, False, "cpu")
 
@@ -233,10 +233,10 @@ def test_a_shared_training_is_one_task() -> None:
 
 def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
     tasks = [
-        task("one", specs=('{"validation": {}}', '{"decoding": "sparsemax"}')),
+        task("one", specs=({"validation": {}}, {"decoding": "sparsemax"})),
         task("broken", "--raises", "1"),
-        task("unmeasured", specs=('{"validation": {"limit": 1}}',)),
-        Task("base", Path("runs/g/base"), (), "toyworld", ("{}",), config="runs/g/base.yaml"),
+        task("unmeasured", specs=({"validation": {"limit": 1}},)),
+        Task("base", Path("runs/g/base"), (), "toyworld", ({},), config="runs/g/base.yaml"),
         task("two"),
     ]
     failures, log = run(tasks)
@@ -247,7 +247,7 @@ def test_a_failed_run_does_not_stop_the_others(here: Path) -> None:
     assert log[0].startswith("[0/5] ")
     assert any(line.endswith("broken: failed: ValueError: a broken setting (runs/g/broken/fit.log)") for line in log)
     assert sum(line.startswith("[3/5] ") and line.endswith(": done") for line in log) == 1
-    assert Path("runs/g/one/1/measured.txt").read_text().splitlines() == list(tasks[0].specs)
+    assert Path("runs/g/one/1/measured.txt").read_text().splitlines() == list(map(json.dumps, tasks[0].specs))
     assert Path("runs/g/base/measured.txt").exists()
     said = Path("runs/g/base/measure.log").read_text()
     assert "measure toyworld --out runs/g/base --config runs/g/base.yaml --spec" in said, "it is no run: whose rows?"

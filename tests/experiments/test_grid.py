@@ -13,8 +13,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ts2_lightning.experiments.grid.form import Form, read_form
-from ts2_lightning.experiments.grid.settings import options_of, with_seed
+from ts2_lightning.experiments.grid.resolve import command_line
+from ts2_lightning.experiments.grid.schema import GridFile, read_grid_file
 from ts2_lightning.types import UserError
 
 AXES = """
@@ -36,9 +36,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def form(text: str, base: str = "base: base.yaml") -> Form:
+def form(text: str, base: str = "base: base.yaml") -> GridFile:
     Path("grid.yaml").write_text(base + text, encoding="utf-8")
-    return read_form(Path("grid.yaml"))
+    return read_grid_file(Path("grid.yaml"))
 
 
 def rows(text: str) -> list[dict[str, str]]:
@@ -179,8 +179,8 @@ def test_the_rows_are_those_that_belong(
 # Settings -----------------------------------------------------------------------------------------------------------
 
 
-def options(grid: Form, row: int = 0, seed: int = 0) -> list[str]:
-    return list(options_of([*grid.layers(grid.rows[row].labels), with_seed(grid.seeded, seed)]))
+def options(grid: GridFile, row: int = 0, seed: int = 0) -> list[str]:
+    return list(command_line(grid.layers(grid.rows[row].labels, seed)))
 
 
 def test_later_layers_win_and_files_come_before_settings(here: Path) -> None:
@@ -253,10 +253,10 @@ def test_files_are_relative_to_the_grid(here: Path, monkeypatch: pytest.MonkeyPa
     Path("loss.yaml").write_text("{}\n")
     Path("grids/grid.yaml").write_text("base: ../base.yaml\nset: {model.loss: ../loss.yaml}\naxes: {one: {only: {}}}\n")
     expected = [["-c", "base.yaml", "--model.loss", "loss.yaml"], ["-c", str(here / "base.yaml"), "--model.loss"]]
-    assert options(read_form(Path("grids/grid.yaml")))[:4] == expected[0]
+    assert options(read_grid_file(Path("grids/grid.yaml")))[:4] == expected[0]
     Path("elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    assert options(read_form(here / "grids/grid.yaml"))[:4] == [*expected[1], str(here / "loss.yaml")]
+    assert options(read_grid_file(here / "grids/grid.yaml"))[:4] == [*expected[1], str(here / "loss.yaml")]
 
 
 def test_files_of_measures_are_relative_to_the_grid_or_else_to_the_working_directory(
@@ -283,7 +283,7 @@ def test_files_of_measures_are_relative_to_the_grid_or_else_to_the_working_direc
         "axes": {"one": {"only": {"measure": {"diversity": {"sentence_bert": "org/model"}}}}},
     }
     Path("grids/grid.yaml").write_text(yaml.safe_dump({**grid, "measure": measure}))
-    found = read_form(Path("grids/grid.yaml"))
+    found = read_grid_file(Path("grids/grid.yaml"))
     assert found.common.measure == measure | {
         "validation": {
             "rows": {"a": "grids/beside.jsonl", "b": ["hub:some/set", {"path": "here.jsonl", "times": 2}]},
@@ -295,7 +295,7 @@ def test_files_of_measures_are_relative_to_the_grid_or_else_to_the_working_direc
     assert found.axes["one"]["only"].measure == {"diversity": {"sentence_bert": "org/model"}}
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"yaml:\d+: .*diversity\.sentence_bert: needs .* pip install .*sentence-bert"):
-        read_form(Path("grids/grid.yaml"))
+        read_grid_file(Path("grids/grid.yaml"))
 
 
 def test_parameters_of_slurm_are_not_judged_without_submitit(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,9 +320,9 @@ def test_what_a_seed_sets_may_be_said_twice(here: Path) -> None:
 
 
 def base_model(text: str) -> tuple[str, Mapping[str, Any]]:
-    found = form(text).base_model
-    assert found is not None
-    return found[1:]
+    found = form(text)
+    assert found.base_model is not None
+    return found.base_model.label, found.base_measure
 
 
 def test_the_base_model_is_measured_like_the_runs_but_for_their_cost(here: Path) -> None:
@@ -372,6 +372,9 @@ WRONG = {
         "axes: {a: {b: {set: {x: !!python/object:os.system 1}}}}",
         "axes.a.b.set.x: not plain YAML: could not determine",
     ),
+    "tag of a mapping": ("axes: {a: {b: {set: {x: !!omap [{y: 1}]}}}}", "axes.a.b.set.x: not plain YAML: tag"),
+    "a list as a key": ("axes: {a: {b: {set: {[x, y]: 1}}}}", "axes.a.b.set: not plain YAML: unhashable type: 'list'"),
+    "merge of a number": ("axes: {a: {<<: 3}}", "axes.a: not plain YAML: expected a mapping or list of mappings"),
     "runs of a mapping": (AXES + "runs: {objective: CE}", "grid.yaml:9: runs: expected a list of blocks"),
     "no runs": (
         AXES + "runs: []",
@@ -530,6 +533,10 @@ WRONG = {
         "axes: {a: {b: {measure: {diversity: {prompts: [{path: 'no*.jsonl'}]}}}}}",
         "grid.yaml:2: axes.a.b.measure.diversity.prompts #1.path: no file no*.jsonl",
     ),
+    "split of rows": (
+        AXES + "measure: {validation: {rows: {path: no.jsonl, split: test}}}",
+        "grid.yaml:9: measure.validation.rows.path: no file no.jsonl",
+    ),
     "rows of a set": (
         AXES + "base_model: {measure: {probes: {rows: {chat: no.jsonl}}}}",
         "base_model.measure.probes.rows.chat: no file no.jsonl",
@@ -610,7 +617,7 @@ def said_of(content: Any) -> str:
     """What is said of a grid; nothing if it can be read."""
     Path("grid.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     try:
-        read_form(Path("grid.yaml"))
+        read_grid_file(Path("grid.yaml"))
     except UserError as error:
         return str(error)
     return ""
@@ -646,7 +653,7 @@ def test_whatever_stands_in_a_place_it_is_read_or_refused_in_one_line(here: Path
 def test_a_file_that_is_no_grid(here: Path, content: str, message: str) -> None:
     Path("grid.yaml").write_text(content)
     with pytest.raises(UserError) as told:
-        read_form(Path("grid.yaml"))
+        read_grid_file(Path("grid.yaml"))
     assert message in str(told.value)
 
 
@@ -654,4 +661,4 @@ def test_a_file_that_is_no_grid(here: Path, content: str, message: str) -> None:
 def test_a_file_that_is_not_there(here: Path, name: str, message: str) -> None:
     form(AXES)
     with pytest.raises(UserError, match=message):
-        read_form(Path(name))
+        read_grid_file(Path(name))

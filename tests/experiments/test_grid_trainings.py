@@ -17,7 +17,7 @@ from transformers import GPT2Config
 
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.experiments.grid import Grid, identity, read_grid
-from ts2_lightning.experiments.grid.reading import grid_name
+from ts2_lightning.experiments.grid.resolve import grid_name
 from ts2_lightning.types import UserError
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs/experiment/quickstart.yaml"
@@ -197,6 +197,17 @@ def test_a_length_that_is_left_to_the_model_is_a_number(here: Path) -> None:
         assert digest({**gpt2, "data.max_length": None}) == digest({**gpt2, "data.max_length": length})
 
 
+def test_the_digest_of_a_training_is_that_of_earlier_versions(here: Path) -> None:
+    """Another one would train finished grids anew."""
+    Path("rows.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n')
+    Path("small").mkdir()
+    Path("small/weights").write_text("weights")
+    loss = {"class_path": "TS2Loss", "init_args": {"alpha": 0.25}}
+    data = {"train": [{"path": "rows.jsonl", "times": 2}], "validation": "rows.jsonl", "test": 0.1, "max_length": 64}
+    config = {"model": {"lm": {"path": "small", "init": None}, "loss": loss}, "data": data, "name": "a"}
+    assert identity.digest_of(config) == "8c95f0300039f63dda4161ed11004a1a494c92ebd677dea51f346075bb161642"
+
+
 CHANGES: list[dict[str, Any]] = [
     {"model.loss.alpha": 0.26},
     {"model.loss": "GEMLoss"},
@@ -355,6 +366,10 @@ def test_the_measures_of_a_base_model_are_those_of_its_content(here: Path) -> No
         (
             {"axes": {"alpha": {"setting": "model.loss.alpha", "values": [0.5, "many"]}}},
             "grid.yaml:7: axes.alpha.values #2: alpha=many, seed 0: --model",
+        ),
+        (
+            {"seeded": {"model.optimizer.lr": "many{seed}"}},
+            "grid.yaml:6: seeded.model.optimizer.lr: one=only, seed 0: --model.optimizer.lr: expected",
         ),
         ({"set": {"trainer.default_root_dir": "x"}}, "set --runs_dir and --name"),
         ({"set": {"model.loss": "other.yaml"}}, "other.yaml"),

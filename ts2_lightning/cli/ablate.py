@@ -196,7 +196,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     Returns:
         The exit status: 1 if a run failed.
     """
-    from ts2_lightning.cli.report import run as run_report
+    from ts2_lightning.cli.report import report
     from ts2_lightning.experiments.execution import execute
 
     write_record(grid)
@@ -208,7 +208,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
         message = f"stopped by {stop.signal.name}: the same command goes on from here"
         raise Interrupted(message, 128 + stop.signal) from stop
     try:
-        run_report([str(grid.directory), *(["--latex"] if options.latex else [])])
+        report([str(grid.directory)], latex=options.latex)
     except UserError as error:
         again = f"{program()} report {shlex.quote(str(grid.directory))}"
         message = f"the runs are in {grid.directory}, but not their report: {error}; mend it, then {again}"

@@ -12,9 +12,8 @@ from types import FrameType
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.processes import Processes
 from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
-from ts2_lightning.experiments.execution.work import Outcome, settled, work
+from ts2_lightning.experiments.execution.work import Outcome, Processes, settled, work
 from ts2_lightning.runs.process_lock import ProcessLock, is_orphaned
 from ts2_lightning.types import UserError
 
@@ -187,9 +186,9 @@ def environments(tasks: Sequence[Task], parallel: int) -> list[Mapping[str, str]
     _check_share(tasks, parallel, len(gpus), len(dealt[0]))
     alone = max((_count(task, len(dealt[0])) for task in tasks), default=1)
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // (parallel * alone)))
-    known = {name: value for name, value in os.environ.items() if name not in _RENDEZVOUS}
+    inherited = {name: value for name, value in os.environ.items() if name not in _RENDEZVOUS}
     return [
-        {**known, "OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
+        {**inherited, "OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": ",".join(share)} if share else {})}
         for share in dealt
     ]
 

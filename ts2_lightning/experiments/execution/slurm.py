@@ -3,17 +3,25 @@
 Each process of a job runs `fit`, which finds its rank in SLURM's variables; the first one then measures. All of them
 have the same command, settled when the job is submitted: a job that SLURM starts again finds its run's directory and
 newest checkpoint by itself, see `ts2_lightning.cli.launch`.
+
+Signals: submitit would have SLURM send SIGUSR2 before the time is over, and would put the job back into the queue
+itself. Our jobs ask for SIGUSR1 instead, as `configs/cluster/fit.slurm` does, and submitit's handler never runs. What
+submitit has started hands SIGUSR1 and SIGTERM on to `fit`, where `Preemption` saves and requeues the job. Should SLURM
+send them to all processes of a job, `fit` hears them twice, which is the same to it.
 """
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.job import run_task
 from ts2_lightning.experiments.execution.task import (
     Failure,
     Task,
@@ -25,6 +33,7 @@ from ts2_lightning.experiments.execution.task import (
     read_failure,
     write_failure,
 )
+from ts2_lightning.experiments.execution.work import Processes, measure, train
 from ts2_lightning.experiments.grid import Grid
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.process_lock import ProcessLock, is_taken
@@ -33,7 +42,9 @@ from ts2_lightning.types import UserError
 
 JOB = "job.json"
 SECONDS = 2.0
-"""Between two looks at the runs; submitit asks SLURM less often."""
+"""Between two looks at the runs, or at a lock; submitit asks SLURM less often."""
+
+_PATIENCE = 180.0  # seconds until a lock is believed to be another's
 
 WARNING = {"signal": "USR1@300", "requeue": True}
 """Five minutes to save before the time is over, and another turn."""
@@ -45,6 +56,9 @@ KINDS: Mapping[str, type] = {
 """Of what kind the parameters are that submitit would take to pieces; the others it writes down as they are."""
 
 _QUEUED = ("PENDING", "UNKNOWN", "REQUEUED", "READY", "PREEMPTED")
+
+
+# From outside ---------------------------------------------------------------------------------------------------------
 
 
 def run_on_slurm(tasks: Sequence[Task], grid: Grid, board: Board) -> list[Failure]:
@@ -271,3 +285,76 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
     }
     cores = f"--cpus-per-task={settings['cpus_per_task']}"  # of sbatch's, srun knows nothing since SLURM 22.05
     return {**settings, "srun_args": ["--kill-on-bad-exit=1", cores, *given.get("srun_args", [])]}
+
+
+# In a job -------------------------------------------------------------------------------------------------------------
+
+
+def run_task(task: Task, options: Sequence[str]) -> str:
+    """What each process of a job does.
+
+    Args:
+        task: to be done.
+        options: of `fit`.
+
+    Returns:
+        `done` or `stopped`.
+
+    Raises:
+        RuntimeError: if it has failed; SLURM then ends the job's other processes.
+    """
+    rank = int(os.environ.get("SLURM_PROCID", "0"))
+    processes = Processes()
+    environment = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"), **os.environ}
+    task.directory.mkdir(parents=True, exist_ok=True)
+    log = task.directory / (f"fit-rank-{rank}.log" if rank else "fit.log")
+    with handing_on(processes), _locked(task.directory, rank) as keep:
+        outcome = "done" if is_trained(task) else train(task, options, processes, log, environment, keep)
+        if outcome == "done" and rank == 0:
+            alone = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
+            outcome = measure(task, processes, alone, keep, print)
+            if outcome == "done":
+                forget_failure(task)  # of an earlier start of this job
+            elif outcome == "stopped" and processes.stopped_by is not None:
+                requeue(processes.stopped_by)  # a training would have done it by itself
+    if isinstance(outcome, Failure):
+        raise RuntimeError(f"{outcome.stage} failed: {outcome.message} ({outcome.log})")
+    return outcome
+
+
+@contextmanager
+def _locked(directory: Path, rank: int) -> Iterator[list[int]]:
+    """The descriptor of the run's lock, which rank 0 takes."""
+    if rank:
+        yield []
+        return
+    lock = _patiently(directory)
+    try:
+        yield [lock.descriptor]
+    finally:
+        lock.release()
+
+
+def _patiently(directory: Path) -> ProcessLock:
+    """The lock of a run; a file system may keep that of a node that has died a while."""
+    deadline = time.monotonic() + _PATIENCE
+    while (lock := ProcessLock.take(directory)) is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{directory}: another process is at it")
+        time.sleep(SECONDS)
+    return lock
+
+
+@contextmanager
+def handing_on(processes: Processes) -> Iterator[None]:
+    """SLURM's signals go on to the processes."""
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        processes.stop(number)
+
+    before = {number: signal.signal(number, hear) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

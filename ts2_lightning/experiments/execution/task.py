@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,27 +19,27 @@ FAILED = "failed.json"
 Stage = Literal["fit", "measure"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """A training with all that is measured of it, or the base model, which is measured only.
 
     Attributes:
-        title: for the screen, such as `objective=TS2 alpha=0.25, seed 0`.
-        directory: of all its attempts, `RUNS_DIR/GRID/RUN`; of the base model `RUNS_DIR/GRID/base-DIGITS`.
-        options: of `fit`; none for the base model.
+        title: name on the screen, such as `objective=TS2 alpha=0.25, seed 0`.
+        directory: directory of all its attempts, `RUNS_DIR/GRID/RUN`; of the base model `RUNS_DIR/GRID/base-DIGITS`.
+        options: command line of `fit`; none for the base model.
         model: the base model; empty for a training.
-        specs: what is measured, each as JSON.
+        specs: specifications of what is measured, each once.
         device: where it is measured; empty: where `measure` likes.
         processes: nodes, and processes of each, that its training needs; None where the configuration does not say.
         on_gpu: whether it is not meant for the CPU.
-        config: of the base model, the configuration whose `data.*` says how it is measured.
+        config: configuration whose `data.*` says how the base model is measured; empty for a training.
     """
 
     title: str
     directory: Path
     options: tuple[str, ...]
     model: str
-    specs: tuple[str, ...]
+    specs: tuple[Mapping[str, Any], ...]
     device: str = ""
     processes: tuple[int, int] | None = (1, 1)
     on_gpu: bool = False
@@ -51,11 +51,11 @@ class Failure:
     """What `failed.json` says of a run, while it stands failed.
 
     Attributes:
-        stage: `fit` or `measure`.
+        stage: what failed, `fit` or `measure`.
         status: exit status of the process; below zero the number of the signal that killed it.
         message: what it said last.
         log: path of all that it said.
-        title: of the task.
+        title: title of the task.
     """
 
     stage: Stage
@@ -70,16 +70,15 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
 
     Args:
         grid: to which the points belong.
-        points: those to be done.
+        points: points to be done.
         device: where models are measured; None: where `measure` likes.
     """
     tasks = []
     if grid.base_model is not None:
         base = grid.base_model
         on_gpu = any(_on_gpu(point.training.config) for point in points)
-        specs = (json.dumps(dict(base.measure)),)
         place, config = grid.directory / base.directory, str(grid.directory / base.config)
-        tasks.append(Task(base.label, place, (), base.path, specs, device or "", (1, 1), on_gpu, config))
+        tasks.append(Task(base.label, place, (), base.path, (base.measure,), device or "", (1, 1), on_gpu, config))
     sharing: dict[str, list[Point]] = {}
     for point in points:
         sharing.setdefault(point.training.digest, []).append(point)
@@ -89,12 +88,13 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
 def _task(runs_dir: Path, points: list[Point], device: str) -> Task:
     training = points[0].training
     titles = " / ".join(dict.fromkeys(point.title for point in points))
+    specs = [point.measure for point in points]
     return Task(
         ", ".join(filter(None, [titles, f"seed {points[0].seed}"])),
         runs_dir / training.name,
         training.options,
         "",
-        tuple(dict.fromkeys(json.dumps(dict(point.measure)) for point in points)),
+        tuple(spec for place, spec in enumerate(specs) if spec not in specs[:place]),
         device,
         _processes(training.config),
         _on_gpu(training.config),
@@ -181,5 +181,5 @@ def forget_failure(task: Task) -> None:
 
 def has_measures(task: Task) -> bool:
     """Whether all of its measures are there. Whether they are of the present prompts and files, `measure` knows."""
-    asked = [files_of(measured(task), check_spec(json.loads(spec))) for spec in task.specs]
-    return all(file.is_file() for files in asked for file in files.values())
+    wanted = [files_of(measured(task), check_spec(spec)) for spec in task.specs]
+    return all(file.is_file() for files in wanted for file in files.values())

@@ -1,15 +1,23 @@
-"""One task from its beginning, or from where it was left, to its end: train, then measure."""
+"""One task from its beginning, or from where it was left, to its end: train, then measure.
 
+Each is a process of its own; they are told to end together, and none is left behind.
+"""
+
+import json
 import os
+import re
 import shlex
+import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ts2_lightning
-from ts2_lightning.experiments.execution.processes import Processes, last_words
 from ts2_lightning.experiments.execution.task import (
     Failure,
     Stage,
@@ -23,11 +31,114 @@ from ts2_lightning.experiments.execution.task import (
     write_failure,
 )
 
+_SAID = re.compile(r"^(\[rank ?\d+\]:? ?)?")
+_ERROR = "error: "
+_TRACEBACK = "Traceback (most recent call last):"
+
 Outcome = Failure | Literal["done", "stopped"]
 """How a task, or a part of it, ended; `stopped`: it was told to, and is to be gone on with."""
 
 _COMMAND = (sys.executable, str(Path(ts2_lightning.__file__).with_name("cli") / "__main__.py"))
 # By its path: with `-m`, the files of the working directory would come before the libraries of the same names.
+
+# Processes ------------------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """The processes that this one has started, each in a session of its own, so that Ctrl-C reaches this one alone."""
+
+    def __init__(self) -> None:
+        self.stopped_by: int | None = None
+        """The signal after which nothing more is started."""
+        self._lock = threading.RLock()  # a signal's handler may interrupt who holds it
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def run(
+        self, command: Sequence[str], log: Path, environment: Mapping[str, str], keep: Sequence[int] = ()
+    ) -> int | None:
+        """Starts a process and waits for its end.
+
+        Args:
+            command: program and arguments.
+            log: where all that it says is added.
+            environment: of the process.
+            keep: descriptors that it inherits.
+
+        Returns:
+            Its exit status, the negative number of the signal that killed it, or None if it was told to end, or was
+            not started because of that.
+        """
+        with log.open("ab") as out, self._lock:
+            if self.stopped_by is not None:
+                return None
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=keep,
+                start_new_session=True,
+            )
+            self._running.add(process)
+            if self.stopped_by is not None:  # heard in the meantime
+                process.send_signal(self.stopped_by)
+        try:
+            status = process.wait()
+        finally:
+            with self._lock:
+                self._running.discard(process)
+                _kill(process)  # what it has started itself and not ended
+        return None if self.stopped_by is not None and status else status
+
+    def stop(self, number: int) -> None:
+        """Hands a signal on to the processes, and starts no more."""
+        with self._lock:
+            self.stopped_by = self.stopped_by or number
+            for process in self._running:
+                process.send_signal(number)
+
+    def kill(self) -> None:
+        """Ends them at once, with all that they have started."""
+        with self._lock:
+            self.stopped_by = self.stopped_by or signal.SIGKILL
+            for process in self._running:
+                _kill(process)
+
+
+def _kill(leader: "subprocess.Popen[bytes]") -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)
+
+
+def last_words(log: Path, offset: int, status: int) -> str:
+    """What a process that failed said in the end: its `error: ` line, else what its traceback ends with.
+
+    Args:
+        log: where it wrote.
+        offset: bytes that were there before it.
+        status: its exit status, or the negative number of a signal.
+    """
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"killed by {name}" + (", as a machine that is out of memory does" if name == "SIGKILL" else "")
+    with log.open("rb") as stream:
+        stream.seek(offset)
+        text = stream.read().decode(errors="replace")
+    lines = [_SAID.sub("", line.rstrip()) for line in re.split(r"[\r\n]+", text)]
+    lines = [line for line in lines if line]
+    for line in reversed(lines):
+        if line.startswith(_ERROR):
+            return line.removeprefix(_ERROR)
+    if _TRACEBACK in lines:
+        newest = len(lines) - lines[::-1].index(_TRACEBACK)
+        raised = [line for line in lines[newest:] if not line.startswith(" ")]
+        if raised:
+            return raised[0]
+    return lines[-1] if lines else f"exit status {status}, and it said nothing"
+
+
+# Tasks ----------------------------------------------------------------------------------------------------------------
 
 
 def work(
@@ -57,10 +168,10 @@ def settled(tasks: Sequence[Task], processes: Processes, environment: Mapping[st
     Whether values are of the present prompts and files, only `measure` knows. It is asked once for all tasks with the
     same specification, which takes hardly longer than for one; where it fails, each is asked by itself in its turn.
     """
-    alike: dict[tuple[str, ...], list[Task]] = {}
+    alike: dict[tuple[str, str], list[Task]] = {}
     for task in tasks:
         if task.options and is_trained(task) and has_measures(task) and read_failure(task) is None:
-            alike.setdefault((task.device, *task.specs), []).append(task)
+            alike.setdefault((task.device, json.dumps(task.specs)), []).append(task)
     return {task for same in alike.values() if _are_measured(same, processes, environment) for task in same}
 
 
@@ -111,9 +222,9 @@ def _base_model(task: Task) -> list[str]:
     return [task.model, "--out", str(task.directory), *(["--config", task.config] if task.config else [])]
 
 
-def _measure_words(task: Task, what: Sequence[str], spec: str) -> list[str]:
+def _measure_words(task: Task, what: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
     own = ["--runs_dir", str(task.directory.parent)]
-    return ["measure", *what, "--spec", spec, *own, *(["--device", task.device] if task.device else [])]
+    return ["measure", *what, "--spec", json.dumps(spec), *own, *(["--device", task.device] if task.device else [])]
 
 
 def _logged(words: Sequence[str], log: Path) -> list[str]:
