@@ -15,7 +15,7 @@ from rich.console import Console
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import QUICKSTART, empty_working_directory
 from tests.e2e.stand_in_slurm import install
-from ts2_lightning.experiments.execution import slurm, work
+from ts2_lightning.experiments.execution import processes, slurm
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.task import Failure, Task, read_failure, tasks_of, write_failure
 from ts2_lightning.experiments.grid import Grid, Point, Training
@@ -134,7 +134,7 @@ def task_in_a_job(monkeypatch: pytest.MonkeyPatch, rank: int, state: str, comman
     (task.directory / "1" / "state.json").write_text(json.dumps({"state": state}))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_PROCID", str(rank))
-    monkeypatch.setattr(work, "_COMMAND", (sys.executable, "-c", command))
+    monkeypatch.setattr(processes, "_COMMAND", (sys.executable, "-c", command))
     return task
 
 

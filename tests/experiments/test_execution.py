@@ -19,9 +19,10 @@ import pytest
 from rich.console import Console
 
 from ts2_lightning.callbacks import Stopped
-from ts2_lightning.experiments.execution import local, work
+from ts2_lightning.experiments.execution import local, processes
 from ts2_lightning.experiments.execution.board import Board
 from ts2_lightning.experiments.execution.local import environments, run_locally, shares
+from ts2_lightning.experiments.execution.processes import Processes, last_words
 from ts2_lightning.experiments.execution.task import (
     FAILED,
     Failure,
@@ -34,7 +35,6 @@ from ts2_lightning.experiments.execution.task import (
     tasks_of,
     write_failure,
 )
-from ts2_lightning.experiments.execution.work import Processes, last_words
 from ts2_lightning.experiments.grid import BaseModel, Grid, Point, Training
 from ts2_lightning.runs.process_lock import FILE, ProcessLock, is_orphaned, is_taken
 from ts2_lightning.types import UserError
@@ -46,7 +46,7 @@ STAND_IN = (sys.executable, str(Path(__file__).with_name("stand_in_command.py"))
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory in which the commands are stand-ins."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(work, "_COMMAND", STAND_IN)
+    monkeypatch.setattr(processes, "_COMMAND", STAND_IN)
     monkeypatch.setattr(local, "SECONDS", 0.05)
     return tmp_path
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.experiments.report_runs import config_of, make_grid, make_run, write_measures
 from ts2_lightning.experiments.report import Results, collect
-from ts2_lightning.experiments.report.grouping import flat, labels_of, short_names
+from ts2_lightning.experiments.report.rows import flat, labels_of, short_names
 from ts2_lightning.types import UserError
 
 V, D = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1"
@@ -44,7 +44,7 @@ def test_runs_that_differ_in_their_seeds_are_a_row() -> None:
             make_run(Path(f"runs/{name}-{seed}/1"), config, {V: 0.5 + seed})
     results = collect(["runs/ce-0", "runs/ce-1", "runs/ce-2", "runs/ts2-*"])
     assert labels(results) == ["CrossEntropyLoss", "TS2Loss"]
-    assert [row.values(V) for row in results.rows] == [{0: 0.5, 1: 1.5, 2: 2.5}] * 2
+    assert [results.values(row, V) for row in results.rows] == [{0: 0.5, 1: 1.5, 2: 2.5}] * 2
     assert results.seeds == [0, 1, 2]
     assert results.missing == ()
 
@@ -68,9 +68,11 @@ def test_the_seed_is_the_one_that_varies(varied: str, of_row: dict[int, float]) 
                 key = varied.removeprefix("data.")
                 config["data"][key] = seed if key == "seed" else f"toyworld:train?seed={seed}"
             make_run(Path(f"runs/{name}/{seed}"), config, {V: seed + shift})
-    ce, ts2 = collect(["runs"]).rows
-    assert ce.values(V) == of_row
-    assert (ts2.difference(ce, V).n, ts2.difference(ce, V).mean) == (3, 0.5)
+    results = collect(["runs"])
+    ce, ts2 = results.rows
+    assert results.values(ce, V) == of_row
+    difference = results.difference(ts2, ce, V)
+    assert (difference.n, difference.mean) == (3, 0.5)
 
 
 def test_rows_whose_seeds_lie_in_different_settings_lose_no_run() -> None:
@@ -80,9 +82,9 @@ def test_rows_whose_seeds_lie_in_different_settings_lose_no_run() -> None:
         config["data"]["seed"] = seed
         make_run(Path(f"runs/ce/{seed}"), config, {V: seed})
         make_run(Path(f"runs/ts2/{seed}"), config_of("TS2Loss") | {"seed_everything": seed}, {V: seed})
-    rows = collect(["runs"]).rows
-    assert sorted(value for row in rows for value in row.values(V).values()) == [1, 1, 2, 2, 3, 3]
-    assert len({row.label for row in rows}) == len(rows) == 4
+    results = collect(["runs"])
+    assert sorted(value for row in results.rows for value in results.values(row, V).values()) == [1, 1, 2, 2, 3, 3]
+    assert len({row.label for row in results.rows}) == len(results.rows) == 4
 
 
 def test_attempts_that_began_elsewhere_are_rows() -> None:
@@ -91,7 +93,7 @@ def test_attempts_that_began_elsewhere_are_rows() -> None:
     make_run(Path("runs/a/2"), config_of() | {"ckpt_path": "runs/b/1/checkpoints/last.ckpt"}, {V: 0.2})
     make_run(Path("runs/c/1"), config_of("CrossEntropyLoss"), {V: 0.3})
     results = collect(["runs"])
-    assert {row.label: row.values(V) for row in results.rows} == {
+    assert {row.label: results.values(row, V) for row in results.rows} == {
         "TS2Loss (a/1)": {0: 0.1},
         "TS2Loss (a/2)": {0: 0.2},
         "CrossEntropyLoss": {0: 0.3},
@@ -229,7 +231,7 @@ def test_decodings_are_rows() -> None:
     run = make_run(Path("runs/a/1"), config_of(), {V: 0.1})
     write_measures(run, {V: 0.7}, {"decoding": "sparsemax", "toyworld": {}})
     results = collect(["runs/a"])
-    assert {row.label: row.values(V) for row in results.rows} == {
+    assert {row.label: results.values(row, V) for row in results.rows} == {
         "decoding softmax": {0: 0.1},
         "decoding sparsemax": {0: 0.7},
     }
@@ -239,11 +241,12 @@ def test_what_does_not_depend_on_the_decoding_is_of_every_row() -> None:
     run = make_run(Path("runs/a/1"), config_of(), {V: 0.1, "validation/entropy": 0.3})
     write_measures(run, {V: 0.7}, {"decoding": "sparsemax", "toyworld": {}})
     results = collect(["runs/a"])
-    assert [row.values("validation/entropy") for row in results.rows] == [{0: 0.3}] * 2
+    assert [results.values(row, "validation/entropy") for row in results.rows] == [{0: 0.3}] * 2
     assert [row.runs[0].settings["toyworld"]["decoding"] for row in results.rows] == ["softmax", "sparsemax"]
     assert "decoding" not in results.rows[0].runs[0].settings["validation"]
     alone = make_run(Path("runs/b/1"), config_of(lr=1.0), {"validation/entropy": 0.5})
-    assert [row.values("validation/entropy") for row in collect([alone]).rows] == [{0: 0.5}]
+    results = collect([alone])
+    assert [results.values(row, "validation/entropy") for row in results.rows] == [{0: 0.5}]
 
 
 def test_values_of_different_settings_are_not_mixed() -> None:
@@ -279,7 +282,7 @@ def test_what_was_measured_before_the_model_changed_is_said(model: str) -> None:
     assert [entry.reason for entry in collect(["own"]).missing] == [said]
     results = collect(["runs/study"])
     assert [(entry.row, entry.reason) for entry in results.missing] == [("a", said)]
-    assert results.rows[0].values(V) == {0: 0.1}
+    assert results.values(results.rows[0], V) == {0: 0.1}
 
 
 def test_a_model_that_was_only_measured_is_a_base() -> None:
@@ -298,7 +301,7 @@ def test_without_a_seed_runs_are_no_pairs() -> None:
     results = collect(["runs"])
     assert labels(results) == ["a", "b"]
     assert results.seeds == []
-    assert results.rows[1].difference(results.rows[0], V).n == 0
+    assert results.difference(results.rows[1], results.rows[0], V).n == 0
 
 
 def test_the_record_of_a_run() -> None:
@@ -376,7 +379,7 @@ def test_a_grid() -> None:
         make_run(run, config_of(seed=seed), {V: i + seed / 10})
     results = collect(["runs/study"])
     assert labels(results) == ["CE", "TS2, alpha 0.25", "TS2, alpha 1"]
-    assert results.rows[2].values(V) == {0: 2.0, 1: 2.1, 2: 2.2}
+    assert results.values(results.rows[2], V) == {0: 2.0, 1: 2.1, 2: 2.2}
     assert results.rows[1].labels == {"objective": "TS2", "alpha": "0.25"}
     assert (results.title, results.paper, results.file) == ("A study", "Someone, table 1", "configs/grid/study.yaml")
     assert results.settings.baseline == "TS2, alpha 1"
@@ -421,14 +424,15 @@ def test_everything_that_can_be_missing_of_a_grid() -> None:
         "f": "has not been started",
     }
     assert [len(row.runs) for row in results.rows] == [1, 1, 0, 0, 1, 0], "every row is in the table"
-    assert results.rows[4].values(V) == {0: 0.7}, "what was measured is kept"
+    assert results.values(results.rows[4], V) == {0: 0.7}, "what was measured is kept"
 
 
 def test_the_newest_attempt_of_a_grid_decides() -> None:
     ((_, first),) = make_grid(Path("runs/study"), {"row": "a"}, [{"row": "a"}], (0,)).items()
     make_run(first, config_of(), {V: 0.1})
     make_run(first.parent / "2", config_of(), {V: 0.2})
-    assert collect(["runs/study"]).rows[0].values(V) == {0: 0.2}
+    results = collect(["runs/study"])
+    assert results.values(results.rows[0], V) == {0: 0.2}
     make_run(first.parent / "10", config_of(), {V: 0.3}, state={"state": "running", "step": 1, "steps": 9})
     assert collect(["runs/study"]).rows[0].runs == ()
 
@@ -443,7 +447,7 @@ def test_measures_with_other_settings_are_not_mixed_in() -> None:
     write_measures(run, {"diversity/ngram": 0.3}, wanted)
     results = collect(["runs/study"])
     assert results.missing == ()
-    assert results.rows[0].values("diversity/ngram") == {0: 0.3}
+    assert results.values(results.rows[0], "diversity/ngram") == {0: 0.3}
 
 
 def test_a_run_that_the_grid_no_longer_names_is_left_out() -> None:
@@ -474,7 +478,7 @@ def test_a_training_that_rows_share_is_counted_once() -> None:
     run = make_run(places[0, 0], config_of(), {V: 0.1})
     write_measures(run, {V: 0.6}, {"decoding": "sparsemax", "toyworld": {}})
     results = collect([directory])
-    assert [row.values(V) for row in results.rows] == [{0: 0.1}, {0: 0.6}]
+    assert [results.values(row, V) for row in results.rows] == [{0: 0.1}, {0: 0.6}]
     assert len(results.runs) == 1
 
 
@@ -483,11 +487,12 @@ def test_a_value_that_is_not_defined_is_not_passed_over() -> None:
     places = make_grid(Path("runs/study"), {"row": "a"}, [{"row": "a"}])
     for (_, seed), run in places.items():
         make_run(run, config_of(), {V: 0.1} if seed == 1 else {V: 0.1, D: 2.0})
-    (row,) = collect(["runs/study"]).rows
-    assert row.values(D)[0] == 2.0
-    assert math.isnan(row.values(D)[1])
-    assert math.isnan(row.summary(D).mean)
-    assert row.summary(V).mean == pytest.approx(0.1)
+    results = collect(["runs/study"])
+    (row,) = results.rows
+    assert results.values(row, D)[0] == 2.0
+    assert math.isnan(results.values(row, D)[1])
+    assert math.isnan(results.summary(row, D).mean)
+    assert results.summary(row, V).mean == pytest.approx(0.1)
 
 
 def test_a_grid_without_any_result_is_no_error() -> None:
@@ -513,7 +518,7 @@ def test_rows_of_the_same_choice_on_several_axes_are_two() -> None:
     for (row, _), run in places.items():
         make_run(run, config_of(), {V: row / 10})
     results = collect(["runs/study"])
-    assert {row.label: row.values(V) for row in results.rows} == {
+    assert {row.label: results.values(row, V) for row in results.rows} == {
         "neft on": {0: 0.0},
         "wd on": {0: 0.1},
         "neft on, wd on": {0: 0.2},
@@ -530,7 +535,7 @@ def test_no_two_rows_have_one_label() -> None:
             make_run(run, config_of(), {V: row / 10})
     results = collect(["runs/here"])
     assert labels(results) == ["base (2)", "base", "x, y", "x, y (2)"]
-    assert {row.label: row.values(V) for row in results.trained} == {
+    assert {row.label: results.values(row, V) for row in results.trained} == {
         "base": {0: 0.0}, "x, y": {0: 0.1}, "x, y (2)": {0: 0.2},
     }  # fmt: skip
     both = labels(collect(["runs"]))

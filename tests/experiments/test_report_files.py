@@ -15,9 +15,18 @@ from scipy import stats
 
 from tests.experiments.report_runs import config_of, make_grid, make_run
 from ts2_lightning.evaluation import describe, described
-from ts2_lightning.experiments.report import Missing, Results, Row, Run, Settings, asked, collect, settled, write_report
+from ts2_lightning.experiments.report import (
+    Missing,
+    Results,
+    Row,
+    Run,
+    Settings,
+    collect,
+    complete_settings,
+    override_settings,
+    write_report,
+)
 from ts2_lightning.experiments.report.markdown import as_markdown, notes
-from ts2_lightning.experiments.report.records import as_csv, as_json
 from ts2_lightning.experiments.report.tables import (
     Cell,
     Table,
@@ -29,6 +38,7 @@ from ts2_lightning.experiments.report.tables import (
     plain,
     results_table,
 )
+from ts2_lightning.experiments.report.write import as_csv, as_json
 from ts2_lightning.types import UserError
 
 V, D, TAIL = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1", "toyworld/seen/tail_mass"
@@ -234,7 +244,7 @@ def results_of(*rows: Row, **more: Any) -> Results:
 
 
 def test_one_seed_is_said() -> None:
-    results = settled(results_of(single("a", {V: 0.9}), single("b", {V: 0.8})))
+    results = complete_settings(results_of(single("a", {V: 0.9}), single("b", {V: 0.8})))
     report = as_markdown(results, [])
     assert "One seed (0): no standard deviations and no intervals" in report
     assert "without more seeds there is no interval" in report
@@ -250,7 +260,7 @@ def test_nothing_measured_is_said(tmp_path: Path) -> None:
 
 
 def test_a_single_row_is_compared_with_nothing() -> None:
-    report = as_markdown(settled(results_of(single("a", {V: 0.9}))), [])
+    report = as_markdown(complete_settings(results_of(single("a", {V: 0.9}))), [])
     assert "## Against" not in report
     assert "Differences" not in report
 
@@ -258,14 +268,16 @@ def test_a_single_row_is_compared_with_nothing() -> None:
 def test_runs_without_a_seed_are_shown_and_compared_with_nothing() -> None:
     """One of each row is all that there can be."""
     rows = [Row(label, {}, (Run(label, Path(label), None, {V: 0.5}),)) for label in ("a", "b")]
-    report = as_markdown(settled(results_of(*rows)), [])
+    report = as_markdown(complete_settings(results_of(*rows)), [])
     assert [cells(report, label) for label in ("a", "b")] == [["0.500"], ["0.500"]]
     assert "## Against" not in report
 
 
 def test_a_wide_table_is_cut() -> None:
     names = [name for name in list(described()) if name.startswith("toyworld")][:17]
-    results = settled(results_of(single("a", dict.fromkeys(names, 0.5)), single("b", dict.fromkeys(names, 0.6))))
+    results = complete_settings(
+        results_of(single("a", dict.fromkeys(names, 0.5)), single("b", dict.fromkeys(names, 0.6)))
+    )
     results = replace(results, settings=replace(results.settings, columns=tuple(names)))
     report = as_markdown(results, []).split("## Against")[0]
     heads = [line for line in report.splitlines() if line.startswith("|  |")]
@@ -276,27 +288,32 @@ def test_a_wide_table_is_cut() -> None:
 
 def test_default_columns_are_those_of_what_was_measured() -> None:
     found = {"cost/seconds": 1.0, "toyworld/seen/entropy": 0.1, "mine/own": 3.0, V: 0.5, "val/entropy": 0.3}
-    assert settled(results_of(single("a", found))).settings.columns == (V, "cost/seconds")
+    assert complete_settings(results_of(single("a", found))).settings.columns == (V, "cost/seconds")
 
 
 def test_without_measures_the_log_is_shown() -> None:
     logged = {"val/entropy": 0.3, "val/gold_rank": 2.0, "train/entropy": 0.2, "val/chat/cross_entropy": 1.0}
-    assert settled(results_of(single("a", logged))).settings.columns == ("val/entropy", "val/chat/cross_entropy")
+    assert complete_settings(results_of(single("a", logged))).settings.columns == (
+        "val/entropy",
+        "val/chat/cross_entropy",
+    )
     mixed = results_of(single("a", logged), single("b", {V: 0.5}))
-    assert settled(mixed).settings.columns == (V, "val/entropy", "val/chat/cross_entropy")
+    assert complete_settings(mixed).settings.columns == (V, "val/entropy", "val/chat/cross_entropy")
     training_only = results_of(single("a", logged), single("b", {"train/entropy": 0.4}))
-    assert "train/entropy" in settled(training_only).settings.columns
-    assert settled(results_of(single("a", {"val/loss_of_mine": 1.0}))).settings.columns == ("val/loss_of_mine",)
+    assert "train/entropy" in complete_settings(training_only).settings.columns
+    assert complete_settings(results_of(single("a", {"val/loss_of_mine": 1.0}))).settings.columns == (
+        "val/loss_of_mine",
+    )
 
 
 def test_what_nobody_has_is_left_out() -> None:
     """A grid file may ask for more than could be measured, such as what needs an optional model."""
     results = results_of(single("a", {V: 0.5}), single("b", {V: 0.6}))
     wanted = replace(results.settings, columns=(V, "diversity/sentence_bert"), planes=((D, V),))
-    found = settled(replace(results, settings=wanted))
+    found = complete_settings(replace(results, settings=wanted))
     assert (found.settings.columns, found.settings.planes) == ((V,), ())
     assert found.missing == (Missing("diversity/sentence_bert", "", "not measured"), Missing(D, "", "not measured"))
-    assert settled(found).missing == found.missing, "said once"
+    assert complete_settings(found).missing == found.missing, "said once"
     assert "- `diversity/sentence_bert`: not measured\n" in as_markdown(found, [])
     assert json.loads(as_json(found, []))["missing"][1]["name"] == D
 
@@ -304,21 +321,21 @@ def test_what_nobody_has_is_left_out() -> None:
 def test_what_nobody_has_is_said_with_what_was_meant() -> None:
     results = results_of(single("a", {V: 0.5}, settings={"toyworld": {}}, curves={"val/entropy": {1: 0.5}}))
     wanted = Settings(columns=("toyworld/seen/validity_t2", D), against={"k": (TAIL, V)}, curves=("val/entrpy",))
-    missing = {entry.name: entry.reason for entry in settled(replace(results, settings=wanted)).missing}
+    missing = {entry.name: entry.reason for entry in complete_settings(replace(results, settings=wanted)).missing}
     assert missing == {
         "toyworld/seen/validity_t2": f"not measured; did you mean {V}?",
         D: "not measured, or not defined",
         TAIL: "not measured, or not defined",
         "val/entrpy": "not measured; did you mean val/entropy?",
     }
-    assert settled(Results("title", "", (), (), {}, settings=wanted)).missing == (), (
+    assert complete_settings(Results("title", "", (), (), {}, settings=wanted)).missing == (), (
         "that nothing ran is said elsewhere"
     )
 
 
 def test_the_first_trained_row_is_the_baseline() -> None:
     results = results_of(single("base", {V: 0.5}, is_base=True), Row("empty", {}, ()), single("a", {V: 0.6}))
-    assert settled(results).settings.baseline == "a"
+    assert complete_settings(results).settings.baseline == "a"
 
 
 @pytest.mark.parametrize(
@@ -334,7 +351,7 @@ def test_the_first_trained_row_is_the_baseline() -> None:
 def test_what_is_not_there_cannot_be_asked_for(wish: dict[str, Any], message: str) -> None:
     results = results_of(single("base", {V: 0.1}, is_base=True), single("CE", {V: 0.5}), single("TS2", {V: 0.6}))
     with pytest.raises(UserError, match=message):
-        asked(results, **wish)
+        override_settings(results, **wish)
 
 
 def test_notes_on_what_makes_rows_less_comparable() -> None:
@@ -353,7 +370,7 @@ def test_notes_on_what_makes_rows_less_comparable() -> None:
 def test_names_of_runs_stay_in_the_report_when_labels_are_settings(tmp_path: Path) -> None:
     make_run(tmp_path / "a/1", config_of(alpha=1), {V: 0.1})
     make_run(tmp_path / "b/1", config_of(alpha=2), {V: 0.2}, revision="f" * 40)
-    report = as_markdown(settled(collect([tmp_path])), [])
+    report = as_markdown(complete_settings(collect([tmp_path])), [])
     assert f"`{tmp_path}/a/1`, alpha 1, seed 0" in report
     assert "`ffffffffffff`" in report
     assert "## What the rows differ in" in report
@@ -405,7 +422,7 @@ def test_rows_that_share_their_trainings_are_told() -> None:
         for seed, at in enumerate(("/some/where", "'/with a/blank'"))
     )
     rows = (Row("TS2", {}, runs), Row("decoded otherwise", {}, runs), single("CE", {V: 0.1}))
-    report = as_markdown(settled(results_of(*rows)), [])
+    report = as_markdown(complete_settings(results_of(*rows)), [])
     assert "- 3 rows, 3 trainings. n = 2 seeds" in report
     assert "- The same trainings, measured in several ways: TS2, decoded otherwise\n" in report
     assert report.count("`ts2-s0/1`, TS2, decoded otherwise, seed 0") == 1
@@ -419,7 +436,7 @@ def test_the_columns_are_explained() -> None:
     assert [name for name, value in described().items() if value.shown and not describe(name).meaning] == []
     unexplained = [name for name in described() if name.startswith("toyworld/") and not describe(name).meaning]
     assert unexplained == [f"toyworld/accuracy/{task}" for task in ("plus", "capital", "opposite", "copy", "maker")]
-    report = as_markdown(settled(results_of(single("a", {V: 0.5, "mine/own": 1.0}))), [])
+    report = as_markdown(complete_settings(results_of(single("a", {V: 0.5, "mine/own": 1.0}))), [])
     assert f"| V, T 1 | share of valid answers; T 1 | `{V}` |" in report
     assert report.index("what it is") < report.index("## Runs")
 
@@ -484,7 +501,7 @@ def test_every_sign_of_latex_is_escaped() -> None:
 
 
 def test_what_json_cannot_say_is_null() -> None:
-    results = settled(results_of(single("a", {V: float("nan"), D: float("inf")})))
+    results = complete_settings(results_of(single("a", {V: float("nan"), D: float("inf")})))
     (run,) = json.loads(as_json(results, []))["rows"][0]["runs"]
     assert run["values"] == {V: None, D: None}
     assert ",,," in as_csv(results)

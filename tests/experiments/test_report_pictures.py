@@ -14,10 +14,8 @@ from matplotlib.figure import Figure
 
 from ts2_lightning.evaluation.style import save
 from ts2_lightning.experiments.report import Results, Row, Run, Settings
-from ts2_lightning.experiments.report.curves import POINTS, curves
 from ts2_lightning.experiments.report.distributions import PANELS, distributions
-from ts2_lightning.experiments.report.figures import against, plane
-from ts2_lightning.experiments.report.looks import looks_of
+from ts2_lightning.experiments.report.figures import POINTS, against, curves, plane, styles_of
 
 X, Y = "toyworld/seen/distinct_t1", "toyworld/seen/validity_t1"
 
@@ -132,9 +130,9 @@ def test_a_plane_needs_two_rows() -> None:
 
 
 def test_looks_tell_rows_apart() -> None:
-    looks = looks_of([row(str(i), []) for i in range(72)])
+    looks = styles_of([row(str(i), []) for i in range(72)])
     assert len({tuple(look.values()) for look in looks.values()}) == 72
-    assert looks_of([row("base", [], base=True), row("CE", [])])["CE"] == looks["0"], "whether there is a base or not"
+    assert styles_of([row("base", [], base=True), row("CE", [])])["CE"] == looks["0"], "whether there is a base or not"
 
 
 def test_names_are_no_formulas(tmp_path: Path) -> None:
@@ -326,7 +324,7 @@ def test_rows_have_the_colours_of_the_other_pictures() -> None:
     rows += [Row(label, {}, (Run("", Path(at), 0, probes={"tail": numbers[at == "b"]}),))
              for label, at in (("CE", "a"), ("decoded otherwise", "a"), ("TS2", "b"))]  # fmt: skip
     (picture,) = distributions(results_of(rows))
-    looks = looks_of(rows)
+    looks = styles_of(rows)
     bars = picture.figure.axes[0].containers
     drawn = {str(c.get_label()): to_hex(c[0].get_facecolor()).upper() for c in bars if isinstance(c, BarContainer)}
     assert drawn == {"CE = decoded otherwise": looks["CE"]["color"], "TS2": looks["TS2"]["color"]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ts2_lightning.experiments.report.results import Row, Run
+from ts2_lightning.experiments.report.results import Results, Row, Run
 from ts2_lightning.experiments.report.statistics import paired_difference, summarise
 from ts2_lightning.experiments.report.tables import marks_of
 
@@ -17,6 +17,10 @@ OUTSIDE = "toyworld/seen/outside_plausible"
 def row(label: str, values: list[float], name: str = VALIDITY, is_base: bool = False) -> Row:
     runs = tuple(Run(f"{label}-{i}", None, i, {name: value}) for i, value in enumerate(values))  # type: ignore[arg-type]
     return Row(label, {}, runs, is_base)
+
+
+def marks(rows: list[Row], name: str) -> dict[str, str]:
+    return dict(marks_of(Results("", "", (), tuple(rows), {}), name))
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 40])
@@ -106,13 +110,13 @@ def brute_force(rows: dict[str, list[float]], higher: bool, digits: int) -> dict
     """The marks again, by scipy's test and by hand."""
     means = {label: float(np.mean(values)) for label, values in rows.items()}
     best = sorted(means, key=lambda label: -means[label] if higher else means[label])[0]
-    marks = {}
+    found = {}
     for label, values in rows.items():
         if f"{means[label]:.{digits}f}" == f"{means[best]:.{digits}f}":
-            marks[label] = "best"
+            found[label] = "best"
         elif len(values) > 1 and stats.ttest_rel(values, rows[best]).pvalue >= 0.05:
-            marks[label] = "near"
-    return marks
+            found[label] = "near"
+    return found
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -120,27 +124,27 @@ def brute_force(rows: dict[str, list[float]], higher: bool, digits: int) -> dict
 def test_marks(seed: int, name: str, higher: bool) -> None:
     random = np.random.default_rng(seed)
     values = {f"row {i}": (0.9 + 0.004 * i + random.normal(0, 0.004, size=3)).tolist() for i in range(6)}
-    found = marks_of([row(label, of_row, name) for label, of_row in values.items()], name)
+    found = marks([row(label, of_row, name) for label, of_row in values.items()], name)
     assert found == brute_force(values, higher, 3)
     assert "best" in found.values()
 
 
 def test_rows_that_are_printed_alike_are_all_the_best() -> None:
     rows = [row("a", [0.50001]), row("b", [0.50004]), row("c", [0.4])]
-    assert marks_of(rows, VALIDITY) == {"a": "best", "b": "best"}
+    assert marks(rows, VALIDITY) == {"a": "best", "b": "best"}
 
 
 def test_one_seed_cannot_tell_what_is_near() -> None:
-    assert marks_of([row("a", [0.9]), row("b", [0.899])], VALIDITY) == {"a": "best"}
+    assert marks([row("a", [0.9]), row("b", [0.899])], VALIDITY) == {"a": "best"}
 
 
 def test_nothing_is_marked_where_nothing_is_better() -> None:
-    assert marks_of([row("a", [0.9], TAIL), row("b", [0.1], TAIL)], TAIL) == {}
-    assert marks_of([row("a", [0.9, 0.8]), row("b", [0.8, 0.9])], VALIDITY) == {}, "all are equal"
-    assert marks_of([row("a", [0.9])], VALIDITY) == {}, "there is nothing to be better than"
+    assert marks([row("a", [0.9], TAIL), row("b", [0.1], TAIL)], TAIL) == {}
+    assert marks([row("a", [0.9, 0.8]), row("b", [0.8, 0.9])], VALIDITY) == {}, "all are equal"
+    assert marks([row("a", [0.9])], VALIDITY) == {}, "there is nothing to be better than"
 
 
 def test_a_row_without_a_mean_is_not_marked() -> None:
     rows = [row("a", [0.9, math.nan]), row("b", [0.8, 0.7]), row("c", [0.1, 0.2]), row("d", [0.1, 0.2], TAIL)]
-    assert marks_of(rows, VALIDITY)["b"] == "best"
-    assert not {"a", "d"} & marks_of(rows, VALIDITY).keys()
+    assert marks(rows, VALIDITY)["b"] == "best"
+    assert not {"a", "d"} & marks(rows, VALIDITY).keys()

@@ -100,9 +100,9 @@ def only(grid: Grid, wanted: Iterable[str]) -> tuple[Point, ...]:
         axis, equals, choice = word.partition("=")
         if not equals:
             raise UserError(f"--only {word}: expected AXIS=CHOICE, with an axis of {', '.join(axes)}")
-        for name, known, what in ((axis, axes, "axis"), (choice, axes.get(axis, ()), f"choice of {axis}")):
-            if name not in known:
-                hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        for name, names, what in ((axis, axes, "axis"), (choice, axes.get(axis, ()), f"choice of {axis}")):
+            if name not in names:
+                hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
                 raise UserError(f"--only {word}: {grid.file} has no {what} {name!r}{hint}")
         chosen.setdefault(axis, set()).add(choice)
 

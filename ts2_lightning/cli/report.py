@@ -6,7 +6,7 @@ from textwrap import wrap
 
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import page_width, put
-from ts2_lightning.experiments.report import Results, asked, collect, settled, write_report
+from ts2_lightning.experiments.report import Results, collect, complete_settings, override_settings, write_report
 from ts2_lightning.experiments.report.markdown import seeds_said
 from ts2_lightning.experiments.report.tables import plain, results_table
 from ts2_lightning.experiments.report.write import LATEX, RESULTS, TABLE
@@ -57,7 +57,7 @@ def report(
     Raises:
         UserError: no run, no such row or value, or a file that cannot be read.
     """
-    results = settled(asked(collect(runs), baseline, columns, planes))
+    results = complete_settings(override_settings(collect(runs), baseline, columns, planes))
     directory = Path(out) if out else _usual_place(results)
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--out {directory}: this is a file; name a directory")

@@ -87,7 +87,7 @@ class Board:
     def table(self) -> Group:
         """As many runs as have place: what has failed or is under way comes before what waits, and that before what is
         done; and a line about all."""
-        found = {task.directory: self._progress(task) for task in self._tasks}
+        states = {task.directory: self._progress(task) for task in self._tasks}
         shown = sorted(self._tasks, key=lambda task: _ORDER.index(self._states[task.directory]))
         shown = shown[: max(1, self.console.height - _FRAME)]
         table = Table("run", "state", box=None, pad_edge=False)
@@ -96,25 +96,25 @@ class Board:
         for task in self._tasks:
             if task in shown:
                 state = self._states[task.directory]
-                row = _cells(found[task.directory])
+                row = _cells(states[task.directory])
                 table.add_row(Text(task.title), Text(state, STYLES.get(state, "")), *row)
-        return Group(table, Text(self._summary(found)), Text(self.notice))
+        return Group(table, Text(self._summary(states)), Text(self.notice))
 
     def _progress(self, task: Task) -> dict[str, Any]:
         """Of the attempt that is under way; what an earlier one has left is not its own."""
         state = self._states[task.directory]
-        found = progress(task) if state in ("running", "running elsewhere") else {}
-        return found if found.get("state") == "running" else {}
+        state_file = progress(task) if state in ("running", "running elsewhere") else {}
+        return state_file if state_file.get("state") == "running" else {}
 
-    def _summary(self, found: dict[Any, dict[str, Any]]) -> str:
+    def _summary(self, states: dict[Any, dict[str, Any]]) -> str:
         counts = ", ".join(f"{number} {state}" for state, number in self.counts().items())
-        left = self._left(found)
+        left = self._left(states)
         return f"{counts} of {len(self._tasks)}" + ("" if left is None else f"; {tqdm.format_interval(left)} left")
 
-    def _left(self, found: dict[Any, dict[str, Any]]) -> float | None:
+    def _left(self, states: dict[Any, dict[str, Any]]) -> float | None:
         """Seconds until all is done: waiting tasks take what the others have taken, or will."""
         now = time.monotonic()
-        lefts = {place: left for place in found if (left := seconds_left(found[place])) is not None}
+        lefts = {place: left for place in states if (left := seconds_left(states[place])) is not None}
         totals = self._took or [
             now - self._since[place] + left for place, left in lefts.items() if place in self._since
         ]
@@ -125,28 +125,28 @@ class Board:
         return max([whole / self.parallel, *lefts.values()])
 
 
-def seconds_left(found: dict[str, Any]) -> float | None:
-    """Of a run, as its steps have taken so far; None where that is not known.
+def seconds_left(state: dict[str, Any]) -> float | None:
+    """Time left of a run, as its steps have taken so far; None where it has not told its steps.
 
     Args:
-        found: its `state.json`.
+        state: content of its `state.json`.
 
     Example:
         >>> seconds_left({"step": 30, "steps": 120, "seconds": 15.0})
         45.0
     """
-    step, steps = found.get("step"), found.get("steps")
-    return found["seconds"] / step * (steps - step) if step and steps else None
+    step, steps = state.get("step"), state.get("steps")
+    return state["seconds"] / step * (steps - step) if step and steps else None
 
 
-def _cells(found: dict[str, Any]) -> list[str]:
+def _cells(state: dict[str, Any]) -> list[str]:
     """Step, objective, validation's cross-entropy and time left."""
-    if not found:
+    if not state:
         return ["", "", "", ""]
-    numbers = [found["objective"], found["val_cross_entropy"]]
-    left = seconds_left(found)
+    numbers = [state["objective"], state["val_cross_entropy"]]
+    left = seconds_left(state)
     return [
-        f"{found['step']}/{found['steps'] or '?'}",
+        f"{state['step']}/{state['steps'] or '?'}",
         *("" if number is None else f"{number:.4g}" for number in numbers),
         "" if left is None else tqdm.format_interval(left),
     ]

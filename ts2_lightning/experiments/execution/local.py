@@ -12,8 +12,8 @@ from types import FrameType
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
+from ts2_lightning.experiments.execution.processes import Outcome, Processes, finished_tasks, train_and_measure
 from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
-from ts2_lightning.experiments.execution.work import Outcome, Processes, settled, work
 from ts2_lightning.runs.process_lock import ProcessLock, is_orphaned
 from ts2_lightning.types import UserError
 
@@ -69,7 +69,7 @@ class _Locally:
 
     def do(self, tasks: Sequence[Task]) -> list[Failure]:
         """Until all have ended."""
-        over = settled(tasks, self.processes, self.environments[0])
+        over = finished_tasks(tasks, self.processes, self.environments[0])
         for task in tasks:
             if task in over:
                 self.board.tell(task, "done")
@@ -121,7 +121,9 @@ class _Locally:
         def tell(state: str) -> None:
             self.board.tell(task, state)
 
-        future = self.pool.submit(work, task, self.processes, lock.descriptor, self.environments[place], tell)
+        future = self.pool.submit(
+            train_and_measure, task, self.processes, lock.descriptor, self.environments[place], tell
+        )
         self.running[future] = (task, lock, place)
 
     def _end(self, future: "Future[Outcome]") -> None:

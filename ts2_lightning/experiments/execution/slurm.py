@@ -22,6 +22,7 @@ from typing import Any
 
 from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.experiments.execution.board import Board
+from ts2_lightning.experiments.execution.processes import Processes, measure, train
 from ts2_lightning.experiments.execution.task import (
     Failure,
     Task,
@@ -33,7 +34,6 @@ from ts2_lightning.experiments.execution.task import (
     read_failure,
     write_failure,
 )
-from ts2_lightning.experiments.execution.work import Processes, measure, train
 from ts2_lightning.experiments.grid import Grid
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.process_lock import ProcessLock, is_taken
@@ -263,16 +263,16 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
             "configuration such as configs/cluster/1x4.yaml to its base"
         )
     nodes, devices = task.processes
-    given = {name: value for name, value in (grid.slurm or {}).items() if value is not None}
+    own = {name: value for name, value in (grid.slurm or {}).items() if value is not None}
     for name, kind in KINDS.items():
-        if name in given and kind is int:
-            check_number(f"{grid.file}: slurm.{name}", given[name], COUNT)
-        elif name in given and not isinstance(given[name], kind):
+        if name in own and kind is int:
+            check_number(f"{grid.file}: slurm.{name}", own[name], COUNT)
+        elif name in own and not isinstance(own[name], kind):
             what = "a mapping" if kind is dict else "a list, such as [...]"
-            raise UserError(f"{grid.file}: slurm.{name}: expected {what}, got {given[name]!r}")
-    more = {**WARNING, **given.pop("additional_parameters", {})}
-    if isinstance(given.get("time"), str):
-        more["time"] = given.pop("time")  # submitit calculates with its own, which is in minutes
+            raise UserError(f"{grid.file}: slurm.{name}: expected {what}, got {own[name]!r}")
+    more = {**WARNING, **own.pop("additional_parameters", {})}
+    if isinstance(own.get("time"), str):
+        more["time"] = own.pop("time")  # submitit calculates with its own, which is in minutes
     settings = {
         "job_name": grid.name,
         "time": None,  # the cluster's own; submitit's would be five minutes
@@ -280,11 +280,11 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
         "ntasks_per_node": devices,
         "cpus_per_task": 8,
         **({"gpus_per_node": devices} if task.on_gpu else {}),
-        **given,
+        **own,
         "additional_parameters": more,
     }
     cores = f"--cpus-per-task={settings['cpus_per_task']}"  # of sbatch's, srun knows nothing since SLURM 22.05
-    return {**settings, "srun_args": ["--kill-on-bad-exit=1", cores, *given.get("srun_args", [])]}
+    return {**settings, "srun_args": ["--kill-on-bad-exit=1", cores, *own.get("srun_args", [])]}
 
 
 # In a job -------------------------------------------------------------------------------------------------------------

@@ -50,13 +50,13 @@ def digest_of(config: Mapping[str, Any]) -> str:
 
 
 def _digest_of(config: Mapping[str, Any]) -> str:
-    known = {key: value for key, value in config.items() if key not in _PLACES}
-    known["data"] = _data_identity(config.get("data") or {})
+    decisive = {key: value for key, value in config.items() if key not in _PLACES}
+    decisive["data"] = _data_identity(config.get("data") or {})
     model = config.get("model") or {}
     if isinstance(lm := model.get("lm"), Mapping):
-        known["model"] = {**model, "lm": {**lm, "path": path_identity(lm.get("path"))}}
-        known["data"]["max_length"] = _row_length(known["data"].get("max_length"), lm.get("path"))
-    text = json.dumps(_without_null(known), sort_keys=True, default=str)
+        decisive["model"] = {**model, "lm": {**lm, "path": path_identity(lm.get("path"))}}
+        decisive["data"]["max_length"] = _row_length(decisive["data"].get("max_length"), lm.get("path"))
+    text = json.dumps(_without_null(decisive), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -82,36 +82,36 @@ def _without_null(value: Any) -> Any:
 
 
 def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    known = {key: value for key, value in data.items() if key not in (*_FITTED, *_UNREAD)}
+    decisive = {key: value for key, value in data.items() if key not in (*_FITTED, *_UNREAD)}
     for split in _FITTED:
-        known[split] = _rows_identity(data.get(split), bool(data.get("streaming")))
+        decisive[split] = _rows_identity(data.get(split), bool(data.get("streaming")))
     for split in _UNREAD:
-        known[split] = _held_out(data.get(split))
-    known["tokenizer"] = path_identity(data.get("tokenizer"))
+        decisive[split] = _held_out(data.get(split))
+    decisive["tokenizer"] = path_identity(data.get("tokenizer"))
     if str(data.get("template")).endswith(".jinja"):
-        known["template"] = path_identity(data["template"])
-    return known
+        decisive["template"] = path_identity(data["template"])
+    return decisive
 
 
-def _rows_identity(given: Any, streaming: bool) -> Any:
-    """Sources in any of the shapes in which they are given: a path, an object with one, named or listed ones."""
-    if isinstance(given, str):
-        return _source_identity(Source(given), streaming)
-    if isinstance(given, list | tuple):
-        return [_rows_identity(item, streaming) for item in given]
-    if not isinstance(given, Mapping):
-        return given
-    if "path" not in given:
-        return {name: _rows_identity(item, streaming) for name, item in given.items()}
-    source = Source(given["path"], given.get("split"), given.get("name"))
-    return {**given, "path": _source_identity(source, streaming)}
+def _rows_identity(sources: Any, streaming: bool) -> Any:
+    """What sources are, in any of their shapes: a path, an object with one, named or listed ones."""
+    if isinstance(sources, str):
+        return _source_identity(Source(sources), streaming)
+    if isinstance(sources, list | tuple):
+        return [_rows_identity(item, streaming) for item in sources]
+    if not isinstance(sources, Mapping):
+        return sources
+    if "path" not in sources:
+        return {name: _rows_identity(item, streaming) for name, item in sources.items()}
+    source = Source(sources["path"], sources.get("split"), sources.get("name"))
+    return {**sources, "path": _source_identity(source, streaming)}
 
 
-def _held_out(given: Any) -> Any:
+def _held_out(split: Any) -> Any:
     """What a split that is not read takes away from the training rows: its fractions, one or by name."""
-    if isinstance(given, Mapping):
-        return {name: share for name, share in given.items() if isinstance(share, int | float)} or None
-    return given if isinstance(given, int | float) else None
+    if isinstance(split, Mapping):
+        return {name: share for name, share in split.items() if isinstance(share, int | float)} or None
+    return split if isinstance(split, int | float) else None
 
 
 def _source_identity(source: Source, streaming: bool) -> Any:
@@ -144,11 +144,11 @@ def directory_identity(directory: Path) -> list[list[str]]:
 
 def _files_below(directory: Path) -> list[Path]:
     """Where the files are, from the directory; those of a directory that may not be read are not passed over."""
-    found = []
+    files = []
     for place, directories, names in os.walk(directory, onerror=_raise):
         directories[:] = [name for name in directories if not name.startswith(".")]
-        found += [Path(place, name) for name in names if not name.startswith(".")]
-    return sorted(file.relative_to(directory) for file in found if file.is_file())
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    return sorted(file.relative_to(directory) for file in files if file.is_file())
 
 
 def _raise(error: OSError) -> None:

@@ -2,21 +2,31 @@
 
 `collect` finds runs and puts those that differ in their seeds alone into rows; `write_report` writes what they come to.
 
-| file | what it knows |
+| file | what it does |
 | --- | --- |
-| `runs` | what a run's directory says |
-| `grids`, `rows`, `grouping`, `collect` | which runs are one row, and what it is called: by the grid, or by the settings that differ |
+| `runs` | reads a run's directory |
+| `collect`, `rows` | which runs are one row, and what it is called: by the grid, or by the settings that differ |
+| `results` | rows, and one long table of their values |
 | `statistics` | means and paired differences |
-| `choices` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
-| `meanings` | what values are, in words |
-| `tables`, `markdown`, `records` | the text and the data |
-| `looks`, `figures`, `curves`, `distributions` | the pictures |
-| `write` | the files |
-"""  # noqa: E501
+| `settings` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
+| `tables`, `markdown` | the text |
+| `figures`, `distributions` | the pictures |
+| `write` | the files, and the data |
+"""
 
-from ts2_lightning.experiments.report.choices import asked, settled
 from ts2_lightning.experiments.report.collect import collect
 from ts2_lightning.experiments.report.results import Missing, Results, Row, Run, Settings
+from ts2_lightning.experiments.report.settings import complete_settings, override_settings
 from ts2_lightning.experiments.report.write import write_report
 
-__all__ = ["Missing", "Results", "Row", "Run", "Settings", "asked", "collect", "settled", "write_report"]
+__all__ = [
+    "Missing",
+    "Results",
+    "Row",
+    "Run",
+    "Settings",
+    "collect",
+    "complete_settings",
+    "override_settings",
+    "write_report",
+]

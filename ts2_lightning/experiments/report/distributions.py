@@ -6,8 +6,7 @@ from textwrap import wrap
 from typing import Any
 
 from ts2_lightning.evaluation.probes import PROBES
-from ts2_lightning.experiments.report.figures import Picture
-from ts2_lightning.experiments.report.looks import places_of
+from ts2_lightning.experiments.report.figures import Picture, places_of
 from ts2_lightning.experiments.report.results import Results, Row, Run
 
 _DRAWN = {
@@ -62,7 +61,7 @@ def distributions(results: Results) -> list[Picture]:
 
 
 def _parts(results: Results, probe: str) -> Iterator[list[_Shown]]:
-    """Rows that are drawn together; those of one training of which a probe has found the same are drawn once."""
+    """Rows that are drawn together; those of one training with the same numbers of a probe are drawn once."""
     comparable: dict[str, list[_Shown]] = {}
     for row in results.rows:
         run = _probed(row, probe, results)

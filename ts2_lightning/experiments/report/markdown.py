@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.experiments.report.figures import Picture
-from ts2_lightning.experiments.report.results import Results, Row, Run
+from ts2_lightning.experiments.report.results import Results, Row, Run, by_runs
 from ts2_lightning.experiments.report.statistics import CONFIDENCE
 from ts2_lightning.experiments.report.tables import (
     Cell,
@@ -29,7 +29,7 @@ _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 
 
 def as_markdown(results: Results, pictures: Sequence[Picture]) -> str:
-    """The whole report, of results whose settings are settled."""
+    """The whole report, of results with complete settings."""
     parts = [
         f"# {escape_markdown(results.title)}",
         _about(results),
@@ -95,18 +95,9 @@ def _bases(results: Results) -> list[Row]:
     return [row for row in results.rows if row.is_base]
 
 
-def _by_runs(rows: Iterable[Row]) -> list[list[Row]]:
-    """Rows that share their trainings, together."""
-    found: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        if row.runs:
-            found.setdefault(tuple(str(run.directory) for run in row.runs), []).append(row)
-    return list(found.values())
-
-
 def _shared(results: Results) -> list[str]:
     """Which rows are other measurements of the same trainings."""
-    labels = [[escape_markdown(row.label) for row in same] for same in _by_runs(results.trained) if len(same) > 1]
+    labels = [[escape_markdown(row.label) for row in same] for same in by_runs(results.trained) if len(same) > 1]
     return [f"The same trainings, measured in several ways: {', '.join(same)}" for same in labels]
 
 
@@ -128,8 +119,8 @@ def seeds_said(results: Results) -> str:
 
 def revisions_said(runs: Iterable[Run]) -> str:
     """By which software the runs were made."""
-    found = sorted({run.revision or "not recorded" for run in runs})
-    return " and ".join(f"`{one}`" for one in found) or "not recorded"
+    revisions = sorted({run.revision or "not recorded" for run in runs})
+    return " and ".join(f"`{one}`" for one in revisions) or "not recorded"
 
 
 def duration(seconds: float) -> str:
@@ -146,21 +137,21 @@ def duration(seconds: float) -> str:
 
 def notes(results: Results) -> list[str]:
     """What makes rows less comparable than they look."""
-    found = []
+    lines = []
     if len({run.revision for run in results.runs}) > 1:
-        found.append("the runs were made by different revisions of the software; the list of runs below says which.")
+        lines.append("the runs were made by different revisions of the software; the list of runs below says which.")
     if any(run.revision and "with changes" in run.revision for run in results.runs):
-        found.append("a revision “with changes” had uncommitted ones, which it does not tell.")
+        lines.append("a revision “with changes” had uncommitted ones, which it does not tell.")
     settings: dict[str, set[str]] = {}
     for run in results.runs:
         for measure, of_measure in run.settings.items():
             settings.setdefault(measure, set()).add(repr({k: v for k, v in of_measure.items() if k != "decoding"}))
     different = [measure for measure, several in settings.items() if len(several) > 1]
     if different:
-        found.append(f"not all runs were measured with the same settings of {', '.join(different)} (see results.json).")
+        lines.append(f"not all runs were measured with the same settings of {', '.join(different)} (see results.json).")
     if results.missing:
-        found.append("something is missing, see below.")
-    return found
+        lines.append("something is missing, see below.")
+    return lines
 
 
 # Tables ---------------------------------------------------------------------------------------------------------
@@ -201,7 +192,7 @@ def _differences(results: Results) -> str:
         return ""
     baseline = results.settings.baseline
     tables = differences_table(results, results.settings.columns, baseline).parts(_DIFFERENCES)
-    pairs = {row.difference(row, name).n for row in results.trained for name in results.settings.columns}
+    pairs = {results.difference(row, row, name).n for row in results.trained for name in results.settings.columns}
     if max(pairs, default=0) > 1:
         said = (
             f"Mean differences over the seeds that both rows have, with Student's {_PERCENT} interval "
@@ -257,7 +248,7 @@ def _runs(results: Results) -> str:
     """Every run with what repeats it. Where the runs are to lie is not said: that is a matter of the machine."""
     revisions = len({run.revision for run in results.runs}) > 1
     lines = ["Each run can be repeated alone, by the command below its name."]
-    for same in _by_runs(results.trained):
+    for same in by_runs(results.trained):
         for run in same[0].runs:
             about = [f"`{run.name}`", *(escape_markdown(row.label) for row in same)]
             about += [f"seed {run.seed}"] if run.seed is not None else []

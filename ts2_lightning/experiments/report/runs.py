@@ -22,8 +22,8 @@ def read_measures(directory: Path) -> list[Result]:
     Raises:
         UserError: a file that is none.
     """
-    found = [read_result(path) for path in sorted((directory / DIRECTORY).glob("*.json"))]
-    return sorted(found, key=lambda result: result.changed)
+    results = [read_result(path) for path in sorted((directory / DIRECTORY).glob("*.json"))]
+    return sorted(results, key=lambda result: result.changed)
 
 
 def last_values(curves: Mapping[str, Curve]) -> dict[str, float]:
@@ -65,16 +65,16 @@ def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Re
     Raises:
         UserError: a file in its directory cannot be read.
     """
-    found = {result.name: result for result in measures}.values()
+    results = {result.name: result for result in measures}.values()
     curves = read_curves(directory)
     return Run(
         name,
         directory,
         seed,
-        {key: value for result in found for key, value in result.values.items()} | last_values(curves),
+        {key: value for result in results for key, value in result.values.items()} | last_values(curves),
         curves,
-        {name: document for result in found for name, document in result.documents.items()},
-        {result.name: _asked(result) for result in found},
+        {name: document for result in results for name, document in result.documents.items()},
+        {result.name: _asked(result) for result in results},
         command=command,
         **_record(directory),
     )

@@ -83,12 +83,12 @@ def paired_difference(
         confidence: of the interval.
 
     Example:
-        >>> found = paired_difference({0: 3.0, 1: 5.0, 7: 9.0}, {0: 1.0, 1: 2.0, 2: 0.0})
-        >>> found.n, found.mean, round(found.low, 3), round(found.high, 3)
+        >>> difference = paired_difference({0: 3.0, 1: 5.0, 7: 9.0}, {0: 1.0, 1: 2.0, 2: 0.0})
+        >>> difference.n, difference.mean, round(difference.low, 3), round(difference.high, 3)
         (2, 2.5, -3.853, 8.853)
     """
-    found = summarise([values[seed] - baseline[seed] for seed in values if seed is not None and seed in baseline])
-    if math.isnan(found.sd):
-        return Difference(found.n, found.mean, math.nan, math.nan)
-    half = float(student.ppf((1 + confidence) / 2, found.n - 1)) * found.sd / math.sqrt(found.n)
-    return Difference(found.n, found.mean, found.mean - half, found.mean + half)
+    difference = summarise([values[seed] - baseline[seed] for seed in values if seed is not None and seed in baseline])
+    if math.isnan(difference.sd):
+        return Difference(difference.n, difference.mean, math.nan, math.nan)
+    half = float(student.ppf((1 + confidence) / 2, difference.n - 1)) * difference.sd / math.sqrt(difference.n)
+    return Difference(difference.n, difference.mean, difference.mean - half, difference.mean + half)

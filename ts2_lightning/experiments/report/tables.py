@@ -62,13 +62,9 @@ def results_table(results: Results, names: Sequence[str]) -> Table:
     seeds = max(1, len(results.seeds))  # runs without a seed are one of each row
     columns = []
     for name in names:
-        found, marks = describe(name), marks_of(results.trained, name)
-        columns.append(
-            [
-                Cell(mean_text(row.summary(name), found.format, 1 if row.is_base else seeds), marks.get(row.label, ""))
-                for row in results.rows
-            ]
-        )
+        marks, spec = marks_of(results, name), describe(name).format
+        texts = [mean_text(results.summary(row, name), spec, 1 if row.is_base else seeds) for row in results.rows]
+        columns.append([Cell(text, marks.get(row.label, "")) for text, row in zip(texts, results.rows, strict=True)])
     return _table(["", *(titled(name) for name in names)], results.rows, columns)
 
 
@@ -78,13 +74,8 @@ def differences_table(results: Results, names: Sequence[str], baseline: str) -> 
     others = [row for row in results.trained if row is not base]
     columns = []
     for name in names:
-        differences = [row.difference(base, name) for row in others]
-        columns.append(
-            [
-                Cell(difference_text(d, describe(name).format), _told_apart(d, describe(name).format))
-                for d in differences
-            ]
-        )
+        differences, spec = [results.difference(row, base, name) for row in others], describe(name).format
+        columns.append([Cell(difference_text(d, spec), _told_apart(d, spec)) for d in differences])
     return _table([f"minus {baseline}", *(titled(name) for name in names)], others, columns)
 
 
@@ -103,14 +94,14 @@ def titled(name: str) -> str:
     return describe(name).title + _ARROWS[describe(name).better]
 
 
-def marks_of(rows: Sequence[Row], name: str) -> dict[str, Mark]:
+def marks_of(results: Results, name: str) -> dict[str, Mark]:
     """Label -> mark, for rows of trainings; none where no direction is better, or all are equal.
 
     Best are the rows whose mean is, as printed, that of the best one. Another row is near it if the interval of the
     paired difference to the best includes zero: seeds alone could have made it so.
     """
-    column = describe(name)
-    means = {row.label: row.summary(name).mean for row in rows}
+    column, rows = describe(name), results.trained
+    means = {row.label: results.summary(row, name).mean for row in rows}
     means = {label: mean for label, mean in means.items() if not math.isnan(mean)}
     if column.better is None or len({format(mean, column.format) for mean in means.values()}) < 2:
         return {}
@@ -123,7 +114,7 @@ def marks_of(rows: Sequence[Row], name: str) -> dict[str, Mark]:
         if format(means[row.label], column.format) == format(means[top], column.format):
             marks[row.label] = "best"
             continue
-        difference = row.difference(best, name)
+        difference = results.difference(row, best, name)
         if difference.has_interval and not difference.excludes_zero:
             marks[row.label] = "near"
     return marks

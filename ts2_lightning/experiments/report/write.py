@@ -1,18 +1,24 @@
 """The files of a report: text, data, pictures. Each is there whole, or as it was."""
 
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from ts2_lightning.evaluation.probes.report import remove_stale
 from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.evaluation.style import save
 from ts2_lightning.experiments.names import slug
-from ts2_lightning.experiments.report.choices import settled
-from ts2_lightning.experiments.report.curves import curves
 from ts2_lightning.experiments.report.distributions import distributions
-from ts2_lightning.experiments.report.figures import Picture, against, plane
+from ts2_lightning.experiments.report.figures import Picture, against, curves, plane
 from ts2_lightning.experiments.report.markdown import COLUMNS, as_markdown, seeds_said
-from ts2_lightning.experiments.report.records import as_csv, as_json
-from ts2_lightning.experiments.report.results import Results
+from ts2_lightning.experiments.report.results import Results, Row, Run
+from ts2_lightning.experiments.report.settings import complete_settings
+from ts2_lightning.experiments.report.statistics import summarise
 from ts2_lightning.experiments.report.tables import booktabs, results_table
 from ts2_lightning.runs.contents import read_json
 from ts2_lightning.runs.writing import write_whole
@@ -37,11 +43,11 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
             something else.
     """
-    results = settled(results)
+    results = complete_settings(results)
     is_new = _is_new(out)
-    found = pictures(results)
-    paths = [path for picture in found for path in save(picture.figure, out / picture.stem)]
-    stems = [picture.stem for picture in found]
+    drawn = pictures(results)
+    paths = [path for picture in drawn for path in save(picture.figure, out / picture.stem)]
+    stems = [picture.stem for picture in drawn]
     remove_stale(out, Path(RESULTS).stem, stems)
     texts = {TABLE: as_csv(results), RESULTS: as_json(results, stems)}
     if latex:
@@ -49,7 +55,7 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         texts[LATEX] = booktabs(parts, f"{results.title}. {seeds_said(results)}")
     elif not is_new:
         (out / LATEX).unlink(missing_ok=True)
-    texts[REPORT] = as_markdown(results, found)
+    texts[REPORT] = as_markdown(results, drawn)
     written = [_write(out / name, text) for name, text in texts.items()]
     return [*reversed(written), *paths]
 
@@ -64,8 +70,8 @@ def _is_new(out: Path) -> bool:
     if not file.is_file():
         return True
     try:
-        found = read_json(file)
-        ours = "rows" in found and all(Path(stem).name == stem for stem in found["pictures"])
+        content = read_json(file)
+        ours = "rows" in content and all(Path(stem).name == stem for stem in content["pictures"])
     except (UserError, KeyError, TypeError):
         ours = False
     if not ours:
@@ -74,28 +80,103 @@ def _is_new(out: Path) -> bool:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """All pictures for which there is something to show, of results whose settings are settled."""
+    """All pictures for which there is something to show, of results with complete settings."""
     several = len(results.seeds) > 1
     spread = " Bars: standard deviation over the seeds." if several else " One seed."
     dots = " Small dots: the seeds. A bar may reach beyond what is possible." if several else ""
     shown = results.settings
-    found: list[Picture] = []
+    drawn: list[Picture] = []
     for i, (x, y) in enumerate(shown.planes):
         figure = plane(results, x, y)
         if figure:
             said = f"Quality ({describe(y).title}) against diversity ({describe(x).title}), mean of each row."
-            found.append(Picture(f"plane-{i + 1}", figure, f"{said}{spread}{dots}"))
+            drawn.append(Picture(f"plane-{i + 1}", figure, f"{said}{spread}{dots}"))
     for axis, names in (shown.against or {}).items():
         figure = against(results, axis, names)
         if figure:
             said = f"What {axis} does. Dashed: rows without it.{spread}"
-            found.append(Picture(f"against-{slug(axis)}", figure, said))
+            drawn.append(Picture(f"against-{slug(axis)}", figure, said))
     figure = curves(results, shown.curves)
     if figure:
         many = "mean over the seeds, in a band of a standard deviation to both sides"
-        found.append(Picture("curves", figure, f"Learning curves: {many if several else 'one seed'}."))
-    return [*found, *distributions(results)]
+        drawn.append(Picture("curves", figure, f"Learning curves: {many if several else 'one seed'}."))
+    return [*drawn, *distributions(results)]
 
 
 def _write(path: Path, text: str) -> Path:
     return write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+# The results as data --------------------------------------------------------------------------------------------------
+
+
+def as_json(results: Results, pictures: Sequence[str]) -> str:
+    """Everything, as JSON; null stands for what is not there or not defined.
+
+    Args:
+        results: with complete settings.
+        pictures: stems of their files.
+    """
+    baseline = next((row for row in results.trained if row.label == results.settings.baseline), None)
+    document = {
+        "title": results.title,
+        "paper": results.paper or None,
+        "sources": [str(source) for source in results.sources],
+        "seeds": results.seeds,
+        "axes": results.axes,
+        "settings": asdict(results.settings),
+        "rows": [_row(results, row, baseline) for row in results.rows],
+        "pictures": list(pictures),
+        "missing": [asdict(entry) for entry in results.missing],
+    }
+    return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row(results: Results, row: Row, baseline: Row | None) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for run in row.runs for name in run.values))
+    baseline = None if row.is_base or row is baseline else baseline
+    return {
+        "label": row.label,
+        "labels": row.labels,
+        "base": row.is_base,
+        "runs": [_run(run) for run in row.runs],
+        "means": {name: asdict(results.summary(row, name)) for name in names},
+        "differences": {name: asdict(results.difference(row, baseline, name)) for name in names} if baseline else {},
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "values": run.values,
+        "settings": run.settings,
+        "revision": run.revision,
+        "time": run.time,
+        "seconds": run.seconds,
+        "command": run.command or None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Plain values of which JSON knows all."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(results: Results) -> str:
+    """One line for each row and value: label, choices of the axes, value, mean, sd, n, and the value of each seed."""
+    seeds: list[int | None] = [*results.seeds]
+    if any(run.seed is None for row in results.rows for run in row.runs):
+        seeds.append(None)
+    labels = {row.label: [row.labels.get(axis, "") for axis in results.axes] for row in results.rows}
+    lines = []
+    for (row, name), values in results.by_seed.items():
+        summary = summarise(list(values.values()))
+        lines.append([row, *labels[row], name, summary.mean, summary.sd, summary.n, *map(values.get, seeds)])
+    titles = ["seed none" if seed is None else f"seed {seed}" for seed in seeds]
+    table = pd.DataFrame(lines, columns=["row", *results.axes, "metric", "mean", "sd", "n", *titles])
+    return table.to_csv(index=False, lineterminator="\n")

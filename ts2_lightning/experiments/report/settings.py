@@ -1,4 +1,4 @@
-"""What a report shows: what somebody has asked for, and for the rest what there is."""
+"""What a report shows: what the grid or the command line names, and for the rest what there is."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +19,7 @@ _PLANES = (
 )
 
 
-def asked(
+def override_settings(
     results: Results,
     baseline: str | None = None,
     columns: Sequence[str] | None = None,
@@ -62,7 +62,7 @@ def _hint(word: str, names: Sequence[str], else_: str) -> str:
     return did_you_mean(word, names) or f"; {else_} {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
 
 
-def settled(results: Results) -> Results:
+def complete_settings(results: Results) -> Results:
     """The same results, with settings in which nothing is left open, and nothing is that no run has: it is missing."""
     there, wanted = set(results.names), results.settings
     baseline = wanted.baseline or next((row.label for row in results.trained if row.runs), "")
@@ -84,13 +84,13 @@ def _columns(results: Results) -> list[str]:
     """The measured values that tables show by default, and of rows that have none of them what was logged last."""
     names = results.names
     default = [name for name, value in described().items() if value.shown and name in names]
-    if all(any(row.values(name) for name in default) for row in results.trained if row.runs):
+    if all(any(results.values(row, name) for name in default) for row in results.trained if row.runs):
         return default
     logged = [name for name in names if name.startswith(("val/", "train/"))]
     of_model = [name for name in logged if name.rpartition("/")[2] in _LOGGED]
     validated = [name for name in of_model if name.startswith("val/")]
     for some in (validated, of_model, logged):  # the first of these that says something of every row
-        if all(any(row.values(name) for name in (*default, *some)) for row in results.trained if row.runs):
+        if all(any(results.values(row, name) for name in (*default, *some)) for row in results.trained if row.runs):
             return [*default, *some]
     return [*default, *(name for name in names if name not in default)]
 

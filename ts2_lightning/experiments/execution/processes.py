@@ -141,7 +141,7 @@ def last_words(log: Path, offset: int, status: int) -> str:
 # Tasks ----------------------------------------------------------------------------------------------------------------
 
 
-def work(
+def train_and_measure(
     task: Task, processes: Processes, descriptor: int, environment: Mapping[str, str], tell: Callable[[str], None]
 ) -> Outcome:
     """Does what is left of a task. Who calls has its lock.
@@ -162,7 +162,7 @@ def work(
     return measure(task, processes, environment, [descriptor], tell)
 
 
-def settled(tasks: Sequence[Task], processes: Processes, environment: Mapping[str, str]) -> set[Task]:
+def finished_tasks(tasks: Sequence[Task], processes: Processes, environment: Mapping[str, str]) -> set[Task]:
     """Those of some tasks with which nothing is left to do.
 
     Whether values are of the present prompts and files, only `measure` knows. It is asked once for all tasks with the
@@ -218,7 +218,7 @@ def measure(
 
 
 def _base_model(task: Task) -> list[str]:
-    """The base model, which is no run, and what is known of one."""
+    """Options that name the base model, which is no run."""
     return [task.model, "--out", str(task.directory), *(["--config", task.config] if task.config else [])]
 
 
