@@ -2,17 +2,20 @@
 
 import os
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from types import FrameType
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.processes import Outcome, Processes, finished_tasks, train_and_measure
+from ts2_lightning.experiments.execution.processes import (
+    Outcome,
+    Processes,
+    finished_tasks,
+    forward_signals,
+    train_and_measure,
+)
 from ts2_lightning.experiments.execution.task import Failure, Stage, Task, read_failure
 from ts2_lightning.runs.process_lock import ProcessLock, is_orphaned
 from ts2_lightning.types import UserError
@@ -41,7 +44,7 @@ def run_locally(tasks: Sequence[Task], parallel: int, board: Board) -> list[Fail
         UserError: before anything starts, if the runs need more GPUs than so many at a time can have.
     """
     dealt, processes = environments(tasks, parallel), Processes()
-    with hearing(processes), ThreadPoolExecutor(parallel) as pool:
+    with forward_signals(processes, SIGNALS), ThreadPoolExecutor(parallel) as pool:
         try:
             failures = _Locally(dealt, board, processes, pool).do(tasks)
         except BaseException:
@@ -148,27 +151,6 @@ def _outcome(task: Task, future: "Future[Outcome]") -> Outcome:
     except OSError as error:
         stage: Stage = "fit" if task.options else "measure"  # to ask the disk how far it is might fail as well
         return Failure(stage, 1, f"{type(error).__name__}: {error}", str(task.directory / f"{stage}.log"), task.title)
-
-
-@contextmanager
-def hearing(processes: Processes) -> Iterator[None]:
-    """Hands Ctrl-C and SIGTERM on to the processes; a Ctrl-C after that kills them."""
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        if processes.stopped_by is None:
-            processes.stop(number)
-        elif number == signal.SIGINT:
-            processes.kill()
-
-    if threading.current_thread() is not threading.main_thread():  # only there signals can be heard
-        yield
-        return
-    before = {number: signal.signal(number, hear) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def environments(tasks: Sequence[Task], parallel: int) -> list[Mapping[str, str]]:

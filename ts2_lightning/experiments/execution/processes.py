@@ -11,10 +11,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import ts2_lightning
@@ -104,6 +105,27 @@ class Processes:
             self.stopped_by = self.stopped_by or signal.SIGKILL
             for process in self._running:
                 _kill(process)
+
+
+@contextmanager
+def forward_signals(processes: Processes, signals: Sequence[int]) -> Iterator[None]:
+    """Hands signals on to the processes, after which no more of them start; a second Ctrl-C kills them."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and processes.stopped_by is not None:
+            processes.kill()
+        else:
+            processes.stop(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only there signals can be heard
+        yield
+        return
+    before = {number: signal.signal(number, forward) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _kill(leader: "subprocess.Popen[bytes]") -> None:

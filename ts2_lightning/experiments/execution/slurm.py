@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.processes import Processes, measure, train
+from ts2_lightning.experiments.execution.processes import Processes, forward_signals, measure, train
 from ts2_lightning.experiments.execution.task import (
     Failure,
     Task,
@@ -308,7 +307,7 @@ def run_task(task: Task, options: Sequence[str]) -> str:
     environment = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"), **os.environ}
     task.directory.mkdir(parents=True, exist_ok=True)
     log = task.directory / (f"fit-rank-{rank}.log" if rank else "fit.log")
-    with handing_on(processes), _locked(task.directory, rank) as keep:
+    with forward_signals(processes, (signal.SIGUSR1, signal.SIGTERM)), _locked(task.directory, rank) as keep:
         outcome = "done" if is_trained(task) else train(task, options, processes, log, environment, keep)
         if outcome == "done" and rank == 0:
             alone = {name: value for name, value in environment.items() if not name.startswith("SLURM_")}
@@ -343,18 +342,3 @@ def _patiently(directory: Path) -> ProcessLock:
             raise RuntimeError(f"{directory}: another process is at it")
         time.sleep(SECONDS)
     return lock
-
-
-@contextmanager
-def handing_on(processes: Processes) -> Iterator[None]:
-    """SLURM's signals go on to the processes."""
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        processes.stop(number)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGUSR1, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

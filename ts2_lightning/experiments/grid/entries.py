@@ -1,8 +1,8 @@
 """A YAML file as a tree of values that know their line, and data classes that are filled from it.
 
-A part of a grid file is described by a data class: a key is a field, read by the field's type (`read_part`). What
-jsonargparse would make of it loses the place of a value in a list or a mapping, and takes the dots in the keys of a
-mapping (`model.loss`) for levels of its own.
+A part of a grid file is described by a data class: a key is a field, read by the field's type (`read_part`). It is not
+jsonargparse that reads them: of an error it tells the key at the top of the file alone, not where in a list or a
+mapping, and its values no longer tell how they were written, as which a choice is called (1 and 1.0 are two).
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.experiments.report.figures import Picture
-from ts2_lightning.experiments.report.results import Results, Row, Run, by_runs
+from ts2_lightning.experiments.report.results import Results, Run, by_runs
 from ts2_lightning.experiments.report.statistics import CONFIDENCE
 from ts2_lightning.experiments.report.tables import (
     Cell,
@@ -30,24 +30,16 @@ _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 
 def as_markdown(results: Results, pictures: Sequence[Picture]) -> str:
     """The whole report, of results with complete settings."""
-    parts = [
-        f"# {escape_markdown(results.title)}",
-        _about(results),
-        _results(results),
-        _columns(results),
-        _differences(results),
-        *(f"## {heading}\n\n{text}" for heading, text in _rest(results, pictures) if text),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _rest(results: Results, pictures: Sequence[Picture]) -> list[tuple[str, str]]:
-    return [
-        ("Pictures", _pictures(pictures)),
-        ("What is missing", _missing(results)),
-        ("What the rows differ in", _settings(results)),
-        ("Runs", _runs(results)),
-    ]
+    title = f"# {escape_markdown(results.title)}"
+    parts = [title, _about(results), _results(results), _columns(results), _differences(results)]
+    rest = {
+        "Pictures": _pictures(pictures),
+        "What is missing": _missing(results),
+        "What the rows differ in": _settings(results),
+        "Runs": _runs(results),
+    }
+    parts += [f"## {heading}\n\n{text}" for heading, text in rest.items() if text]
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 # What was run ---------------------------------------------------------------------------------------------------
@@ -66,7 +58,8 @@ def _about(results: Results) -> str:
         *_shared(results),
         *(
             f"{escape_markdown(row.label)}: a model as it was before these trainings, measured once"
-            for row in _bases(results)
+            for row in results.rows
+            if row.is_base
         ),
         f"Differences are taken against: {escape_markdown(results.settings.baseline)}" if _compares(results) else "",
         f"Software: {revisions_said(runs)}",
@@ -89,10 +82,6 @@ def _minute(time: str) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _bases(results: Results) -> list[Row]:
-    return [row for row in results.rows if row.is_base]
 
 
 def _shared(results: Results) -> list[str]:
