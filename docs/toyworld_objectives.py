@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ts2_lightning.experiments.report import collect, complete_settings
-from ts2_lightning.experiments.report.markdown import seeds_said
-from ts2_lightning.experiments.report.tables import markdown, results_table
+from ts2_lightning.studies.report import collect, complete_settings
+from ts2_lightning.studies.report.markdown import seeds_said
+from ts2_lightning.studies.report.tables import markdown, results_table
 from ts2_lightning.types import UserError
 
 DOCUMENT = Path(__file__).with_name("objectives.md")

@@ -13,8 +13,8 @@ from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
 from ts2_lightning.cli import main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation import described
-from ts2_lightning.experiments.grid import Grid, Point, read_grid
-from ts2_lightning.experiments.grid.schema import read_grid_file
+from ts2_lightning.studies.grid import Grid, Point, read_grid
+from ts2_lightning.studies.grid.schema import read_grid_file
 
 GRIDS = CONFIGS / "grid"
 GUIDE = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")

@@ -14,10 +14,10 @@ from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation.registry import check_spec
 from ts2_lightning.evaluation.results import place_of
-from ts2_lightning.experiments.execution import Failure, local
-from ts2_lightning.experiments.execution.task import tasks_of
-from ts2_lightning.experiments.grid import Grid, Point, read_grid
 from ts2_lightning.runs.process_lock import ProcessLock
+from ts2_lightning.studies.execute import Failure, local
+from ts2_lightning.studies.execute.task import tasks_of
+from ts2_lightning.studies.grid import Grid, Point, read_grid
 from ts2_lightning.toyworld.measure import ToyWorld
 from ts2_lightning.types import UserError
 
@@ -223,7 +223,7 @@ class Asked:
         self.report: tuple[list[str], bool] = ([], False)
         self.failures: list[Failure] = []
         self.complaint: UserError | None = None
-        monkeypatch.setattr("ts2_lightning.experiments.execution.execute", self._execute)
+        monkeypatch.setattr("ts2_lightning.studies.execute.execute", self._execute)
         monkeypatch.setattr("ts2_lightning.cli.report.report", self._report)
         monkeypatch.setattr(ablate, "resolve_model", lambda path: "/cache/base")
 

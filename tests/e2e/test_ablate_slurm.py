@@ -15,11 +15,11 @@ from rich.console import Console
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import QUICKSTART, empty_working_directory
 from tests.e2e.stand_in_slurm import install
-from ts2_lightning.experiments.execution import processes, slurm
-from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.task import Failure, Task, read_failure, tasks_of, write_failure
-from ts2_lightning.experiments.grid import Grid, Point, Training
 from ts2_lightning.runs.state import read_state
+from ts2_lightning.studies.execute import processes, slurm
+from ts2_lightning.studies.execute.board import Board
+from ts2_lightning.studies.execute.task import Failure, Task, read_failure, tasks_of, write_failure
+from ts2_lightning.studies.grid import Grid, Point, Training
 from ts2_lightning.types import UserError
 
 STEPS = 60

@@ -19,8 +19,8 @@ from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.settings import SettingsReader
-from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.ranges import COUNT, check_number
+from ts2_lightning.studies.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -141,14 +141,14 @@ def state_of(grid: Grid, point: Point) -> str:
     """How far a point is: `running`, `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried
     again.
     """
-    from ts2_lightning.experiments.execution.task import (
+    from ts2_lightning.runs.process_lock import is_taken
+    from ts2_lightning.studies.execute.task import (
         has_measures,
         is_trained,
         newest_attempt,
         read_failure,
         tasks_of,
     )
-    from ts2_lightning.runs.process_lock import is_taken
 
     task = tasks_of(grid, [point])[-1]
     if is_taken(task.directory):
@@ -197,7 +197,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
         The exit status: 1 if a run failed.
     """
     from ts2_lightning.cli.report import report
-    from ts2_lightning.experiments.execution import execute
+    from ts2_lightning.studies.execute import execute
 
     write_record(grid)
     prepare(points)
@@ -254,7 +254,7 @@ def default_parallel(points: Sequence[Point]) -> int:
     """How many runs at a time: one where a run has GPUs or several processes, else a run for every core."""
     import torch
 
-    from ts2_lightning.experiments.execution.local import cores
+    from ts2_lightning.studies.execute.local import cores
 
     trainers = [point.training.config["trainer"] for point in points]
     alone = any(trainer["accelerator"] != "cpu" and torch.cuda.is_available() for trainer in trainers)

@@ -472,7 +472,7 @@ def resolve_model(path: str) -> str:
     seed = toyworld_seed(path)
     if seed is None:
         return path
-    ensure_base = import_module("ts2_lightning.experiments.toyworld_base").ensure_base
+    ensure_base = import_module("ts2_lightning.studies.toyworld_base").ensure_base
     return str(ensure_base(seed))
 
 

@@ -6,10 +6,10 @@ from textwrap import wrap
 
 from ts2_lightning.cli.options import OptionParser
 from ts2_lightning.cli.output import page_width, put
-from ts2_lightning.experiments.report import Results, collect, complete_settings, override_settings, write_report
-from ts2_lightning.experiments.report.markdown import seeds_said
-from ts2_lightning.experiments.report.tables import plain, results_table
-from ts2_lightning.experiments.report.write import LATEX, RESULTS, TABLE
+from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
+from ts2_lightning.studies.report.markdown import seeds_said
+from ts2_lightning.studies.report.tables import plain, results_table
+from ts2_lightning.studies.report.write import LATEX, RESULTS, TABLE
 from ts2_lightning.types import UserError
 
 _ABOUT = """What runs have come to, side by side: means and standard deviations over seeds, paired differences against a
