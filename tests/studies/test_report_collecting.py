@@ -482,6 +482,26 @@ def test_a_training_that_rows_share_is_counted_once() -> None:
     assert len(results.runs) == 1
 
 
+def test_the_table_has_a_line_for_each_row_seed_and_value() -> None:
+    axes, rows = {"loss": ["CE", "TS2"], "alpha": ["1"]}, [{"loss": "CE"}, {"loss": "TS2", "alpha": "1"}]
+    for (row, seed), run in make_grid(Path("runs/study"), axes, rows, (0, 1), base=True).items():
+        make_run(
+            run, config_of(seed=seed), {V: row + seed / 4} if (row, seed) == (1, 1) else {V: row + seed / 4, D: 2.0}
+        )
+    make_run(Path("runs/study/base"), None, {V: 7.0})
+    table = collect(["runs/study"]).table
+    assert list(table) == ["row", "axis/loss", "axis/alpha", "name", "seed", "decoding", "value"]
+    assert set(table["decoding"]) == {"softmax"}
+    of_v = table[table["name"] == V]
+    assert of_v[["row", "axis/loss", "axis/alpha", "seed", "value"]].values.tolist() == [
+        ["base", None, None, None, 7.0],
+        *(["CE", "CE", None, seed, seed / 4] for seed in (0, 1)),
+        *(["TS2, alpha 1", "TS2", "1", seed, 1 + seed / 4] for seed in (0, 1)),
+    ]
+    of_d = table[table["name"] == D]
+    assert of_d["value"].isna().tolist() == [True, False, False, False, True], "measured, and not defined"
+
+
 def test_a_value_that_is_not_defined_is_not_passed_over() -> None:
     """`measure` leaves out what is no number; a mean over the other seeds would be a choice among them."""
     places = make_grid(Path("runs/study"), {"row": "a"}, [{"row": "a"}])

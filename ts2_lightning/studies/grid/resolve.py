@@ -200,7 +200,7 @@ def read_grid(file: str | Path, read: Read, runs_dir: str | Path = "runs", name:
         seeds=grid.seeds,
         points=points,
         base_model=_base_model(grid, points),
-        report=grid.report_record(),
+        report={} if grid.report is None else grid.report.record(),
         slurm=grid.slurm,
     )
 

@@ -17,15 +17,14 @@ from ts2_lightning.data.toyworld.cache import parse_source
 from ts2_lightning.ranges import SEED as SEED_RANGE
 from ts2_lightning.ranges import trouble
 from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
+from ts2_lightning.studies.grid.reported import ReportPart
 from ts2_lightning.studies.grid.rows import ALL, LabelledRow, Labels, Rule, read_rule, rows_of
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import TOKEN_STATISTICS, UserError
+from ts2_lightning.types import UserError
 
 SEED = "{seed}"
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
-_LOGS = ("train", "val", "throughput", "drift", "samples")
-_CURVES = [f"{log}/{name}" for log in ("train", "val") for name in ("objective", "perplexity", *TOKEN_STATISTICS)]
 
 # Settings -----------------------------------------------------------------------------------------------------------
 
@@ -239,40 +238,6 @@ def _base_model(entry: Entry) -> BaseModelPart | None:
     return None if entry.value is None else read_part(BaseModelPart, entry)
 
 
-@dataclass(frozen=True)
-class Plane:
-    """A picture of one value against another."""
-
-    x: Entry
-    y: Entry
-
-
-@dataclass(frozen=True)
-class Against:
-    """Pictures of values against the choices of an axis."""
-
-    axis: Entry
-    metrics: Annotated[tuple[Entry, ...], "a list of metrics"]
-
-
-@dataclass(frozen=True)
-class ReportPart:
-    """Settings of the report."""
-
-    entry: Entry
-    baseline: Entry | None = None
-    columns: tuple[Entry, ...] = ()
-    planes: tuple[Plane, ...] = ()
-    against: tuple[Against, ...] = ()
-    curves: tuple[Entry, ...] = ()
-
-    @property
-    def values(self) -> list[Entry]:
-        """Names of values of runs, wherever they stand."""
-        planes = [value for plane in self.planes for value in (plane.x, plane.y)]
-        return [*self.columns, *planes, *(value for against in self.against for value in against.metrics)]
-
-
 def _slurm(entry: Entry) -> dict[str, Any]:
     """Submitit's parameters, whose names are checked where it is installed."""
     parts = entry.mapping("a mapping of submitit's parameters", empty=True)
@@ -368,15 +333,6 @@ class GridFile:
         seeded = ((name, value.text.replace(SEED, str(seed)), value.entry) for name, value in self.seeded.items())
         return Settings(set={name: Argument(text, entry) for name, text, entry in seeded})
 
-    def report_record(self) -> dict[str, Any]:
-        """Settings of the report as plain values; the choices of the baseline as they are written."""
-        if self.report is None:
-            return {}
-        record: dict[str, Any] = dict(self.report.entry.value)
-        if self.report.baseline is not None:
-            record["baseline"] = {axis: choice.text for axis, choice in self.report.baseline.mapping().items()}
-        return record
-
 
 def read_grid_file(file: Path) -> GridFile:
     """A grid file, checked as far as that goes without the parser of `fit`.
@@ -397,7 +353,7 @@ def read_grid_file(file: Path) -> GridFile:
     names = (name for one in specifications for name, settings in one.items() if settings is not False)
     measured = [name for name in dict.fromkeys(names) if name not in ("decoding", "template")]
     if grid.report is not None:
-        _check_report(grid.report, grid, measured)
+        grid.report.check(grid.axes, rows, measured)
     return grid
 
 
@@ -412,47 +368,3 @@ def _refuse_seeded(grid: GridFile, layers: list[Settings]) -> None:
                     f"{name} is what a seed sets, which comes after this; take it out here or of seeded "
                     "(without which it is seed_everything and data.seed)"
                 )
-
-
-def _check_report(report: ReportPart, grid: GridFile, measured: list[str]) -> None:
-    """Makes sure that what is to be reported is something that the runs will have."""
-    for against in report.against:
-        against.axis.one_of(grid.axes, "axis")
-    for value in report.values:
-        _check_value(value, measured)
-    for curve in report.curves:
-        _check_curve(curve)
-    if report.baseline is not None:
-        rule = read_rule(report.baseline, grid.axes, "{objective: CE}")
-        meant = sum(rule.matches(row.labels) for row in grid.rows)
-        if meant != 1:
-            raise report.baseline.error(f"must mean one row of the grid, means {meant}; name the choice of more axes")
-
-
-def _check_value(entry: Entry, measured: list[str]) -> None:
-    """A value is one of a measure that is made, or logged. Those of the user's own measures are not all known."""
-    from ts2_lightning.evaluation.registry import describe, described
-
-    name = entry.text
-    measure = name.partition("/")[0]
-    if measure in _LOGS:
-        return
-    if measure not in measured:
-        there = [value for value in described() if value.partition("/")[0] in measured]
-        hint = did_you_mean(name, [*there, *_CURVES]) or f"; it measures {', '.join(measured) or 'nothing'}"
-        raise entry.error(f"{name}: the grid does not measure {measure!r}{hint}")
-    if describe(name).title == name:
-        hint = did_you_mean(name, [value for value in described() if value.startswith(f"{measure}/")])
-        if hint:
-            raise entry.error(f"{measure} has no value {name!r}{hint}")
-
-
-def _check_curve(entry: Entry) -> None:
-    """Any name may be logged; what looks like one of ours is to be one."""
-    from ts2_lightning.evaluation.registry import measures
-
-    name = entry.text
-    log, slash, _ = name.partition("/")
-    resembles = not slash or log in measures() or bool(did_you_mean(log, _LOGS))
-    if log not in _LOGS and resembles and (hint := did_you_mean(name, _CURVES)):
-        raise entry.error(f"nothing is logged as {name!r}{hint}")
