@@ -191,7 +191,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     Args:
         grid: all of it, which `grid.json` tells the report.
         points: those that are run now.
-        options: of the command line.
+        options: options of the command line.
 
     Returns:
         The exit status: 1 if a run failed.

@@ -18,7 +18,7 @@ def execute(
     A run that fails leaves its log and `failed.json`, and the others go on; the next call tries it again.
 
     Args:
-        grid: to which the points belong; its `grid.json` has been written.
+        grid: the grid to which the points belong; its `grid.json` has been written.
         points: those to be done.
         parallel: runs at a time on this machine.
         slurm: submit them to SLURM instead, and wait.

@@ -23,7 +23,7 @@ class Board:
     """Shows the states of tasks while they are done; a context manager.
 
     Args:
-        tasks: in the order of the grid.
+        tasks: all tasks, in the order of the grid.
         parallel: how many are done at a time.
         console: where a table is drawn; the terminal by default.
     """
@@ -101,7 +101,7 @@ class Board:
         return Group(table, Text(self._summary(states)), Text(self.notice))
 
     def _progress(self, task: Task) -> dict[str, Any]:
-        """Of the attempt that is under way; what an earlier one has left is not its own."""
+        """State of the attempt that is under way; what an earlier one has left is not its own."""
         state = self._states[task.directory]
         state_file = progress(task) if state in ("running", "running elsewhere") else {}
         return state_file if state_file.get("state") == "running" else {}

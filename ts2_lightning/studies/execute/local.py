@@ -32,7 +32,7 @@ def run_locally(tasks: Sequence[Task], parallel: int, board: Board) -> list[Fail
     """Does all tasks. What another process is at is waited for, while there is something else to do, behind that.
 
     Args:
-        tasks: in the order in which they begin.
+        tasks: all tasks, in the order in which they begin.
         parallel: how many at a time; those that an `ablate` that is gone has left running on this machine count.
         board: is told of each change.
 

@@ -62,7 +62,7 @@ class Processes:
         Args:
             command: program and arguments.
             log: where all that it says is added.
-            environment: of the process.
+            environment: environment of the process.
             keep: descriptors that it inherits.
 
         Returns:
@@ -170,9 +170,9 @@ def train_and_measure(
 
     Args:
         task: what to do.
-        processes: which start the commands.
-        descriptor: of the lock.
-        environment: of the commands.
+        processes: what starts the commands.
+        descriptor: descriptor of the lock.
+        environment: environment of the commands.
         tell: hears which part begins: `running` or `measuring`.
     """
     forget_failure(task)

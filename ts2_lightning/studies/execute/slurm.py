@@ -52,7 +52,7 @@ KINDS: Mapping[str, type] = {
     "setup": list, "teardown": list, "srun_args": list, "additional_parameters": dict, "array_parallelism": int,
     "nodes": int, "ntasks_per_node": int,
 }  # fmt: skip
-"""Of what kind the parameters are that submitit would take to pieces; the others it writes down as they are."""
+"""Types of the parameters that submitit would take to pieces; the others it writes down as they are."""
 
 _QUEUED = ("PENDING", "UNKNOWN", "REQUEUED", "READY", "PREEMPTED")
 
@@ -66,8 +66,8 @@ def run_on_slurm(tasks: Sequence[Task], grid: Grid, board: Board) -> list[Failur
     To stop watching stops no job: the next call finds the jobs by the `job.json` of their runs, and watches them again.
 
     Args:
-        tasks: to be done.
-        grid: with the parameters of its jobs.
+        tasks: tasks to be done.
+        grid: the grid, with the parameters of its jobs.
         board: is told of each change.
 
     Returns:
@@ -141,7 +141,7 @@ class Queue:
     """SLURM's queue, as far as it is about the jobs of a grid.
 
     Args:
-        grid: whose jobs they are.
+        grid: the grid whose jobs they are.
 
     Raises:
         UserError: if there is no SLURM here, or no submitit.
@@ -203,7 +203,7 @@ class Queue:
 
 @contextmanager
 def _explained(grid: Grid) -> Iterator[None]:
-    """In one line, what submitit and sbatch object to."""
+    """Tells in one line what submitit and sbatch object to."""
     try:
         yield
     except (TypeError, ValueError, AttributeError) as error:
@@ -251,7 +251,7 @@ def parameters(task: Task, grid: Grid) -> dict[str, Any]:
 
     Args:
         task: one of those that need the same.
-        grid: whose `slurm:` comes last.
+        grid: the grid, whose `slurm:` comes last.
 
     Raises:
         UserError: if the configuration leaves the number of processes open, or a parameter is not what submitit needs.
@@ -293,8 +293,8 @@ def run_task(task: Task, options: Sequence[str]) -> str:
     """What each process of a job does.
 
     Args:
-        task: to be done.
-        options: of `fit`.
+        task: the task to be done.
+        options: command line of `fit`.
 
     Returns:
         `done` or `stopped`.

@@ -69,7 +69,7 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
     """The base model, then every training once, in the order of the points.
 
     Args:
-        grid: to which the points belong.
+        grid: the grid to which the points belong.
         points: points to be done.
         device: where models are measured; None: where `measure` likes.
     """

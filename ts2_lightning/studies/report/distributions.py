@@ -26,9 +26,9 @@ class _Shown:
     """What is drawn of a row, or of several that say the same.
 
     Attributes:
-        label: in the picture.
-        row: the first of them.
-        run: stands for it.
+        label: name in the picture.
+        row: the first of the rows.
+        run: the run that stands for them.
     """
 
     label: str

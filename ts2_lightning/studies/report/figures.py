@@ -74,7 +74,7 @@ def span_what_is_printed(axis: Axis, name: str) -> None:
 
     Args:
         axis: along which the value is drawn.
-        name: of the value.
+        name: name of the value.
     """
     decimals = re.fullmatch(r"\.(\d+)f", describe(name).format)
     if decimals:
@@ -107,7 +107,7 @@ class Picture:
     """One picture of the report.
 
     Attributes:
-        stem: of its files.
+        stem: name of its files without the ending.
         figure: what is drawn.
         caption: what one sees, in a sentence or two.
     """
@@ -207,7 +207,7 @@ def _key(row: Row, styles: Mapping[str, Mapping[str, Any]]) -> Line2D:
 
 
 def _translucent(look: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a marker: so that one that lies on another does not hide it."""
+    """Style of a marker that does not hide another one below it."""
     return {"markerfacecolor": to_rgba(look["color"], 0.3), "markeredgecolor": look["color"], "markeredgewidth": 1.2}
 
 
@@ -284,7 +284,7 @@ def _scale(axes: Axes, results: Results, axis: str) -> None:
 
 
 POINTS = 60
-"""Of a drawn curve, at most: of more steps the means over as many neighbours as it takes are drawn."""
+"""Points of a drawn curve, at most: of more steps the means over as many neighbours as it takes are drawn."""
 
 _NAMES = {
     "objective": "objective (nats)",

@@ -17,7 +17,7 @@ from ts2_lightning.studies.report.tables import (
 )
 
 COLUMNS = 8
-"""Of values, in one table; a page has no room for more."""
+"""Columns of values in one table; a page has no room for more."""
 
 _DIFFERENCES = 5  # columns of a table of differences, which are wide
 _RUNS_DIR = re.compile(r" --runs_dir ('[^']*'|\S+)")

@@ -201,7 +201,7 @@ class _Attempt:
 
     @property
     def number(self) -> int:
-        """Of the attempt; 0 for a directory that somebody has called otherwise."""
+        """Number of the attempt; 0 for a directory that somebody has called otherwise."""
         return int(self.directory.name) if self.directory.name.isdigit() else 0
 
 
@@ -214,7 +214,7 @@ class _MeasuredRun:
 
     @property
     def name(self) -> str:
-        """Of the run, without its number."""
+        """Name of the run, without its number."""
         return name_of(self.run.directory)
 
 
@@ -241,7 +241,7 @@ def rows_of(directories: Iterable[Path]) -> tuple[list[Row], dict[str, tuple[str
     """Puts runs into rows.
 
     Args:
-        directories: of runs. Of several attempts at one training, the newest that has come to its end counts.
+        directories: directories of runs. Of several attempts at one training, the newest that has ended counts.
 
     Returns:
         The rows, the axes (setting -> its values in the order of the rows), and the runs that have nothing to show, or
@@ -341,7 +341,7 @@ def _told_apart(labels: Sequence[str], firsts: Sequence[_MeasuredRun]) -> list[s
     """Labels, with the names of the runs where they are equal; the names alone where they tell more in less.
 
     Args:
-        labels: of the rows.
+        labels: labels of the rows.
         firsts: a run of each. Where two rows have label and name in common, the number of the run tells them apart.
     """
     names = endings([one.name for one in firsts])

@@ -55,12 +55,12 @@ def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Re
     """A run with the measures that count, and the last values that it has logged.
 
     Args:
-        name: for people.
-        directory: of the run.
-        seed: None: none.
-        measures: of several files of one measure the last counts, whole: values that were made with different settings
-            do not stand beside each other.
-        command: repeats it.
+        name: name for people.
+        directory: directory of the run.
+        seed: None where it has none.
+        measures: its measures; of several files of one measure the last counts, whole: values that were made with
+            different settings do not stand beside each other.
+        command: command that repeats it.
 
     Raises:
         UserError: a file in its directory cannot be read.

@@ -28,7 +28,7 @@ def override_settings(
     """The results with other settings than those of their grid.
 
     Args:
-        results: of `collect`.
+        results: what `collect` gives.
         baseline: label of a row.
         columns: names of values.
         planes: (x, y).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scipy.stats import t as student
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence of every interval."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Difference:
 
     Attributes:
         n: pairs.
-        mean: of the differences; nan where one is not a finite number.
+        mean: mean of the differences; nan where one is not a finite number.
         low: lower end of the interval; nan for fewer than two pairs, which have none.
         high: its upper end.
     """
@@ -80,7 +80,7 @@ def paired_difference(
     Args:
         values: seed -> value.
         baseline: the same of what is compared with.
-        confidence: of the interval.
+        confidence: confidence of the interval.
 
     Example:
         >>> difference = paired_difference({0: 3.0, 1: 5.0, 7: 9.0}, {0: 1.0, 1: 2.0, 2: 0.0})

@@ -124,7 +124,7 @@ def mean_text(summary: Summary, spec: str, n: int) -> str:
     """A mean with its standard deviation.
 
     Args:
-        summary: of the values.
+        summary: summary of the values.
         spec: how a number is printed.
         n: how many values there should be; another number is said.
 

@@ -31,7 +31,7 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
     """Writes the report of some results.
 
     Args:
-        results: from `collect`.
+        results: what `collect` gives.
         out: directory, made if need be. Pictures of an earlier report that this one does not have are removed, and its
             `table.tex` if this one has none.
         latex: also write `table.tex`.
@@ -114,7 +114,7 @@ def as_json(results: Results, pictures: Sequence[str]) -> str:
     """Everything, as JSON; null stands for what is not there or not defined.
 
     Args:
-        results: with complete settings.
+        results: results with complete settings.
         pictures: stems of their files.
     """
     baseline = next((row for row in results.trained if row.label == results.settings.baseline), None)
