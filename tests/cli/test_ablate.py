@@ -15,7 +15,7 @@ from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation.registry import check_spec
 from ts2_lightning.evaluation.results import place_of
 from ts2_lightning.runs.process_lock import ProcessLock
-from ts2_lightning.studies.execute import Failure, local
+from ts2_lightning.studies.execute import Failure
 from ts2_lightning.studies.execute.task import tasks_of
 from ts2_lightning.studies.grid import Grid, Point, read_grid
 from ts2_lightning.toyworld.measure import ToyWorld
@@ -223,7 +223,7 @@ class Asked:
         self.report: tuple[list[str], bool] = ([], False)
         self.failures: list[Failure] = []
         self.complaint: UserError | None = None
-        monkeypatch.setattr("ts2_lightning.studies.execute.execute", self._execute)
+        monkeypatch.setattr(ablate, "execute", self._execute)
         monkeypatch.setattr("ts2_lightning.cli.report.report", self._report)
         monkeypatch.setattr(ablate, "resolve_model", lambda path: "/cache/base")
 
@@ -312,7 +312,7 @@ def with_trainer(grid: Grid, **trainer: Any) -> list[Point]:
 
 
 def test_as_many_runs_at_a_time_as_there_are_cores(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "cores", lambda: 4)
+    monkeypatch.setattr(ablate, "cores", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert ablate.default_parallel(grid.points) == 4
     assert ablate.default_parallel(grid.points[:3]) == 3

@@ -20,6 +20,11 @@ from ts2_lightning.cli.output import put
 from ts2_lightning.cli.quiet import quieten
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.ranges import COUNT, check_number
+from ts2_lightning.runs.process_lock import is_taken
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.studies.execute import execute
+from ts2_lightning.studies.execute.local import cores
+from ts2_lightning.studies.execute.task import has_measures, is_trained, newest_attempt, read_failure, tasks_of
 from ts2_lightning.studies.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -141,15 +146,6 @@ def state_of(grid: Grid, point: Point) -> str:
     """How far a point is: `running`, `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried
     again.
     """
-    from ts2_lightning.runs.process_lock import is_taken
-    from ts2_lightning.studies.execute.task import (
-        has_measures,
-        is_trained,
-        newest_attempt,
-        read_failure,
-        tasks_of,
-    )
-
     task = tasks_of(grid, [point])[-1]
     if is_taken(task.directory):
         return "running"
@@ -196,8 +192,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     Returns:
         The exit status: 1 if a run failed.
     """
-    from ts2_lightning.cli.report import report
-    from ts2_lightning.studies.execute import execute
+    from ts2_lightning.cli.report import report  # which draws
 
     write_record(grid)
     prepare(points)
@@ -224,8 +219,6 @@ def write_record(grid: Grid) -> None:
     Raises:
         UserError: if it cannot be written there.
     """
-    from ts2_lightning.runs.writing import write_whole
-
     texts = {grid.directory / GRID: json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"}
     if grid.base_model is not None:
         texts[grid.directory / grid.base_model.config] = yaml.safe_dump(
@@ -253,8 +246,6 @@ def prepare(points: Sequence[Point]) -> None:
 def default_parallel(points: Sequence[Point]) -> int:
     """How many runs at a time: one where a run has GPUs or several processes, else a run for every core."""
     import torch
-
-    from ts2_lightning.studies.execute.local import cores
 
     trainers = [point.training.config["trainer"] for point in points]
     alone = any(trainer["accelerator"] != "cpu" and torch.cuda.is_available() for trainer in trainers)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from ts2_lightning.evaluation import describe, described, measures
 from ts2_lightning.studies.grid.entries import Entry
 from ts2_lightning.studies.grid.rows import Axes, LabelledRow, read_rule
 from ts2_lightning.suggestions import did_you_mean
@@ -80,8 +81,6 @@ class ReportPart:
 
 def _check_value(entry: Entry, measured: list[str]) -> None:
     """A value is one of a measure that is made, or logged. Those of the user's own measures are not all known."""
-    from ts2_lightning.evaluation.registry import describe, described
-
     name = entry.text
     measure = name.partition("/")[0]
     if measure in _LOGS:
@@ -98,8 +97,6 @@ def _check_value(entry: Entry, measured: list[str]) -> None:
 
 def _check_curve(entry: Entry) -> None:
     """Any name may be logged; what looks like one of ours is to be one."""
-    from ts2_lightning.evaluation.registry import measures
-
     name = entry.text
     log, slash, _ = name.partition("/")
     resembles = not slash or log in measures() or bool(did_you_mean(log, _LOGS))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.evaluation import check_spec
 from ts2_lightning.program import program
 from ts2_lightning.runs.directory import run_name
 from ts2_lightning.studies.configs import shipped_config
@@ -247,7 +248,7 @@ class _Resolver:
             measure = merged(measure, layer.measure)
         try:
             if measure not in self._checked:
-                check_measure(measure)
+                check_spec(measure)
                 self._checked.append(measure)
             return Point(row.labels, seed, self._training(row.labels, seed, command_line(layers)), measure)
         except UserError as error:
@@ -314,17 +315,6 @@ def merged(specification: Mapping[str, Any], change: Mapping[str, Any]) -> dict[
     return result
 
 
-def check_measure(measure: Mapping[str, Any]) -> None:
-    """Makes sure that a specification can be measured.
-
-    Raises:
-        UserError: it cannot.
-    """
-    from ts2_lightning.evaluation.registry import check_spec
-
-    check_spec(measure)
-
-
 def run_slug(labels: Mapping[str, str]) -> str:
     """The labels as part of a directory's name.
 
@@ -354,7 +344,7 @@ def _base_model(grid: GridFile, points: tuple[Point, ...]) -> BaseModel | None:
             "random"
         )
     try:
-        check_measure(grid.base_measure)
+        check_spec(grid.base_measure)
     except UserError as error:
         raise entry.error(str(error)) from None
     path = next(iter(paths))
