@@ -84,6 +84,40 @@ class Batch(TypedDict, total=False):
     divisor: Tensor  # [] int64, supervised tokens of the whole optimizer step, over micro-batches and ranks
 
 
+class Targets(NamedTuple):
+    """What is known of the N supervised tokens, from the batch to the loss: a new per-token input is a new field here.
+
+    Attributes:
+        labels: [N] int64, the gold tokens.
+        weights: [N] factors on the tokens' losses, or None for ones.
+        positions: [N] 1-based position of each token within its response, or None.
+        lengths: [N] number of tokens of that response, or None.
+
+    Example:
+        >>> import torch
+        >>> Targets(torch.tensor([5, 6, 7]), positions=torch.tensor([1, 2, 3])).part(slice(1, 3)).positions
+        tensor([2, 3])
+    """
+
+    labels: Tensor
+    weights: Tensor | None = None
+    positions: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @classmethod
+    def of(cls, source: "Batch | Tensor | Targets") -> "Targets":
+        """The targets of a batch, of labels alone, or those that are targets already."""
+        if isinstance(source, Targets):
+            return source
+        if isinstance(source, Tensor):
+            return cls(source)
+        return cls(source["labels"], source.get("weights"), source.get("positions"), source.get("lengths"))
+
+    def part(self, part: slice) -> "Targets":
+        """The targets of some of the tokens."""
+        return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
+
+
 class LossOutput(NamedTuple):
     """What an engine returns.
 

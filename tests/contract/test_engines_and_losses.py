@@ -16,7 +16,7 @@ from ts2_lightning.losses import DensePart, Gradient, LossResult, Term, TokenLos
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows
 from ts2_lightning.ops.rows import ELEMENTS_PER_BLOCK
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
 
 ENGINES = {
     "full": FullEngine(),
@@ -74,7 +74,7 @@ def run(
 ) -> LossOutput:
     """The engine on tokens in the turns of the reference."""
     positions, lengths = turn_positions(len(labels))
-    return engine(loss, head, hidden, labels, weights, positions=positions, lengths=lengths, statistics=statistics)
+    return engine(loss, head, hidden, Targets(labels, weights, positions, lengths), statistics)
 
 
 def found(
@@ -154,7 +154,7 @@ def test_positions_reach_the_loss(objective: str) -> None:
     everything = torch.cat(list(tokens.values()))
     assert 0 < (everything > 0).double().mean() < 1
     positions, lengths = turn_positions(len(labels))
-    later = ChunkedEngine(7)(loss, linear(weight), hidden, labels, positions=positions + 1, lengths=lengths + 1)
+    later = ChunkedEngine(7)(loss, linear(weight), hidden, Targets(labels, None, positions + 1, lengths + 1))
     assert not torch.equal(later.tokens["objective"], tokens[shape])
 
 
@@ -281,7 +281,7 @@ def test_without_gradients(objective: str, engine: str, mode: Callable[[], Abstr
     hidden, weight, labels, _ = problem(13, 8, 300)
     head, (positions, lengths) = linear(weight), turn_positions(13)
     with mode():
-        output = ENGINES[engine](loss, head, hidden, labels, None, positions, lengths)
+        output = ENGINES[engine](loss, head, hidden, Targets(labels, None, positions, lengths))
     assert not output.total.requires_grad
     torch.testing.assert_close(output.total.clone(), formula(head(hidden), labels).sum().detach())
 

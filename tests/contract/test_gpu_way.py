@@ -16,6 +16,7 @@ from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.engines.linear import factor_dtype
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
+from ts2_lightning.types import Targets
 
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -48,7 +49,7 @@ def step_without_data(
         hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)
         labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
-        output = engine(loss, wrap(head), hidden, labels, torch.empty(300), positions, positions)
+        output = engine(loss, wrap(head), hidden, Targets(labels, torch.empty(300), positions, positions))
         output.total.backward()
         assert hidden.grad is not None
         assert hidden.grad.dtype == head.weight.grad.dtype == dtype

@@ -16,6 +16,7 @@ from ts2_lightning.ops import LogitRows, rows
 from ts2_lightning.planning.counting import LiveBytes
 from ts2_lightning.planning.loss import count_block, loss_bytes
 from ts2_lightning.planning.model import Head
+from ts2_lightning.types import Targets
 
 N, H, K = 96, 40, 6000
 BLOCK = 12  # rows
@@ -39,7 +40,7 @@ def allocated(engine: LossEngine, loss: TokenLoss, precision: Any, plain: bool =
         labels, weights = torch.empty(N, dtype=torch.long), torch.empty(N)
         mixed = torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False)
         with LiveBytes([linear.weight, hidden, labels, weights]) as live, mixed:
-            engine(loss, head, hidden, labels, weights, labels, labels)
+            engine(loss, head, hidden, Targets(labels, weights, labels, labels))
     return live.peak
 
 
@@ -83,5 +84,5 @@ def test_a_block_of_any_loss(name: str) -> None:
     with torch.device("meta"):  # a floor: one block's results alone
         logits, labels = torch.empty(BLOCK, K), torch.empty(BLOCK, dtype=torch.long)
         with LiveBytes([logits, labels]) as live:
-            loss.evaluate(LogitRows(logits, labels, labels, labels))
+            loss.evaluate(LogitRows(logits, Targets(labels, None, labels, labels)))
     assert live.peak <= counted

@@ -5,34 +5,14 @@ Shapes: N supervised tokens, H the width of the model, K the vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
 from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
-
-
-class Targets(NamedTuple):
-    """What the supervised tokens are to be, and where they stand.
-
-    Attributes:
-        labels: [N] int64.
-        weights: [N] factors on the tokens' losses, or None for ones.
-        positions: [N] 1-based position of each token within its response, or None.
-        lengths: [N] number of tokens of that response, or None.
-    """
-
-    labels: Tensor
-    weights: Tensor | None = None
-    positions: Tensor | None = None
-    lengths: Tensor | None = None
-
-    def part(self, part: slice) -> "Targets":
-        """The targets of some of the tokens."""
-        return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
 
 
 class LossEngine(ABC):
@@ -47,30 +27,24 @@ class LossEngine(ABC):
         loss: TokenLoss,
         head: nn.Module,
         hidden_states: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
+        targets: Targets | Tensor,
         statistics: Collection[str] = TOKEN_STATISTICS,
     ) -> LossOutput:
         """The loss of N supervised tokens.
 
         Args:
-            loss: the objective.
-            head: maps hidden states [*, H] to logits [*, K].
-            hidden_states: [N, H], already selected: row i predicts `labels[i]`.
-            labels: [N] int64.
-            weights: [N] factors on the tokens' losses. Default: ones.
-            positions: [N] 1-based position of each token within its response, for losses that ask for it.
-            lengths: [N] number of tokens of that response, for losses that ask for it.
-            statistics: what to measure at every token, see `ops.token_statistics`; the others cost nothing.
+            loss: The objective.
+            head: A module that maps hidden states [*, H] to logits [*, K].
+            hidden_states: Hidden states [N, H] of the supervised tokens: row i predicts `targets.labels[i]`.
+            targets: What is known of the tokens; or their labels [N] int64 alone.
+            statistics: Names of what to measure at every token, see `ops.token_statistics`; the others cost nothing.
 
         Returns:
             The sum of the tokens' weighted losses, differentiable with respect to `hidden_states` and the head's
             parameters, and what was measured at every token, unweighted. With N = 0 the sum is a zero that is
             connected to the graph.
         """
-        return self.run(loss, head, hidden_states, Targets(labels, weights, positions, lengths), statistics)
+        return self.run(loss, head, hidden_states, Targets.of(targets), statistics)
 
     @abstractmethod
     def run(
@@ -164,10 +138,11 @@ def evaluate_rows(
     workspace = Workspace()
     for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
         part = slice(first, min(first + block, n))
-        labels, weights, positions, lengths = targets.part(part)
+        block_targets = targets.part(part)
+        weights = block_targets.weights
         workspace.clear()
         with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
-            rows = LogitRows(logits[part], labels, positions, lengths, workspace)
+            rows = LogitRows(logits[part], block_targets, workspace)
             result = loss.evaluate(rows)
             _check(loss, result, rows)
             values = {"objective": result.term.value}

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ts2_lightning.engines.base import (
     LossEngine,
-    Targets,
     TokenRecorder,
     attach_gradients,
     evaluate_rows,
@@ -29,7 +28,7 @@ from ts2_lightning.engines.linear import (
 from ts2_lightning.losses import Gradient, TokenLoss
 from ts2_lightning.ops import Listed
 from ts2_lightning.ranges import COUNT, NULL, check_number
-from ts2_lightning.types import LossOutput
+from ts2_lightning.types import LossOutput, Targets
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
 """Tokens per chunk, at most. On a large GPU small chunks lose their time in the traffic of the head's gradient."""

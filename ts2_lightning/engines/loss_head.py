@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ts2_lightning.engines.base import LossEngine
 from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
 
 
 class LossHead(nn.Module):
@@ -36,22 +36,18 @@ class LossHead(nn.Module):
             self.register_parameter(name.replace(".", "__"), parameter)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
-        statistics: Collection[str] = TOKEN_STATISTICS,
+        self, hidden_states: Tensor, targets: Targets | Tensor, statistics: Collection[str] = TOKEN_STATISTICS
     ) -> LossOutput:
-        """The loss of [N, H] hidden states with [N] labels, see `LossEngine`."""
-        return self.under(self.loss, hidden_states, labels, weights, positions, lengths, statistics=statistics)
+        """The loss of hidden states [N, H] and their targets, see `LossEngine`."""
+        return self.under(self.loss, hidden_states, targets, statistics)
 
-    def under(self, loss: TokenLoss, *args: Any, **kwargs: Any) -> LossOutput:
+    def under(
+        self, loss: TokenLoss, hidden_states: Tensor, targets: Targets | Tensor, statistics: Collection[str]
+    ) -> LossOutput:
         """As `forward`, under any loss. To be called where the weights are whole, as a hook on this module is."""
         (head,) = self._head
         with without_hooks_of_deepspeed(head):
-            return self.engine(loss, head, *args, **kwargs)
+            return self.engine(loss, head, hidden_states, targets, statistics)
 
     def logits(self, hidden_states: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The logits of [N, H] hidden states, see `logits_in_chunks`. To be called where the weights are whole."""

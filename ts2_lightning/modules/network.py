@@ -10,7 +10,7 @@ from ts2_lightning.engines import LossEngine, LossHead
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.head import backbone, output_head
 from ts2_lightning.modules.router import balance_of_tokens, experts_per_token, has_routers
-from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput, Targets
 
 
 class NetworkOutput(NamedTuple):
@@ -60,14 +60,7 @@ class SFTNetwork(nn.Module):
         # Transformers keeps packed rows apart only where it finds neither a mask nor a cache.
         output = backbone(self.language_model)(**self._inputs(batch), **self._switches(balanced), use_cache=False)
         hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])
-        result: LossOutput = self.loss_head(
-            hidden_states,
-            batch["labels"],
-            batch.get("weights"),
-            batch.get("positions"),
-            batch.get("lengths"),
-            statistics=statistics,
-        )
+        result: LossOutput = self.loss_head(hidden_states, Targets.of(batch), statistics)
         if not balanced:
             return NetworkOutput(*result)
         # Each row counts as often as it has supervised tokens, so the divisor of the step is that of this sum too.

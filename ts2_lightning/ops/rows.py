@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
+from ts2_lightning.types import Targets
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Number of logits to process at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
@@ -66,9 +67,8 @@ class LogitRows:
     Args:
         logits: [n, K] logits, float32 or float64, contiguous. May contain -inf (a masked vocabulary), not +inf or NaN;
             the gold tokens' must be finite.
-        labels: [n] int64, gold tokens.
-        positions: [n] 1-based position of each token within its response; None if unknown.
-        lengths: [n] number of tokens of that response; None if unknown.
+        targets: What is known of the n tokens (`targets` of the rows has all of it, `labels`, `positions` and `lengths`
+            are short for its fields); or their gold tokens [n] int64 alone.
         workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new
             memory.
 
@@ -81,15 +81,14 @@ class LogitRows:
     def __init__(
         self,
         logits: Tensor,
-        labels: Tensor,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
+        targets: Targets | Tensor,
         workspace: Workspace | None = None,
     ) -> None:
         self.logits = logits
-        self.labels = labels
-        self.positions = positions
-        self.lengths = lengths
+        self.targets = Targets.of(targets)
+        self.labels = self.targets.labels
+        self.positions = self.targets.positions
+        self.lengths = self.targets.lengths
         self._workspace = workspace or Workspace()
         self._scaled: dict[float, LogitRows] = {}
         self._entmax: dict[float, Entmax] = {}
@@ -108,7 +107,7 @@ class LogitRows:
             # Shifted before it is scaled: an offset common to all logits would cost digits.
             top = self.maximum[:, None]
             logits = torch.sub(self.logits, top, out=self.buffer()).mul_(scale)
-            rows = LogitRows(logits, self.labels, self.positions, self.lengths, self._workspace)
+            rows = LogitRows(logits, self.targets, self._workspace)
             rows.block_maxima = (self.block_maxima - top) * scale  # rounding keeps the order: exactly the maxima
             self._scaled[scale] = rows
         return self._scaled[scale]

@@ -14,7 +14,7 @@ from ts2_lightning.ops import LogitRows, rows_per_block, token_statistics
 from ts2_lightning.ops.rows import Workspace
 from ts2_lightning.planning.counting import LiveBytes
 from ts2_lightning.planning.model import Head
-from ts2_lightning.types import UserError
+from ts2_lightning.types import Targets, UserError
 
 _GPU = torch.device("cuda")
 _FLOAT = 4  # logits and sums of gradients are float32
@@ -107,7 +107,7 @@ def count_block(loss: TokenLoss, rows: int, vocabulary: int) -> int:
             workspace = Workspace()
             for _ in range(2):  # results of the last block live until those of the next take their place
                 workspace.clear()
-                block = LogitRows(logits, labels, labels, labels, workspace)
+                block = LogitRows(logits, Targets(labels, weights, labels, labels), workspace)
                 result = loss.evaluate(block)
                 values = token_statistics(block, loss.logit_scale)
                 gradient = result.term.gradient.scaled(weights)
