@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.gpu_way import as_on_a_gpu
 from tests.reference import OBJECTIVES
-from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
+from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossSizes
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows, rows
@@ -73,6 +73,28 @@ def test_a_head_that_is_called_as_a_module(precision: Any, trained: bool) -> Non
     engine = ChunkedEngine(24)
     found = allocated(engine, TS2Loss(), precision, plain=False, trained=trained)
     assert found <= planned(engine, TS2Loss(), precision, plain=False, trained=trained) * 1.05 <= 1.5 * found
+
+
+class RowByRow(ChunkedEngine):
+    """An engine of a user's own, which says what it needs."""
+
+    def peak_bytes(self, sizes: LossSizes) -> int:
+        return sizes.tokens * sizes.width + sizes.block
+
+
+class Silent(LossEngine):
+    """One that does not."""
+
+    def run(self, *args: Any) -> Any:
+        return FullEngine().run(*args)
+
+
+def test_an_engine_of_ones_own() -> None:
+    """What it says is taken; of one that says nothing, what an engine needs that holds all logits."""
+    block = count_block(TS2Loss(), BLOCK, K)
+    assert planned(RowByRow(), TS2Loss(), PRECISIONS[0]) == N * H + block
+    assert planned(Silent(), TS2Loss(), PRECISIONS[0]) == planned(FullEngine(), TS2Loss(), PRECISIONS[0])
+    assert planned(Silent(), TS2Loss(), PRECISIONS[0]) >= allocated(Silent(), TS2Loss(), PRECISIONS[0]) * 0.98
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
 from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
 from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
@@ -51,6 +52,16 @@ class LossEngine(ABC):
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """What an engine does when it is called."""
+
+    def peak_bytes(self, sizes: LossSizes) -> int:
+        """Most bytes that a step holds at a time beyond the hidden states and the head; `plan` asks for it.
+
+        Here what `FullEngine` needs: logits and their gradient, 8 N K, from float32 factors (the backward pass of the
+        product comes later). An engine that holds fewer logits says what it needs in a method of its own.
+        """
+        logits = sizes.tokens * sizes.vocabulary
+        copies = sizes.copies(FLOAT) if sizes.head_plain else sizes.factor_itemsize * logits
+        return 2 * FLOAT * logits + copies + sizes.block
 
 
 class _WithGradients(torch.autograd.Function):

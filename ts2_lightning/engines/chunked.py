@@ -25,6 +25,7 @@ from ts2_lightning.engines.linear import (
     multiply_add,
     wide_products,
 )
+from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, TokenLoss
 from ts2_lightning.ops import Listed
 from ts2_lightning.ranges import COUNT, NULL, check_number
@@ -80,6 +81,25 @@ class ChunkedEngine(LossEngine):
             _run_chunk(loss, inputs, targets, recorder, slice(start, min(start + size, n)), statistics)
         return inputs.attach(recorder.output(inputs.dtype))
 
+    def peak_bytes(self, sizes: LossSizes) -> int:
+        """Sums of the gradients of hidden states and head, 4 N H + 4 K H, and what a chunk takes.
+
+        A plain head: the factors' copies, a buffer of logits 4 n K, and a block's temporaries or the gradient's copy.
+        A head called as a module: its output, logits and gradient of a chunk, a copy of the hidden states; then the
+        gradient in the output's dtype, and what autograd gives for hidden states and head.
+        """
+        factor = sizes.factor_itemsize
+        chunk = min(sizes.tokens, self.chunk_size or _even_chunks(sizes.tokens, sizes.vocabulary, sizes.device))
+        matrix, logits = sizes.vocabulary * sizes.width, chunk * sizes.vocabulary
+        sums = FLOAT * (sizes.width * sizes.tokens + matrix * sizes.head_trained)
+        if sizes.head_plain:
+            gradient = factor * logits if factor != FLOAT else 0
+            return sums + sizes.copies(factor) + FLOAT * logits + max(sizes.block, gradient)
+        output, inputs = factor * logits, sizes.hidden_itemsize * chunk * sizes.width
+        weights = sizes.head_itemsize * matrix * sizes.head_trained
+        copy = factor * matrix if sizes.head_itemsize != factor else 0
+        return sums + 2 * FLOAT * logits + output + inputs + copy + max(sizes.block, output + inputs + weights)
+
 
 def _run_chunk(
     loss: TokenLoss,
@@ -119,8 +139,12 @@ def logits_in_chunks(head: nn.Module, hidden_states: Tensor) -> Iterator[tuple[s
 
 def default_chunk_size(n: int, head: nn.Module, device: str) -> int:
     """Tokens per chunk, such that n tokens make chunks of equal size: a small last one would multiply slowly."""
+    return _even_chunks(n, getattr(head, "out_features", None), device)
+
+
+def _even_chunks(n: int, vocabulary: int | None, device: str) -> int:
     device = device if device in CHUNK_SIZE else "cuda"
-    size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // getattr(head, "out_features", CHUNK_ELEMENTS[device]))
+    size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // (vocabulary or CHUNK_ELEMENTS[device]))
     return max(1, math.ceil(n / max(1, math.ceil(n / size))))
 
 
