@@ -1,5 +1,7 @@
 """The few small types that the rooms hand to each other. Imports nothing but torch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -84,6 +86,22 @@ class Batch(TypedDict, total=False):
     divisor: Tensor  # [] int64, supervised tokens of the whole optimizer step, over micro-batches and ranks
 
 
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """What a frozen reference model says about N tokens, before its head: its logits [N, K] need never exist at once.
+
+    Attributes:
+        hidden_states: Last hidden states [N, H] of the reference, without a gradient.
+        head: The head of the reference, which maps hidden states [n, H] to logits [n, K].
+    """
+
+    hidden_states: Tensor
+    head: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, part: slice) -> "ReferenceOutput":
+        return ReferenceOutput(self.hidden_states[part], self.head)
+
+
 class Targets(NamedTuple):
     """What is known of the N supervised tokens, from the batch to the loss: a new per-token input is a new field here.
 
@@ -92,6 +110,7 @@ class Targets(NamedTuple):
         weights: [N] factors on the tokens' losses, or None for ones.
         positions: [N] 1-based position of each token within its response, or None.
         lengths: [N] number of tokens of that response, or None.
+        reference: What a reference model says about the tokens, for losses that need it, or None.
 
     Example:
         >>> import torch
@@ -103,6 +122,7 @@ class Targets(NamedTuple):
     weights: Tensor | None = None
     positions: Tensor | None = None
     lengths: Tensor | None = None
+    reference: ReferenceOutput | None = None
 
     @classmethod
     def of(cls, source: "Batch | Tensor | Targets") -> "Targets":

@@ -10,16 +10,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.gpu_way import as_on_a_gpu
 from tests.reference import OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossSizes
-from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
+from ts2_lightning.losses import CrossEntropyLoss, ReferenceAnchored, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows, rows
 from ts2_lightning.planning.counting import LiveBytes
 from ts2_lightning.planning.loss import count_block, loss_bytes
 from ts2_lightning.planning.model import Head
-from ts2_lightning.types import Targets
+from ts2_lightning.types import ReferenceOutput, Targets
 
 N, H, K = 96, 40, 6000
 BLOCK = 12  # rows
+ANCHORED_LOSS = ReferenceAnchored(TS2Loss())
 PRECISIONS = [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.bfloat16, None)]
 
 
@@ -39,8 +40,12 @@ def allocated(engine: LossEngine, loss: TokenLoss, precision: Any, plain: bool =
         hidden = torch.empty(N, H, dtype=dtype, requires_grad=True)
         labels, weights = torch.empty(N, dtype=torch.long), torch.empty(N)
         mixed = torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False)
-        with LiveBytes([linear.weight, hidden, labels, weights]) as live, mixed:
-            engine(loss, head, hidden, Targets(labels, weights, labels, labels))
+        frozen = nn.Linear(H, K, bias=False, dtype=dtype)
+        said = ReferenceOutput(torch.empty(N, H, dtype=dtype), frozen if plain else ScaledHead(frozen, scale=0.5))
+        reference = said if loss.needs_reference else None
+        there = [linear.weight, hidden, labels, weights, frozen.weight, said.hidden_states]
+        with LiveBytes(there) as live, mixed:
+            engine(loss, head, hidden, Targets(labels, weights, labels, labels, reference))
     return live.peak
 
 
@@ -61,9 +66,24 @@ def test_chunked(loss: TokenLoss, precision: Any, trained: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["32-true", "bf16-mixed", "bf16-true"])
-def test_full(precision: Any) -> None:
-    found = allocated(FullEngine(), TS2Loss(), precision)
-    assert planned(FullEngine(), TS2Loss(), precision) == pytest.approx(found, rel=0.02)
+@pytest.mark.parametrize("loss", [TS2Loss(), ANCHORED_LOSS], ids=["ts2", "anchored"])
+def test_full(precision: Any, loss: TokenLoss) -> None:
+    found = allocated(FullEngine(), loss, precision)
+    states = N * H * precision[0].itemsize * loss.needs_reference
+    assert planned(FullEngine(), loss, precision) - states == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["32-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_reference(precision: Any, trained: bool) -> None:
+    """Its logits of a chunk at a time, and its hidden states, which the network holds."""
+    states = N * H * precision[0].itemsize
+    for chunk in (24, 96):
+        engine = ChunkedEngine(chunk)
+        counted = allocated(engine, ANCHORED_LOSS, precision, trained=trained)
+        assert counted > allocated(engine, TS2Loss(), precision, trained=trained)
+        told = planned(engine, ANCHORED_LOSS, precision, trained=trained) - states
+        assert told == pytest.approx(counted, rel=0.02)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS, ids=["32-true", "bf16-mixed", "bf16-true"])

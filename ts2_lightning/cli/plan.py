@@ -185,6 +185,7 @@ def devices(given: Any) -> int:
 
 _TERMS = {
     "weights": "weights",
+    "reference": "frozen reference model",
     "gradients": "gradients",
     "optimizer": "optimizer",
     "communication": "communication and gathered, at most",

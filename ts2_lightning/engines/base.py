@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ts2_lightning.engines.linear import frozen_head
 from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
 from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, ReferenceOutput, Targets, UserError
 
 
 class LossEngine(ABC):
@@ -45,7 +46,7 @@ class LossEngine(ABC):
             parameters, and what was measured at every token, unweighted. With N = 0 the sum is a zero that is
             connected to the graph.
         """
-        return self.run(loss, head, hidden_states, Targets.of(targets), statistics)
+        return self.run(loss, head, hidden_states, _with_frozen_head(loss, Targets.of(targets)), statistics)
 
     @abstractmethod
     def run(
@@ -61,7 +62,26 @@ class LossEngine(ABC):
         """
         logits = sizes.tokens * sizes.vocabulary
         copies = sizes.copies(FLOAT) if sizes.head_plain else sizes.factor_itemsize * logits
-        return 2 * FLOAT * logits + copies + sizes.block
+        return 2 * FLOAT * logits + copies + sizes.block + sizes.reference_logits(sizes.tokens) + sizes.reference_head
+
+
+def _with_frozen_head(loss: TokenLoss, targets: Targets) -> Targets:
+    """Targets whose reference gives logits in float32 and no gradient; without one where the loss needs none.
+
+    Raises:
+        UserError: the loss needs a reference, and there is none.
+    """
+    if not loss.needs_reference:
+        return targets._replace(reference=None)
+    if targets.reference is None:
+        raise UserError(
+            f"{type(loss).__name__}: it needs what a reference model says about each token, and got none; give the "
+            "engine Targets with a reference (SFTModule does)"
+        )
+    states, head = targets.reference.hidden_states, targets.reference.head
+    if isinstance(head, nn.Module):
+        head = frozen_head(head, states)
+    return targets._replace(reference=ReferenceOutput(states, head))
 
 
 class _WithGradients(torch.autograd.Function):
@@ -137,7 +157,8 @@ def evaluate_rows(
         logits: [n, K] float32 or float64, contiguous.
         targets: of the n tokens.
         recorder: takes the values of tokens `start` to `start + n`.
-        start: position of the first row among the N tokens.
+        start: position of the first row among the N tokens. Of a loss that needs a reference, all its rows of these
+            n tokens are computed at once.
         statistics: which to measure.
 
     Yields:
@@ -147,13 +168,14 @@ def evaluate_rows(
     n, K = logits.shape
     block = rows_per_block(K, logits.device)
     workspace = Workspace()
+    reference = None if targets.reference is None else targets.reference.head(targets.reference.hidden_states)
     for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
         part = slice(first, min(first + block, n))
         block_targets = targets.part(part)
         weights = block_targets.weights
         workspace.clear()
         with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
-            rows = LogitRows(logits[part], block_targets, workspace)
+            rows = LogitRows(logits[part], block_targets, workspace, None if reference is None else reference[part])
             result = loss.evaluate(rows)
             _check(loss, result, rows)
             values = {"objective": result.term.value}

@@ -91,14 +91,15 @@ class ChunkedEngine(LossEngine):
         factor = sizes.factor_itemsize
         chunk = min(sizes.tokens, self.chunk_size or _even_chunks(sizes.tokens, sizes.vocabulary, sizes.device))
         matrix, logits = sizes.vocabulary * sizes.width, chunk * sizes.vocabulary
-        sums = FLOAT * (sizes.width * sizes.tokens + matrix * sizes.head_trained)
+        sums = FLOAT * (sizes.width * sizes.tokens + matrix * sizes.head_trained) + sizes.reference_head
+        block = sizes.block + sizes.reference_logits(chunk)
         if sizes.head_plain:
             gradient = factor * logits if factor != FLOAT else 0
-            return sums + sizes.copies(factor) + FLOAT * logits + max(sizes.block, gradient)
+            return sums + sizes.copies(factor) + FLOAT * logits + max(block, gradient)
         output, inputs = factor * logits, sizes.hidden_itemsize * chunk * sizes.width
         weights = sizes.head_itemsize * matrix * sizes.head_trained
         copy = factor * matrix if sizes.head_itemsize != factor else 0
-        return sums + 2 * FLOAT * logits + output + inputs + copy + max(sizes.block, output + inputs + weights)
+        return sums + 2 * FLOAT * logits + output + inputs + copy + max(block, output + inputs + weights)
 
 
 def _run_chunk(

@@ -80,7 +80,8 @@ class SFTModule(L.LightningModule):
         self._step_started = 0.0
         self._requested: set[str] = set()
         self._start_weights: dict[str, Tensor] | None = None
-        self.strict_loading = lm.adapter is None  # else no checkpoint has all weights; `load_state_dict` is strict
+        # A checkpoint does not have what is frozen; `load_state_dict` is strict about the rest.
+        self.strict_loading = lm.adapter is None and not self.loss.needs_reference
 
     @property
     def language_model(self) -> PreTrainedModel:

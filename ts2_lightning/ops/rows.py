@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
-from ts2_lightning.types import Targets
+from ts2_lightning.types import Targets, UserError
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Number of logits to process at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
@@ -71,6 +71,7 @@ class LogitRows:
             are short for its fields); or their gold tokens [n] int64 alone.
         workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new
             memory.
+        reference: Logits [n, K] of a reference model for the same tokens, or None.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))
@@ -83,6 +84,7 @@ class LogitRows:
         logits: Tensor,
         targets: Targets | Tensor,
         workspace: Workspace | None = None,
+        reference: Tensor | None = None,
     ) -> None:
         self.logits = logits
         self.targets = Targets.of(targets)
@@ -90,6 +92,7 @@ class LogitRows:
         self.positions = self.targets.positions
         self.lengths = self.targets.lengths
         self._workspace = workspace or Workspace()
+        self._reference = reference
         self._scaled: dict[float, LogitRows] = {}
         self._entmax: dict[float, Entmax] = {}
         # Under the identity of a set, which is kept alive beside what was computed of it.
@@ -107,10 +110,24 @@ class LogitRows:
             # Shifted before it is scaled: an offset common to all logits would cost digits.
             top = self.maximum[:, None]
             logits = torch.sub(self.logits, top, out=self.buffer()).mul_(scale)
-            rows = LogitRows(logits, self.targets, self._workspace)
+            rows = LogitRows(logits, self.targets, self._workspace, self._reference)
             rows.block_maxima = (self.block_maxima - top) * scale  # rounding keeps the order: exactly the maxima
             self._scaled[scale] = rows
         return self._scaled[scale]
+
+    @cached_property
+    def reference(self) -> "LogitRows":
+        """Rows of the reference model's logits, for the same tokens.
+
+        Raises:
+            UserError: there is no reference; the loss has to say that it needs one.
+        """
+        if self._reference is None:
+            raise UserError(
+                "the loss reads rows.reference, and there is none: set needs_reference = True in its class, and give "
+                "the engine Targets with a reference (SFTModule does)"
+            )
+        return LogitRows(self._reference, self.targets, self._workspace)
 
     def buffer(self) -> Tensor:
         """[n, K] memory with any content, to compute in for as long as these rows live."""

@@ -25,7 +25,7 @@ def loss_bytes(
     autocast: torch.dtype | None,
     device: torch.device = _GPU,
 ) -> int:
-    """The peak of an engine in bytes, any engine's: see `LossEngine.peak_bytes`.
+    """The peak of an engine in bytes, any engine's (see `LossEngine.peak_bytes`), and a reference's hidden states.
 
     Args:
         engine: The engine.
@@ -46,9 +46,10 @@ def loss_bytes(
         head_trained=head.trained,
         head_plain=head.plain,
         block=count_block(loss, min(tokens, rows_per_block(head.vocabulary, device)), head.vocabulary),
+        reference=loss.needs_reference,
         device=device.type,
     )
-    return engine.peak_bytes(sizes)
+    return engine.peak_bytes(sizes) + hidden * tokens * head.width * loss.needs_reference
 
 
 def count_block(loss: TokenLoss, rows: int, vocabulary: int) -> int:
@@ -63,11 +64,12 @@ def count_block(loss: TokenLoss, rows: int, vocabulary: int) -> int:
     """
     with torch.device("meta"):
         logits, labels, weights = torch.empty(rows, vocabulary), torch.empty(rows, dtype=torch.long), torch.empty(rows)
-        with LiveBytes([logits, labels, weights]) as live:
+        reference = torch.empty(rows, vocabulary) if loss.needs_reference else None  # the engine has counted it
+        with LiveBytes([logits, labels, weights, *([] if reference is None else [reference])]) as live:
             workspace = Workspace()
             for _ in range(2):  # results of the last block live until those of the next take their place
                 workspace.clear()
-                block = LogitRows(logits, Targets(labels, weights, labels, labels), workspace)
+                block = LogitRows(logits, Targets(labels, weights, labels, labels), workspace, reference)
                 result = loss.evaluate(block)
                 values = token_statistics(block, loss.logit_scale)
                 gradient = result.term.gradient.scaled(weights)
