@@ -188,7 +188,8 @@ class TS2CLI(LightningCLI):
                 release(self._runs, self.argv, finished)
         if is_rank_zero() and self.run_dir is not None:
             if self.command in ("validate", "test"):
-                metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+                logged = self.trainer.callback_metrics.items()
+                metrics = {name: float(value) for name, value in logged if name != "step"}
                 (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
 
@@ -243,6 +244,8 @@ class TS2CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})  # a checkpoint may come from elsewhere: it runs no code
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # what was measured is in a file
         return parser
 
     def parse_arguments(self, parser: Any, args: Any) -> None:

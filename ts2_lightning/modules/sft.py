@@ -79,6 +79,7 @@ class SFTModule(L.LightningModule):
         self._evaluation_means: BySet[TokenMeans] = BySet("val", None, TokenMeans)
         self._step_started = 0.0
         self._requested: set[str] = set()
+        self._row: dict[str, float] = {}
         self._start_weights: dict[str, Tensor] | None = None
         # A checkpoint does not have what is frozen; `load_state_dict` is strict about the rest.
         self.strict_loading = lm.adapter is None and not self.loss.needs_reference
@@ -173,6 +174,22 @@ class SFTModule(L.LightningModule):
             names: see `ops.token_statistics`.
         """
         self._requested |= set(names)
+
+    def add_to_row(self, metrics: Mapping[str, float]) -> None:
+        """Adds values to the row that is logged at the end of this optimizer step, or of this evaluation.
+
+        For callbacks that measure, in `on_train_batch_end`, `on_validation_epoch_end` and `on_test_epoch_end`, which
+        come before the module's own. The module alone writes `train/`, `val/` and `test/`; of what both have measured
+        it takes its own value.
+
+        Args:
+            metrics: Values under their full names, the same on every rank.
+        """
+        self._row.update(metrics)
+
+    def _take_row(self, own: Mapping[str, float]) -> dict[str, float]:
+        row, self._row = {**self._row, **own}, {}
+        return row
 
     def _take_requested(self) -> list[str]:
         """What was asked for, in one order on every rank."""
@@ -277,6 +294,7 @@ class SFTModule(L.LightningModule):
         seconds, self._step_started = now - self._step_started, now
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or self.trainer.global_step % every:
+            self._row.clear()
             return
         metrics = means | {
             "learning_rate": self._learning_rate,
@@ -286,7 +304,10 @@ class SFTModule(L.LightningModule):
         }
         if self.nonfinite == "skip":
             metrics["skipped_steps"] = self.skipped_steps
-        self._log({f"train/{name}": value for name, value in metrics.items()})
+        row = self._take_row({f"train/{name}": value for name, value in metrics.items()})
+        # Not `self.log_dict`, which costs several milliseconds in every step.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=self.trainer.global_step)
 
     # -- evaluation
 
@@ -329,13 +350,18 @@ class SFTModule(L.LightningModule):
             # Infinite where a diverged model's exceeds the largest float; math.exp would raise.
             means["perplexity"] = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()
             metrics |= {f"{prefix}/{name}": value for name, value in means.items()}
-        self.log_dict(metrics, logger=False, sync_dist=True)  # for checkpoints and the caller; equal on all ranks
-        self._log(metrics)
+        self._log_with_lightning(self._take_row(metrics))
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        """One row in every logger, at the number of optimizer steps done; Lightning's own would be one behind."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+    def _log_with_lightning(self, row: Mapping[str, float]) -> None:
+        """One row for loggers, checkpoints and the caller of `Trainer.validate`, at the number of optimizer steps done.
+
+        Lightning's own step is one behind in a validation within training; a metric called `step` takes its place. All
+        ranks have the same values, of which the maximum over ranks is every digit.
+        """
+        dtype = widest_float(self.device)
+        values = {**row, "step": float(self.trainer.global_step)}
+        tensors = {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in values.items()}
+        self.log_dict(tensors, sync_dist=True, reduce_fx="max")
 
     # -- for callbacks
 
