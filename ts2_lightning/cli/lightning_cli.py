@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI with a fixed module and datamodule, and manners."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with a module and a datamodule, and manners."""
 
 import json
 import os
@@ -28,6 +28,7 @@ from ts2_lightning.cli.going_on import check_own_run, differences, readable, tel
 from ts2_lightning.cli.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.launch import Destination, agree, is_rank_zero, is_started_by_lightning, release
 from ts2_lightning.cli.loggers import join_defaults
+from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
 from ts2_lightning.cli.numeric_settings import check_numeric_settings, toyworld_seed
 from ts2_lightning.cli.objects import built
 from ts2_lightning.cli.parser import Parser, ParserMessage
@@ -79,10 +80,10 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
         The exit status, 0.
     """
     quieten(command)
-    options = with_config_of_run(options)
+    options = with_module_class(with_config_of_run(options))
     check_options(options)
     module, data = classes()
-    (cli or TS2CLI)(command, list(options), module, data).run()
+    (cli or TS2CLI)(command, options, chosen_module(options, module), data).run()
     return 0
 
 
@@ -235,6 +236,8 @@ class TS2CLI(LightningCLI):
         for key, class_path in _DEFAULT_CLASSES.items():
             if any(action.dest == key and action.default is None for action in parser._actions):
                 parser.set_defaults({key: {"class_path": class_path}})
+        if named_module(self.options) is not None:
+            parser.add_argument(f"--{SETTING}", type=str, help="The LightningModule that is trained: my_file.MyModule.")
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """The options that are ours."""
@@ -334,6 +337,7 @@ class TS2CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does it; the module also learns how the user calls its model."""
+        self.settings.model.pop("class_path", None)  # it is chosen; the run's record has it
         super().instantiate_classes()
         lm = getattr(self.model, "lm", None)
         if lm is not None:
@@ -345,7 +349,8 @@ class TS2CLI(LightningCLI):
         Raises:
             UserError: one is out of its range.
         """
-        settings = Namespace(model=self.settings.model, data=self.settings.data)
+        settings = Namespace(model=self.settings.model.clone(), data=self.settings.data)
+        settings.model.pop("class_path", None)
         try:
             self._subcommand_parsers[self.command].instantiate(settings)
         except ValueError as error:  # the parser's own, which hides what the class has said
