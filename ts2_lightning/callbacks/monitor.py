@@ -261,7 +261,7 @@ class _Measured:
     Attributes:
         means: over all tokens.
         groups: `position` or `token_class` -> `KEY/GROUP` -> mean.
-        counts: of each of `COUNTED`, [LARGEST + 2].
+        counts: Counts [LARGEST + 2] of each of `COUNTED`.
     """
 
     means: dict[str, float]

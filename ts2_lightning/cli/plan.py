@@ -107,7 +107,7 @@ class PlanCLI(TS2CLI):
         if not all(hasattr(self.model, name) for name in ("lm", "loss", "engine")):
             raise UserError(
                 "model.class_path: plan needs a module that has lm, loss and engine, as SFTModule has, not "
-                f"{self.model_class.__name__}"
+                f"{type(self.model).__name__}"
             )
 
     def _run_subcommand(self, subcommand: str) -> None:

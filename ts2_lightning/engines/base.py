@@ -109,7 +109,7 @@ def attach_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor
     Args:
         value: [].
         inputs: the tensors it depends on.
-        gradients: of `value` with respect to each of them; consumed by the backward pass.
+        gradients: The gradients of `value` with respect to each of them; consumed by the backward pass.
     """
     result: Tensor = _WithGradients.apply(value, gradients, *inputs)
     return result
@@ -155,7 +155,7 @@ def evaluate_rows(
     Args:
         loss: the objective.
         logits: [n, K] float32 or float64, contiguous.
-        targets: of the n tokens.
+        targets: What is known of the n tokens.
         recorder: takes the values of tokens `start` to `start + n`.
         start: position of the first row among the N tokens. Of a loss that needs a reference, all its rows of these
             n tokens are computed at once.

@@ -301,11 +301,11 @@ class _ModuleHead(_Head):
         wanted = [g is not None for g in self._gradients]
         inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
         with wide_products(self._head, self._hidden.device):
-            found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
+            shares = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
         sums = [g for g in self._gradients if g is not None]
         if self._gradients[0] is not None:
             sums[0] = sums[0][part]
-        for total, share in zip(sums, found, strict=True):
+        for total, share in zip(sums, shares, strict=True):
             if share is not None:
                 total += share
         del self._chunk, self._output

@@ -102,7 +102,7 @@ class Term:
 
     Attributes:
         value: [n].
-        gradient: of each value with respect to its own row of logits.
+        gradient: The gradient of each value with respect to its own row of logits.
     """
 
     value: Tensor

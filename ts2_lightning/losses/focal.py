@@ -73,7 +73,7 @@ class TOFULoss(TokenLoss):
     Source: TOFU, definition 3.4 and corollary 3.5 (gamma 3, beta 0.8).
 
     Args:
-        gamma: of the focal factor, >= 0; at 0 the gradient is that of linear GEM.
+        gamma: Exponent of the focal factor, >= 0; at 0 the gradient is that of linear GEM.
         beta: temperature, in (0, 1]; at 1 the gradient is that of the focal loss.
 
     Raises:

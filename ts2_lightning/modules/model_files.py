@@ -76,7 +76,7 @@ def adapter_hint(path: str, file: Path) -> str:
     """What a user is told who takes an adapter for a model.
 
     Args:
-        path: of the adapter, as it was given.
+        path: Path of the adapter, as the user wrote it.
         file: its `adapter_config.json`.
     """
     try:
@@ -212,5 +212,5 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def find_file(path: str, name: str, revision: str | None = None) -> str | None:
     """A file of a model, in its directory or from the hub; None if it has no such file."""
-    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return found
+    file: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return file

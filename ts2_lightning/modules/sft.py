@@ -316,9 +316,9 @@ class SFTModule(L.LightningModule):
         others = [name for name in self._take_requested() if name not in TOKEN_STATISTICS]
         tokens = self._forward(batch, (*TOKEN_STATISTICS, *others)).tokens
         correct = (tokens["gold_probability"] >= tokens["top1"]).float()
-        known = {name: values for name, values in tokens.items() if name not in others}
+        measured = {name: values for name, values in tokens.items() if name not in others}
         for means in self._evaluation_means.of(dataloader_idx):
-            means.update(known | {"token_accuracy": correct})
+            means.update(measured | {"token_accuracy": correct})
         return {"tokens": tokens}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -406,10 +406,10 @@ def _way_on(trainer: L.Trainer) -> str:
         for path in (getattr(callback, "last_model_path", ""), getattr(callback, "best_model_path", ""))
         if path
     ]
-    found = [path for path in written if path.exists()]
-    if not found:
+    there = [path for path in written if path.exists()]
+    if not there:
         return "No checkpoint has been written yet: lower the learning rate or look at these rows"
-    newest = max(found, key=lambda path: path.stat().st_mtime)
+    newest = max(there, key=lambda path: path.stat().st_mtime)
     return f"Go on from the newest checkpoint with --ckpt_path {newest}"
 
 

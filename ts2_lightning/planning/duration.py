@@ -58,9 +58,9 @@ class Duration:
     """Seconds of an optimizer step, and of its parts.
 
     Attributes:
-        compute: of all micro-batches.
-        communication: of what is not hidden behind it.
-        update: of the optimizer.
+        compute: Computation of all micro-batches.
+        communication: Communication that is not hidden behind it.
+        update: Update of the weights.
         tokens_per_second: over all GPUs.
         mfu: share of the peak by the operations that are needed.
     """
@@ -148,10 +148,10 @@ def duration(
     """The estimate.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         state: how it is divided, and into how many micro-batches.
         batch: a micro-batch, all of whose tokens are there and supervised.
-        gpu: of which kind.
+        gpu: Kind of GPU.
         gpus_per_node: how many in a node.
         nodes: how many.
         checkpointing: whether layers are computed twice.

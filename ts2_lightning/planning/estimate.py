@@ -85,10 +85,10 @@ class Job:
         engine: how logits come to be.
         strategy: as the trainer has it: a name, or a mapping of `class_path` and `init_args`.
         precision: as the trainer has it.
-        rows: of an optimizer step.
+        rows: Rows of an optimizer step.
         micro_batch: rows of a forward pass on one GPU.
         max_length: tokens of a row.
-        packing: of the rows of a micro-batch.
+        packing: How the rows of a micro-batch are packed.
         device: the kind of GPU, or the machine whose CPU computes.
         gpus_per_node: how many in a node; on a CPU the processes.
         nodes: how many.
@@ -152,10 +152,10 @@ class Plan:
 
     Attributes:
         job: the settings.
-        sizes: of its model.
+        sizes: Sizes of its model.
         memory: by whether gradients are checkpointed.
         duration: likewise; nothing where the speed of the device is not known.
-        saving: of a checkpoint.
+        saving: How a checkpoint is saved.
         remedies: changes with which it would fit, where it does not.
     """
 
@@ -264,10 +264,10 @@ def _checkpointed(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
 
 def _divided(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
     """Strategies that divide more; weights and activations are the same to all of ours."""
-    known = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
-    if job.gpus > 1 and known is not None and job.lm.quantization is None:
+    stage_now = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
+    if job.gpus > 1 and stage_now is not None and job.lm.quantization is None:
         for name, (stage, class_path, options) in _STRATEGIES.items():
-            if stage > known:
+            if stage > stage_now:
                 strategy = {"class_path": class_path, "init_args": options}
                 yield f"strategy {name}", _plan(replace(job, strategy=strategy), sizes)
 

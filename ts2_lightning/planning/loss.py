@@ -58,8 +58,8 @@ def count_block(loss: TokenLoss, rows: int, vocabulary: int) -> int:
     Without memory no value is known, so the loss takes the way of a GPU, on which no size depends on a value.
 
     Args:
-        loss: of ours, or of anybody.
-        rows: of the block.
+        loss: The objective, also one of a user's own.
+        rows: Rows of the block.
         vocabulary: K.
     """
     with torch.device("meta"):

@@ -37,7 +37,7 @@ class State(ABC):
         weights: the model's, in its order.
         layout: how they are divided.
         accumulation: micro-batches of a step.
-        rank: of the GPU among those that hold different rows; the first holds the most.
+        rank: Rank of the GPU among those that hold different rows; the first holds the most.
     """
 
     weights: Sequence[Weight]
