@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -26,7 +25,7 @@ from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
 from ts2_lightning.modules.network import NetworkOutput, SFTNetwork
-from ts2_lightning.modules.nonfinite import StepWatch, spreading
+from ts2_lightning.modules.nonfinite import StepWatch, spreading, way_on
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
@@ -270,7 +269,7 @@ class SFTModule(L.LightningModule):
         if self.nonfinite == "stop":
             raise SharedError(
                 f"{trouble}; stopped before the update, the weights are those of the step before. "
-                f"{_way_on(self.trainer)}, or set model.nonfinite to skip"
+                f"{way_on(self.trainer)}, or set model.nonfinite to skip"
             )
         self.skipped_steps += 1
         rank_zero_warn(f"{trouble}; the step is left out, as model.nonfinite says")
@@ -396,21 +395,6 @@ class SFTModule(L.LightningModule):
             for b, row in enumerate(rows)
             if row >= 0
         ]
-
-
-def _way_on(trainer: L.Trainer) -> str:
-    """How to go on from the newest checkpoint: what was saved was good, as a bad step is refused before its update."""
-    written = [
-        Path(path)
-        for callback in trainer.checkpoint_callbacks
-        for path in (getattr(callback, "last_model_path", ""), getattr(callback, "best_model_path", ""))
-        if path
-    ]
-    there = [path for path in written if path.exists()]
-    if not there:
-        return "No checkpoint has been written yet: lower the learning rate or look at these rows"
-    newest = max(there, key=lambda path: path.stat().st_mtime)
-    return f"Go on from the newest checkpoint with --ckpt_path {newest}"
 
 
 def padding(batch: Batch) -> Tensor:
