@@ -47,7 +47,7 @@ from ts2_lightning.losses import (
     TokenLoss,
     TS2Loss,
 )
-from ts2_lightning.types import TOKEN_STATISTICS
+from ts2_lightning.types import TOKEN_STATISTICS, Targets
 
 SHAPES = [(256, 256, 128256), (256, 1024, 128256), (1024, 256, 128256), (1024, 1024, 32000), (1024, 1024, 128256)]
 """(N tokens, H width, K vocabulary)."""
@@ -115,7 +115,7 @@ def with_engine(engine: LossEngine, loss: TokenLoss, names: Collection[str] = TO
     def objective(head: nn.Linear, hidden_states: Tensor, labels: Tensor) -> Tensor:
         places = torch.arange(len(labels)) % TURN + 1
         lengths = torch.full_like(places, TURN)
-        output = engine(loss, head, hidden_states, labels, None, places, lengths, names)
+        output = engine(loss, head, hidden_states, Targets(labels, None, places, lengths), names)
         return output.total / len(labels)
 
     return objective

@@ -20,6 +20,7 @@ from torch import Tensor
 from ts2_lightning import losses
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.types import Targets
 
 OUT = Path(__file__).with_name("objectives.png")
 VOCABULARY = 1000
@@ -77,7 +78,7 @@ def gradient(loss: TokenLoss, probabilities: Tensor) -> Tensor:
     """dL/dz of rows of softmax probabilities [n, K] whose gold token is column 0: [n, K], in float64."""
     n = len(probabilities)
     labels = torch.zeros(n, dtype=torch.long)
-    rows = LogitRows(probabilities.log(), labels, torch.full((n,), POSITION), torch.full((n,), LENGTH))
+    rows = LogitRows(probabilities.log(), Targets(labels, None, torch.full((n,), POSITION), torch.full((n,), LENGTH)))
     out = torch.empty_like(probabilities)
     loss.evaluate(rows).term.gradient.write_to(out)
     return out

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ts2_lightning.experiments.report import collect, settled
-from ts2_lightning.experiments.report.markdown import seeds_said
-from ts2_lightning.experiments.report.tables import markdown, results_table
+from ts2_lightning.studies.report import collect, complete_settings
+from ts2_lightning.studies.report.markdown import seeds_said
+from ts2_lightning.studies.report.tables import markdown, results_table
 from ts2_lightning.types import UserError
 
 DOCUMENT = Path(__file__).with_name("objectives.md")
@@ -20,7 +20,7 @@ RUNS = "runs/toyworld-objectives"
 
 def main(argv: Sequence[str], document: Path = DOCUMENT) -> int:
     """Puts the table of a grid's runs into the document. Nothing is trained or measured here."""
-    results = settled(collect(argv or [RUNS]))
+    results = complete_settings(collect(argv or [RUNS]))
     if results.missing:
         raise UserError(f"{results.missing[0].name}: {results.missing[0].reason}")
     insert(document, f"{markdown(results_table(results, results.settings.columns))}\n\n{seeds_said(results)}")

@@ -23,6 +23,7 @@ from ts2_lightning.losses import (
     LambdaPRLoss,
     LogarithmicInflationLoss,
     PowerInflationLoss,
+    ReferenceAnchored,
     SparsemaxLoss,
     SuppressionOnlyLoss,
     TOFULoss,
@@ -30,6 +31,7 @@ from ts2_lightning.losses import (
     TS2Loss,
     ValueLoss,
 )
+from ts2_lightning.types import ReferenceOutput
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,6 +44,33 @@ def turn_positions(n: int) -> tuple[Tensor, Tensor]:
     places = ((position, length) for length in itertools.cycle(TURNS) for position in range(1, length + 1))
     pairs = torch.tensor(list(itertools.islice(places, n)), dtype=torch.long).view(n, 2)
     return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) of each of n rows of logits."""
+    log_r = reference.log_softmax(-1)
+    return (log_r.exp() * (log_r - logits.log_softmax(-1))).sum(-1)
+
+
+def reference_output(n: int, k: int, dtype: torch.dtype = torch.float64) -> ReferenceOutput:
+    """A reference model's hidden states of n tokens and its head; few bits, so that every dtype has the same ones."""
+    states = ((torch.arange(n)[:, None] * 7 + torch.arange(3) * 5) % 9 - 4) / 4
+    head = torch.nn.Linear(3, k, bias=False, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(((torch.arange(k)[:, None] * 5 + torch.arange(3) * 11) % 17 - 8) / 8)
+    return ReferenceOutput(states.to(dtype), head.requires_grad_(False))
+
+
+def reference_logits(n: int, k: int) -> Tensor:
+    """Its logits [n, k] in float64."""
+    states, head = reference_output(n, k).hidden_states, reference_output(n, k).head
+    logits: Tensor = head(states)
+    return logits
+
+
+def anchored(formula: Formula, weight: float) -> Formula:
+    """An objective plus the divergence from the reference above."""
+    return lambda z, y: formula(z, y) + weight * divergence(reference_logits(*z.shape).to(z.dtype), z)
 
 
 # -- projections and supports
@@ -334,3 +363,15 @@ OBJECTIVES: dict[str, tuple[TokenLoss, Formula]] = {
     "logarithmic_inflation_wide": (LogarithmicInflationLoss(delta=1), logarithmic(1)),
     "value_only": (PlainFocal(), focal(2)),
 }
+
+ANCHORED: dict[str, tuple[TokenLoss, Formula]] = {
+    "anchored": (ReferenceAnchored(), anchored(cross_entropy, 0.1)),
+    "anchored_at_0": (ReferenceAnchored(GEMLoss(), weight=0), gem(0.7)),
+    "anchored_ts2": (ReferenceAnchored(TS2Loss(), weight=2), anchored(ts2(0.25), 2)),
+    "anchored_scaled": (
+        ReferenceAnchored(TS2Loss(alpha=0.5, logit_scale=2.5), weight=0.5),
+        anchored(ts2(0.5, logit_scale=2.5), 0.5),
+    ),
+    "anchored_sparsemax": (ReferenceAnchored(SparsemaxLoss(), weight=1), anchored(sparsemax_loss, 1)),
+}
+"""Objectives that need to be told what a reference model says: here `reference_output`."""

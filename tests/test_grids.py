@@ -13,8 +13,8 @@ from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
 from ts2_lightning.cli import main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation import described
-from ts2_lightning.experiments.grid import Grid, Point, read_grid
-from ts2_lightning.experiments.grid.form import read_form
+from ts2_lightning.studies.grid import Grid, Point, read_grid
+from ts2_lightning.studies.grid.schema import read_grid_file
 
 GRIDS = CONFIGS / "grid"
 GUIDE = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
@@ -206,7 +206,7 @@ def test_the_toy_version_has_the_same_rows_and_the_control(study: str) -> None:
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_both_versions_vary_the_same(study: str) -> None:
-    toy, paper = (read_form(GRIDS / version / f"{study}.yaml") for version in ("toyworld", "paper"))
+    toy, paper = (read_grid_file(GRIDS / version / f"{study}.yaml") for version in ("toyworld", "paper"))
     assert {
         axis: [choice for choice in choices if choice != "CE, half rate"] for axis, choices in toy.axes.items()
     } == {axis: list(choices) for axis, choices in paper.axes.items()}

@@ -148,8 +148,8 @@ def test_the_table_has_no_circle() -> None:
         ("data.x", "from ts2_lightning.losses.ts2 import TS2Loss", "data must not import ts2_lightning.losses"),
         ("metrics.x", "import_module('ts2_lightning.losses')", "metrics must not import ts2_lightning.losses"),
         ("evaluation.x", "from ts2_lightning.export import layout", "evaluation must not import ts2_lightning.export"),
-        ("experiments.x", "from ts2_lightning.cli import main", "experiments must not import ts2_lightning.cli.main"),
-        ("experiments.x", "def f():\n    import ts2_lightning.cli", "experiments must not import ts2_lightning.cli"),
+        ("studies.x", "from ts2_lightning.cli import main", "studies must not import ts2_lightning.cli.main"),
+        ("studies.x", "def f():\n    import ts2_lightning.cli", "studies must not import ts2_lightning.cli"),
         ("ops.rows", "from ts2_lightning.helpers import x", "ops must not import ts2_lightning.helpers.x"),
         ("modules.x", "from ts2_lightning.callbacks import monitor", "modules must not import ts2_lightning.callbacks"),
     ],
@@ -163,7 +163,7 @@ def test_a_wrong_import_is_found(module: str, source: str, wrong: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("experiments.x", "from ts2_lightning.runs.directory import numbers"),
+        ("studies.x", "from ts2_lightning.runs.directory import numbers"),
         ("evaluation.x", "from ts2_lightning.data.toyworld import load_world"),
         ("evaluation.x", "from ts2_lightning.data.toyworld.world import World"),
         ("losses.x", "from ts2_lightning.ops import LogitRows"),

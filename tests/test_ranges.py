@@ -250,7 +250,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, 1e30],
         [-1e-9, 1e31],
         "TS2Loss.alpha FenchelYoungPlusLoss.alpha SuppressionOnlyLoss.alpha FocalLoss.gamma TOFULoss.gamma "
-        "EntropyBonusLoss.gamma",
+        "EntropyBonusLoss.gamma ReferenceAnchored.weight",
     ),
     (
         [1e-30, 1e30],

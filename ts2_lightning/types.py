@@ -1,5 +1,7 @@
 """The few small types that the rooms hand to each other. Imports nothing but torch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -82,6 +84,58 @@ class Batch(TypedDict, total=False):
     row_index: Tensor  # [R] int64, index of each row in the dataset; -1 for the filler of an empty micro-batch
     row_spans: Tensor  # [R, 2] int64, start and end of each row in the flattened input_ids
     divisor: Tensor  # [] int64, supervised tokens of the whole optimizer step, over micro-batches and ranks
+
+
+@dataclass(frozen=True)
+class ReferenceOutput:
+    """What a frozen reference model says about N tokens, before its head: its logits [N, K] need never exist at once.
+
+    Attributes:
+        hidden_states: Last hidden states [N, H] of the reference, without a gradient.
+        head: The head of the reference, which maps hidden states [n, H] to logits [n, K].
+    """
+
+    hidden_states: Tensor
+    head: Callable[[Tensor], Tensor]
+
+    def __getitem__(self, part: slice) -> "ReferenceOutput":
+        return ReferenceOutput(self.hidden_states[part], self.head)
+
+
+class Targets(NamedTuple):
+    """What is known of the N supervised tokens, from the batch to the loss: a new per-token input is a new field here.
+
+    Attributes:
+        labels: [N] int64, the gold tokens.
+        weights: [N] factors on the tokens' losses, or None for ones.
+        positions: [N] 1-based position of each token within its response, or None.
+        lengths: [N] number of tokens of that response, or None.
+        reference: What a reference model says about the tokens, for losses that need it, or None.
+
+    Example:
+        >>> import torch
+        >>> Targets(torch.tensor([5, 6, 7]), positions=torch.tensor([1, 2, 3])).part(slice(1, 3)).positions
+        tensor([2, 3])
+    """
+
+    labels: Tensor
+    weights: Tensor | None = None
+    positions: Tensor | None = None
+    lengths: Tensor | None = None
+    reference: ReferenceOutput | None = None
+
+    @classmethod
+    def of(cls, source: "Batch | Tensor | Targets") -> "Targets":
+        """The targets of a batch, of labels alone, or those that are targets already."""
+        if isinstance(source, Targets):
+            return source
+        if isinstance(source, Tensor):
+            return cls(source)
+        return cls(source["labels"], source.get("weights"), source.get("positions"), source.get("lengths"))
+
+    def part(self, part: slice) -> "Targets":
+        """The targets of some of the tokens."""
+        return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
 
 
 class LossOutput(NamedTuple):

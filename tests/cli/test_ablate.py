@@ -14,10 +14,10 @@ from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation.registry import check_spec
 from ts2_lightning.evaluation.results import place_of
-from ts2_lightning.experiments.execution import Failure, local
-from ts2_lightning.experiments.execution.task import tasks_of
-from ts2_lightning.experiments.grid import Grid, Point, read_grid
 from ts2_lightning.runs.process_lock import ProcessLock
+from ts2_lightning.studies.execute import Failure
+from ts2_lightning.studies.execute.task import tasks_of
+from ts2_lightning.studies.grid import Grid, Point, read_grid
 from ts2_lightning.toyworld.measure import ToyWorld
 from ts2_lightning.types import UserError
 
@@ -220,11 +220,11 @@ class Asked:
         self.points: Sequence[Point] = ()
         self.options: tuple[Any, ...] = ()
         self.record: dict[str, Any] = {}
-        self.report: list[str] = []
+        self.report: tuple[list[str], bool] = ([], False)
         self.failures: list[Failure] = []
         self.complaint: UserError | None = None
-        monkeypatch.setattr("ts2_lightning.experiments.execution.execute", self._execute)
-        monkeypatch.setattr("ts2_lightning.cli.report.run", self._report)
+        monkeypatch.setattr(ablate, "execute", self._execute)
+        monkeypatch.setattr("ts2_lightning.cli.report.report", self._report)
         monkeypatch.setattr(ablate, "resolve_model", lambda path: "/cache/base")
 
     def _execute(self, grid: Grid, points: Sequence[Point], *options: Any) -> list[Failure]:
@@ -232,11 +232,10 @@ class Asked:
         self.record = json.loads((grid.directory / "grid.json").read_text())
         return self.failures
 
-    def _report(self, options: list[str]) -> int:
-        self.report = options
+    def _report(self, runs: list[str], *, latex: bool) -> None:
+        self.report = (runs, latex)
         if self.complaint:
             raise self.complaint
-        return 0
 
 
 @pytest.fixture
@@ -268,7 +267,7 @@ def test_a_grid_is_recorded_run_and_reported(asked: Asked, capsys: pytest.Captur
     assert asked.options == (2, False, "cpu")
     assert len(asked.record["points"]) == 10, "the record has the whole grid, also what is not run now"
     assert asked.record["axes"]["objective"] == ["CE, plain", "TS2", "TS2 sparse"]
-    assert asked.report == ["runs/toy", "--latex"]
+    assert asked.report == (["runs/toy"], True)
     assert list(Path("runs/toy").glob("base*")) == [], "no base model is measured"
     assert "Base model: toyworld is /cache/base" in capsys.readouterr().out
 
@@ -291,7 +290,7 @@ def test_the_base_model_is_measured_as_the_first_training(asked: Asked) -> None:
 def test_a_failed_run_is_in_the_status(asked: Asked, complaint: UserError | None) -> None:
     asked.failures, asked.complaint = [Failure("fit", 1, "no", "log")], complaint
     assert main(["ablate", "-c", "toy.yaml", "--name", "other"]) == 1
-    assert asked.report == ["runs/other"]
+    assert asked.report == (["runs/other"], False)
 
 
 def test_a_report_that_cannot_be_written_costs_no_run(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,7 +312,7 @@ def with_trainer(grid: Grid, **trainer: Any) -> list[Point]:
 
 
 def test_as_many_runs_at_a_time_as_there_are_cores(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "cores", lambda: 4)
+    monkeypatch.setattr(ablate, "cores", lambda: 4)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert ablate.default_parallel(grid.points) == 4
     assert ablate.default_parallel(grid.points[:3]) == 3

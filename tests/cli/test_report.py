@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Answer, Run
-from tests.experiments.report_runs import config_of, make_grid, make_run
+from tests.studies.report_runs import config_of, make_grid, make_run
 
 V, D = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1"
 

@@ -3,6 +3,7 @@
 What is found by any other way is compared with it by `differences`.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.contract.steps import CLIP, EPS, LR, MAX_LENGTH, Case
-from tests.reference import cross_entropy, gem, sparsemax, ts2
+from tests.contract.steps import ANCHOR, CLIP, EPS, LR, MAX_LENGTH, Case
+from tests.reference import cross_entropy, divergence, gem, sparsemax, ts2
 from ts2_lightning.data import SFTData
 
-FORMULAS = {"ce": cross_entropy, "gem": gem(0.7), "ts2": ts2(0.25)}
+FORMULAS = {"ce": cross_entropy, "gem": gem(0.7), "ts2": ts2(0.25), "anchored": ts2(0.25)}
 Rows = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -47,12 +48,18 @@ def plain_steps(case: Case, world: Path, steps: Sequence[Sequence[int]]) -> dict
     """
     mixed = case.precision == "bf16-mixed"
     model = AutoModelForCausalLM.from_pretrained(world / case.model, dtype=torch.float32 if mixed else torch.float64)
+    reference = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=EPS, weight_decay=0.0)
     logged, weights = {}, []
     for number, rows in enumerate(steps, 1):
         train = plain_rows(world, "train")
         logits, labels = logits_of(model, [train[row] for row in rows], mixed)
-        objective = FORMULAS[case.loss](logits, labels).mean()
+        objective = FORMULAS[case.loss](logits, labels)
+        if case.loss == "anchored":
+            objective = objective + ANCHOR * divergence(
+                logits_of(reference, [train[row] for row in rows], mixed)[0], logits
+            )
+        objective = objective.mean()
         optimizer.zero_grad()
         objective.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -63,9 +70,11 @@ def plain_steps(case: Case, world: Path, steps: Sequence[Sequence[int]]) -> dict
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
     with torch.no_grad():
         logits, labels = logits_of(model, plain_rows(world, "validation"), mixed)
-    logged[len(steps)] |= statistics(logits, labels, "val") | {
-        "val/objective": FORMULAS[case.loss](logits, labels).mean().item()
-    }
+    objective = FORMULAS[case.loss](logits, labels)
+    if case.loss == "anchored":
+        with torch.no_grad():
+            objective += ANCHOR * divergence(logits_of(reference, plain_rows(world, "validation"), mixed)[0], logits)
+    logged[len(steps)] |= statistics(logits, labels, "val") | {"val/objective": objective.mean().item()}
     return {"rows": [list(rows) for rows in steps], "logged": logged, "weights": weights}
 
 

@@ -30,7 +30,7 @@ from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, NEFTune
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
-from ts2_lightning.losses import CrossEntropyLoss, GEMLoss, TokenLoss, TS2Loss
+from ts2_lightning.losses import CrossEntropyLoss, GEMLoss, ReferenceAnchored, TokenLoss, TS2Loss
 from ts2_lightning.modules import AdamWConfig, AdapterConfig, LanguageModelConfig, ScheduleConfig, SFTModule
 from ts2_lightning.strategies import FSDP2, DeepSpeed
 from ts2_lightning.types import UserError
@@ -41,7 +41,13 @@ BATCH_SIZE, PARTIAL, VALIDATED = 16, 3, 7
 MAX_LENGTH = 100  # somewhat above the longest row
 CLIP = 0.5
 LR, EPS = 10.0, 10.0  # so large an epsilon makes AdamW nearly plain descent: a wrong scale of the gradient shows
-LOSSES: dict[str, type[TokenLoss]] = {"ce": CrossEntropyLoss, "gem": GEMLoss, "ts2": TS2Loss}
+ANCHOR = 2.0
+LOSSES: dict[str, Callable[[], TokenLoss]] = {
+    "ce": CrossEntropyLoss,
+    "gem": GEMLoss,
+    "ts2": TS2Loss,
+    "anchored": lambda: ReferenceAnchored(TS2Loss(), ANCHOR),
+}
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 128,
@@ -68,15 +74,23 @@ class Case(NamedTuple):
 
 
 CASES = [
-    *(Case(loss, model, packing) for loss in LOSSES for model, packing in (("tied", "packed"), ("untied", "none"))),
+    *(
+        Case(loss, model, packing)
+        for loss in ("ce", "gem", "ts2")
+        for model, packing in (("tied", "packed"), ("untied", "none"))
+    ),
     Case("ts2", "tied", "none"),
     Case("ts2", "untied", "packed"),
     Case("ts2", "module", "none"),
     Case("gem", "module", "packed"),
+    Case("anchored", "tied", "packed"),
+    Case("anchored", "untied", "none"),
+    Case("anchored", "module", "packed"),
     Case("ce", "untied", "packed", "bf16-mixed"),
     Case("gem", "tied", "none", "bf16-mixed"),
     Case("ts2", "tied", "packed", "bf16-mixed"),
     Case("ts2", "untied", "none", "bf16-mixed"),
+    Case("anchored", "untied", "none", "bf16-mixed"),
 ]
 
 
@@ -283,6 +297,24 @@ def adapted(world: Path, out: Path, strategy: Callable[[], Any], ranks: int) -> 
     return found
 
 
+def anchored(world: Path, out: Path, strategy: Callable[[], Any], ranks: int) -> dict[str, Any]:
+    """Training anchored to the start: the whole model, and again its second step alone; then an adapter likewise.
+
+    Args:
+        world: that `write_world` wrote.
+        out: directory of the checkpoints' own.
+        strategy: makes one.
+        ranks: number of them.
+    """
+    outcomes: dict[str, Any] = {}
+    for name, case, adapter in (("whole", ANCHORED_CASE, None), ("adapter", ANCHORED_ADAPTER_CASE, ADAPTER)):
+        directory = out / ANCHORED / name
+        act = partial(run, case, world, BATCH_SIZE // 4, ranks=ranks, adapter=adapter)
+        outcomes[name] = act(strategy(), callbacks=[Checkpoints(str(directory), every_n_steps=1, keep_last=2)])
+        outcomes[f"{name} resumed"] = act(strategy(), checkpoint=directory / "step-000001.ckpt")
+    return outcomes
+
+
 class Sums(LightningModule):
     """Descends by the vectors that it is given: the gradient of a micro-batch is its vector."""
 
@@ -322,7 +354,8 @@ def six_by_four(strategy: Strategy) -> dict[str, Any]:
 
 POISONED_CASE, POISONED_ROW = Case("ts2", "untied", "none"), 2
 ADAPTED_CASE, ADAPTER = Case("ts2", "tied", "none"), AdapterConfig(r=2, head=True)
-CHECKPOINTS = "checkpoints"
+ANCHORED_CASE, ANCHORED_ADAPTER_CASE = Case("anchored", "untied", "packed"), Case("anchored", "tied", "none")
+CHECKPOINTS, ANCHORED = "checkpoints", "anchored"
 WRAPPED = "wrapped inputs"
 NOISY_CASE, NOISE = Case("ce", "tied", "packed"), 20.0
 
@@ -339,6 +372,7 @@ def rank(number: int, name: str, world: Path, out: Path) -> None:
     found["neftune"] = run(NOISY_CASE, world, 4, rehearsal(name), 2, callbacks=[NEFTune(NOISE)])
     if name != "fsdp2_tp2":
         found |= adapted(world, out, lambda: rehearsal(name), 2)
+        found[ANCHORED] = anchored(world, out, lambda: rehearsal(name), 2)
     if name == "fsdp2":
         found["to a file"] = adapted(world, out / "to a file", lambda: FSDP2(save_distributed_checkpoint=False), 2)
     if name == "zero2":

@@ -4,20 +4,34 @@ import copy
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from functools import cache, partial
+from typing import cast
 
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from tests.reference import OBJECTIVES, Formula, support_mask, turn_positions
+from tests.reference import ANCHORED, OBJECTIVES, Formula, divergence, reference_output, support_mask, turn_positions
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine, LossHead
-from ts2_lightning.losses import DensePart, Gradient, LossResult, Term, TokenLoss, ValueLoss, cross_entropy
+from ts2_lightning.losses import (
+    DensePart,
+    Gradient,
+    LossResult,
+    ReferenceAnchored,
+    Term,
+    TokenLoss,
+    TS2Loss,
+    ValueLoss,
+    cross_entropy,
+    reference_divergence,
+)
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows
 from ts2_lightning.ops.rows import ELEMENTS_PER_BLOCK
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
+from ts2_lightning.planning.counting import LiveBytes
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, ReferenceOutput, Targets, UserError
 
+ALL = OBJECTIVES | ANCHORED
 ENGINES = {
     "full": FullEngine(),
     "chunked": ChunkedEngine(),
@@ -60,7 +74,7 @@ def wanted_of(objective: str, shape: tuple[int, int, int], dtype: torch.dtype) -
     """The numbers of a problem whose inputs were rounded to a dtype, computed in float64 from there."""
     hidden, weight, labels, weights = problem(*shape)
     hidden, weight = hidden.to(dtype).double(), weight.to(dtype).double()
-    return expected(OBJECTIVES[objective][1], linear(weight), hidden, labels, weights)
+    return expected(ALL[objective][1], linear(weight), hidden, labels, weights)
 
 
 def run(
@@ -74,7 +88,10 @@ def run(
 ) -> LossOutput:
     """The engine on tokens in the turns of the reference."""
     positions, lengths = turn_positions(len(labels))
-    return engine(loss, head, hidden, labels, weights, positions=positions, lengths=lengths, statistics=statistics)
+    reference = None
+    if loss.needs_reference:
+        reference = reference_output(len(labels), cast(nn.Linear, head).out_features, hidden.dtype)
+    return engine(loss, head, hidden, Targets(labels, weights, positions, lengths, reference), statistics)
 
 
 def found(
@@ -101,11 +118,11 @@ def assert_close(actual: list[Tensor], wanted: list[Tensor], dtype: torch.dtype)
         torch.testing.assert_close(a.double(), w, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients(objective: str, engine: str, dtype: torch.dtype) -> None:
-    loss = OBJECTIVES[objective][0]
+    loss = ALL[objective][0]
     for shape in SHAPES:
         hidden, weight, labels, weights = problem(*shape)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -114,11 +131,11 @@ def test_values_and_gradients(objective: str, engine: str, dtype: torch.dtype) -
         assert_close(actual, wanted_of(objective, shape, dtype), dtype)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_without_statistics(objective: str, engine: str) -> None:
     """A step that nobody measures gives the same bits, and of the tokens only the objective and its parts."""
-    loss, formula = OBJECTIVES[objective]
+    loss, formula = ALL[objective]
     hidden, weight, labels, weights = problem(13, 6, 300)
     head = linear(weight)
     measured, all_tokens = found(ENGINES[engine], loss, head, hidden, labels, weights)
@@ -133,13 +150,13 @@ def test_without_statistics(objective: str, engine: str) -> None:
         torch.testing.assert_close(parts, tokens["objective"])
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 def test_blocks_of_a_chunk(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that a loss works on in several blocks of rows: 3 blocks of 5 here, the last one short."""
     monkeypatch.setitem(ELEMENTS_PER_BLOCK, "cpu", 5 * 300)
     hidden, weight, labels, weights = problem(13, 6, 300)
     for engine in (FullEngine(), ChunkedEngine(13)):
-        actual, _ = found(engine, OBJECTIVES[objective][0], linear(weight), hidden, labels, weights)
+        actual, _ = found(engine, ALL[objective][0], linear(weight), hidden, labels, weights)
         assert_close(actual, wanted_of(objective, (13, 6, 300), torch.float64), torch.float64)
 
 
@@ -154,7 +171,7 @@ def test_positions_reach_the_loss(objective: str) -> None:
     everything = torch.cat(list(tokens.values()))
     assert 0 < (everything > 0).double().mean() < 1
     positions, lengths = turn_positions(len(labels))
-    later = ChunkedEngine(7)(loss, linear(weight), hidden, labels, positions=positions + 1, lengths=lengths + 1)
+    later = ChunkedEngine(7)(loss, linear(weight), hidden, Targets(labels, None, positions + 1, lengths + 1))
     assert not torch.equal(later.tokens["objective"], tokens[shape])
 
 
@@ -257,11 +274,11 @@ def test_tied_embeddings(engine: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_no_tokens(objective: str, engine: str) -> None:
     """A micro-batch without supervised tokens gives a zero that is connected to the graph."""
-    loss, _ = OBJECTIVES[objective]
+    loss, _ = ALL[objective]
     head, hidden = nn.Linear(4, 300), torch.zeros(0, 4, requires_grad=True)
     some = run(ENGINES[engine], loss, head, torch.zeros(2, 4), torch.tensor([1, 2]))
     output = run(ENGINES[engine], loss, head, hidden, torch.zeros(0, dtype=torch.long))
@@ -272,16 +289,16 @@ def test_no_tokens(objective: str, engine: str) -> None:
     assert {name: len(value) for name, value in output.tokens.items()} == dict.fromkeys(some.tokens, 0)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 @pytest.mark.parametrize("engine", ["full", "chunked"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients(objective: str, engine: str, mode: Callable[[], AbstractContextManager[None]]) -> None:
     """Evaluation, which a trainer may run in inference mode, gives the same numbers and no graph."""
-    loss, formula = OBJECTIVES[objective]
+    loss, formula = ALL[objective]
     hidden, weight, labels, _ = problem(13, 8, 300)
-    head, (positions, lengths) = linear(weight), turn_positions(13)
+    head = linear(weight)
     with mode():
-        output = ENGINES[engine](loss, head, hidden, labels, None, positions, lengths)
+        output = run(ENGINES[engine], loss, head, hidden, labels)
     assert not output.total.requires_grad
     torch.testing.assert_close(output.total.clone(), formula(head(hidden), labels).sum().detach())
 
@@ -369,3 +386,49 @@ def test_a_loss_of_ones_own(engine: str) -> None:
     ]:
         with pytest.raises(ValueError, match=complaint):
             ENGINES[engine](loss, linear(weight), hidden, labels)
+
+
+def test_a_reference_that_is_missing_is_told() -> None:
+    hidden, weight, labels, _ = problem(3, 4, 7)
+    for loss, complaint in [
+        (ANCHORED["anchored"][0], "ReferenceAnchored: it needs what a reference"),
+        (Unasked(), "rows.reference"),
+    ]:
+        with pytest.raises(UserError, match=complaint) as error:
+            ChunkedEngine()(loss, linear(weight), hidden, labels)
+        assert "\n" not in str(error.value)
+
+
+class Unasked(TokenLoss):
+    """Reads the reference without saying that it needs it."""
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        return LossResult(reference_divergence(rows), {})
+
+
+def test_the_references_logits_never_exist_at_once() -> None:
+    """Neither they nor those of the model: the peak is that of some chunks, and of head and hidden states."""
+    hidden, weight, labels, _ = problem(400, 4, 5000)
+    targets = Targets(labels, reference=reference_output(400, 5000))
+    head = linear(weight)
+    with LiveBytes([hidden, head.weight, labels]) as live:
+        ChunkedEngine(10)(ANCHORED["anchored"][0], head, hidden.requires_grad_(), targets)
+    assert live.peak < hidden.element_size() * 400 * 5000 / 3
+    with LiveBytes([hidden, head.weight, labels]) as live:
+        FullEngine()(ANCHORED["anchored"][0], head, hidden, targets)
+    assert live.peak > hidden.element_size() * 400 * 5000
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_of_the_reference(engine: str, kind: str) -> None:
+    """Called as what they are too, and without a gradient."""
+    loss, formula = ReferenceAnchored(TS2Loss(), 0.5), OBJECTIVES["ts2"][1]
+    hidden, weight, labels, weights = problem(20, 8, 300)
+    states, frozen = hidden.flip(0), HEADS[kind](weight.flip(0))
+    said = frozen(states).detach()
+    wanted = expected(lambda z, y: formula(z, y) + 0.5 * divergence(said, z), linear(weight), hidden, labels, weights)
+    hidden, head = hidden.requires_grad_(), linear(weight)
+    output = ENGINES[engine](loss, head, hidden, Targets(labels, weights, reference=ReferenceOutput(states, frozen)))
+    gradients = torch.autograd.grad(output.total, [hidden, head.weight])
+    assert_close([output.total.detach(), *gradients], wanted, torch.float64)

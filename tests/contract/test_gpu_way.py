@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.contract.test_engines_and_losses import assert_close, expected, found, linear, problem
 from tests.gpu_way import as_on_a_gpu
-from tests.reference import OBJECTIVES
+from tests.reference import ANCHORED, OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.engines.linear import factor_dtype
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
+from ts2_lightning.types import ReferenceOutput, Targets
 
+ALL = OBJECTIVES | ANCHORED
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -29,10 +31,10 @@ class NoBooleanIndices(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_a_gpu(monkeypatch)
-    loss, formula = OBJECTIVES[objective]
+    loss, formula = ALL[objective]
     for n, h, k in [(5, 4, 7), (13, 6, 300), (23, 5, 1031)]:
         hidden, weight, labels, weights = problem(n, h, k)
         wanted = expected(formula, linear(weight), hidden, labels, weights)
@@ -48,7 +50,9 @@ def step_without_data(
         hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)
         labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
-        output = engine(loss, wrap(head), hidden, labels, torch.empty(300), positions, positions)
+        reference = ReferenceOutput(torch.empty(300, 8, dtype=dtype), nn.Linear(8, 5000, dtype=dtype))
+        targets = Targets(labels, torch.empty(300), positions, positions, reference if loss.needs_reference else None)
+        output = engine(loss, wrap(head), hidden, targets)
         output.total.backward()
         assert hidden.grad is not None
         assert hidden.grad.dtype == head.weight.grad.dtype == dtype
@@ -57,7 +61,7 @@ def step_without_data(
         assert all(value.dtype == torch.float32 for value in output.tokens.values())
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ALL)
 @pytest.mark.parametrize("engine", [FullEngine(), ChunkedEngine(), ChunkedEngine(128)], ids=["full", "chunked", "128"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_depends_on_data(
@@ -65,7 +69,7 @@ def test_nothing_depends_on_data(
 ) -> None:
     """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here."""
     as_on_a_gpu(monkeypatch, products=True)
-    step_without_data(engine, OBJECTIVES[objective][0], dtype)
+    step_without_data(engine, ALL[objective][0], dtype)
 
 
 @pytest.mark.parametrize("loss", [TS2Loss(), CrossEntropyLoss()])

@@ -19,6 +19,7 @@ from tests.contract.plain_steps import Differences, differences, plain_steps
 from tests.contract.steps import (
     ADAPTED_CASE,
     ADAPTER,
+    ANCHORED_ADAPTER_CASE,
     BATCH_SIZE,
     CASES,
     CHECKPOINTS,
@@ -31,13 +32,18 @@ from tests.contract.steps import (
     VECTORS,
     Case,
 )
+from tests.reference import divergence
 from tests.support.ranks import launch
 from ts2_lightning.callbacks import NEFTune
 from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
+from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.export.export import ExportSettings, export_checkpoint
-from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.losses import CrossEntropyLoss, ReferenceAnchored
+from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
 from ts2_lightning.modules.adapters import merged_weights
 from ts2_lightning.modules.language_model import load_language_model
+from ts2_lightning.modules.sharding import make_network
+from ts2_lightning.types import Batch, UserError
 
 Ranks = list[dict[str, Any]]
 
@@ -244,6 +250,72 @@ def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks],
     exported = AutoModelForCausalLM.from_pretrained(out).state_dict()
     wanted = {weight.name: weight.value for weight in merged_weights(trained)}
     assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["one device", *(pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES if name != "fsdp2_tp2")],
+)
+def test_training_anchored_to_its_start_goes_on(
+    strategy: str, two_ranks: Callable[[str], Ranks], world: Path, tmp_path: Path
+) -> None:
+    """The reference is made again from the base, and is in no checkpoint; an adapter's is the model without it."""
+    if strategy == "one device":
+        ranks, out = [steps.anchored(world, tmp_path, lambda: "auto", 1)], tmp_path
+    else:
+        ranks = [rank[steps.ANCHORED] for rank in two_ranks(strategy)]
+        out = Path(two_ranks(strategy)[0]["out"])
+    for kind in ("whole", "adapter"):
+        for rank in ranks:
+            first, second = (rank[kind]["logged"][step] for step in (1, 2))
+            assert first["train/objective/reference_divergence"] == 0
+            assert second["train/objective/reference_divergence"] > 0.01
+            resumed = rank[f"{kind} resumed"]
+            assert resumed["logged"][2]["train/objective"] == second["train/objective"]
+            after = rank[kind]["weights"][1]
+            assert all(torch.equal(weight, after[name]) for name, weight in resumed["weights"][0].items())
+        names = read_checkpoint(out / steps.ANCHORED / kind / "step-000002.ckpt").weights
+        assert names
+        assert not any("reference" in name for name in names)
+    if strategy != "one device":
+        rows = [rank["adapter"]["rows"] for rank in ranks]
+        found = {**ranks[0]["adapter"], "rows": [a + b for a, b in zip(*rows, strict=True)]}
+        wanted = steps.run(ANCHORED_ADAPTER_CASE, world, BATCH_SIZE, adapter=ADAPTER)
+        check_within(differences(found, wanted, wanted["before"]), ROUNDING, "anchored adapter")
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_the_reference_of_an_adapter_is_the_model_without_it(head: bool, world: Path) -> None:
+    """Its rows are those of the base, whatever the adapter has learnt, and it takes no parameter."""
+    lm = LanguageModelConfig(str(world / "tied"), adapter=AdapterConfig(r=2, head=head))
+    loss = ReferenceAnchored(CrossEntropyLoss(), 1.0)
+    network = make_network(lm, loss, ChunkedEngine(5))
+    parameters = sum(p.numel() for p in make_network(lm, CrossEntropyLoss(), ChunkedEngine(5)).parameters())
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    ids = torch.arange(12).view(2, 6) + 5
+    places = torch.tensor([1, 2, 8, 10])
+    batch: Batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "supervised": places}
+    batch["labels"] = ids.flatten()[places + 1]
+    found = network(batch, ()).tokens["objective/reference_divergence"]
+    base = AutoModelForCausalLM.from_pretrained(world / "tied")
+    with torch.no_grad():
+        rows = [model(input_ids=ids).logits.flatten(0, 1)[places] for model in (base, network.language_model)]
+    torch.testing.assert_close(found, divergence(*rows))
+    assert found.min() > 1e-3
+    assert network.language_model.training
+    output = network(batch, ())
+    output.total.backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in network.named_parameters() if "lora_A" in n)
+
+
+def test_a_start_that_is_in_no_file_is_refused(world: Path) -> None:
+    with pytest.raises(UserError, match=r"^model.loss: .* model.lm.init is random") as error:
+        make_network(LanguageModelConfig(str(world / "tied"), init="random"), ReferenceAnchored(), ChunkedEngine())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ from rich.console import Console
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import QUICKSTART, empty_working_directory
 from tests.e2e.stand_in_slurm import install
-from ts2_lightning.experiments.execution import job, slurm, work
-from ts2_lightning.experiments.execution.board import Board
-from ts2_lightning.experiments.execution.task import Failure, Task, read_failure, tasks_of, write_failure
-from ts2_lightning.experiments.grid import Grid, Point, Training
 from ts2_lightning.runs.state import read_state
+from ts2_lightning.studies.execute import processes, slurm
+from ts2_lightning.studies.execute.board import Board
+from ts2_lightning.studies.execute.task import Failure, Task, read_failure, tasks_of, write_failure
+from ts2_lightning.studies.grid import Grid, Point, Training
 from ts2_lightning.types import UserError
 
 STEPS = 60
@@ -128,24 +128,24 @@ def test_jobs_that_are_refused(here: Path, given: dict[str, Any], complaint: str
 
 def task_in_a_job(monkeypatch: pytest.MonkeyPatch, rank: int, state: str, command: str) -> Task:
     """A run of which an attempt is there, in the process of a job where a piece of Python is `fit` and `measure`."""
-    task = Task("one", Path("runs/g/one"), ("--name", "g/one"), "", ("{}",))
+    task = Task("one", Path("runs/g/one"), ("--name", "g/one"), "", ({},))
     (task.directory / "1").mkdir(parents=True)
     (task.directory / "1" / "config.yaml").touch()
     (task.directory / "1" / "state.json").write_text(json.dumps({"state": state}))
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_PROCID", str(rank))
-    monkeypatch.setattr(work, "_COMMAND", (sys.executable, "-c", command))
+    monkeypatch.setattr(processes, "_COMMAND", (sys.executable, "-c", command))
     return task
 
 
 def test_the_first_rank_says_whether_a_run_is_finished(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It exports when the others have ended."""
     task = task_in_a_job(monkeypatch, 1, "running", "pass")
-    assert job.run_task(task, []) == "done"
+    assert slurm.run_task(task, []) == "done"
     assert read_failure(task) is None
     monkeypatch.setenv("SLURM_PROCID", "0")
     with pytest.raises(RuntimeError, match=r"fit has ended .* runs/g/one/1/state\.json does not call the run finished"):
-        job.run_task(task, [])
+        slurm.run_task(task, [])
     assert read_failure(task) is not None
 
 
@@ -153,7 +153,7 @@ def test_a_job_that_is_done_has_not_failed(here: Path, monkeypatch: pytest.Monke
     """It was started again after a failure."""
     task = task_in_a_job(monkeypatch, 0, "finished", "pass")
     write_failure(task, Failure("fit", 1, "the node has died", "fit.log", task.title))
-    assert job.run_task(task, []) == "done"
+    assert slurm.run_task(task, []) == "done"
     assert read_failure(task) is None
 
 
@@ -172,7 +172,7 @@ def test_a_job_that_is_stopped_while_it_measures(
     stand_in_slurm.write_job("4711", **job_is)
     heard = f"import os, signal; os.kill(os.getppid(), {int(number)}); signal.pause()"
     task = task_in_a_job(monkeypatch, 0, "finished", heard)
-    assert job.run_task(task, []) == "stopped"
+    assert slurm.run_task(task, []) == "stopped"
     assert read_failure(task) is None
     assert Path("requeued.txt").exists() is requeued
 

@@ -29,12 +29,12 @@ from ts2_lightning.losses import (
     ValueLoss,
 )
 from ts2_lightning.ops import LogitRows
-from ts2_lightning.types import UserError
+from ts2_lightning.types import Targets, UserError
 
 
 def evaluate(loss: TokenLoss, z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Values [n] and dense gradient [n, K], of tokens in the turns of the reference."""
-    term = loss.evaluate(LogitRows(z, labels, *turn_positions(len(labels)))).term
+    term = loss.evaluate(LogitRows(z, Targets(labels, None, *turn_positions(len(labels))))).term
     out = torch.empty_like(z)
     term.gradient.write_to(out)
     return term.value, out
@@ -225,7 +225,7 @@ def test_lambda_pr_teaches_what_is_rare_but_not_too_rare() -> None:
     p = torch.tensor([1e-9, 1e-5, 4e-4, 4.4e-4, 0.5], dtype=torch.float64)
     z, labels = torch.stack([p.log(), (1 - p).log()], -1), torch.zeros(5, dtype=torch.long)
     place = torch.full((5,), 51), torch.full((5,), 100)
-    value = LambdaPRLoss().evaluate(LogitRows(z, labels, *place)).term.value
+    value = LambdaPRLoss().evaluate(LogitRows(z, Targets(labels, None, *place))).term.value
     weight = 0.1**0.5 * p / (1e-5 + (1 - 1e-5) * p) * torch.tensor([1, 1, 1, 0, 0])
     torch.testing.assert_close(value, -weight * p.log(), rtol=1e-9, atol=0)
 
@@ -237,7 +237,7 @@ def test_lambda_pr_falls_along_the_turn() -> None:
         torch.ones(8, dtype=torch.long),
     )
     place = torch.arange(1, 9), torch.full((8,), 8)
-    value = LambdaPRLoss(lambda_=0.05, alpha=0.5).evaluate(LogitRows(z, labels, *place)).term.value
+    value = LambdaPRLoss(lambda_=0.05, alpha=0.5).evaluate(LogitRows(z, Targets(labels, None, *place))).term.value
     p = z.softmax(-1)[:, 1]
     first = p / (0.5 + 0.5 * p) * -p.log()
     torch.testing.assert_close(value, first * 0.05 ** (torch.arange(8) / 8))
@@ -247,7 +247,7 @@ def test_lambda_pr_needs_positions() -> None:
     z, labels = tokens(3, 5)
     for place in ((None, None), (None, torch.ones(3)), (torch.ones(3), None)):
         with pytest.raises(UserError, match=r"positions.*lengths") as error:
-            LambdaPRLoss().evaluate(LogitRows(z, labels, *place))
+            LambdaPRLoss().evaluate(LogitRows(z, Targets(labels, None, *place)))
         assert "\n" not in str(error.value)
 
 

@@ -9,9 +9,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ts2_lightning.engines import ChunkedEngine
+from ts2_lightning.losses import ReferenceAnchored, TokenLoss, TS2Loss
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.config import AdapterConfig
-from ts2_lightning.planning import MicroBatch, find_gpu
+from ts2_lightning.planning import Job, Memory, MicroBatch, find_gpu, make_plan
 from ts2_lightning.planning.duration import COLLECTIVES, bandwidth, communication, duration, operations
 from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.model import Sizes, measure
@@ -152,3 +154,40 @@ def test_tensor_parallel_gpus_have_a_part_of_each_layer(path: str) -> None:
     assert half.parameters == (whole.parameters - vectors - ends) // 2 + vectors + ends
     with pytest.raises(UserError, match="tensor_parallel_size 4 does not divide num_attention_heads 6"):
         measure(LanguageModelConfig(path), Layout("fsdp2", "", 1, 4), BATCH)
+
+
+def test_a_reference_is_one_forward_pass_more(path: str) -> None:
+    """By torch's own counter too: of the layers, the attention and the head."""
+    model = LlamaForCausalLM._from_config(CONFIG, attn_implementation="eager").train()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(2, 24, dtype=torch.long))
+    eager = sizes(path, attn_implementation="eager")
+    with_one, without = operations(eager, BATCH, False, reference=True), operations(eager, BATCH, False)
+    assert with_one.executed - without.executed == counter.get_total_flops()
+    assert with_one.needed - without.needed == counter.get_total_flops()
+
+
+def test_the_plan_of_a_job_with_a_reference(path: str) -> None:
+    """A copy takes the weights once more, whole or a share; below an adapter it takes nothing but time."""
+
+    def plan(loss: TokenLoss, strategy: object = "auto", gpus: int = 1, **options: Any) -> tuple[Memory, float]:
+        lm = LanguageModelConfig(path, **options)
+        job = Job(lm, loss, ChunkedEngine(), strategy, "32-true", 8, 2, 24, "none", find_gpu("h100"), gpus)
+        made = make_plan(job)
+        return made.memory[False], made.duration[False].compute
+
+    fsdp2 = {"class_path": "ts2_lightning.strategies.FSDP2", "init_args": {}}
+    zero2 = {"class_path": "ts2_lightning.strategies.DeepSpeed", "init_args": {"stage": 2}}
+    for strategy, gpus in (("auto", 1), ("ddp", 2), (zero2, 2), (fsdp2, 2)):
+        plain, seconds = plan(TS2Loss(), strategy, gpus)
+        anchored, longer = plan(ReferenceAnchored(TS2Loss()), strategy, gpus)
+        assert plain.reference == 0
+        assert anchored.reference == pytest.approx(anchored.weights, rel=1e-3)
+        assert anchored.weights == plain.weights
+        assert (anchored.gradients, anchored.optimizer) == (plain.gradients, plain.optimizer)
+        assert anchored.tensors - plain.tensors >= anchored.reference
+        assert longer > 1.2 * seconds
+    plain, seconds = plan(TS2Loss(), adapter=AdapterConfig(r=1))
+    anchored, longer = plan(ReferenceAnchored(TS2Loss()), adapter=AdapterConfig(r=1))
+    assert anchored.reference == 0
+    assert longer > 1.2 * seconds

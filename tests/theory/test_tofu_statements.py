@@ -21,6 +21,7 @@ from tests.theory.properties import (
 )
 from ts2_lightning.losses import CrossEntropyLoss, EntropyBonusLoss, FocalLoss, GEMLoss, LambdaPRLoss, TOFULoss
 from ts2_lightning.ops import LogitRows
+from ts2_lightning.types import Targets
 
 GAMMAS = st.sampled_from([0.0, 0.5, 1.0, 3.0])
 BETAS = st.sampled_from([0.3, 0.7, 0.8, 1.0])
@@ -182,7 +183,7 @@ def test_lambda_pr_is_weighted_cross_entropy(z: Tensor, length: int, setting: tu
 
     def weight(log_p: float) -> float:
         z = row([log_p, math.log(-math.expm1(log_p))])
-        term = loss.evaluate(LogitRows(z, torch.tensor([0]), *place)).term
+        term = loss.evaluate(LogitRows(z, Targets(torch.tensor([0]), None, *place))).term
         out = torch.empty_like(z)
         term.gradient.write_to(out)
         ratio = out / gradient_of(CrossEntropyLoss(), z, 0)

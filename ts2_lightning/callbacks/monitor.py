@@ -19,9 +19,6 @@ from ts2_lightning.ops import HeadAndTail, tspd_names
 from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.types import TOKEN_STATISTICS, Batch, UserError
 
-LOGGED_BY_MODULE = ("objective",)
-"""What the module logs itself, in every step, as `train/objective`."""
-
 ON_PROGRESS_BAR = ("objective", "cross_entropy", "support_size", "tail_mass", "entropy")
 """The means that progress bars show; they are in `trainer.callback_metrics` too."""
 
@@ -76,14 +73,13 @@ class DistributionMonitor(Callback):
 
     so a micro-batch or rank with few tokens weighs little: never a mean of means. Whole numbers (support size, gold
     rank) are counted, the counts added over micro-batches and ranks, and median and 90th percentile read off them:
-    exact too. Nothing is computed from the logits again. Every logger gets one row per logged step, at
-    `step = trainer.global_step` (the number of optimizer steps done). Lightning's own `log` would give the last
-    micro-batch's mean instead, at a step counted from 0.
+    exact too. Nothing is computed from the logits again. The module logs it all (`SFTModule.add_to_row`): every logger
+    gets one row per logged step, at `step = trainer.global_step` (the number of optimizer steps done). Lightning's own
+    `log` would give the last micro-batch's mean instead, at a step counted from 0.
 
-    Keys are those of `types.TOKEN_STATISTICS` (but for `LOGGED_BY_MODULE`), `objective/PART` for each part of a
-    composite loss, `zero_gradient`, the share of tokens at which sparsemax has stopped (its support is the gold token
-    alone), and `tspd/...` as asked for. A step without any supervised token logs nothing. In a validation, where the
-    module logs the means, the callback adds what the module does not know, over all rows and those of each named set.
+    Keys are those of `types.TOKEN_STATISTICS`, `objective/PART` for each part of a composite loss, `zero_gradient`, the
+    share of tokens at which sparsemax has stopped (its support is the gold token alone), and `tspd/...` as asked for. A
+    step without any supervised token logs nothing. So in a validation, over all rows and those of each named set.
 
     The statistics are measured because this callback asks for them; without it, or in steps that it does not log, the
     loss engine leaves them out.
@@ -164,23 +160,22 @@ class DistributionMonitor(Callback):
             return
         self._last_step = trainer.global_step
         if due:
-            self._publish_step(trainer)
+            self._publish_step(trainer, pl_module)
 
     def _is_due(self, trainer: Trainer, step: int) -> bool:
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and step % every == 0 and step % self.every_n_steps == 0
 
-    def _publish_step(self, trainer: Trainer) -> None:
-        found = self._training.finish(trainer)
-        if not found.means:
+    def _publish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = self._training.finish(trainer)
+        if not measured.means:
             return
-        logged = {name: value for name, value in found.scalars("train").items() if name != "train/objective"}
-        self.latest = found.scalars("train")
-        self._log(trainer, logged)
+        self.latest = measured.scalars("train")
+        pl_module.add_to_row(self.latest)  # type: ignore[operator]
         every = self.histogram_every_n_steps
         if every is not None and trainer.global_step % every == 0:
-            self._write_histograms(trainer, "train", found.counts)
-        bar = {f"train/{name}": found.means[name] for name in ON_PROGRESS_BAR if name in found.means}
+            self._write_histograms(trainer, "train", measured.counts)
+        bar = {f"train/{name}": measured.means[name] for name in ON_PROGRESS_BAR if name in measured.means}
         # Not `pl_module.log_dict`, which would cost several milliseconds in every step, to reach the same two places.
         trainer.progress_bar_metrics.update(bar)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in bar.items()})
@@ -210,8 +205,8 @@ class DistributionMonitor(Callback):
         self._add(trainer, self._evaluation.of(dataloader_idx), outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what the module does not log."""
-        self._publish_evaluation(trainer)
+        """Hand the module what was measured."""
+        self._publish_evaluation(trainer, pl_module)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See `on_validation_start`."""
@@ -221,18 +216,14 @@ class DistributionMonitor(Callback):
     on_test_batch_end = on_validation_batch_end
     on_test_epoch_end = on_validation_epoch_end
 
-    def _publish_evaluation(self, trainer: Trainer) -> None:
+    def _publish_evaluation(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        published = (*TOKEN_STATISTICS, "objective")
         for prefix, window in self._evaluation.items():
-            found = window.finish(trainer)
-            of_module = {f"{prefix}/{name}" for name in found.means if name.partition("/")[0] in published}
-            logged = {name: value for name, value in found.scalars(prefix).items() if name not in of_module}
-            self._log(trainer, logged)
-            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+            measured = window.finish(trainer)
+            pl_module.add_to_row(measured.scalars(prefix))  # type: ignore[operator]
             if self.histogram_every_n_steps is not None:
-                self._write_histograms(trainer, prefix, found.counts)
+                self._write_histograms(trainer, prefix, measured.counts)
 
     # -- both
 
@@ -246,12 +237,6 @@ class DistributionMonitor(Callback):
         groups = groups_of(batch, self.split_by, self.positions, self._table) if tokens else {}
         for window in windows:
             window.add(tokens, groups)
-
-    @staticmethod
-    def _log(trainer: Trainer, metrics: dict[str, float]) -> None:
-        if metrics and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
 
     @staticmethod
     def _lines(trainer: Trainer) -> StepLines:
@@ -270,13 +255,13 @@ class DistributionMonitor(Callback):
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Measured:
     """What a window comes to, the same on every rank.
 
     Attributes:
         means: over all tokens.
         groups: `position` or `token_class` -> `KEY/GROUP` -> mean.
-        counts: of each of `COUNTED`, [LARGEST + 2].
+        counts: Counts [LARGEST + 2] of each of `COUNTED`.
     """
 
     means: dict[str, float]
@@ -286,13 +271,13 @@ class _Found:
     def scalars(self, prefix: str) -> dict[str, float]:
         """All numbers, under their logging names; `prefix` is a stage, and maybe a set: `val/chat`."""
         stage, slash, of_set = prefix.partition("/")
-        found = {f"{prefix}/{name}": mean for name, mean in self.means.items()}
+        scalars = {f"{prefix}/{name}": mean for name, mean in self.means.items()}
         for name, counts in self.counts.items():
             values = quantiles_of_counts(torch.tensor(counts), list(QUANTILES.values())).tolist()
-            found |= {f"{prefix}/{name}_{ending}": value for ending, value in zip(QUANTILES, values, strict=True)}
+            scalars |= {f"{prefix}/{name}_{ending}": value for ending, value in zip(QUANTILES, values, strict=True)}
         for kind, means in self.groups.items():
-            found |= {f"{stage}_by_{kind}{slash}{of_set}/{name}": mean for name, mean in means.items()}
-        return found
+            scalars |= {f"{stage}_by_{kind}{slash}{of_set}/{name}": mean for name, mean in means.items()}
+        return scalars
 
 
 class _Window:
@@ -323,14 +308,14 @@ class _Window:
 
     def _derive(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What means are taken of: what was published, and what follows from it at each token."""
-        found = {name: values for name, values in tokens.items() if not name.startswith("tspd_")}
+        derived = {name: values for name, values in tokens.items() if not name.startswith("tspd_")}
         if tokens.keys() >= {"support_size", "gold_in_support"}:
-            found["zero_gradient"] = (tokens["support_size"] == 1) * tokens["gold_in_support"]
+            derived["zero_gradient"] = (tokens["support_size"] == 1) * tokens["gold_in_support"]
         if tokens.keys() >= {name for setting in self._tspd for name in tspd_names(setting.m)}:
-            found |= {setting.name: setting.of_tokens(tokens) for setting in self._tspd}
-        return found
+            derived |= {setting.name: setting.of_tokens(tokens) for setting in self._tspd}
+        return derived
 
-    def finish(self, trainer: Trainer) -> _Found:
+    def finish(self, trainer: Trainer) -> _Measured:
         """Over all ranks, every one of which must call; starts again from nothing."""
         strategy = trainer.strategy
         means = self._means.compute(strategy)
@@ -345,7 +330,7 @@ class _Window:
         self._counts = {}
         for sums in (self._means, *self._of_groups.values()):
             sums.reset()
-        return _Found(means, groups, counts)
+        return _Measured(means, groups, counts)
 
 
 def histogram(counts: Sequence[int]) -> dict[str, Any]:
@@ -355,8 +340,8 @@ def histogram(counts: Sequence[int]) -> dict[str, Any]:
         counts: [s + 1], at i how often i came, at the end how often something larger than s - 1.
 
     Example:
-        >>> found = histogram([0, 3, 1, 0])
-        >>> found["num"], found["sum"], found["bucket_limits"], found["bucket_counts"]
+        >>> buckets = histogram([0, 3, 1, 0])
+        >>> buckets["num"], buckets["sum"], buckets["bucket_limits"], buckets["bucket_counts"]
         (4, 5, [0.5, 1.5, 2.5, 3.5], [0, 3, 1, 0])
     """
     limits: list[int] = []

@@ -100,14 +100,14 @@ class ReferenceDrift(Callback):
     def _visit(self, trainer: Trainer, pl_module: Any, use: LogitsReader) -> None:
         """Hands all rows of logits to a function on rank 0, in one order; every rank must call."""
 
-        def read(head: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        def read(head: Any, args: tuple[Any, ...]) -> None:
             # Within the call of the loss head, where every strategy has the weights whole.
             if trainer.is_global_zero:
                 for part, logits in head.logits(args[0]):
-                    use(logits, args[1][part])
+                    use(logits, args[1].labels[part])
 
         network = pl_module.network
-        handle = network.loss_head.register_forward_pre_hook(read, with_kwargs=True)
+        handle = network.loss_head.register_forward_pre_hook(read)
         network.eval()
         try:
             with torch.no_grad(), trainer.precision_plugin.forward_context():

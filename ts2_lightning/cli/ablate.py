@@ -17,8 +17,13 @@ from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import Interrupted
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
-from ts2_lightning.experiments.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.ranges import COUNT, check_number
+from ts2_lightning.runs.process_lock import is_taken
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.studies.execute import execute
+from ts2_lightning.studies.execute.local import cores
+from ts2_lightning.studies.execute.task import has_measures, is_trained, newest_attempt, read_failure, tasks_of
+from ts2_lightning.studies.grid import GRID, Grid, Point, read_grid
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -98,9 +103,9 @@ def only(grid: Grid, wanted: Iterable[str]) -> tuple[Point, ...]:
         axis, equals, choice = word.partition("=")
         if not equals:
             raise UserError(f"--only {word}: expected AXIS=CHOICE, with an axis of {', '.join(axes)}")
-        for name, known, what in ((axis, axes, "axis"), (choice, axes.get(axis, ()), f"choice of {axis}")):
-            if name not in known:
-                hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+        for name, names, what in ((axis, axes, "axis"), (choice, axes.get(axis, ()), f"choice of {axis}")):
+            if name not in names:
+                hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
                 raise UserError(f"--only {word}: {grid.file} has no {what} {name!r}{hint}")
         chosen.setdefault(axis, set()).add(choice)
 
@@ -139,15 +144,6 @@ def state_of(grid: Grid, point: Point) -> str:
     """How far a point is: `running`, `to do`, `to go on`, `to measure`, `done`, or at what it failed, which is tried
     again.
     """
-    from ts2_lightning.experiments.execution.task import (
-        has_measures,
-        is_trained,
-        newest_attempt,
-        read_failure,
-        tasks_of,
-    )
-    from ts2_lightning.runs.process_lock import is_taken
-
     task = tasks_of(grid, [point])[-1]
     if is_taken(task.directory):
         return "running"
@@ -189,13 +185,12 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
     Args:
         grid: all of it, which `grid.json` tells the report.
         points: those that are run now.
-        options: of the command line.
+        options: options of the command line.
 
     Returns:
         The exit status: 1 if a run failed.
     """
-    from ts2_lightning.cli.report import run as run_report
-    from ts2_lightning.experiments.execution import execute
+    from ts2_lightning.cli.report import report  # which draws
 
     write_record(grid)
     prepare(points)
@@ -206,7 +201,7 @@ def execute_and_report(grid: Grid, points: Sequence[Point], options: Any) -> int
         message = f"stopped by {stop.signal.name}: the same command goes on from here"
         raise Interrupted(message, 128 + stop.signal) from stop
     try:
-        run_report([str(grid.directory), *(["--latex"] if options.latex else [])])
+        report([str(grid.directory)], latex=options.latex)
     except UserError as error:
         again = f"{program()} report {shlex.quote(str(grid.directory))}"
         message = f"the runs are in {grid.directory}, but not their report: {error}; mend it, then {again}"
@@ -222,8 +217,6 @@ def write_record(grid: Grid) -> None:
     Raises:
         UserError: if it cannot be written there.
     """
-    from ts2_lightning.runs.writing import write_whole
-
     texts = {grid.directory / GRID: json.dumps(grid.record(), indent=2, ensure_ascii=False) + "\n"}
     if grid.base_model is not None:
         texts[grid.directory / grid.base_model.config] = yaml.safe_dump(
@@ -251,8 +244,6 @@ def prepare(points: Sequence[Point]) -> None:
 def default_parallel(points: Sequence[Point]) -> int:
     """How many runs at a time: one where a run has GPUs or several processes, else a run for every core."""
     import torch
-
-    from ts2_lightning.experiments.execution.local import cores
 
     trainers = [point.training.config["trainer"] for point in points]
     alone = any(trainer["accelerator"] != "cpu" and torch.cuda.is_available() for trainer in trainers)

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.data.toyworld import seed_of, write_blank_model
-from ts2_lightning.experiments.toyworld_base import ensure_base
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import read_limits, settle_embeddings
+from ts2_lightning.studies.toyworld_base import ensure_base
 
 
 def toyworld_seed(path: str) -> int | None:

@@ -1,4 +1,4 @@
-"""`fit`, `validate`, `test` and `predict`: LightningCLI with a fixed module and datamodule, and manners."""
+"""`fit`, `validate`, `test` and `predict`: LightningCLI with a module and a datamodule, and manners."""
 
 import json
 import pickle
@@ -37,6 +37,7 @@ from ts2_lightning.cli.launch import (
     release,
 )
 from ts2_lightning.cli.loggers import join_defaults
+from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.record import RunRecord, settings_of
 from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
@@ -84,10 +85,10 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
         The exit status, 0.
     """
     quieten(command)
-    options = with_config_of_run(options)
+    options = with_module_class(with_config_of_run(options))
     check_options(options)
     module, data = classes()
-    (cli or TS2CLI)(command, list(options), module, data).run()
+    (cli or TS2CLI)(command, options, chosen_module(options, module), data).run()
     return 0
 
 
@@ -181,7 +182,8 @@ class TS2CLI(LightningCLI):
                 release(self._runs, self.argv, finished)
         if is_rank_zero() and self.run_dir is not None:
             if self.command in ("validate", "test"):
-                metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+                logged = self.trainer.callback_metrics.items()
+                metrics = {name: float(value) for name, value in logged if name != "step"}
                 (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
 
@@ -228,6 +230,8 @@ class TS2CLI(LightningCLI):
             with suppress(KeyError):  # a module that takes neither
                 if parser.get_default(key) is None:
                     parser.set_defaults({key: {"class_path": class_path}})
+        if named_module(self.options) is not None:
+            parser.add_argument(f"--{SETTING}", type=str, help="The LightningModule that is trained: my_file.MyModule.")
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """Adds the options of the run itself."""
@@ -237,6 +241,8 @@ class TS2CLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.set_defaults({"weights_only": True})  # a checkpoint may come from elsewhere: it runs no code
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # what was measured is in a file
         return parser
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
@@ -307,6 +313,7 @@ class TS2CLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """As Lightning does it; the module also learns how the user calls its model."""
+        self.settings.model.pop("class_path", None)  # it is chosen; the run's record has it
         super().instantiate_classes()
         lm = getattr(self.model, "lm", None)
         if lm is not None:
@@ -318,7 +325,8 @@ class TS2CLI(LightningCLI):
         Raises:
             UserError: A setting is out of its range.
         """
-        settings = Namespace(model=self.settings.model, data=self.settings.data)
+        settings = Namespace(model=self.settings.model.clone(), data=self.settings.data)
+        settings.model.pop("class_path", None)
         try:
             self._subcommand_parsers[self.command].instantiate(settings)
         except ValueError as error:  # the parser's own, which hides what the class has said

@@ -98,10 +98,16 @@ class PlanCLI(TS2CLI):
 
     def instantiate_classes(self) -> None:
         """Only the module, which has no weights before a trainer asks for them; the datamodule for its checks."""
+        self.settings.model.pop("class_path", None)
         parser = Parser()
         parser.add_class_arguments(self.model_class, "model")
         parser.add_class_arguments(self.datamodule_class, "data")
         self.model = parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data)).model
+        if not all(hasattr(self.model, name) for name in ("lm", "loss", "engine")):
+            raise UserError(
+                "model.class_path: plan needs a module that has lm, loss and engine, as SFTModule has, not "
+                f"{type(self.model).__name__}"
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
@@ -186,6 +192,7 @@ def devices(setting: Any) -> int:
 
 _TERMS = {
     "weights": "weights",
+    "reference": "frozen reference model",
     "gradients": "gradients",
     "optimizer": "optimizer",
     "communication": "communication and gathered, at most",

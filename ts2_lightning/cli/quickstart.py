@@ -18,15 +18,15 @@ from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.data.toyworld.world import Family, World
 from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.picture import draw_next_token
-from ts2_lightning.experiments.configs import shipped_config
-from ts2_lightning.experiments.names import slug
-from ts2_lightning.experiments.report import Results, Row, Run
-from ts2_lightning.experiments.report.tables import plain, results_table
-from ts2_lightning.experiments.toyworld_base import ensure_base
 from ts2_lightning.ranges import SEED, check_numbers
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.studies.configs import shipped_config
+from ts2_lightning.studies.names import slug
+from ts2_lightning.studies.report import Results, Row, Run
+from ts2_lightning.studies.report.tables import plain, results_table
+from ts2_lightning.studies.toyworld_base import ensure_base
 from ts2_lightning.toyworld.domain import text_template
 from ts2_lightning.toyworld.exact import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from textwrap import wrap
 
 from ts2_lightning.cli.terminal import OptionParser, page_width, put
-from ts2_lightning.experiments.report import Results, asked, collect, settled, write_report
-from ts2_lightning.experiments.report.markdown import seeds_said
-from ts2_lightning.experiments.report.tables import plain, results_table
-from ts2_lightning.experiments.report.write import LATEX, RESULTS, TABLE
+from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
+from ts2_lightning.studies.report.markdown import seeds_said
+from ts2_lightning.studies.report.tables import plain, results_table
+from ts2_lightning.studies.report.write import LATEX, RESULTS, TABLE
 from ts2_lightning.types import UserError
 
 _ABOUT = """What runs have come to, side by side: means and standard deviations over seeds, paired differences against a
@@ -29,21 +29,44 @@ def run(argv: Sequence[str]) -> int:
         UserError: no run, no such row or value, or a file that cannot be read.
     """
     options = _parser().parse_args(argv)
-    results = collect(options.runs)
     planes = None if options.planes is None else [_plane(text) for text in _listed(options.planes)]
     columns = None if options.columns is None else _listed(options.columns)
-    results = settled(asked(results, options.baseline, columns, planes))
-    out = Path(options.out) if options.out else _usual_place(results)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: this is a file; name a directory")
-    paths = write_report(results, out, options.latex)
+    report(options.runs, options.out, options.baseline, columns, planes, options.latex)
+    return 0
+
+
+def report(
+    runs: Sequence[str],
+    out: str | None = None,
+    baseline: str | None = None,
+    columns: list[str] | None = None,
+    planes: list[tuple[str, str]] | None = None,
+    latex: bool = False,
+) -> None:
+    """Writes the report of some runs, and prints its table.
+
+    Args:
+        runs: grids, runs, directories of them, or patterns.
+        out: directory of the report; by default beside a grid's runs, else `./report`.
+        baseline: label of the row that differences are taken against.
+        columns: values in the tables.
+        planes: values that are drawn against each other, as (x, y).
+        latex: also write the table for LaTeX.
+
+    Raises:
+        UserError: no run, no such row or value, or a file that cannot be read.
+    """
+    results = complete_settings(override_settings(collect(runs), baseline, columns, planes))
+    directory = Path(out) if out else _usual_place(results)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--out {directory}: this is a file; name a directory")
+    paths = write_report(results, directory, latex)
     put(_summary(results))
     count = sum(path.suffix == ".png" for path in paths)
     pictures = f"{count} picture{'' if count == 1 else 's'}"
-    put(f"\nReport:      {paths[0]} ({pictures})\nData:        {out / TABLE}, {out / RESULTS}")
-    if options.latex:
-        put(f"LaTeX:       {out / LATEX}")
-    return 0
+    put(f"\nReport:      {paths[0]} ({pictures})\nData:        {directory / TABLE}, {directory / RESULTS}")
+    if latex:
+        put(f"LaTeX:       {directory / LATEX}")
 
 
 def _summary(results: Results) -> str:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
+from ts2_lightning.cli.module_class import chosen_module, named_module, with_module_class
 from ts2_lightning.cli.trainer_settings import built
 from ts2_lightning.types import UserError
 
@@ -18,6 +19,7 @@ class SettingsReader(TS2CLI):
     def __init__(self) -> None:
         super().__init__("fit", [], *classes())
         self._is_made = False
+        self._module_path: str | None = None
 
     def read(self, options: Sequence[str]) -> dict[str, Any]:
         """The resolved configuration of a command line, plain values, as a run would record it.
@@ -31,7 +33,7 @@ class SettingsReader(TS2CLI):
         Raises:
             UserError: where `fit` would refuse it.
         """
-        self.options = list(options)
+        self.options = with_module_class(options)
         try:
             return self._read()
         except CommandLineError as error:
@@ -41,6 +43,11 @@ class SettingsReader(TS2CLI):
 
     def _read(self) -> dict[str, Any]:
         check_options(self.options)
+        path = named_module(self.options)
+        if path != self._module_path:  # its settings are others, and need another parser
+            module, data = classes()
+            self._began_with = chosen_module(self.options, module), data
+            self._module_path, self._is_made = path, False
         if self._is_made:
             self.parse_arguments(self.parser, ["fit", *self.options])
             self.before_instantiate_classes()

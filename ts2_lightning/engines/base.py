@@ -5,34 +5,16 @@ Shapes: N supervised tokens, H the width of the model, K the vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ts2_lightning.engines.linear import frozen_head
+from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
 from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
-
-
-class Targets(NamedTuple):
-    """What the supervised tokens are to be, and where they stand.
-
-    Attributes:
-        labels: [N] int64.
-        weights: [N] factors on the tokens' losses, or None for ones.
-        positions: [N] 1-based position of each token within its response, or None.
-        lengths: [N] number of tokens of that response, or None.
-    """
-
-    labels: Tensor
-    weights: Tensor | None = None
-    positions: Tensor | None = None
-    lengths: Tensor | None = None
-
-    def part(self, part: slice) -> "Targets":
-        """The targets of some of the tokens."""
-        return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, ReferenceOutput, Targets, UserError
 
 
 class LossEngine(ABC):
@@ -47,36 +29,59 @@ class LossEngine(ABC):
         loss: TokenLoss,
         head: nn.Module,
         hidden_states: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
+        targets: Targets | Tensor,
         statistics: Collection[str] = TOKEN_STATISTICS,
     ) -> LossOutput:
         """The loss of N supervised tokens.
 
         Args:
-            loss: the objective.
-            head: maps hidden states [*, H] to logits [*, K].
-            hidden_states: [N, H], already selected: row i predicts `labels[i]`.
-            labels: [N] int64.
-            weights: [N] factors on the tokens' losses. Default: ones.
-            positions: [N] 1-based position of each token within its response, for losses that ask for it.
-            lengths: [N] number of tokens of that response, for losses that ask for it.
-            statistics: what to measure at every token, see `ops.token_statistics`; the others cost nothing.
+            loss: The objective.
+            head: A module that maps hidden states [*, H] to logits [*, K].
+            hidden_states: Hidden states [N, H] of the supervised tokens: row i predicts `targets.labels[i]`.
+            targets: What is known of the tokens; or their labels [N] int64 alone.
+            statistics: Names of what to measure at every token, see `ops.token_statistics`; the others cost nothing.
 
         Returns:
             The sum of the tokens' weighted losses, differentiable with respect to `hidden_states` and the head's
             parameters, and what was measured at every token, unweighted. With N = 0 the sum is a zero that is
             connected to the graph.
         """
-        return self.run(loss, head, hidden_states, Targets(labels, weights, positions, lengths), statistics)
+        return self.run(loss, head, hidden_states, _with_frozen_head(loss, Targets.of(targets)), statistics)
 
     @abstractmethod
     def run(
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """What an engine does when it is called."""
+
+    def peak_bytes(self, sizes: LossSizes) -> int:
+        """Most bytes that a step holds at a time beyond the hidden states and the head; `plan` asks for it.
+
+        Here what `FullEngine` needs: logits and their gradient, 8 N K, from float32 factors (the backward pass of the
+        product comes later). An engine that holds fewer logits says what it needs in a method of its own.
+        """
+        logits = sizes.tokens * sizes.vocabulary
+        copies = sizes.copies(FLOAT) if sizes.head_plain else sizes.factor_itemsize * logits
+        return 2 * FLOAT * logits + copies + sizes.block + sizes.reference_logits(sizes.tokens) + sizes.reference_head
+
+
+def _with_frozen_head(loss: TokenLoss, targets: Targets) -> Targets:
+    """Targets whose reference gives logits in float32 and no gradient; without one where the loss needs none.
+
+    Raises:
+        UserError: the loss needs a reference, and there is none.
+    """
+    if not loss.needs_reference:
+        return targets._replace(reference=None)
+    if targets.reference is None:
+        raise UserError(
+            f"{type(loss).__name__}: it needs what a reference model says about each token, and got none; give the "
+            "engine Targets with a reference (SFTModule does)"
+        )
+    states, head = targets.reference.hidden_states, targets.reference.head
+    if isinstance(head, nn.Module):
+        head = frozen_head(head, states)
+    return targets._replace(reference=ReferenceOutput(states, head))
 
 
 class _WithGradients(torch.autograd.Function):
@@ -104,7 +109,7 @@ def attach_gradients(value: Tensor, inputs: list[Tensor], gradients: list[Tensor
     Args:
         value: [].
         inputs: the tensors it depends on.
-        gradients: of `value` with respect to each of them; consumed by the backward pass.
+        gradients: The gradients of `value` with respect to each of them; consumed by the backward pass.
     """
     result: Tensor = _WithGradients.apply(value, gradients, *inputs)
     return result
@@ -150,9 +155,10 @@ def evaluate_rows(
     Args:
         loss: the objective.
         logits: [n, K] float32 or float64, contiguous.
-        targets: of the n tokens.
+        targets: What is known of the n tokens.
         recorder: takes the values of tokens `start` to `start + n`.
-        start: position of the first row among the N tokens.
+        start: position of the first row among the N tokens. Of a loss that needs a reference, all its rows of these
+            n tokens are computed at once.
         statistics: which to measure.
 
     Yields:
@@ -162,12 +168,14 @@ def evaluate_rows(
     n, K = logits.shape
     block = rows_per_block(K, logits.device)
     workspace = Workspace()
+    reference = None if targets.reference is None else targets.reference.head(targets.reference.hidden_states)
     for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
         part = slice(first, min(first + block, n))
-        labels, weights, positions, lengths = targets.part(part)
+        block_targets = targets.part(part)
+        weights = block_targets.weights
         workspace.clear()
         with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
-            rows = LogitRows(logits[part], labels, positions, lengths, workspace)
+            rows = LogitRows(logits[part], block_targets, workspace, None if reference is None else reference[part])
             result = loss.evaluate(rows)
             _check(loss, result, rows)
             values = {"objective": result.term.value}

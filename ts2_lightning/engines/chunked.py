@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ts2_lightning.engines.base import (
     LossEngine,
-    Targets,
     TokenRecorder,
     attach_gradients,
     evaluate_rows,
@@ -26,10 +25,11 @@ from ts2_lightning.engines.linear import (
     multiply_add,
     wide_products,
 )
+from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, TokenLoss
 from ts2_lightning.ops import Listed
 from ts2_lightning.ranges import COUNT, NULL, check_number
-from ts2_lightning.types import LossOutput
+from ts2_lightning.types import LossOutput, Targets
 
 CHUNK_SIZE = {"cpu": 192, "cuda": 2048}
 """Tokens per chunk, at most. On a large GPU small chunks lose their time in the traffic of the head's gradient."""
@@ -81,6 +81,26 @@ class ChunkedEngine(LossEngine):
             _run_chunk(loss, inputs, targets, recorder, slice(start, min(start + size, n)), statistics)
         return inputs.attach(recorder.output(inputs.dtype))
 
+    def peak_bytes(self, sizes: LossSizes) -> int:
+        """Sums of the gradients of hidden states and head, 4 N H + 4 K H, and what a chunk takes.
+
+        A plain head: the factors' copies, a buffer of logits 4 n K, and a block's temporaries or the gradient's copy.
+        A head called as a module: its output, logits and gradient of a chunk, a copy of the hidden states; then the
+        gradient in the output's dtype, and what autograd gives for hidden states and head.
+        """
+        factor = sizes.factor_itemsize
+        chunk = min(sizes.tokens, self.chunk_size or _even_chunks(sizes.tokens, sizes.vocabulary, sizes.device))
+        matrix, logits = sizes.vocabulary * sizes.width, chunk * sizes.vocabulary
+        sums = FLOAT * (sizes.width * sizes.tokens + matrix * sizes.head_trained) + sizes.reference_head
+        block = sizes.block + sizes.reference_logits(chunk)
+        if sizes.head_plain:
+            gradient = factor * logits if factor != FLOAT else 0
+            return sums + sizes.copies(factor) + FLOAT * logits + max(block, gradient)
+        output, inputs = factor * logits, sizes.hidden_itemsize * chunk * sizes.width
+        weights = sizes.head_itemsize * matrix * sizes.head_trained
+        copy = factor * matrix if sizes.head_itemsize != factor else 0
+        return sums + 2 * FLOAT * logits + output + inputs + copy + max(block, output + inputs + weights)
+
 
 def _run_chunk(
     loss: TokenLoss,
@@ -120,8 +140,12 @@ def logits_in_chunks(head: nn.Module, hidden_states: Tensor) -> Iterator[tuple[s
 
 def default_chunk_size(n: int, head: nn.Module, device: str) -> int:
     """Tokens per chunk, such that n tokens make chunks of equal size: a small last one would multiply slowly."""
+    return _even_chunks(n, getattr(head, "out_features", None), device)
+
+
+def _even_chunks(n: int, vocabulary: int | None, device: str) -> int:
     device = device if device in CHUNK_SIZE else "cuda"
-    size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // getattr(head, "out_features", CHUNK_ELEMENTS[device]))
+    size = max(CHUNK_SIZE[device], CHUNK_ELEMENTS[device] // (vocabulary or CHUNK_ELEMENTS[device]))
     return max(1, math.ceil(n / max(1, math.ceil(n / size))))
 
 
@@ -277,11 +301,11 @@ class _ModuleHead(_Head):
         wanted = [g is not None for g in self._gradients]
         inputs = [x for x, w in zip([self._chunk, *self._inputs[1:]], wanted, strict=True) if w]
         with wide_products(self._head, self._hidden.device):
-            found = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
+            shares = torch.autograd.grad(self._output, inputs, gradient.to(self._output.dtype), allow_unused=True)
         sums = [g for g in self._gradients if g is not None]
         if self._gradients[0] is not None:
             sums[0] = sums[0][part]
-        for total, share in zip(sums, found, strict=True):
+        for total, share in zip(sums, shares, strict=True):
             if share is not None:
                 total += share
         del self._chunk, self._output

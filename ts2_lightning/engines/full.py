@@ -5,10 +5,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.engines.base import LossEngine, Targets, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
 from ts2_lightning.engines.linear import accumulator, is_plain_linear, wide_products
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.types import LossOutput
+from ts2_lightning.types import LossOutput, Targets
 
 
 class FullEngine(LossEngine):

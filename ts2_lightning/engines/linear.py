@@ -3,8 +3,9 @@
 Shapes: n tokens, H the width of the model, K the vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,37 @@ def multiply_add(total: Tensor, a: Tensor, b: Tensor) -> None:
         total.addmm_(a, b)
     else:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+
+
+@torch.no_grad()
+def frozen_head(head: nn.Module, hidden_states: Tensor) -> Callable[[Tensor], Tensor]:
+    """A head without its gradient, which maps hidden states [n, H] to logits [n, K] in float32 at least, contiguous.
+
+    The head's matrix is brought into the dtype of the products once, for all parts of the hidden states.
+
+    Args:
+        head: A head of any kind.
+        hidden_states: Hidden states [N, H] whose parts it is to be called with.
+    """
+    if not is_plain_linear(head):
+        return partial(_module_logits, head)
+    assert isinstance(head, nn.Linear)
+    dtype = factor_dtype(hidden_states, head.weight)
+    return partial(_linear_logits, head.weight.detach().to(dtype), head.bias)
+
+
+@torch.no_grad()
+def _module_logits(head: nn.Module, hidden_states: Tensor) -> Tensor:
+    with wide_products(head, hidden_states.device) as dtype:
+        logits: Tensor = head(hidden_states if dtype is None else hidden_states.to(dtype))
+    return logits.to(accumulator(logits.dtype)).contiguous()
+
+
+@torch.no_grad()
+def _linear_logits(weight: Tensor, bias: Tensor | None, hidden_states: Tensor) -> Tensor:
+    logits = hidden_states.new_empty(len(hidden_states), len(weight), dtype=accumulator(hidden_states.dtype))
+    multiply(hidden_states.to(weight.dtype), weight.T, out=logits)
+    return logits if bias is None else logits.add_(bias)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ts2_lightning.engines.base import LossEngine
 from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.types import TOKEN_STATISTICS, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, Targets
 
 
 class LossHead(nn.Module):
@@ -24,34 +24,36 @@ class LossHead(nn.Module):
         head: maps hidden states [*, H] to logits [*, K].
         loss: the objective.
         engine: how the logits come to be.
+        reference_head: The head of a frozen reference model, if the loss needs one.
     """
 
-    def __init__(self, head: nn.Module, loss: TokenLoss, engine: LossEngine) -> None:
+    def __init__(
+        self, head: nn.Module, loss: TokenLoss, engine: LossEngine, reference_head: nn.Module | None = None
+    ) -> None:
         super().__init__()
         # In a tuple, so that the head itself is no child: its parameters are this module's own.
         self._head = (head,)
+        self._reference_head = (reference_head,)
         self.loss = loss
         self.engine = engine
         for name, parameter in head.named_parameters():
             self.register_parameter(name.replace(".", "__"), parameter)
+        for name, parameter in [] if reference_head is None else reference_head.named_parameters():
+            self.register_parameter(f"reference__{name.replace('.', '__')}", parameter)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        labels: Tensor,
-        weights: Tensor | None = None,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
-        statistics: Collection[str] = TOKEN_STATISTICS,
+        self, hidden_states: Tensor, targets: Targets | Tensor, statistics: Collection[str] = TOKEN_STATISTICS
     ) -> LossOutput:
-        """The loss of [N, H] hidden states with [N] labels, see `LossEngine`."""
-        return self.under(self.loss, hidden_states, labels, weights, positions, lengths, statistics=statistics)
+        """The loss of hidden states [N, H] and their targets, see `LossEngine`."""
+        return self.under(self.loss, hidden_states, targets, statistics)
 
-    def under(self, loss: TokenLoss, *args: Any, **kwargs: Any) -> LossOutput:
+    def under(
+        self, loss: TokenLoss, hidden_states: Tensor, targets: Targets | Tensor, statistics: Collection[str]
+    ) -> LossOutput:
         """As `forward`, under any loss. To be called where the weights are whole, as a hook on this module is."""
-        (head,) = self._head
-        with without_hooks_of_deepspeed(head):
-            return self.engine(loss, head, *args, **kwargs)
+        (head,), (reference_head,) = self._head, self._reference_head
+        with without_hooks_of_deepspeed(head), without_hooks_of_deepspeed(reference_head):
+            return self.engine(loss, head, hidden_states, targets, statistics)
 
     def logits(self, hidden_states: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """The logits of [N, H] hidden states, see `logits_in_chunks`. To be called where the weights are whole."""
@@ -67,14 +69,14 @@ class LossHead(nn.Module):
 
 
 @contextmanager
-def without_hooks_of_deepspeed(head: nn.Module) -> Iterator[None]:
+def without_hooks_of_deepspeed(head: nn.Module | None) -> Iterator[None]:
     """Takes the hooks away by which ZeRO-3 gathers the weights of the modules of a head; other hooks stay.
 
     The loss head has gathered them, and ranks that call the head for different numbers of chunks would disagree about
     the order of gathering.
     """
     taken = []
-    for module in head.modules():
+    for module in () if head is None else head.modules():
         for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
             hooks = getattr(module, name)
             others = OrderedDict((k, hook) for k, hook in hooks.items() if not _is_of_deepspeed(hook))

@@ -6,6 +6,7 @@ from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, Spa
 from ts2_lightning.losses.focal import FocalLoss, LambdaPRLoss, TOFULoss
 from ts2_lightning.losses.gem import GEMLoss
 from ts2_lightning.losses.inflation import ExponentialInflationLoss, LogarithmicInflationLoss, PowerInflationLoss
+from ts2_lightning.losses.reference_anchored import ReferenceAnchored, reference_divergence
 from ts2_lightning.losses.suppression import FenchelYoungPlusLoss, SuppressionOnlyLoss, TS2Loss, tail_suppression
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LogarithmicInflationLoss",
     "LossResult",
     "PowerInflationLoss",
+    "ReferenceAnchored",
     "SparsePart",
     "SparsemaxLoss",
     "SuppressionOnlyLoss",
@@ -35,5 +37,6 @@ __all__ = [
     "cross_entropy",
     "entmax_loss",
     "fenchel_young",
+    "reference_divergence",
     "tail_suppression",
 ]

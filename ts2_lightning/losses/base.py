@@ -102,7 +102,7 @@ class Term:
 
     Attributes:
         value: [n].
-        gradient: of each value with respect to its own row of logits.
+        gradient: The gradient of each value with respect to its own row of logits.
     """
 
     value: Tensor
@@ -145,16 +145,19 @@ class TokenLoss(ABC):
     Attributes:
         logit_scale: c, the factor on the logits at which the loss projects them; the statistics report the support of
             sparsemax(c z).
+        needs_reference: Whether the loss reads `rows.reference`, what a frozen reference model says about each token.
     """
 
     logit_scale: float = 1.0
+    needs_reference: bool = False
 
     @abstractmethod
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient of n tokens, without weights: the engine applies those.
 
-        `rows.positions` and `rows.lengths` say where a token stands in its response. Must not modify `rows`, nor use
-        `rows.logits` as the basis of a gradient, which is written over them.
+        `rows.positions` and `rows.lengths` say where a token stands in its response, `rows.reference` has the logits of
+        the reference model, for a loss that needs it. Must not modify `rows`, nor use `rows.logits` as the basis of a
+        gradient, which is written over them.
         """
 
 

@@ -73,7 +73,7 @@ class TOFULoss(TokenLoss):
     Source: TOFU, definition 3.4 and corollary 3.5 (gamma 3, beta 0.8).
 
     Args:
-        gamma: of the focal factor, >= 0; at 0 the gradient is that of linear GEM.
+        gamma: Exponent of the focal factor, >= 0; at 0 the gradient is that of linear GEM.
         beta: temperature, in (0, 1]; at 1 the gradient is that of the focal loss.
 
     Raises:
@@ -121,7 +121,9 @@ class LambdaPRLoss(TokenLoss):
         ValueError: a hyper-parameter is out of its range, or the tokens came without positions and lengths.
 
     Example:
-        >>> rows = LogitRows(torch.tensor([[0.0, 9.0]]), torch.tensor([0]), torch.tensor([1]), torch.tensor([100]))
+        >>> from ts2_lightning.types import Targets
+        >>> first = Targets(torch.tensor([0]), positions=torch.tensor([1]), lengths=torch.tensor([100]))
+        >>> rows = LogitRows(torch.tensor([[0.0, 9.0]]), first)
         >>> round(LambdaPRLoss().evaluate(rows).term.value.item(), 4)
         8.3255
     """
@@ -140,7 +142,7 @@ class LambdaPRLoss(TokenLoss):
         if rows.positions is None or rows.lengths is None:
             raise UserError(
                 "LambdaPRLoss: it needs each token's place in its response, got none; "
-                "give the engine positions=... and lengths=..."
+                "give the engine Targets with positions and lengths"
             )
         wide = widest_float(rows.logits.device)
         lengths, p = rows.lengths.to(wide), rows.gold_probability.to(wide)

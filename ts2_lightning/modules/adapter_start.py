@@ -25,7 +25,7 @@ def check_adapter_files(config: AdapterConfig | None, base: str) -> None:
     """Looks at an adapter's settings before anything waits for its weights, or for the model's.
 
     Args:
-        config: of the adapter; nothing is looked at where it starts anew.
+        config: Settings of the adapter; nothing is looked at where it starts anew.
         base: `model.lm.path`.
 
     Raises:

@@ -90,7 +90,7 @@ def check_parameters(model: nn.Module, names: list[str], dropout: float) -> None
     Args:
         model: has them.
         names: the last parts of the names of the layers.
-        dropout: of the adapter.
+        dropout: Dropout of the adapter.
 
     Raises:
         UserError: there is a dropout, or a layer is held in 4 bits.

@@ -132,7 +132,7 @@ def trained_state(state: dict[str, Value], module: nn.Module) -> dict[str, Value
     """A state dict without the weights that are frozen, which the base model's own files have.
 
     Args:
-        state: of `module`, whole or sharded.
+        state: State dict of `module`, whole or sharded.
         module: tells which of its parameters are frozen. Where none is, nothing is left out.
 
     Example:
@@ -149,17 +149,17 @@ def check_trained_state(state: Mapping[str, Any], module: nn.Module) -> None:
     """Whether a state dict has all weights of a module but frozen ones, and none that the module has not.
 
     Args:
-        state: of `trained_state`; weights that are frozen may be in it.
+        state: What `trained_state` returns; weights that are frozen may be in it.
         module: that it is to be loaded into.
 
     Raises:
         UserError: it has not.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    known = module.state_dict()
-    wanted = trained_state(known, module)
+    held = module.state_dict()
+    wanted = trained_state(held, module)
     absent = sorted(wanted.keys() - state.keys())
-    unknown = sorted(name for name in state.keys() - known.keys() if _weight_of(name) not in parameters)
+    unknown = sorted(name for name in state.keys() - held.keys() if _weight_of(name) not in parameters)
     other = sorted(name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape)
     for names, what in ((absent, "lacks"), (unknown, "has, and this model has not,"), (other, "has in another shape")):
         if names:

@@ -77,7 +77,7 @@ class LanguageModelConfig:
             is the embedded base model, made on first use.
         revision: branch, tag or commit on the hub.
         init: `pretrained` loads the weights; `random` draws them from the model's config.
-        dtype: of the weights that the optimizer updates. A step of 2e-5 leaves a bfloat16 weight of 0.02
+        dtype: Type of the weights that the optimizer updates. A step of 2e-5 leaves a bfloat16 weight of 0.02
             as it is, so keep float32 and set the trainer's precision to bf16-mixed for the compute. Below an adapter,
             which is float32 in any case, nothing is updated, and bfloat16 takes half the memory.
         attn_implementation: `auto` takes flash_attention_2 where it is installed and a GPU is there, else sdpa

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.network import SFTNetwork
-from ts2_lightning.types import Batch
+from ts2_lightning.types import Batch, Targets
 
 
 def time_losses(
@@ -32,15 +32,15 @@ def time_losses(
     """
     seconds: dict[str, list[float]] = {name: [] for name in losses}
 
-    def measure(head: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def measure(head: Any, args: tuple[Any, ...]) -> None:
         # Within the call of the loss head, where every strategy has the weights whole.
-        hidden_states, *targets = args
+        hidden_states, targets = args[:2]
         for _ in range(rounds + 1):
             for name, loss in losses.items():
                 with torch.enable_grad():
                     seconds[name].append(_time(head, loss, hidden_states.detach().requires_grad_(), targets))
 
-    handle = network.loss_head.register_forward_pre_hook(measure, with_kwargs=True)
+    handle = network.loss_head.register_forward_pre_hook(measure)
     try:
         with torch.no_grad():
             network(batch, ())
@@ -49,10 +49,10 @@ def time_losses(
     return {name: statistics.median(turns[1:]) for name, turns in seconds.items()}
 
 
-def _time(head: Any, loss: TokenLoss, hidden_states: Tensor, targets: list[Any]) -> float:
+def _time(head: Any, loss: TokenLoss, hidden_states: Tensor, targets: Targets) -> float:
     _wait(hidden_states.device)
     start = time.perf_counter()
-    total = head.under(loss, hidden_states, *targets, statistics=()).total
+    total = head.under(loss, hidden_states, targets, ()).total
     inputs = [hidden_states, *(parameter for parameter in head.parameters() if parameter.requires_grad)]
     torch.autograd.grad(total, inputs, allow_unused=True)
     _wait(hidden_states.device)

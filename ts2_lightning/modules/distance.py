@@ -21,7 +21,7 @@ def start_weights(config: LanguageModelConfig, model: PreTrainedModel) -> dict[s
     They take no memory but the file cache's, which the ranks of a node share.
 
     Args:
-        config: of the model.
+        config: Which model.
         model: that is trained.
 
     Raises:

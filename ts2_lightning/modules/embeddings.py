@@ -25,9 +25,9 @@ def with_number_of_rows(
     """A config that says how many rows the embedding has, where it says that it is resized.
 
     Args:
-        config: of the model.
-        limits: of the model as it lies on the disk.
-        tokens: of the tokenizer; None if there is none.
+        config: Which model.
+        limits: Limits of the model as it lies on the disk.
+        tokens: Number of tokens of the tokenizer; None if there is none.
 
     Raises:
         UserError: fewer rows than there are, or `true` and no tokenizer.

@@ -42,9 +42,9 @@ def load_language_model(config: LanguageModelConfig, dtype: torch.dtype | None =
     """The model of a config with all its weights, and its adapter if it has one, in training mode.
 
     Args:
-        config: of the model.
-        dtype: of the weights, instead of the config's. In the checkpoint's own (`stored_dtype`) they are not read into
-            memory, but mapped.
+        config: Which model.
+        dtype: Type of the weights, instead of the config's. In the checkpoint's own (`stored_dtype`) they are not read
+            into memory, but mapped.
 
     Raises:
         UserError: nothing there that can be loaded, or not a model that can be trained here; the message says what was
@@ -96,8 +96,8 @@ def settle_embeddings(config: LanguageModelConfig, tokens: int | None = None) ->
     """A config with the number of rows that `resize_embeddings: true` means, which whoever loads the model has to know.
 
     Args:
-        config: of the model.
-        tokens: of the tokenizer; None if there is none.
+        config: Which model.
+        tokens: Number of tokens of the tokenizer; None if there is none.
 
     Raises:
         UserError: as `with_number_of_rows` and `read_limits`.
@@ -127,7 +127,7 @@ def build_language_model(config: LanguageModelConfig, device: torch.device | str
     """The model of a config without its weights, to be sharded and then given them by `load_weights`.
 
     Args:
-        config: of the model.
+        config: Which model.
         device: where the parameters are; on `meta` they take no memory. None: torch's default, for a
             `deepspeed.zero.Init` around the call, which shards each layer as it is made.
 
@@ -155,12 +155,12 @@ def check_shardable(config: LanguageModelConfig) -> None:
 def stored_dtype(config: LanguageModelConfig) -> torch.dtype:
     """The dtype of a checkpoint's weights; of several, the one that holds them all. Float32 where none is found."""
 
-    found: set[str] = set()
+    names: set[str] = set()
     with _explained(config.path):
         for file in weight_paths(config.path, config.revision):
             with safe_open(file, framework="pt") as weights:
-                found |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
-    widest, *others = [_STORED[name] for name in sorted(found & _STORED.keys())] or [torch.float32]
+                names |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    widest, *others = [_STORED[name] for name in sorted(names & _STORED.keys())] or [torch.float32]
     for dtype in others:
         widest = torch.promote_types(widest, dtype)
     return widest

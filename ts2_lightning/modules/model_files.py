@@ -77,7 +77,7 @@ def adapter_hint(path: str, file: Path) -> str:
     """What a user is told who takes an adapter for a model.
 
     Args:
-        path: of the adapter, as it was given.
+        path: Path of the adapter, as the user wrote it.
         file: its `adapter_config.json`.
     """
     try:
@@ -198,5 +198,5 @@ def _check_header(file: Path) -> None:
 
 def find_file(path: str, name: str, revision: str | None = None) -> str | None:
     """A file of a model, in its directory or from the hub; None if it has no such file."""
-    found: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return found
+    file: str | None = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return file

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from ts2_lightning.engines import LossEngine, LossHead
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.head import backbone, output_head
+from ts2_lightning.modules.reference import ReferenceModel
 from ts2_lightning.modules.router import balance_of_tokens, experts_per_token, has_routers
-from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, LossOutput, Targets
 
 
 class NetworkOutput(NamedTuple):
@@ -39,15 +40,29 @@ class SFTNetwork(nn.Module):
         loss: the objective.
         engine: how logits come to be.
         router_coefficient: factor of the loss of a mixture's routers, see `router_coefficient`; 0 leaves it out.
+        reference: The frozen model that the loss is told about, if it needs one.
     """
 
     def __init__(
-        self, language_model: PreTrainedModel, loss: TokenLoss, engine: LossEngine, router_coefficient: float = 0.0
+        self,
+        language_model: PreTrainedModel,
+        loss: TokenLoss,
+        engine: LossEngine,
+        router_coefficient: float = 0.0,
+        reference: ReferenceModel | None = None,
     ) -> None:
         super().__init__()
         self.language_model = language_model
         self.router_coefficient = router_coefficient
-        self.loss_head = LossHead(output_head(language_model), loss, engine)
+        self.reference = reference
+        reference_head = None if reference is None else reference.head
+        self.loss_head = LossHead(output_head(language_model), loss, engine, reference_head)
+
+    @property
+    def models(self) -> list[PreTrainedModel]:
+        """The model that is trained, and the frozen copy of it, if there is one."""
+        copies = [self.reference.model] if self.reference is not None and self.reference.is_copy else []
+        return [self.language_model, *copies]
 
     @property
     def uses_flash_attention(self) -> bool:
@@ -57,17 +72,14 @@ class SFTNetwork(nn.Module):
     def forward(self, batch: Batch, statistics: Collection[str] = TOKEN_STATISTICS) -> NetworkOutput:
         """The sum of the losses of the batch's supervised tokens, and the statistics that are wanted of them."""
         balanced = self.training and self.router_coefficient > 0
+        inputs, targets = self._inputs(batch), Targets.of(batch)
+        if self.reference is not None:  # first, as nothing is held for a backward pass yet
+            reference = self.reference({**inputs, **self._switches(False)}, batch["supervised"])
+            targets = targets._replace(reference=reference)
         # Transformers keeps packed rows apart only where it finds neither a mask nor a cache.
-        output = backbone(self.language_model)(**self._inputs(batch), **self._switches(balanced), use_cache=False)
+        output = backbone(self.language_model)(**inputs, **self._switches(balanced), use_cache=False)
         hidden_states = output.last_hidden_state.flatten(0, 1).index_select(0, batch["supervised"])
-        result: LossOutput = self.loss_head(
-            hidden_states,
-            batch["labels"],
-            batch.get("weights"),
-            batch.get("positions"),
-            batch.get("lengths"),
-            statistics=statistics,
-        )
+        result: LossOutput = self.loss_head(hidden_states, targets, statistics)
         if not balanced:
             return NetworkOutput(*result)
         # Each row counts as often as it has supervised tokens, so the divisor of the step is that of this sum too.

@@ -6,8 +6,10 @@ waited for but once per step, when the norm is looked at.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 _SHOWN = 8  # rows of a rank in a message
@@ -129,3 +131,18 @@ def _places(ranks: list[_Seen]) -> str:
             more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
             told.append(f"rows {', '.join(map(str, rows[:_SHOWN]))}{more} on rank {rank}")
     return "; ".join(told)
+
+
+def way_on(trainer: Trainer) -> str:
+    """How to go on from the newest checkpoint: what was saved was good, as a bad step is refused before its update."""
+    written = [
+        Path(path)
+        for callback in trainer.checkpoint_callbacks
+        for path in (getattr(callback, "last_model_path", ""), getattr(callback, "best_model_path", ""))
+        if path
+    ]
+    there = [path for path in written if path.exists()]
+    if not there:
+        return "No checkpoint has been written yet: lower the learning rate or look at these rows"
+    newest = max(there, key=lambda path: path.stat().st_mtime)
+    return f"Go on from the newest checkpoint with --ckpt_path {newest}"

@@ -23,9 +23,9 @@ def renew_settings(schedule: Any, model: nn.Module, config: AdamWConfig) -> None
     start. Where nothing has changed, nothing changes.
 
     Args:
-        schedule: of `make_schedule`, over the optimizer of `make_optimizer`.
+        schedule: What `make_schedule` returns, over the optimizer of `make_optimizer`.
         model: whose parameters the optimizer updates.
-        config: of this start.
+        config: Settings of this start.
     """
     schedule.base_lrs = [config.lr for _ in schedule.base_lrs]
     schedule._last_lr = [config.lr * factor(schedule.last_epoch) for factor in schedule.lr_lambdas]

@@ -28,7 +28,7 @@ def balance_of_rows(logits: Sequence[Tensor], spans: Tensor, top_k: int) -> Tens
     choices of each token; `load_balancing_loss_func` of transformers, called with one row alone, is the same number.
 
     Args:
-        logits: of each of L layers, [B T, E] or [B, T, E].
+        logits: Logits of the routers of each of L layers, [B T, E] or [B, T, E].
         spans: [R, 2] int64, start and end of each row in the flattened places; a row has a token at least.
         top_k: experts that a token goes to.
 
@@ -75,7 +75,7 @@ def router_coefficient(model: PreTrainedModel, setting: float | None) -> float:
 
     Args:
         model: its config asks for the loss with `output_router_logits`, as in transformers, and has the factor.
-        setting: of the user, instead of the config's; None for the config's.
+        setting: The user's setting, instead of the config's; None for the config's.
 
     Raises:
         UserError: the loss is asked for, and it is not known here what the routers' logits are.

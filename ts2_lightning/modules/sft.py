@@ -5,7 +5,6 @@ import resource
 import sys
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -26,7 +25,7 @@ from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
 from ts2_lightning.modules.network import NetworkOutput, SFTNetwork
-from ts2_lightning.modules.nonfinite import StepWatch, spreading
+from ts2_lightning.modules.nonfinite import StepWatch, spreading, way_on
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
@@ -79,8 +78,10 @@ class SFTModule(L.LightningModule):
         self._evaluation_means: BySet[TokenMeans] = BySet("val", None, TokenMeans)
         self._step_started = 0.0
         self._requested: set[str] = set()
+        self._row: dict[str, float] = {}
         self._start_weights: dict[str, Tensor] | None = None
-        self.strict_loading = lm.adapter is None  # else no checkpoint has all weights; `load_state_dict` is strict
+        # A checkpoint does not have what is frozen; `load_state_dict` is strict about the rest.
+        self.strict_loading = lm.adapter is None and not self.loss.needs_reference
 
     @property
     def language_model(self) -> PreTrainedModel:
@@ -173,6 +174,22 @@ class SFTModule(L.LightningModule):
         """
         self._requested |= set(names)
 
+    def add_to_row(self, metrics: Mapping[str, float]) -> None:
+        """Adds values to the row that is logged at the end of this optimizer step, or of this evaluation.
+
+        For callbacks that measure, in `on_train_batch_end`, `on_validation_epoch_end` and `on_test_epoch_end`, which
+        come before the module's own. The module alone writes `train/`, `val/` and `test/`; of what both have measured
+        it takes its own value.
+
+        Args:
+            metrics: Values under their full names, the same on every rank.
+        """
+        self._row.update(metrics)
+
+    def _take_row(self, own: Mapping[str, float]) -> dict[str, float]:
+        row, self._row = {**self._row, **own}, {}
+        return row
+
     def _take_requested(self) -> list[str]:
         """What was asked for, in one order on every rank."""
         names, self._requested = sorted(self._requested), set()
@@ -252,7 +269,7 @@ class SFTModule(L.LightningModule):
         if self.nonfinite == "stop":
             raise SharedError(
                 f"{trouble}; stopped before the update, the weights are those of the step before. "
-                f"{_way_on(self.trainer)}, or set model.nonfinite to skip"
+                f"{way_on(self.trainer)}, or set model.nonfinite to skip"
             )
         self.skipped_steps += 1
         rank_zero_warn(f"{trouble}; the step is left out, as model.nonfinite says")
@@ -276,6 +293,7 @@ class SFTModule(L.LightningModule):
         seconds, self._step_started = now - self._step_started, now
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not every or self.trainer.global_step % every:
+            self._row.clear()
             return
         metrics = means | {
             "learning_rate": self._learning_rate,
@@ -285,7 +303,10 @@ class SFTModule(L.LightningModule):
         }
         if self.nonfinite == "skip":
             metrics["skipped_steps"] = self.skipped_steps
-        self._log({f"train/{name}": value for name, value in metrics.items()})
+        row = self._take_row({f"train/{name}": value for name, value in metrics.items()})
+        # Not `self.log_dict`, which costs several milliseconds in every step.
+        for logger in self.trainer.loggers:
+            logger.log_metrics(row, step=self.trainer.global_step)
 
     # -- evaluation
 
@@ -294,9 +315,9 @@ class SFTModule(L.LightningModule):
         others = [name for name in self._take_requested() if name not in TOKEN_STATISTICS]
         tokens = self._forward(batch, (*TOKEN_STATISTICS, *others)).tokens
         correct = (tokens["gold_probability"] >= tokens["top1"]).float()
-        known = {name: values for name, values in tokens.items() if name not in others}
+        measured = {name: values for name, values in tokens.items() if name not in others}
         for means in self._evaluation_means.of(dataloader_idx):
-            means.update(known | {"token_accuracy": correct})
+            means.update(measured | {"token_accuracy": correct})
         return {"tokens": tokens}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -328,13 +349,18 @@ class SFTModule(L.LightningModule):
             # Infinite where a diverged model's exceeds the largest float; math.exp would raise.
             means["perplexity"] = torch.tensor(means["cross_entropy"], dtype=torch.float64).exp().item()
             metrics |= {f"{prefix}/{name}": value for name, value in means.items()}
-        self.log_dict(metrics, logger=False, sync_dist=True)  # for checkpoints and the caller; equal on all ranks
-        self._log(metrics)
+        self._log_with_lightning(self._take_row(metrics))
 
-    def _log(self, metrics: dict[str, float]) -> None:
-        """One row in every logger, at the number of optimizer steps done; Lightning's own would be one behind."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.trainer.global_step)
+    def _log_with_lightning(self, row: Mapping[str, float]) -> None:
+        """One row for loggers, checkpoints and the caller of `Trainer.validate`, at the number of optimizer steps done.
+
+        Lightning's own step is one behind in a validation within training; a metric called `step` takes its place. All
+        ranks have the same values, of which the maximum over ranks is every digit.
+        """
+        dtype = widest_float(self.device)
+        values = {**row, "step": float(self.trainer.global_step)}
+        tensors = {name: torch.tensor(value, dtype=dtype, device=self.device) for name, value in values.items()}
+        self.log_dict(tensors, sync_dist=True, reduce_fx="max")
 
     # -- for callbacks
 
@@ -369,21 +395,6 @@ class SFTModule(L.LightningModule):
             for b, row in enumerate(rows)
             if row >= 0
         ]
-
-
-def _way_on(trainer: L.Trainer) -> str:
-    """How to go on from the newest checkpoint: what was saved was good, as a bad step is refused before its update."""
-    written = [
-        Path(path)
-        for callback in trainer.checkpoint_callbacks
-        for path in (getattr(callback, "last_model_path", ""), getattr(callback, "best_model_path", ""))
-        if path
-    ]
-    found = [path for path in written if path.exists()]
-    if not found:
-        return "No checkpoint has been written yet: lower the learning rate or look at these rows"
-    newest = max(found, key=lambda path: path.stat().st_mtime)
-    return f"Go on from the newest checkpoint with --ckpt_path {newest}"
 
 
 def padding(batch: Batch) -> Tensor:

@@ -4,6 +4,10 @@ The root is the module that holds both backbone and loss head, so that a head is
 is one parameter of the root.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
@@ -21,6 +25,7 @@ from ts2_lightning.modules.adapters import adapted_layers, is_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork
+from ts2_lightning.modules.reference import ReferenceModel, check_reference
 from ts2_lightning.modules.router import router_coefficient, tell_router_loss
 from ts2_lightning.modules.text_part import tell_left_out, text_part
 from ts2_lightning.modules.weights import load_weights
@@ -53,21 +58,30 @@ def make_network(
             "trainer.strategy: under Lightning's own DeepSpeedStrategy gradients are divided twice and rounded to "
             "bfloat16; set ts2_lightning.strategies.DeepSpeed, as configs/strategy/zero2.yaml does"
         )
+    if loss.needs_reference:
+        check_reference(lm)
+    copied = loss.needs_reference and lm.adapter is None
     if isinstance(strategy, ModelParallelStrategy):
-        network = _network(build_language_model(lm, "meta"), lm, loss, engine)
+        network = _network(lm, loss, engine, partial(build_language_model, device="meta"))
         shard(network, strategy.device_mesh, strategy.precision_plugin.precision == "bf16-mixed")
-        load_weights(network.language_model, lm, strategy.root_device)
+        _load_weights(network, lm, strategy.root_device)
     elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
-        network = _network(build_language_model(lm, None), lm, loss, engine)  # each layer is sharded as it is made
+        network = _network(lm, loss, engine, partial(build_language_model, device=None))  # sharded as it is made
         if is_adapted(network.language_model):
             check_gathering(adapted_layers(network.language_model).values())
-        load_weights(network.language_model, lm, strategy.root_device)
+        _load_weights(network, lm, strategy.root_device)
     else:
-        network = _network(load_language_model(lm), lm, loss, engine)
+        if copied and isinstance(strategy, FSDPStrategy):
+            raise UserError(
+                "trainer.strategy: FSDP1 cannot hold the frozen copy of the model that model.loss is anchored to; set "
+                "ts2_lightning.strategies.FSDP2, as configs/strategy/fsdp2.yaml does"
+            )
+        network = _network(lm, loss, engine, load_language_model)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
     if strategy is not None and strategy.precision_plugin.precision == "64-true":
-        call_experts_one_by_one(network.language_model)
+        for model in network.models:
+            call_experts_one_by_one(model)
     tell_left_out(network.language_model)
     tell_adapted(network.language_model)
     tell_router_loss(network.language_model, lm.router_aux_loss_coef)
@@ -80,8 +94,22 @@ def call_experts_one_by_one(model: PreTrainedModel) -> None:
         model.set_experts_implementation("eager")
 
 
-def _network(model: PreTrainedModel, lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine) -> SFTNetwork:
-    return SFTNetwork(model, loss, engine, router_coefficient(model, lm.router_aux_loss_coef))
+def _network(
+    lm: LanguageModelConfig,
+    loss: TokenLoss,
+    engine: LossEngine,
+    build: Callable[[LanguageModelConfig], PreTrainedModel],
+) -> SFTNetwork:
+    """The network, and the reference of its loss, if it needs one; models are built the same way."""
+    model, reference = build(lm), None
+    if loss.needs_reference:
+        reference = ReferenceModel(model if is_adapted(model) else build(replace(lm, gradient_checkpointing=False)))
+    return SFTNetwork(model, loss, engine, router_coefficient(model, lm.router_aux_loss_coef), reference)
+
+
+def _load_weights(network: SFTNetwork, lm: LanguageModelConfig, device: torch.device) -> None:
+    for model in network.models:
+        load_weights(model, lm, device)
 
 
 def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None:
@@ -97,9 +125,10 @@ def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None
         UserError: the model cannot be split.
     """
     if mesh["tensor_parallel"].size() > 1:
-        split_layers(network.language_model, mesh["tensor_parallel"])
+        for model in network.models:
+            split_layers(model, mesh["tensor_parallel"])
     ranks = mesh["data_parallel"]
-    for layer in decoder_layers(network.language_model):
+    for layer in (layer for model in network.models for layer in decoder_layers(model)):
         if autocast and (parts := linear_parts(layer)):
             fully_shard(parts, mesh=ranks, mp_policy=ROUNDED)
         fully_shard(layer, mesh=ranks)

@@ -31,7 +31,7 @@ def load_weights(model: PreTrainedModel, config: LanguageModelConfig, device: to
         model: on meta, on a device, with DTensors (FSDP2, tensor parallelism), or sharded by ZeRO-3, also inside of
             `deepspeed.zero.Init`.
         config: that it was built from.
-        device: of the rank, for what is on meta, and on which tensors travel. Default: the CPU.
+        device: Device of the rank, for what is on meta, and on which tensors travel. Default: the CPU.
 
     Raises:
         UserError: the weights cannot be loaded, or do not fit; the same on every rank.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
+from ts2_lightning.types import Targets, UserError
 
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Number of logits to process at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
@@ -66,11 +67,11 @@ class LogitRows:
     Args:
         logits: [n, K] logits, float32 or float64, contiguous. May contain -inf (a masked vocabulary), not +inf or NaN;
             the gold tokens' must be finite.
-        labels: [n] int64, gold tokens.
-        positions: [n] 1-based position of each token within its response; None if unknown.
-        lengths: [n] number of tokens of that response; None if unknown.
+        targets: What is known of the n tokens (`targets` of the rows has all of it, `labels`, `positions` and `lengths`
+            are short for its fields); or their gold tokens [n] int64 alone.
         workspace: memory to compute in, cleared; it must not be used otherwise while the rows live. Default: new
             memory.
+        reference: Logits [n, K] of a reference model for the same tokens, or None.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([0]))
@@ -81,16 +82,17 @@ class LogitRows:
     def __init__(
         self,
         logits: Tensor,
-        labels: Tensor,
-        positions: Tensor | None = None,
-        lengths: Tensor | None = None,
+        targets: Targets | Tensor,
         workspace: Workspace | None = None,
+        reference: Tensor | None = None,
     ) -> None:
         self.logits = logits
-        self.labels = labels
-        self.positions = positions
-        self.lengths = lengths
+        self.targets = Targets.of(targets)
+        self.labels = self.targets.labels
+        self.positions = self.targets.positions
+        self.lengths = self.targets.lengths
         self._workspace = workspace or Workspace()
+        self._reference = reference
         self._scaled: dict[float, LogitRows] = {}
         self._entmax: dict[float, Entmax] = {}
         # Under the identity of a set, which is kept alive beside what was computed of it.
@@ -108,10 +110,24 @@ class LogitRows:
             # Shifted before it is scaled: an offset common to all logits would cost digits.
             top = self.maximum[:, None]
             logits = torch.sub(self.logits, top, out=self.buffer()).mul_(scale)
-            rows = LogitRows(logits, self.labels, self.positions, self.lengths, self._workspace)
+            rows = LogitRows(logits, self.targets, self._workspace, self._reference)
             rows.block_maxima = (self.block_maxima - top) * scale  # rounding keeps the order: exactly the maxima
             self._scaled[scale] = rows
         return self._scaled[scale]
+
+    @cached_property
+    def reference(self) -> "LogitRows":
+        """Rows of the reference model's logits, for the same tokens.
+
+        Raises:
+            UserError: there is no reference; the loss has to say that it needs one.
+        """
+        if self._reference is None:
+            raise UserError(
+                "the loss reads rows.reference, and there is none: set needs_reference = True in its class, and give "
+                "the engine Targets with a reference (SFTModule does)"
+            )
+        return LogitRows(self._reference, self.targets, self._workspace)
 
     def buffer(self) -> Tensor:
         """[n, K] memory with any content, to compute in for as long as these rows live."""

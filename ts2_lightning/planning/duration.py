@@ -58,9 +58,9 @@ class Duration:
     """Seconds of an optimizer step, and of its parts.
 
     Attributes:
-        compute: of all micro-batches.
-        communication: of what is not hidden behind it.
-        update: of the optimizer.
+        compute: Computation of all micro-batches.
+        communication: Communication that is not hidden behind it.
+        update: Update of the weights.
         tokens_per_second: over all GPUs.
         mfu: share of the peak by the operations that are needed.
     """
@@ -77,14 +77,14 @@ class Duration:
         return self.compute + self.communication + self.update
 
 
-def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool) -> Operations:
+def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool, reference: bool = False) -> Operations:
     """Operations of a micro-batch: 6 for every weight and token (2 forward, 4 backward), and the attention's.
 
     A frozen weight takes 4, and of a mixture's experts those count that a token goes to. Checkpointing makes the
     forward pass of the layers once more. The head has 6 K H a token and is not computed again: the chunked engine makes
     its gradients in the forward pass. Attention multiplies every token with all of its sequence, twice, 4 T d heads
     forward; fused kernels without a mask skip what is not causal, half of it, and compute the scores once more in the
-    backward pass (Dao 2023, section 3.1).
+    backward pass (Dao 2023, section 3.1). A frozen reference model makes one forward pass more, head included.
 
     Source: Narayanan et al. (2021), Megatron-LM on GPU clusters, appendix; Kaplan et al. (2020), table 1.
     """
@@ -95,13 +95,19 @@ def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool) -> Operatio
     attention = 4.0 * batch.length * sizes.heads_width * sizes.layers * causal
     attention_backward = attention * (2.5 if sizes.attention == "fused" else 2.0)
     head = 2.0 * sizes.head.vocabulary * sizes.head.width * (3 if sizes.head.trained else 2)
-    needed = forward + backward + 3 * attention + head
-    executed = forward + backward + attention + attention_backward + head + checkpointing * (forward + attention)
+    frozen = reference * (forward + attention + 2.0 * sizes.head.vocabulary * sizes.head.width)
+    needed = forward + backward + 3 * attention + head + frozen
+    again = checkpointing * (forward + attention)
+    executed = forward + backward + attention + attention_backward + head + again + frozen
     return Operations(executed * batch.tokens, needed * batch.tokens)
 
 
-def communication(weights: list[Weight], layout: Layout, sizes: Sizes, batch: MicroBatch) -> Communication:
+def communication(
+    weights: list[Weight], layout: Layout, sizes: Sizes, batch: MicroBatch, reference: bool = False
+) -> Communication:
     """What a GPU sends by rings: (n - 1)/n of a tensor to gather it or to sum it into shares, twice that to sum it.
+
+    The weights of a frozen reference model are gathered once more than those of the model.
 
     Source: ZeRO, section 7 (2 N for stages 1 and 2, 3 N for stage 3); Megatron-LM, section 3 (two sums of activations
     in each layer, forward and backward).
@@ -113,9 +119,9 @@ def communication(weights: list[Weight], layout: Layout, sizes: Sizes, batch: Mi
     tensor = 0.0
     if (t := layout.tensor_parallel) > 1:
         activations = batch.tokens * sizes.head.width * (layout.autocast or layout.dtype or _FLOAT32).itemsize
-        tensor = 4 * sizes.layers * activations * 2 * (t - 1) / t
+        tensor = (5 if reference else 4) * sizes.layers * activations * 2 * (t - 1) / t
     if layout.kind in ("fsdp", "fsdp2") or layout.stage == 3:
-        return Communication(overlapped=ring * (2 * all_weights + gradients), exposed=tensor)
+        return Communication(overlapped=ring * ((2 + reference) * all_weights + gradients), exposed=tensor)
     if layout.stage == 2:
         return Communication(overlapped=ring * gradients, once=ring * gradients)
     if layout.stage == 1:
@@ -137,22 +143,24 @@ def duration(
     nodes: int,
     checkpointing: bool,
     efficiency: float = EFFICIENCY,
+    reference: bool = False,
 ) -> Duration:
     """The estimate.
 
     Args:
-        sizes: of the model.
+        sizes: Sizes of the model.
         state: how it is divided, and into how many micro-batches.
         batch: a micro-batch, all of whose tokens are there and supervised.
-        gpu: of which kind.
+        gpu: Kind of GPU.
         gpus_per_node: how many in a node.
         nodes: how many.
         checkpointing: whether layers are computed twice.
         efficiency: share of the GPU's peak that is reached.
+        reference: Whether a frozen reference model is asked about every micro-batch.
     """
     layout, count = state.layout, state.accumulation
-    done = operations(sizes, batch, checkpointing)
-    sent = communication(list(state.weights), layout, sizes, batch)
+    done = operations(sizes, batch, checkpointing, reference)
+    sent = communication(list(state.weights), layout, sizes, batch, reference)
     speed = bandwidth(gpu, gpus_per_node, nodes)
     compute = done.executed / (gpu.flops * efficiency)
     hidden = max(0.0, sent.overlapped / speed - compute)

@@ -15,7 +15,7 @@ from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.loss import loss_bytes
 from ts2_lightning.planning.model import Sizes, measure
 from ts2_lightning.planning.saving import WRITE_SPEED, Saving
-from ts2_lightning.planning.state import state_of
+from ts2_lightning.planning.state import frozen_copy, state_of
 from ts2_lightning.ranges import COUNT, POSITIVE, Range, check_numbers
 
 CONTEXT = 2 * 2**30
@@ -43,6 +43,7 @@ class Memory:
         update: what the update adds, when the activations are gone.
         host: in the memory of the host, for this GPU.
         context: what the process needs beside tensors; a guess.
+        reference: Weights of a frozen copy of the model, which the objective is anchored to; exact.
     """
 
     weights: int
@@ -55,11 +56,12 @@ class Memory:
     update: int
     host: int
     context: int = CONTEXT
+    reference: int = 0
 
     @property
     def tensors(self) -> int:
         """The peak: in the loss engine, in the backward pass, or in the update, whichever is highest."""
-        held = self.weights + self.gradients + self.optimizer + self.communication
+        held = self.weights + self.reference + self.gradients + self.optimizer + self.communication
         return held + max(self.activations + max(self.loss, self.backward), self.update)
 
     @property
@@ -83,10 +85,10 @@ class Job:
         engine: how logits come to be.
         strategy: as the trainer has it: a name, or a mapping of `class_path` and `init_args`.
         precision: as the trainer has it.
-        rows: of an optimizer step.
+        rows: Rows of an optimizer step.
         micro_batch: rows of a forward pass on one GPU.
         max_length: tokens of a row.
-        packing: of the rows of a micro-batch.
+        packing: How the rows of a micro-batch are packed.
         device: the kind of GPU, or the machine whose CPU computes.
         gpus_per_node: how many in a node; on a CPU the processes.
         nodes: how many.
@@ -150,10 +152,10 @@ class Plan:
 
     Attributes:
         job: the settings.
-        sizes: of its model.
+        sizes: Sizes of its model.
         memory: by whether gradients are checkpointed.
         duration: likewise; nothing where the speed of the device is not known.
-        saving: of a checkpoint.
+        saving: How a checkpoint is saved.
         remedies: changes with which it would fit, where it does not.
     """
 
@@ -198,6 +200,9 @@ def _measured(job: Job, modes: tuple[bool, ...]) -> Sizes:
 def _plan(job: Job, sizes: Sizes) -> Plan:
     layout, batch = job.layout, job.batch
     state = state_of(sizes.weights, layout, job.accumulation)
+    # Below an adapter the reference is the model without it, and takes nothing.
+    copied = job.loss.needs_reference and job.lm.adapter is None
+    both = state_of((*sizes.weights, *frozen_copy(sizes.weights)), layout, job.accumulation) if copied else state
     gpu = job.device if isinstance(job.device, GPU) else None
     device = torch.device("cuda" if gpu else "cpu")
     loss = loss_bytes(job.engine, job.loss, sizes.head, batch.tokens, sizes.hidden_itemsize, layout.autocast, device)
@@ -206,20 +211,22 @@ def _plan(job: Job, sizes: Sizes) -> Plan:
             weights=state.held_weights() + sizes.buffers,
             gradients=state.held_gradients(),
             optimizer=state.held_optimizer(),
-            communication=state.gathered(),
+            communication=both.gathered(),
             activations=activations.kept,
             backward=activations.backward,
             loss=loss,
             update=state.at_the_update(),
-            host=state.on_host(),
+            host=both.on_host(),
             context=CONTEXT if gpu else PROCESS,
+            reference=both.held_weights() - state.held_weights() + sizes.buffers * copied,
         )
         for mode, activations in sizes.activations.items()
     }
     durations: dict[bool, Duration] = {}
     if gpu:
         place = (gpu, job.gpus_per_node, job.nodes)
-        durations = {mode: duration(sizes, state, batch, *place, mode, job.efficiency) for mode in memory}
+        asked = job.loss.needs_reference
+        durations = {mode: duration(sizes, state, batch, *place, mode, job.efficiency, asked) for mode in memory}
     step = durations[job.lm.gradient_checkpointing].step if gpu else 0.0
     return Plan(job, sizes, memory, durations, Saving(state.checkpoint(), job.write_speed, step))
 
@@ -257,10 +264,10 @@ def _checkpointed(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
 
 def _divided(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
     """Strategies that divide more; weights and activations are the same to all of ours."""
-    known = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
-    if job.gpus > 1 and known is not None and job.lm.quantization is None:
+    stage_now = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
+    if job.gpus > 1 and stage_now is not None and job.lm.quantization is None:
         for name, (stage, class_path, options) in _STRATEGIES.items():
-            if stage > known:
+            if stage > stage_now:
                 strategy = {"class_path": class_path, "init_args": options}
                 yield f"strategy {name}", _plan(replace(job, strategy=strategy), sizes)
 

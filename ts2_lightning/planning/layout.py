@@ -41,11 +41,11 @@ class Layout:
     """How weights, gradients and optimizer state are divided over GPUs.
 
     Attributes:
-        kind: of the strategy.
+        kind: Kind of the strategy.
         name: for people.
         data_parallel: GPUs that hold different rows.
         tensor_parallel: GPUs that compute the same rows, each a part of every layer.
-        stage: of ZeRO; 0 elsewhere.
+        stage: Stage of ZeRO; 0 elsewhere.
         offload_optimizer: master weights and moments lie in the memory of the host.
         offload_parameters: weights too, while they are not in use.
         bucket: elements of DeepSpeed's communication buffers, of which there are two below stage 3.
@@ -158,14 +158,14 @@ def _fsdp2(
     cls: type, options: Mapping[str, Any], cast: torch.dtype | None, autocast: torch.dtype | None, gpus: int
 ) -> Layout:
     default = 1 if issubclass(cls, FSDP2) else "auto"  # Lightning's own splits layers over all GPUs
-    given = {"data_parallel_size": "auto", "tensor_parallel_size": default, **options}
+    chosen = {"data_parallel_size": "auto", "tensor_parallel_size": default, **options}
     for size in ("data_parallel_size", "tensor_parallel_size"):
-        if given[size] == "auto":
+        if chosen[size] == "auto":
             continue
-        check_number(f"trainer.strategy: {size}", given[size], COUNT)
-        if gpus % given[size]:
-            raise UserError(f"trainer.strategy: {size} {given[size]} does not divide {gpus} GPUs")
-    tensor, data = given["tensor_parallel_size"], given["data_parallel_size"]
+        check_number(f"trainer.strategy: {size}", chosen[size], COUNT)
+        if gpus % chosen[size]:
+            raise UserError(f"trainer.strategy: {size} {chosen[size]} does not divide {gpus} GPUs")
+    tensor, data = chosen["tensor_parallel_size"], chosen["data_parallel_size"]
     if tensor == "auto":
         tensor = gpus // data if data != "auto" else gpus
     name = "FSDP2" if tensor == 1 else f"FSDP2, tensor parallel {tensor}"

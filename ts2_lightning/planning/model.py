@@ -28,7 +28,7 @@ class Weight(NamedTuple):
     """One parameter; tied ones are one.
 
     Attributes:
-        shape: of the whole.
+        shape: Shape of the whole weight.
         itemsize: bytes of an element, as it is held.
         trained: whether it gets a gradient.
         layer: index of the decoder layer that it is in; -1 for the embeddings, the head and the last norm.
@@ -116,7 +116,7 @@ def measure(
     """Builds the model of a config without memory, runs it, and counts.
 
     Args:
-        config: of the model; only its config.json is read, and no weights.
+        config: Which model; only its config.json is read, and no weights.
         layout: how it is divided.
         batch: the largest micro-batch; whether it is masked follows from the attention.
         modes: with checkpointing, without, or both.

@@ -18,7 +18,7 @@ class Saving:
     """The end of a run that was warned: it finishes its step and writes a checkpoint.
 
     Attributes:
-        size: of the checkpoint, in bytes, over all processes.
+        size: Size of the checkpoint in bytes, over all processes.
         speed: bytes per second at which it is written.
         step: seconds of a step; 0 where that is not known.
 

@@ -37,7 +37,7 @@ class State(ABC):
         weights: the model's, in its order.
         layout: how they are divided.
         accumulation: micro-batches of a step.
-        rank: of the GPU among those that hold different rows; the first holds the most.
+        rank: Rank of the GPU among those that hold different rows; the first holds the most.
     """
 
     weights: Sequence[Weight]
@@ -299,6 +299,13 @@ def state_of(weights: Sequence[Weight], layout: Layout, accumulation: int = 1, r
         return Layers(weights, layout, accumulation, rank)
     kind = ZeroWeights if layout.stage == 3 else ZeroOptimizer
     return kind(weights, layout, accumulation, rank)
+
+
+def frozen_copy(weights: Iterable[Weight]) -> list[Weight]:
+    """The weights of a frozen copy of a model, in decoder layers of their own."""
+    held = list(weights)
+    layers = 1 + max((w.layer for w in held), default=-1)
+    return [w._replace(trained=False, layer=w.layer + layers if w.layer >= 0 else w.layer) for w in held]
 
 
 def _layers(weights: Iterable[Weight]) -> list[list[Weight]]:

@@ -1,0 +1,104 @@
+"""What a grid file wants to have reported: something that its runs will have."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from ts2_lightning.evaluation import describe, described, measures
+from ts2_lightning.studies.grid.entries import Entry
+from ts2_lightning.studies.grid.rows import Axes, LabelledRow, read_rule
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import TOKEN_STATISTICS
+
+_LOGS = ("train", "val", "throughput", "drift", "samples")
+_CURVES = [f"{log}/{name}" for log in ("train", "val") for name in ("objective", "perplexity", *TOKEN_STATISTICS)]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A picture of one value against another."""
+
+    x: Entry
+    y: Entry
+
+
+@dataclass(frozen=True)
+class Against:
+    """Pictures of values against the choices of an axis."""
+
+    axis: Entry
+    metrics: Annotated[tuple[Entry, ...], "a list of metrics"]
+
+
+@dataclass(frozen=True)
+class ReportPart:
+    """Settings of the report."""
+
+    entry: Entry
+    baseline: Entry | None = None
+    columns: tuple[Entry, ...] = ()
+    planes: tuple[Plane, ...] = ()
+    against: tuple[Against, ...] = ()
+    curves: tuple[Entry, ...] = ()
+
+    @property
+    def values(self) -> list[Entry]:
+        """Names of values of runs, wherever they stand."""
+        planes = [value for plane in self.planes for value in (plane.x, plane.y)]
+        return [*self.columns, *planes, *(value for against in self.against for value in against.metrics)]
+
+    def check(self, axes: Axes, rows: Iterable[LabelledRow], measured: list[str]) -> None:
+        """Makes sure that what is to be reported is something that the runs will have.
+
+        Args:
+            axes: the choices of each axis.
+            rows: rows of the grid.
+            measured: the measures that are made of any row, or of the base model.
+
+        Raises:
+            UserError: for an axis or a row that there is not, and for names of values that no run can have.
+        """
+        for against in self.against:
+            against.axis.one_of(axes, "axis")
+        planes = [value for plane in self.planes for value in (plane.x, plane.y)]
+        for value in (*self.columns, *planes, *(value for against in self.against for value in against.metrics)):
+            _check_value(value, measured)
+        for curve in self.curves:
+            _check_curve(curve)
+        if self.baseline is not None:
+            rule = read_rule(self.baseline, axes, "{objective: CE}")
+            meant = sum(rule.matches(row.labels) for row in rows)
+            if meant != 1:
+                raise self.baseline.error(f"must mean one row of the grid, means {meant}; name the choice of more axes")
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for `grid.json`; the choices of the baseline as they are written."""
+        record: dict[str, Any] = dict(self.entry.value)
+        if self.baseline is not None:
+            record["baseline"] = {axis: choice.text for axis, choice in self.baseline.mapping().items()}
+        return record
+
+
+def _check_value(entry: Entry, measured: list[str]) -> None:
+    """A value is one of a measure that is made, or logged. Those of the user's own measures are not all known."""
+    name = entry.text
+    measure = name.partition("/")[0]
+    if measure in _LOGS:
+        return
+    if measure not in measured:
+        there = [value for value in described() if value.partition("/")[0] in measured]
+        hint = did_you_mean(name, [*there, *_CURVES]) or f"; it measures {', '.join(measured) or 'nothing'}"
+        raise entry.error(f"{name}: the grid does not measure {measure!r}{hint}")
+    if describe(name).title == name:
+        hint = did_you_mean(name, [value for value in described() if value.startswith(f"{measure}/")])
+        if hint:
+            raise entry.error(f"{measure} has no value {name!r}{hint}")
+
+
+def _check_curve(entry: Entry) -> None:
+    """Any name may be logged; what looks like one of ours is to be one."""
+    name = entry.text
+    log, slash, _ = name.partition("/")
+    resembles = not slash or log in measures() or bool(did_you_mean(log, _LOGS))
+    if log not in _LOGS and resembles and (hint := did_you_mean(name, _CURVES)):
+        raise entry.error(f"nothing is logged as {name!r}{hint}")

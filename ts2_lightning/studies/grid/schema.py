@@ -1,0 +1,370 @@
+"""What a grid file may say: data classes whose fields are its keys, see `entries.read_part`."""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from ts2_lightning.config_files import no_such_file
+from ts2_lightning.data.sources import HUB, TOYWORLD, Source, resolve_source
+from ts2_lightning.data.toyworld.cache import parse_source
+from ts2_lightning.ranges import SEED as SEED_RANGE
+from ts2_lightning.ranges import trouble
+from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
+from ts2_lightning.studies.grid.reported import ReportPart
+from ts2_lightning.studies.grid.rows import ALL, LabelledRow, Labels, Rule, read_rule, rows_of
+from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.types import UserError
+
+SEED = "{seed}"
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+class Argument(NamedTuple):
+    """Value of a setting as it stands on a command line, and where the grid file has it (None: nowhere)."""
+
+    text: str
+    entry: Entry | None = None
+
+
+def _configs(entry: Entry) -> tuple[str, ...]:
+    """Configuration files, named relative to the grid file, as paths from the working directory."""
+    items = entry.one_or_more("a configuration file or a list of them")
+    for item in items:
+        if not os.path.isfile(path := item.beside(item.text)):
+            raise item.error(no_such_file(path))
+    return tuple(item.beside(item.text) for item in items)
+
+
+def _overrides(entry: Entry) -> dict[str, Argument]:
+    """Settings with their values."""
+    values = entry.mapping("`setting: value` lines")
+    for value in values.values():
+        if SEED in _argument(value).text:
+            raise value.error(f"{SEED} stands only in values of seeded")
+    return {setting: _argument(value) for setting, value in values.items()}
+
+
+def _argument(entry: Entry) -> Argument:
+    """A scalar as it is written, all else as JSON; the name of a .yaml file beside the grid becomes its path."""
+    if entry.scalar is None:
+        try:
+            return Argument(json.dumps(entry.value, ensure_ascii=False), entry)
+        except TypeError as error:
+            raise entry.error(f"not a value that a setting can have ({error})") from None
+    if entry.value is None:
+        return Argument("null", entry)
+    if isinstance(entry.value, str) and entry.value.endswith((".yaml", ".yml")):
+        path = entry.beside(entry.value)
+        return Argument(path if os.path.isfile(path) else entry.text, entry)
+    return Argument(entry.text, entry)
+
+
+def _measure(entry: Entry) -> dict[str, Any]:
+    """Measures with their settings. What is wrong with them but for files that are not there, `check_spec` knows."""
+    measures = entry.mapping("measures with their settings, such as {toyworld: {}}", empty=True)
+    return {name: _measure_settings(settings) for name, settings in measures.items()}
+
+
+def _measure_settings(entry: Entry) -> Any:
+    if not isinstance(entry.value, dict):
+        return entry.value
+    readers: dict[str, Callable[[Entry], Any]] = {"rows": _sources, "prompts": _sources, "sentence_bert": _embedder}
+    parts = entry.mapping(empty=True)
+    return {name: readers[name](value) if name in readers else value.value for name, value in parts.items()}
+
+
+def _sources(entry: Entry) -> Any:
+    """Sources of rows: one, a list, or several of them by name; each a path or a mapping that has one."""
+    if isinstance(entry.value, list):
+        return [_sources(item) for item in entry.items("a list")]
+    if not isinstance(entry.value, dict):
+        return _rows(entry)
+    parts = entry.mapping(empty=True)
+    if "path" in parts:
+        return {**entry.value, "path": _rows(parts["path"])}
+    return {name: _sources(inner) for name, inner in parts.items()}
+
+
+def _rows(entry: Entry) -> Any:
+    """The path of rows, which is looked for beside the grid file, then in the working directory."""
+    name = entry.value
+    if not isinstance(name, str) or name.startswith(HUB):
+        return name
+    try:
+        if name.startswith(TOYWORLD):
+            parse_source(name)
+            return name
+        path = name if _exists(name) and not _exists(entry.beside(name)) else entry.beside(name)
+        if not os.path.isdir(path):  # of which the split may be named
+            resolve_source(Source(path))
+    except UserError as error:
+        raise entry.error(str(error)) from None
+    return path
+
+
+def _exists(path: str) -> bool:
+    whole = os.path.expanduser(path)
+    return os.path.exists(whole) or bool(glob.glob(whole, recursive=True))
+
+
+def _embedder(entry: Entry) -> Any:
+    """The embedding model: a directory, or a name on the hub."""
+    if not isinstance(entry.value, str):
+        return entry.value
+    if find_spec("sentence_transformers") is None:
+        raise entry.error("needs sentence-transformers: pip install 'ts2-lightning[sentence-bert]'")
+    directory = entry.beside(entry.value)
+    return directory if os.path.isdir(directory) else entry.value
+
+
+Configs = Annotated[tuple[str, ...], _configs]
+Overrides = Annotated[Mapping[str, Argument], _overrides]
+Measures = Annotated[Mapping[str, Any], _measure]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the grid, a choice, a condition or a seed sets.
+
+    Attributes:
+        config: configuration files.
+        set: values by setting, `model.loss.alpha`.
+        measure: specification of measures, merged into that of the layers before.
+    """
+
+    config: Configs = ()
+    set: Overrides = field(default_factory=dict)
+    measure: Measures = field(default_factory=dict)
+
+
+# Axes and conditions ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AxisValues:
+    """An axis of the values of one setting."""
+
+    setting: str
+    values: Annotated[tuple[Entry, ...], "a list of values"]
+
+    def choices(self) -> dict[str, Settings]:
+        """Each value as a choice, called as it is written."""
+        choices: dict[str, Settings] = {}
+        for value in self.values:
+            if value.text in choices:
+                raise value.error(f"{value.text} comes twice")
+            choices[value.text] = Settings(set={self.setting: _argument(value)})
+        return choices
+
+
+def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
+    """Every axis with its choices: values of one setting, or named sets of settings."""
+    axes = {}
+    for name, axis in entry.mapping("axes with their choices").items():
+        if name in _RESERVED:
+            raise axis.error(f"the name is taken, {_RESERVED[name]}; call the axis otherwise")
+        choices = axis.mapping("choices with their settings, or `setting:` and `values:`")
+        if "setting" in choices or "values" in choices:
+            axes[name] = read_part(AxisValues, axis).choices()
+        else:
+            axes[name] = {choice: read_part(Settings, inner) for choice, inner in choices.items()}
+        if ALL in axes[name]:
+            raise axis.error(f"no choice can be called {ALL!r}, which stands for all of them")
+    return axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition(Settings):
+    """What rows set besides that match `if_`."""
+
+    entry: Entry
+    if_: Entry
+
+
+# Seeds --------------------------------------------------------------------------------------------------------------
+
+
+def _seeds(entry: Entry) -> tuple[int, ...]:
+    seeds: list[int] = []
+    for item in entry.items("a list of whole numbers, such as [0, 1, 2]"):
+        if wrong := trouble(item.value, SEED_RANGE):
+            raise item.error(wrong)
+        if item.value in seeds:
+            raise item.error(f"seed {item.value} comes twice")
+        seeds.append(item.value)
+    return tuple(seeds)
+
+
+def _seeded(entry: Entry) -> dict[str, Argument]:
+    """What a seed sets, with `{seed}` in place of its number."""
+    values = entry.mapping('what a seed sets, such as {data.seed: "{seed}"}')
+    seeded = {setting: _argument(value) for setting, value in values.items()}
+    for setting, value in seeded.items():
+        for name in _PLACEHOLDER.findall(value.text):
+            if name != "seed":
+                raise values[setting].error(f"{{{name}}} is not known in {value.text!r}; the seed is written {SEED}")
+    if not any(SEED in value.text for value in seeded.values()):
+        raise entry.error(f"no value has {SEED}, so that all seeds would be the same training")
+    return seeded
+
+
+def _usual_seeded() -> dict[str, Argument]:
+    return {"seed_everything": Argument(SEED), "data.seed": Argument(SEED)}
+
+
+# What is measured and reported besides ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BaseModelPart:
+    """The model that the runs start from: how its row is called, and what is measured of it (None: as of the runs)."""
+
+    entry: Entry
+    label: str = "base"
+    measure: Annotated[Mapping[str, Any] | None, _measure] = None
+
+
+def _base_model(entry: Entry) -> BaseModelPart | None:
+    return None if entry.value is None else read_part(BaseModelPart, entry)
+
+
+def _slurm(entry: Entry) -> dict[str, Any]:
+    """Submitit's parameters, whose names are checked where it is installed."""
+    parts = entry.mapping("a mapping of submitit's parameters", empty=True)
+    if parts and find_spec("submitit") is not None:
+        from submitit import SlurmExecutor
+
+        for name, part in parts.items():
+            names = sorted(SlurmExecutor._valid_parameters())
+            if name not in names:
+                hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+                raise part.error(f"submitit has no such parameter{hint}")
+    time = parts.get("time")
+    if time and time.value and not isinstance(time.value, str) and ":" in time.text:
+        raise time.error(f'YAML reads {time.text} as the number {time.value}; write it in quotes: "{time.text}"')
+    return dict(entry.value)
+
+
+# The file -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridFile:
+    """A grid file as it is written.
+
+    Attributes:
+        entry: the whole file.
+        title: title of the report.
+        paper: name of what is repeated.
+        base: configuration files of all runs.
+        set: settings of all runs.
+        axes: axis -> choice -> what it sets.
+        runs: blocks of rows; none: the product of all axes.
+        exclude: conditions on rows that are left out.
+        when: what rows that match set besides, in order.
+        seeds: seeds of every row.
+        seeded: what a seed sets.
+        measure: specification of what is measured of all runs.
+        base_model: the model that the runs start from, None if it is not measured.
+        report: settings of the report.
+        slurm: submitit's parameters.
+    """
+
+    entry: Entry
+    title: str | None = None
+    paper: str | None = None
+    base: Configs
+    set: Overrides = field(default_factory=dict)
+    axes: Annotated[Mapping[str, Mapping[str, Settings]], _axes]
+    runs: Annotated[tuple[Entry, ...], "a list of blocks, such as `- {objective: [CE, TS2]}`"] = ()
+    exclude: tuple[Entry, ...] = ()
+    when: tuple[Condition, ...] = ()
+    seeds: Annotated[tuple[int, ...], _seeds] = (0,)
+    seeded: Annotated[Mapping[str, Argument], _seeded] = field(default_factory=_usual_seeded)
+    measure: Measures = field(default_factory=dict)
+    base_model: Annotated[BaseModelPart | None, _base_model] = None
+    report: ReportPart | None = None
+    slurm: Annotated[Mapping[str, Any] | None, _slurm] = None
+
+    @cached_property
+    def common(self) -> Settings:
+        """What all runs have."""
+        return Settings(self.base, self.set, self.measure)
+
+    @cached_property
+    def rows(self) -> list[LabelledRow]:
+        """The rows of the report."""
+        whole = self.entry.mapping()["runs" if self.runs else "axes"]
+        exclude = [read_rule(entry, self.axes, "{beta: 1.0}") for entry in self.exclude]
+        return rows_of(self.runs, exclude, self.axes, whole)
+
+    @cached_property
+    def conditions(self) -> list[tuple[Rule, Condition]]:
+        """Conditions with the rows that they are about."""
+        example = "{objective: TS2, alpha: [1, 5]}"
+        return [(read_rule(condition.if_, self.axes, example), condition) for condition in self.when]
+
+    @property
+    def base_measure(self) -> Mapping[str, Any]:
+        """What is measured of the base model: what of the runs, but for the cost of training."""
+        if self.base_model is None:
+            return {}
+        own = {name: settings for name, settings in self.measure.items() if name != "cost"}
+        return own if self.base_model.measure is None else self.base_model.measure
+
+    def layers(self, labels: Labels, seed: int | None = None) -> list[Settings]:
+        """What a row sets: what is common, its choices, the conditions that it meets, and a seed."""
+        choices = [self.axes[axis][choice] for axis, choice in labels.items()]
+        conditions = [condition for rule, condition in self.conditions if rule.matches(labels)]
+        return [self.common, *choices, *conditions, *([] if seed is None else [self.with_seed(seed)])]
+
+    def with_seed(self, seed: int) -> Settings:
+        """What one seed sets."""
+        seeded = ((name, value.text.replace(SEED, str(seed)), value.entry) for name, value in self.seeded.items())
+        return Settings(set={name: Argument(text, entry) for name, text, entry in seeded})
+
+
+def read_grid_file(file: Path) -> GridFile:
+    """A grid file, checked as far as that goes without the parser of `fit`.
+
+    Raises:
+        UserError: for whatever is wrong with it, with file and line.
+    """
+    grid = read_part(GridFile, read_entries(file))
+    rows = grid.rows
+    for rule, condition in grid.conditions:
+        if not (condition.config or condition.set or condition.measure):
+            raise condition.entry.error("sets nothing; give it one of config, set, measure")
+        if not any(rule.matches(row.labels) for row in rows):
+            raise rule.entry.error("no row of the grid is meant; mend it, or remove it")
+    layers = [grid.common, *(choice for axis in grid.axes.values() for choice in axis.values()), *grid.when]
+    _refuse_seeded(grid, layers)
+    specifications = [*(layer.measure for layer in layers), grid.base_measure]
+    names = (name for one in specifications for name, settings in one.items() if settings is not False)
+    measured = [name for name in dict.fromkeys(names) if name not in ("decoding", "template")]
+    if grid.report is not None:
+        grid.report.check(grid.axes, rows, measured)
+    return grid
+
+
+def _refuse_seeded(grid: GridFile, layers: list[Settings]) -> None:
+    """Makes sure that what a seed sets, which comes last, undoes nothing that others set."""
+    last = [grid.with_seed(seed).set for seed in grid.seeds]
+    for layer in layers:
+        for setting, value in layer.set.items():
+            name = setting.rstrip("+")
+            if value.entry and name in grid.seeded and any(seeded[name].text != value.text for seeded in last):
+                raise value.entry.error(
+                    f"{name} is what a seed sets, which comes after this; take it out here or of seeded "
+                    "(without which it is seed_everything and data.seed)"
+                )

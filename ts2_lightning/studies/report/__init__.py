@@ -1,0 +1,32 @@
+"""Reports on collections of runs: tables, pictures and data; rows are compared seed by seed.
+
+`collect` finds runs and puts those that differ in their seeds alone into rows; `write_report` writes what they come to.
+
+| file | what it does |
+| --- | --- |
+| `runs` | reads a run's directory |
+| `collect`, `rows` | which runs are one row, and what it is called: by the grid, or by the settings that differ |
+| `results` | rows, and one long table of their values |
+| `statistics` | means and paired differences |
+| `settings` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
+| `tables`, `markdown` | the text |
+| `figures`, `distributions` | the pictures |
+| `write` | the files, and the data |
+"""
+
+from ts2_lightning.studies.report.collect import collect
+from ts2_lightning.studies.report.results import Missing, Results, Row, Run, Settings
+from ts2_lightning.studies.report.settings import complete_settings, override_settings
+from ts2_lightning.studies.report.write import write_report
+
+__all__ = [
+    "Missing",
+    "Results",
+    "Row",
+    "Run",
+    "Settings",
+    "collect",
+    "complete_settings",
+    "override_settings",
+    "write_report",
+]

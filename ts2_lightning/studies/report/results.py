@@ -1,0 +1,254 @@
+"""What a report is made of: runs in rows, and one long table of their values, from which everything is calculated."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ts2_lightning.studies.report.statistics import Difference, Summary, paired_difference, summarise
+
+Curve = Mapping[int, float]
+"""Optimizer step -> logged value."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training, and what was measured of it.
+
+    Attributes:
+        name: name of its directory, for people.
+        directory: directory of the run itself, `RUNS_DIR/NAME/N`.
+        seed: None where its configuration has none.
+        values: name -> number. One that a measure has not left, though it was made, is not defined.
+        curves: logged name -> curve.
+        probes: probe -> what its `measure` returned, where that was kept.
+        settings: measure -> the settings that it was made with.
+        revision: revision of the software, for people; None where it was not recorded.
+        time: when it began, ISO 8601; None where it was not recorded.
+        seconds: duration of training; None where it was not recorded.
+        command: command that repeats it.
+    """
+
+    name: str
+    directory: Path
+    seed: int | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    probes: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    revision: str | None = None
+    time: str | None = None
+    seconds: float | None = None
+    command: str = ""
+
+    def decoding(self, name: str) -> str | None:
+        """The decoding that a value was measured with; None where it does not depend on that."""
+        decoding: str | None = self.settings.get(name.partition("/")[0], {}).get("decoding")
+        return decoding
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in nothing but their seeds.
+
+    Attributes:
+        label: name in tables and pictures; no two rows of a report have the same, see `told_apart`.
+        labels: axis -> choice, for those axes that the row has.
+        runs: one per seed.
+        is_base: a model as it was before any of the trainings: never the best, and compared with nothing.
+    """
+
+    label: str
+    labels: Mapping[str, str]
+    runs: tuple[Run, ...]
+    is_base: bool = False
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that should have been in the report and is not.
+
+    Attributes:
+        name: name of the run, for people.
+        row: label of the row that it belongs to; empty where there is none.
+        reason: why, and where to read more.
+    """
+
+    name: str
+    row: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is shown; what is left empty is chosen from what was measured.
+
+    Attributes:
+        baseline: label of the row that differences are taken against; empty: the first one.
+        columns: names of the values in the tables.
+        planes: (x, y) of the pictures of quality against diversity.
+        against: axis -> names of the values drawn against it; None: every axis whose choices are numbers.
+        curves: logged names.
+    """
+
+    baseline: str = ""
+    columns: tuple[str, ...] = ()
+    planes: tuple[tuple[str, str], ...] = ()
+    against: Mapping[str, tuple[str, ...]] | None = None
+    curves: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Results:
+    """A collection of runs.
+
+    Attributes:
+        title: title of the report.
+        paper: name of the study that it repeats; empty: none.
+        sources: directories that it was collected from.
+        rows: rows in the order of the table.
+        axes: axis -> its choices in order.
+        missing: what could not be shown, with the reason.
+        settings: what the sources want shown.
+        file: path of the grid file, where the sources are one grid; else empty.
+    """
+
+    title: str
+    paper: str
+    sources: tuple[Path, ...]
+    rows: tuple[Row, ...]
+    axes: Mapping[str, tuple[str, ...]]
+    missing: tuple[Missing, ...] = ()
+    settings: Settings = field(default_factory=Settings)
+    file: str = ""
+
+    @property
+    def trained(self) -> tuple[Row, ...]:
+        """The rows without the base models."""
+        return tuple(row for row in self.rows if not row.is_base)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The names of all values, in the order in which they are first met."""
+        return list(dict.fromkeys(name for row in self.rows for run in row.runs for name in run.values))
+
+    @property
+    def seeds(self) -> list[int]:
+        """All seeds, ascending."""
+        return sorted({run.seed for row in self.trained for run in row.runs if run.seed is not None})
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every training once, though several rows may share it."""
+        return list({run.directory: run for row in self.trained for run in row.runs}.values())
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The values of all runs, one a line, by rows and then by names.
+
+        Columns: `row` (its label), `axis/NAME` for each axis (its choice; None of a row without it), `name`, `seed`,
+        `decoding` (None where the value does not depend on it) and `value`, which is nan where the measure was made
+        and the value is not defined.
+
+        Example:
+            >>> run = Run("ts2/1", Path("ts2/1"), seed=0, values={"val/entropy": 0.5})
+            >>> Results("", "", (), (Row("TS2", {"loss": "TS2"}, (run,)),), {"loss": ("TS2",)}).table.iloc[0].to_dict()
+            {'row': 'TS2', 'axis/loss': 'TS2', 'name': 'val/entropy', 'seed': 0, 'decoding': None, 'value': 0.5}
+        """
+        lines = [
+            (row.label, *map(row.labels.get, self.axes), name, run.seed, run.decoding(name), run.values.get(name, nan))
+            for row in self.rows
+            for name in self.names
+            for run in row.runs
+            if name in run.values or name.partition("/")[0] in run.settings
+        ]
+        columns = ["row", *(f"axis/{axis}" for axis in self.axes), "name", "seed", "decoding", "value"]
+        return pd.DataFrame(lines, columns=columns, dtype=object)
+
+    def curves(self, name: str) -> pd.DataFrame:
+        """What was logged under a name, one value a line: `row` (its label), `run` (place there), `step`, `value`."""
+        lines = [
+            (row.label, place, step, value)
+            for row in self.trained
+            for place, run in enumerate(row.runs)
+            for step, value in run.curves.get(name, {}).items()
+        ]
+        return pd.DataFrame(lines, columns=["row", "run", "step", "value"])
+
+    @cached_property
+    def by_seed(self) -> dict[tuple[str, str], dict[int | None, float]]:
+        """(Row, name) -> seed -> value, in the order of the table."""
+        groups = self.table.groupby(["row", "name"], sort=False)
+        return {key: dict(zip(group["seed"], group["value"], strict=True)) for key, group in groups}
+
+    def values(self, row: Row, name: str) -> dict[int | None, float]:
+        """Seed -> value of a row, for the runs of which it was measured; nan where it was, and is not defined."""
+        return self.by_seed.get((row.label, name), {})
+
+    def summary(self, row: Row, name: str) -> Summary:
+        """Mean and standard deviation of a row's values over its seeds."""
+        return summarise(list(self.values(row, name).values()))
+
+    def difference(self, row: Row, other: Row, name: str) -> Difference:
+        """A row's values less another's, paired by seed."""
+        return paired_difference(self.values(row, name), self.values(other, name))
+
+
+def by_runs(rows: Iterable[Row]) -> list[list[Row]]:
+    """Rows that share their trainings, together; none without a run."""
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.runs:
+            alike.setdefault(tuple(str(run.directory) for run in row.runs), []).append(row)
+    return list(alike.values())
+
+
+def told_apart(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The rows with labels of which none occurs twice: marks, styles and places in pictures go by them.
+
+    Rows of trainings keep theirs before base models do.
+
+    Example:
+        >>> [row.label for row in told_apart([Row("CE", {}, (), is_base=True), Row("CE", {}, ()), Row("CE", {}, ())])]
+        ['CE (3)', 'CE', 'CE (2)']
+    """
+    labelled = list(rows)
+    taken: set[str] = set()
+    for i in sorted(range(len(labelled)), key=lambda i: labelled[i].is_base):
+        label = labelled[i].label
+        numbered = (f"{labelled[i].label} ({n})" for n in itertools.count(2))
+        while label in taken:
+            label = next(numbered)
+        taken.add(label)
+        labelled[i] = replace(labelled[i], label=label)
+    return tuple(labelled)
+
+
+def number(text: str) -> float | None:
+    """The number that a choice stands for, or None.
+
+    Example:
+        >>> number("2.5e-4"), number("TS2"), number("nan")
+        (0.00025, None, None)
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def numeric_axes(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    """The axes with at least two choices that are numbers.
+
+    Example:
+        >>> numeric_axes({"objective": ["CE", "TS2"], "k": ["null", "3", "5"], "scale": ["1"]})
+        ['k']
+    """
+    return [axis for axis, choices in axes.items() if sum(number(choice) is not None for choice in choices) > 1]

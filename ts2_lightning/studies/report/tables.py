@@ -1,0 +1,268 @@
+"""Tables of results: cells first, then as Markdown, LaTeX or plain text."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ts2_lightning.evaluation.registry import describe
+from ts2_lightning.studies.report.results import Results, Row
+from ts2_lightning.studies.report.statistics import Difference, Summary
+
+Mark = Literal["", "best", "near", "apart"]
+"""`best`: of its column; `near`: not told apart from the best; `apart`: a difference that is told apart from zero."""
+
+UNDEFINED = "-"
+_LABEL = 36  # characters of a label in plain text, at most
+_MARKDOWN = re.compile(r"[\\`*|]|\](?=[(\[])|(?<!\w)_|_(?!\w)")  # not the _ inside of a word
+_ARROWS = {"higher": " ↑", "lower": " ↓", None: ""}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a place of a table."""
+
+    text: str
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells; the first column has the rows' labels.
+
+    Attributes:
+        header: titles of the columns.
+        rows: as many cells each.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def parts(self, columns: int) -> list["Table"]:
+        """Tables with some columns each, beside the labels, about as many in each."""
+        values = len(self.header) - 1
+        count = -(-values // columns)
+        size = -(-values // max(count, 1))
+        starts = range(1, values + 1, max(size, 1))
+        return [
+            Table(
+                (self.header[0], *self.header[i : i + size]),
+                tuple((row[0], *row[i : i + size]) for row in self.rows),
+            )
+            for i in starts
+        ]
+
+
+# Cells ----------------------------------------------------------------------------------------------------------
+
+
+def results_table(results: Results, names: Sequence[str]) -> Table:
+    """Mean and standard deviation of each value, the best ones marked."""
+    seeds = max(1, len(results.seeds))  # runs without a seed are one of each row
+    columns = []
+    for name in names:
+        marks, spec = marks_of(results, name), describe(name).format
+        texts = [mean_text(results.summary(row, name), spec, 1 if row.is_base else seeds) for row in results.rows]
+        columns.append([Cell(text, marks.get(row.label, "")) for text, row in zip(texts, results.rows, strict=True)])
+    return _table(["", *(titled(name) for name in names)], results.rows, columns)
+
+
+def differences_table(results: Results, names: Sequence[str], baseline: str) -> Table:
+    """Paired differences against a row, with their intervals."""
+    base = next(row for row in results.trained if row.label == baseline)
+    others = [row for row in results.trained if row is not base]
+    columns = []
+    for name in names:
+        differences, spec = [results.difference(row, base, name) for row in others], describe(name).format
+        columns.append([Cell(difference_text(d, spec), _told_apart(d, spec)) for d in differences])
+    return _table([f"minus {baseline}", *(titled(name) for name in names)], others, columns)
+
+
+def _told_apart(difference: Difference, spec: str) -> Mark:
+    """Less than what is printed is no difference, however sure."""
+    return "apart" if difference.excludes_zero and float(format(difference.mean, spec)) != 0 else ""
+
+
+def _table(header: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequence[Cell]]) -> Table:
+    cells = tuple((Cell(row.label), *(column[i] for column in columns)) for i, row in enumerate(rows))
+    return Table(tuple(header), cells)
+
+
+def titled(name: str) -> str:
+    """The title of a column, with an arrow to where it is better."""
+    return describe(name).title + _ARROWS[describe(name).better]
+
+
+def marks_of(results: Results, name: str) -> dict[str, Mark]:
+    """Label -> mark, for rows of trainings; none where no direction is better, or all are equal.
+
+    Best are the rows whose mean is, as printed, that of the best one. Another row is near it if the interval of the
+    paired difference to the best includes zero: seeds alone could have made it so.
+    """
+    column, rows = describe(name), results.trained
+    means = {row.label: results.summary(row, name).mean for row in rows}
+    means = {label: mean for label, mean in means.items() if not math.isnan(mean)}
+    if column.better is None or len({format(mean, column.format) for mean in means.values()}) < 2:
+        return {}
+    top = (max if column.better == "higher" else min)(means, key=means.__getitem__)
+    best = next(row for row in rows if row.label == top)
+    marks: dict[str, Mark] = {}
+    for row in rows:
+        if row.label not in means:
+            continue
+        if format(means[row.label], column.format) == format(means[top], column.format):
+            marks[row.label] = "best"
+            continue
+        difference = results.difference(row, best, name)
+        if difference.has_interval and not difference.excludes_zero:
+            marks[row.label] = "near"
+    return marks
+
+
+def mean_text(summary: Summary, spec: str, n: int) -> str:
+    """A mean with its standard deviation.
+
+    Args:
+        summary: summary of the values.
+        spec: how a number is printed.
+        n: how many values there should be; another number is said.
+
+    Example:
+        >>> mean_text(Summary(3, 0.5, 0.0123), ".2f", 3), mean_text(Summary(1, 0.5, math.nan), ".2f", 3)
+        ('0.50 ± 0.01', '0.50 (n 1)')
+    """
+    if not summary.n:
+        return ""
+    if math.isnan(summary.mean):
+        return UNDEFINED
+    spread = "" if math.isnan(summary.sd) else f" ± {summary.sd:{spec}}"
+    return f"{summary.mean:{spec}}{spread}" + (f" (n {summary.n})" if summary.n != n else "")
+
+
+def difference_text(difference: Difference, spec: str) -> str:
+    """A mean difference with its interval.
+
+    Example:
+        >>> difference_text(Difference(3, 0.5, 0.25, 0.75), ".2f"), difference_text(summary_of_one := Difference(
+        ...     1, -0.5, math.nan, math.nan), ".2f")
+        ('+0.50 [+0.25, +0.75]', '-0.50')
+    """
+    if not difference.n:
+        return ""
+    if math.isnan(difference.mean):
+        return UNDEFINED
+    interval = f" [{difference.low:+z{spec}}, {difference.high:+z{spec}}]" if difference.has_interval else ""
+    return f"{difference.mean:+z{spec}}{interval}"
+
+
+# Text -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table) -> str:
+    """Best values are bold, those near them have a degree sign; differences that are told apart from zero are bold."""
+    styles: dict[Mark, str] = {"": "{}", "best": "**{}**", "near": "{}°", "apart": "**{}**"}
+    lines = [
+        _line([escape_markdown(title) for title in table.header]),
+        "| --- |" + " ---: |" * (len(table.header) - 1),
+        *(_line([styles[cell.mark].format(escape_markdown(cell.text)) for cell in row]) for row in table.rows),
+    ]
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def escape_markdown(text: str) -> str:
+    """Text that shows as it is, also in a cell.
+
+    Example:
+        >>> print(escape_markdown("a|b *c* <d>"))
+        a\\|b \\*c\\* &lt;d>
+    """
+    return _MARKDOWN.sub(r"\\\g<0>", text).replace("<", "&lt;")
+
+
+def plain(table: Table, width: int) -> str:
+    """Aligned columns, in blocks below each other that are no wider than some characters where that is possible."""
+    signs: dict[Mark, str] = {"": " ", "best": "*", "near": "°", "apart": "*"}
+    texts = [[table.header[0], *(f"{title} " for title in table.header[1:])]]
+    texts += [[row[0].text, *(cell.text + signs[cell.mark] for cell in row[1:])] for row in table.rows]
+    texts = [[shortened(first, _LABEL), *others] for first, *others in texts]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(table.header))]
+    blocks, taken = [[0]], widths[0]
+    for i, wide in enumerate(widths[1:], start=1):
+        if taken + 2 + wide > width and len(blocks[-1]) > 1:
+            blocks.append([0])
+            taken = widths[0]
+        blocks[-1].append(i)
+        taken += 2 + wide
+    return "\n\n".join(_block(texts, widths, block) for block in blocks)
+
+
+def shortened(text: str, width: int) -> str:
+    """The beginning and the end of a text that is too long.
+
+    Example:
+        >>> shortened("FenchelYoungPlusLoss, alpha 0.25", 21)
+        'FenchelYou…alpha 0.25'
+    """
+    before = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:before]}…{text[before + 1 - width :]}"
+
+
+def _block(texts: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+    lines = []
+    for row in texts:
+        first, *others = columns
+        cells = [row[first].ljust(widths[first]), *(row[i].rjust(widths[i]) for i in others)]
+        lines.append("  ".join(cells).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def booktabs(tables: Sequence[Table], caption: str) -> str:
+    """Tables for booktabs; best values are bold, those near them underlined."""
+    styles: dict[Mark, Callable[[str], str]] = {
+        "": str,
+        "best": lambda text: rf"\textbf{{{text}}}",
+        "near": lambda text: rf"\underline{{{text}}}",
+        "apart": lambda text: rf"\textbf{{{text}}}",
+    }
+    blocks = []
+    for table in tables:
+        head = " & ".join(map(escape_latex, table.header))
+        body = [" & ".join(styles[cell.mark](escape_latex(cell.text)) for cell in row) for row in table.rows]
+        columns = f"l{'r' * (len(table.header) - 1)}"
+        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"{head} \\", r"\midrule"]
+        blocks.append("\n".join([*lines, *(rf"{line} \\" for line in body), r"\bottomrule", r"\end{tabular}"]))
+    inner = "\n\n\\medskip\n\n".join(blocks)
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            r"\begin{table}",
+            r"\centering",
+            inner,
+            rf"\caption{{{escape_latex(caption)}}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "°": r"\textdegree{}",
+}  # fmt: skip
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is.
+
+    Example:
+        >>> print(escape_latex("50% of a_b ± 1"))
+        50\\% of a\\_b $\\pm$ 1
+    """
+    return "".join(_LATEX.get(sign, sign) for sign in text)
