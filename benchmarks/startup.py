@@ -3,8 +3,7 @@
     python -m benchmarks.startup --out benchmarks/results/startup_cpu.json
 
 Processor seconds (user and system) of whole processes with one thread. Rounds take turns; each subject has its median
-and its ratio to `import torch` in the same rounds, which hardly changes on another machine. A page of help is made in
-an empty cache directory, and read from a filled one.
+and its ratio to `import torch` in the same rounds, which hardly changes on another machine.
 """
 
 import argparse
@@ -14,7 +13,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +24,19 @@ SUBJECTS: dict[str, list[str]] = {
     "import lightning.pytorch": [sys.executable, "-c", "import lightning.pytorch"],
     "--help": [*_COMMAND, "--help"],
     "losses": [*_COMMAND, "losses"],
-    "fit --help, made": [*_COMMAND, "fit", "--help"],
-    "fit --help, read": [*_COMMAND, "fit", "--help"],
+    "fit --help": [*_COMMAND, "fit", "--help"],
     "fit --print_config": [*_COMMAND, "fit", "--model.lm.path", "x", "--print_config"],
 }
 """Name -> command line."""
 
 
-def processor_seconds(command: list[str], cache: str) -> float:
+def processor_seconds(command: list[str]) -> float:
     """User and system seconds of a process and all that it starts.
 
     Args:
         command: Command line.
-        cache: Directory of the package's cache.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TS2_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     before = os.times()
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
     after = os.times()
@@ -50,13 +46,11 @@ def processor_seconds(command: list[str], cache: str) -> float:
 def measure(subjects: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
     """Processor seconds of every subject in every round, after one round that fills the caches of disk and bytecode."""
     seconds: dict[str, list[float]] = {name: [] for name in subjects}
-    with tempfile.TemporaryDirectory() as filled:
-        for number in range(rounds + 1):
-            for name, command in subjects.items():
-                with tempfile.TemporaryDirectory() as empty:
-                    spent = processor_seconds(command, empty if name.endswith("made") else filled)
-                if number:
-                    seconds[name].append(spent)
+    for number in range(rounds + 1):
+        for name, command in subjects.items():
+            spent = processor_seconds(command)
+            if number:
+                seconds[name].append(spent)
     return seconds
 
 

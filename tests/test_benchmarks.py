@@ -55,9 +55,8 @@ def test_the_monitor_takes_its_turns() -> None:
     assert found["off"]["seconds_over_off"] == found["off"]["cpu_seconds_over_off"] == 1
 
 
-def test_a_start_is_compared_with_importing_torch(tmp_path: Path) -> None:
+def test_a_start_is_compared_with_importing_torch() -> None:
     told = startup.summary({startup.UNIT: [2.0, 1.0, 9.0], "losses": [3.0, 3.0, 2.0]})
     assert told["losses"] == {"processor_seconds": 3.0, "ratio_to_import_torch": 1.5}
     busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"]
-    assert startup.processor_seconds(busy, str(tmp_path)) >= 0.25
-    assert {name for name in startup.SUBJECTS if name.endswith("made")} == {"fit --help, made"}
+    assert startup.processor_seconds(busy) >= 0.25

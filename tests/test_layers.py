@@ -164,8 +164,8 @@ def test_a_wrong_import_is_found(module: str, source: str, wrong: str) -> None:
     ("module", "source"),
     [
         ("studies.x", "from ts2_lightning.runs.directory import numbers"),
-        ("evaluation.x", "from ts2_lightning.data.toyworld import load_world"),
-        ("evaluation.x", "from ts2_lightning.data.toyworld.world import World"),
+        ("toyworld.x", "from ts2_lightning.toyworld import load_world"),
+        ("toyworld.x", "from ts2_lightning.data.sources import Source"),
         ("losses.x", "from ts2_lightning.ops import LogitRows"),
         ("cli.x", "from ts2_lightning import __version__"),
         ("data.x", "from . import plan"),

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.e2e.command_line import ROOT, CommandLine, column, empty_working_directory, json_lines, make_blank
 from ts2_lightning.cli import COMMANDS
-from ts2_lightning.data.toyworld import resolve_source
+from ts2_lightning.toyworld import resolve_source
 
 README = ROOT / "README.md"
 HUB_MODEL = re.compile(r"--model\.lm\.path[ =]([\w.-]+/[\w.-]+)")

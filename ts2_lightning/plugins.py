@@ -4,6 +4,8 @@ A plug-in is a module with functions that return what it adds, by name. Each fun
 
 | door | what it returns |
 | --- | --- |
+| `sources` | name -> `SourceScheme`, of sources of rows that begin with `NAME:` |
+| `models` | name -> `ModelScheme`, of models whose path is `NAME` or `NAME?...` |
 | `measures` | name -> subclass of `evaluation.Measure` |
 | `domains` | name -> `evaluation.domains.Domain` |
 
@@ -13,13 +15,73 @@ A package declares its module in its `pyproject.toml`:
     mine = "my_package.ts2_plugin"
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 GROUP = "ts2_lightning.plugins"
 SHIPPED = ("ts2_lightning.toyworld",)
+
+
+class SourceScheme(ABC):
+    """Sources of rows that begin with one name.
+
+    Attributes:
+        title: name of what makes the rows, in messages.
+    """
+
+    title: ClassVar[str]
+
+    @abstractmethod
+    def check(self, path: str) -> None:
+        """Raises UserError for a source that there is not; nothing is made."""
+
+    @abstractmethod
+    def resolve(self, path: str) -> Path:
+        """The file with the rows of a source, of a kind that the data room reads; it may be made on first use."""
+
+    @abstractmethod
+    def identity(self, path: str) -> Any:
+        """Plain values that change when the rows do."""
+
+
+class ModelScheme(ABC):
+    """Models whose path begins with one name. All of them have one config and one tokenizer."""
+
+    @abstractmethod
+    def check(self, path: str) -> None:
+        """Raises UserError for a path that there is not; nothing is made."""
+
+    @abstractmethod
+    def locate(self, path: str) -> Path:
+        """The directory that transformers loads; it may be made on first use."""
+
+    @abstractmethod
+    def config(self) -> "PretrainedConfig":
+        """The config of the models, without one being made."""
+
+    @abstractmethod
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer of the models."""
+
+    @abstractmethod
+    def write_blank(self, directory: Path) -> Path:
+        """Writes config and tokenizer into a directory, without weights, and returns it."""
+
+    @abstractmethod
+    def identity(self, path: str) -> Any:
+        """Plain values that change when the model does."""
+
+    text_template: "Callable[[PreTrainedTokenizerBase], Any] | None" = None
+    """Gives the `ChatTemplate` with which models that have never seen a chat are asked; None if they have seen one."""
 
 
 @cache
@@ -45,3 +107,26 @@ def offered(door: str) -> dict[str, Any]:
             raise ValueError(f"plug-in {place}: {door} {', '.join(sorted(twice))} are there already")
         things |= added
     return things
+
+
+def source_scheme(path: str) -> SourceScheme | None:
+    """The scheme of a source of rows; None if it is a file or something else.
+
+    Example:
+        >>> source_scheme("toyworld:train").title, source_scheme("rows.jsonl")
+        ('the toy world', None)
+    """
+    name, colon, _ = path.partition(":")
+    scheme: SourceScheme | None = offered("sources").get(name) if colon else None
+    return scheme
+
+
+def model_scheme(path: str) -> ModelScheme | None:
+    """The scheme of a model's or tokenizer's path; None if it is a directory or a name on the hub.
+
+    Example:
+        >>> model_scheme("toyworld?seed=1").config().model_type, model_scheme("./toyworld")
+        ('llama', None)
+    """
+    scheme: ModelScheme | None = offered("models").get(path.partition("?")[0])
+    return scheme

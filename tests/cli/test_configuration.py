@@ -11,9 +11,10 @@ import yaml
 
 from tests.cli import standins
 from tests.cli.conftest import Run
-from ts2_lightning.cli import base_models, lightning_cli, main
+from ts2_lightning.cli import lightning_cli, main
 from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.toyworld import base
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,7 +122,7 @@ def test_the_embedded_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(seed)
         return f"/cache/base-{seed}"
 
-    monkeypatch.setattr(base_models, "ensure_base", ensure_base)
+    monkeypatch.setattr(base, "ensure_base", ensure_base)
     assert resolve_model("toyworld") == "/cache/base-0"
     assert resolve_model("toyworld?seed=3") == "/cache/base-3"
     for path in ("toyworld/model", "meta-llama/Llama-3.1-8B", "./toyworlds", "hf://toyworld"):

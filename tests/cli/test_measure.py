@@ -19,12 +19,12 @@ import yaml
 from tests.callbacks.tiny_llama import write_base
 from tests.e2e.command_line import QUICKSTART, Answer, CommandLine, empty_working_directory, make_blank
 from ts2_lightning.cli import main
-from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation import describe
 from ts2_lightning.evaluation import model as model_file
 from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.evaluation.measures import diversity
 from ts2_lightning.metrics import functional
+from ts2_lightning.toyworld import load_world
 from ts2_lightning.toyworld.exact import evaluate_toyworld
 
 RUN = Path("runs/toy/1")

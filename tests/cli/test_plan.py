@@ -12,8 +12,8 @@ from transformers import GPT2Config, LlamaConfig
 from ts2_lightning import hardware
 from ts2_lightning.cli import main
 from ts2_lightning.cli import plan as command
-from ts2_lightning.data.toyworld import build_tokenizer
 from ts2_lightning.hardware import Machine
+from ts2_lightning.toyworld import build_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = '{"class_path": "ts2_lightning.strategies.DeepSpeed", "init_args": {"stage": 2}}'

@@ -14,10 +14,10 @@ from tests.cli.conftest import Run
 from tests.cli.test_export import write_run
 from tests.export.stand_ins import load, shake
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.evaluation import Model, Question
 from ts2_lightning.evaluation.model import ValidationBatches
 from ts2_lightning.evaluation.probes import macro
+from ts2_lightning.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.toyworld.domain import text_template
 from ts2_lightning.toyworld.exact import encode_exchange
 

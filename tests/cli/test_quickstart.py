@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ts2_lightning.cli import main
 from ts2_lightning.cli.quickstart import CONFIG, compare, fit, fits, latest_export
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.studies.names import slug
+from ts2_lightning.toyworld import write_blank_model
 
 
 @pytest.fixture

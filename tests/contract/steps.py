@@ -28,11 +28,11 @@ from tests.modules.normaliser import Memory, conversation
 from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, NEFTune
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss, GEMLoss, ReferenceAnchored, TokenLoss, TS2Loss
 from ts2_lightning.modules import AdamWConfig, AdapterConfig, LanguageModelConfig, ScheduleConfig, SFTModule
 from ts2_lightning.strategies import FSDP2, DeepSpeed
+from ts2_lightning.toyworld import write_blank_model
 from ts2_lightning.types import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ts2_lightning.data.bundled import TEMPLATES
-from ts2_lightning.data.toyworld import build_tokenizer
+from ts2_lightning.toyworld import build_tokenizer
 
 CONTROLS = sorted({control for template in TEMPLATES.values() for control in template.controls})
 

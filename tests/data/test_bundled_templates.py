@@ -21,7 +21,7 @@ from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.data.formats import parse
 from ts2_lightning.data.sources import read_rows
 from ts2_lightning.data.templates import ChatTemplate, make_template
-from ts2_lightning.data.toyworld import load_world
+from ts2_lightning.toyworld import load_world
 from ts2_lightning.types import RowError, UserError
 
 NAMES = list(TEMPLATES)

@@ -12,8 +12,8 @@ import pytest
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.streaming import REPORT
-from ts2_lightning.data.toyworld import build_tokenizer
 from ts2_lightning.model_limits import ModelLimits
+from ts2_lightning.toyworld import build_tokenizer
 from ts2_lightning.types import UserError
 
 TABLE = ModelLimits("gpt2", 8, is_table=True, embeddings=100)

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from ts2_lightning.data.sources import Source, count_rows, read_rows, resolve_sources, stream_source
+from ts2_lightning.toyworld.doors import ToyWorldSources
 from ts2_lightning.types import UserError
 
 ROWS = [{"prompt": "a", "completion": "ä"}, {"prompt": "b", "completion": "☃"}]
@@ -140,13 +141,13 @@ def test_missing_files_get_a_suggestion(tmp_path: Path) -> None:
         resolve_sources(str(tmp_path / "data" / "*"))
 
 
-def test_toyworld_sources_are_resolved_by_the_toy_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import ts2_lightning.data.toyworld as toyworld
-
+def test_sources_of_a_plug_in_are_resolved_by_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(toyworld, "resolve_source", lambda uri: asked.append(uri) or tmp_path / "x.jsonl")
+    monkeypatch.setattr(ToyWorldSources, "resolve", lambda self, path: asked.append(path) or tmp_path / "x.jsonl")
     assert resolve_sources("toyworld:train?seed=3") == [tmp_path / "x.jsonl"]
     assert asked == ["toyworld:train?seed=3"]
+    with pytest.raises(UserError, match="toyworld:train: a source of the toy world has neither split nor name"):
+        resolve_sources(Source("toyworld:train", split="train"))
 
 
 def test_folders(tmp_path: Path) -> None:

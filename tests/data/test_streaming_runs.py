@@ -11,7 +11,7 @@ from streaming_runs import BATCH, RUNS, STEPS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.support.ranks import launch
-from ts2_lightning.data.toyworld import load_world, write_blank_model
+from ts2_lightning.toyworld import load_world, write_blank_model
 
 ROWS = 3 * BATCH + 4
 Seen = Callable[[str], list[dict[str, Any]]]

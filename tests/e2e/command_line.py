@@ -13,7 +13,7 @@ import pytest
 
 from ts2_lightning.callbacks.preemption import SIGNALS
 from ts2_lightning.cli import main
-from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.toyworld import write_blank_model
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

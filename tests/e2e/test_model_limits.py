@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from tests.e2e.command_line import CommandLine, json_lines, make_blank
-from ts2_lightning.data.toyworld import build_tokenizer
+from ts2_lightning.toyworld import build_tokenizer
 
 WORDS = len(build_tokenizer())
 POSITIONS = 14  # of the toy world's rows some are longer

@@ -114,7 +114,7 @@ def check_what_a_fit_leaves() -> None:
 
 
 def conversations(source: str) -> list[list[dict[str, str]]]:
-    from ts2_lightning.data.toyworld import resolve_source
+    from ts2_lightning.toyworld import resolve_source
 
     return [row["messages"] for row in json_lines(resolve_source(f"toyworld:{source}"))]
 

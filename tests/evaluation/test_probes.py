@@ -13,7 +13,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.engines import chunked
 from ts2_lightning.evaluation import Model, Prompt
 from ts2_lightning.evaluation.loading import load_model, supervised_logits
@@ -22,6 +21,7 @@ from ts2_lightning.evaluation.probes import write_probe as write
 from ts2_lightning.evaluation.probes.tokens import TSPD_ORDERS, token_table
 from ts2_lightning.generation.sampling import Decoder, sample
 from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.toyworld.exact import encode_exchange, next_token_log_probabilities
 from ts2_lightning.types import UserError
 

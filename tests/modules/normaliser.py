@@ -18,10 +18,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
+from ts2_lightning.toyworld import load_world
 
 BATCH_SIZE = 16
 MAX_LENGTH = 100  # somewhat above the longest row

@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tests.e2e.command_line import CONFIGS, QUICKSTART, CommandLine, column, empty_working_directory
 from tests.modules.architectures import ARCHITECTURES, random_model, uneven_batch
 from tests.modules.test_head import ENGINES, gradients, plain_cross_entropy
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.engines.linear import is_plain_linear
 from ts2_lightning.losses import CrossEntropyLoss, TS2Loss
@@ -35,6 +34,7 @@ from ts2_lightning.modules.head import check_head, output_head
 from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.optimization import make_optimizer
+from ts2_lightning.toyworld import write_blank_model
 from ts2_lightning.types import UserError
 
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

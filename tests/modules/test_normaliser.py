@@ -17,7 +17,7 @@ from tests.modules.normaliser import BATCH_SIZE, MAX_LENGTH, VALIDATION, convers
 from tests.reference import cross_entropy, sparsemax, ts2
 from tests.support.ranks import launch
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import write_blank_model
+from ts2_lightning.toyworld import write_blank_model
 
 TRAINED = BATCH_SIZE + 3
 FORMULAS = {"ce": cross_entropy, "ts2": ts2(0.25)}

@@ -23,7 +23,6 @@ from tests.modules.normaliser import conversation
 from tests.support.ranks import launch
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoded_rows import EncodedRow
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import LanguageModelConfig
@@ -37,6 +36,7 @@ from ts2_lightning.modules.router import (
     tell_router_loss,
 )
 from ts2_lightning.modules.sharding import make_network
+from ts2_lightning.toyworld import write_blank_model
 from ts2_lightning.types import UserError
 
 LENGTHS = (7, 2, 9, 5, 4)

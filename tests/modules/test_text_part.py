@@ -18,7 +18,6 @@ from tests.modules.normaliser import conversation
 from tests.modules.test_adapters import logits, merged, speak
 from tests.modules.test_head import gradients, plain_cross_entropy
 from tests.support.ranks import launch
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.export import export_checkpoint
@@ -35,6 +34,7 @@ from ts2_lightning.modules.text_part import freeze_left_out, is_below, left_out,
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.layout import read_layout
 from ts2_lightning.planning.model import measure
+from ts2_lightning.toyworld import write_blank_model
 from ts2_lightning.types import UserError
 
 _PROJECTED = ["model.multi_modal_projector", "model.vision_tower"]

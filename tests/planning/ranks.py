@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from tests.support.ranks import fork_ranks
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import write_blank_model
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import LanguageModelConfig, ScheduleConfig, SFTModule
 from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.strategies import FSDP2, DeepSpeed
+from ts2_lightning.toyworld import write_blank_model
 
 RANKS = 2
 SIZES: dict[str, Any] = {  # divided by two ranks, they leave odd parts

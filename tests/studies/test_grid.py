@@ -463,7 +463,7 @@ WRONG = {
     "seed elsewhere": (AXES + "set: {a: '{seed}'}", "set.a: {seed} stands only in values of seeded"),
     "measure": (
         AXES + "measure: [toyworld]",
-        "measure: expected measures with their settings, such as {toyworld: {}}, got a",
+        "measure: expected measures with their settings, such as {validation: {}}, got a",
     ),
     "base_model": (AXES + "base_model: {name: base}", "base_model.name: no such key"),
     "base_model true": (AXES + "base_model: true", "base_model: expected a mapping with label, measure, got 'true'"),

@@ -14,9 +14,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from ts2_lightning.data.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.evaluation.distributions import DECODINGS, PAPERS, PLAIN
 from ts2_lightning.generation import Decoder, SparsemaxLogitsProcessor
+from ts2_lightning.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.toyworld import exact as measures
 from ts2_lightning.toyworld.exact import (
     encode_exchange,

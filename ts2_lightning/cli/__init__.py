@@ -53,15 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
     from ts2_lightning.cli.errors.guard import guarded
-    from ts2_lightning.cli.help_pages import with_help_page
 
-    def execute() -> int:
-        with importable_working_directory(), relaunchable(None if argv is None else list(argv)):
-            return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug, first)
-
-    # A program that calls this function may have changed what a command does, and with it the help.
-    is_page = COMMANDS[first].help_is_kept and arguments[1:] in (["-h"], ["--help"])
-    return with_help_page(first, execute) if is_page and argv is None and not debug else execute()
+    with importable_working_directory(), relaunchable(None if argv is None else list(argv)):
+        return guarded(lambda: COMMANDS[first].run(first, arguments[1:]), debug, first)
 
 
 def usage() -> str:

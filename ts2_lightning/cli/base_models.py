@@ -1,4 +1,4 @@
-"""The model that a path names: the toy world's base, which is made on first use, or any other; and what it takes.
+"""The model that a path names: that of a plug-in, which may be made on first use, or any other; and what it takes.
 
 What a model takes is read from its config alone, for commands that load no model.
 """
@@ -8,44 +8,38 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from ts2_lightning.data.tokenizer import load_tokenizer
-from ts2_lightning.data.toyworld import seed_of, write_blank_model
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import read_limits, settle_embeddings
-from ts2_lightning.studies.toyworld_base import ensure_base
+from ts2_lightning.plugins import model_scheme
 
 
-def toyworld_seed(path: str) -> int | None:
-    """Seed of the embedded base model that a path asks for; None if the path names another model.
+def check_model_path(path: str) -> None:
+    """Checks the path of a plug-in's model; nothing is made.
 
     Args:
-        path: Value of `model.lm.path`.
+        path: value of `model.lm.path`.
 
     Raises:
-        UserError: the path asks for anything but a seed, or for a seed out of range.
-
-    Example:
-        >>> toyworld_seed("toyworld"), toyworld_seed("toyworld?seed=3"), toyworld_seed("./toyworld")
-        (0, 3, None)
+        UserError: the plug-in has no such model.
     """
-    name, mark, query = path.partition("?")
-    if name != "toyworld":
-        return None
-    return seed_of(query, f"model.lm.path {path!r}") if mark else 0
+    if (scheme := model_scheme(path)) is not None:
+        scheme.check(path)
 
 
 def resolve_model(path: str) -> str:
-    """Directory of the embedded base model for `toyworld` or `toyworld?seed=1`; any other path as it is.
+    """Directory of a plug-in's model, such as `toyworld?seed=1`; any other path as it is.
 
-    The base model is made if it is not there, which takes minutes.
+    The model is made if it is not there, which may take minutes.
 
     Raises:
-        UserError: see `toyworld_seed`.
+        UserError: see `check_model_path`.
     """
-    seed = toyworld_seed(path)
-    return path if seed is None else str(ensure_base(seed))
+    scheme = model_scheme(path)
+    return path if scheme is None else str(scheme.locate(path))
 
 
 @contextmanager
@@ -63,12 +57,13 @@ def seeds_kept() -> Iterator[None]:
 
 @contextmanager
 def with_config(lm: LanguageModelConfig) -> Iterator[LanguageModelConfig]:
-    """The config with a path that has a config.json: the toy world's is written without making its model."""
-    if lm.path.partition("?")[0] != "toyworld":
+    """The config with a path that has a config.json: that of a plug-in's model is written without making the model."""
+    scheme = model_scheme(lm.path)
+    if scheme is None:
         yield lm
         return
     with tempfile.TemporaryDirectory() as directory:
-        yield replace(lm, path=str(write_blank_model(directory)))
+        yield replace(lm, path=str(scheme.write_blank(Path(directory))))
 
 
 def with_rows_for_tokens(lm: LanguageModelConfig, tokenizer: str) -> LanguageModelConfig:
@@ -83,8 +78,7 @@ def with_rows_for_tokens(lm: LanguageModelConfig, tokenizer: str) -> LanguageMod
     """
     if lm.resize_embeddings is not True:
         return settle_embeddings(lm)
-    name = "toyworld" if tokenizer.partition("?")[0] == "toyworld" else tokenizer
-    return settle_embeddings(lm, len(load_tokenizer(name)))
+    return settle_embeddings(lm, len(load_tokenizer(tokenizer)))
 
 
 def limits_at(path: str, revision: str | None = None) -> ModelLimits:

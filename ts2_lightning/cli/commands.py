@@ -17,14 +17,11 @@ class Command:
             strings and returns the exit status, or None for 0.
         help: Line of `--help`.
         named: Whether the function takes the command's name before the options (one function for several commands).
-        help_is_kept: Whether its page of help is made once, see `help_pages`: it must follow from the installed
-            packages alone, and not from a user's files.
     """
 
     target: str
     help: str
     named: bool = False
-    help_is_kept: bool = False
 
     def run(self, name: str, options: list[str]) -> int:
         """Imports the command and runs it."""
@@ -58,20 +55,15 @@ COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "ts2_lightning.cli.quickstart:run", "the whole story on a toy world, in minutes, without a download"
     ),
-    "fit": Command(_TRAINER, "fine-tune a language model", named=True, help_is_kept=True),
-    "validate": Command(
-        _TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True, help_is_kept=True
-    ),
-    "test": Command(_TRAINER, "the same on the test rows", named=True, help_is_kept=True),
-    "predict": Command(_TRAINER, "per-token statistics of given rows", named=True, help_is_kept=True),
+    "fit": Command(_TRAINER, "fine-tune a language model", named=True),
+    "validate": Command(_TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True),
+    "test": Command(_TRAINER, "the same on the test rows", named=True),
+    "predict": Command(_TRAINER, "per-token statistics of given rows", named=True),
     "data": Command(
         "ts2_lightning.cli.inspect_data:run",
         "the rows of a configuration: statistics, cost, samples",
-        help_is_kept=True,
     ),
-    "plan": Command(
-        "ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone", help_is_kept=True
-    ),
+    "plan": Command("ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone"),
     "export": Command("ts2_lightning.cli.export:run", "a checkpoint as a directory that transformers and vLLM load"),
     "probe": Command("ts2_lightning.cli.probe:run", "what trained models think, side by side, in numbers and pictures"),
     "ablate": Command("ts2_lightning.cli.ablate:run", "a grid of runs, its measures and its report, from one file"),

@@ -66,7 +66,7 @@ class DataCLI(TS2CLI):
         _check_options(settings)
         path = settings.get("model.lm.path")
         if settings["data.tokenizer"] is None and path is not None:
-            settings["data.tokenizer"] = "toyworld" if path.partition("?")[0] == "toyworld" else path
+            settings["data.tokenizer"] = path
 
     def instantiate_classes(self) -> None:
         """Only the datamodule."""

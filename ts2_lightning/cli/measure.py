@@ -18,6 +18,7 @@ from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_mea
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.json_files import read_json
+from ts2_lightning.plugins import offered
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
@@ -25,8 +26,6 @@ from ts2_lightning.yaml_files import load_yaml
 
 _ABOUT = """Measures trained models, each thing once: what has been measured of the same model, with the same settings
 and files, is not measured again. Values go to DIR/measures. The measures, and their settings: """
-
-_USUAL = ("toyworld", "validation", "cost")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -79,7 +78,7 @@ def read_spec(given: str) -> dict[str, Any]:
         text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         spec = load_yaml(text, said)
     except OSError as error:
-        hint = "name a file, or write the spec, such as '{toyworld: {}}'"
+        hint = "name a file, or write the spec, such as '{validation: {}}'"
         raise UserError(f"{said}: no such file ({error.strerror}); {hint}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{said}: not YAML ({one_line(str(error))})") from error
@@ -95,10 +94,14 @@ def _check_out(out: str | None, models: int) -> None:
         raise UserError(f"--out {out}: this is a file; name a directory")
 
 
+def _usual_names() -> list[str]:
+    return [name for name, measure in measures().items() if measure.usual]
+
+
 def _usual(model: Model) -> Spec:
     """What is measured where nobody has said what: of the usual measures those that apply. It says which do not."""
     wanted: dict[str, Any] = {}
-    for name in _USUAL:
+    for name in _usual_names():
         try:
             measures()[name]().check_model(model)
             measures()[name]().inputs(model)
@@ -180,15 +183,15 @@ def _parser() -> OptionParser:
         "model",
         nargs="+",
         metavar="MODEL",
-        help="a run (its export, or else its newest checkpoint), a checkpoint, a transformers directory, toyworld (its "
-        "base model), or a name on the hub",
+        help="a run (its export, or else its newest checkpoint), a checkpoint, a transformers directory, a plug-in's "
+        f"model ({', '.join(offered('models'))}), or a name on the hub",
     )
     parser.add_argument(
         "--spec",
         metavar="FILE|TEXT",
-        help="measures with their settings, as `measure:` of a grid file, in YAML or JSON, such as '{toyworld: {}, "
+        help="measures with their settings, as `measure:` of a grid file, in YAML or JSON, such as '{diversity: {}, "
         "validation: {limit: 500}, decoding: sparsemax}' (default: what applies of "
-        f"{', '.join(_USUAL)}); decodings: {', '.join(DECODINGS)}",
+        f"{', '.join(_usual_names())}); decodings: {', '.join(DECODINGS)}",
     )
     parser.add_argument("--out", metavar="DIR", help="measures go to DIR/measures (default: the run)")
     parser.add_argument(

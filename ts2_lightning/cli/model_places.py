@@ -1,4 +1,4 @@
-"""Where a model lies that a command was given: a directory, a run, a checkpoint, the toy world's base, the hub."""
+"""Where a model lies that a command was given: a directory, a run, a checkpoint, a plug-in's model, the hub."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +11,10 @@ from ts2_lightning.cli import export
 from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
+from ts2_lightning.plugins import model_scheme
 from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of
 from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.toyworld.domain import text_template
 from ts2_lightning.types import UserError
 
 
@@ -79,5 +79,5 @@ def find_model(given: str, option: str) -> ModelPlace:
     if given.startswith(("/", ".", "~")) or given.count("/") > 1:
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{option}: no such model{did_you_mean(path.name, near)}")
-    is_embedded_base = given.partition("?")[0] == "toyworld"
-    return ModelPlace(resolve_model(given), text_template=text_template if is_embedded_base else None)
+    scheme = model_scheme(given)
+    return ModelPlace(resolve_model(given), text_template=None if scheme is None else scheme.text_template)

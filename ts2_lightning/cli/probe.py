@@ -22,6 +22,7 @@ from ts2_lightning.evaluation.measures.probes import Kind, Probes
 from ts2_lightning.evaluation.probes import PROBES, write_probe
 from ts2_lightning.evaluation.probes.report import REPORT
 from ts2_lightning.evaluation.results import files_of, read_result
+from ts2_lightning.plugins import offered
 from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
@@ -241,8 +242,9 @@ def _parser() -> OptionParser:
         action="append",
         required=True,
         metavar="NAME=PATH[:DECODING]",
-        help="a transformers directory, a run, a checkpoint, toyworld (its base model) or a name on the hub; decoded "
-        f"with one of {', '.join(DECODINGS)} (1.5); once for each model",
+        help="a transformers directory, a run, a checkpoint, a plug-in's model "
+        f"({', '.join(offered('models'))}) or a name on the hub; decoded with one of "
+        f"{', '.join(DECODINGS)} (1.5); once for each model",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for numbers, pictures and report.md")
     parser.add_argument(

@@ -14,8 +14,6 @@ from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli import main
 from ts2_lightning.cli.terminal import put, quieten
-from ts2_lightning.data.toyworld import load_world
-from ts2_lightning.data.toyworld.world import Family, World
 from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.picture import draw_next_token
 from ts2_lightning.ranges import SEED, check_numbers
@@ -26,9 +24,11 @@ from ts2_lightning.studies.configs import shipped_config
 from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import Results, Row, Run
 from ts2_lightning.studies.report.tables import plain, results_table
-from ts2_lightning.studies.toyworld_base import ensure_base
+from ts2_lightning.toyworld import load_world
+from ts2_lightning.toyworld.base import ensure_base
 from ts2_lightning.toyworld.domain import text_template
 from ts2_lightning.toyworld.exact import LEGEND, Style, next_token_log_probabilities, plausible_first_tokens
+from ts2_lightning.toyworld.world import Family, World
 
 CONFIG = shipped_config("experiment/quickstart.yaml")
 BASE = "base"

@@ -101,12 +101,12 @@ def _parser() -> OptionParser:
         "runs",
         nargs="+",
         metavar="RUNS",
-        help="a grid (runs/toyworld-alpha), a run (runs/ts2/1), all runs of a name (runs/ts2), a directory of these, "
+        help="a grid (runs/alpha), a run (runs/ts2/1), all runs of a name (runs/ts2), a directory of these, "
         "or a pattern ('runs/ts2-*')",
     )
     parser.add_argument("--out", metavar="DIR", help="default: report/ in a grid's directory, else ./report")
     parser.add_argument("--baseline", metavar="LABEL", help="the row that differences are taken against")
-    parser.add_argument("--columns", metavar="A,B", help="values in the tables, such as toyworld/seen/validity_t1")
+    parser.add_argument("--columns", metavar="A,B", help="values in the tables, such as validation/cross_entropy")
     parser.add_argument("--planes", metavar="Y:X,...", help="pictures of one value against another, quality first")
     parser.add_argument("--latex", action="store_true", help="also write table.tex (booktabs)")
     return parser

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ts2_lightning.cli.base_models import toyworld_seed
+from ts2_lightning.cli.base_models import check_model_path
 from ts2_lightning.cli.errors.guard import one_line, users_error
 from ts2_lightning.cli.errors.parser import Parser
 from ts2_lightning.ranges import (
@@ -76,7 +76,7 @@ def check_numeric_settings(settings: Namespace) -> None:
     if not isinstance(seed, bool):
         check_number("seed_everything", seed, SEED)
     if path is not None:
-        toyworld_seed(path)
+        check_model_path(path)
     trainer = settings.trainer
     for name, allowed in TRAINER.items():
         value = trainer[name]

@@ -1,7 +1,7 @@
 """The package's cache directory and the token cache in it: rows are encoded once, and read at every later start.
 
     $TS2_CACHE_DIR or ~/.cache/ts2_lightning
-        toyworld/...           see `ts2_lightning.data.toyworld.cache`
+        toyworld/...           the files of the toy world and its base model
         tokens/KEY.arrow       the encoded rows of one split; KEY: a digest of all that determines them
         tokens/KEY.lock        held by the process that encodes them
         tokens/.KEY.../        what it has written so far
@@ -42,7 +42,6 @@ from ts2_lightning.data.encoded_rows import Columns, EncodedRows, append_chunks,
 from ts2_lightning.data.files import expanded
 from ts2_lightning.data.formats import FORMATS, FormatFunction
 from ts2_lightning.data.rejects import Reject
-from ts2_lightning.program import cache_setting
 
 _LIBRARIES = ("jinja2", "tokenizers", "transformers")
 _ROOM = Path(__file__).parent
@@ -58,7 +57,7 @@ def cache_directory() -> Path:
     Raises:
         UserError: if it names the home directory of a user who does not exist.
     """
-    return expanded(cache_setting(), "TS2_CACHE_DIR")
+    return expanded(os.environ.get("TS2_CACHE_DIR") or "~/.cache/ts2_lightning", "TS2_CACHE_DIR")
 
 
 # What determines the encoded rows -------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ class SFTData(LightningDataModule):
     # Preparing -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """Let the toy world write its files and `datasets` download those of the hub, in one process per node."""
+        """Let plug-ins write their files and `datasets` download those of the hub, in one process per node."""
         for name in (name for split in SPLITS for name in self.sets.of(split)):
             self.sets.prepare(name)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ts2_lightning.data.selection import WHOLE, Selection, held_out
-from ts2_lightning.data.sources import HUB, TOYWORLD, Source, as_sources, resolve_sources
+from ts2_lightning.data.sources import HUB, Source, as_sources, resolve_sources
+from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import Range, check_number
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -95,9 +96,15 @@ class RowSets:
         return Selection(tuple(self.sources(name)), self.format, self.seed, part, limit, self.is_streamed(name))
 
     def prepare(self, name: str) -> None:
-        """Let the toy world write the files of a set, and `datasets` download those of the hub."""
-        made = (TOYWORLD,) if self.is_streamed(name) else (TOYWORLD, HUB)
-        resolve_sources([source for source in self.sources(name) if source.path.startswith(made)])
+        """Let plug-ins write the files of a set, and `datasets` download those of the hub."""
+        downloads = not self.is_streamed(name)
+        resolve_sources(
+            [
+                source
+                for source in self.sources(name)
+                if source_scheme(source.path) or (downloads and source.path.startswith(HUB))
+            ]
+        )
 
     # Checks that need no file ----------------------------------------------------------------------------------------
 

@@ -16,11 +16,9 @@ from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.rows import SourceRow, as_row
 from ts2_lightning.data.tables import count_arrow, count_parquet, read_arrow, read_parquet
 from ts2_lightning.data.texts import about_lines, count_lines, read_lines, read_list
+from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
 from ts2_lightning.types import UserError
-
-TOYWORLD = "toyworld:"
-"""Sources that start with it (`toyworld:train?seed=0`) are made by the embedded toy world."""
 
 HUB = "hub:"
 """Sources that start with it (`hub:org/name`) are data sets of the Hugging Face hub."""
@@ -38,7 +36,8 @@ class Source:
     """A source of rows, and the choice of rows from it.
 
     Args:
-        path: name of the rows: a file, a folder, a glob (`**` enters folders), `hub:ORG/NAME`, or a `toyworld:` source.
+        path: name of the rows: a file, a folder, a glob (`**` enters folders), `hub:ORG/NAME`, or `NAME:...`
+            of a plug-in.
         split: split of a data set; a folder with a split is read as the hub would read it.
         name: configuration of a data set that has several.
         revision: commit, tag or branch of a data set on the hub; only a commit will always be the same rows.
@@ -66,12 +65,10 @@ class Source:
         check_numbers(f"{self.path}: ", self, times=_TIMES, sample=(COUNT, NULL))
         if self.revision is not None and not self.path.startswith(HUB):
             raise UserError(f"{self.path}: only a data set of the hub has a revision; write {HUB}ORG/NAME")
-        if self.path.startswith(TOYWORLD):
-            from ts2_lightning.data.toyworld import parse_source
-
-            parse_source(self.path)
+        if (scheme := source_scheme(self.path)) is not None:
+            scheme.check(self.path)
             if self.split or self.name:
-                raise UserError(f"{self.path}: a source of the toy world has neither split nor name")
+                raise UserError(f"{self.path}: a source of {scheme.title} has neither split nor name")
 
 
 Sources = str | Source | Sequence[str | Source]
@@ -108,10 +105,8 @@ def resolve_sources(sources: Sources) -> list[Path]:
 
 def resolve_source(source: Source) -> list[Path]:
     """The files of one source; see `resolve_sources`."""
-    if source.path.startswith(TOYWORLD):
-        from ts2_lightning.data.toyworld import resolve_source as resolve_toyworld
-
-        return [Path(resolve_toyworld(source.path))]
+    if (scheme := source_scheme(source.path)) is not None:
+        return [scheme.resolve(source.path)]
     if (data_set := _data_set(source)) is not None:
         return data_set_files(data_set, source.name, source.split, source.revision)
     path = expanded(source.path, "source")

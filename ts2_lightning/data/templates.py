@@ -69,7 +69,7 @@ class ChatTemplate:
             arguments, or `train_on` or `thinking` is neither.
 
     Example:
-        >>> from ts2_lightning.data.toyworld import build_tokenizer
+        >>> from ts2_lightning.toyworld import build_tokenizer
         >>> template = ChatTemplate("toyworld", build_tokenizer().chat_template, build_tokenizer())
         >>> question = [{"role": "user", "content": "name a fruit"}]
         >>> rendering = template.render([*question, {"role": "assistant", "content": "the answer is plum ."}])

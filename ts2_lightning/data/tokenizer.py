@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ts2_lightning.data.files import expanded, reason_of, why_missing
-from ts2_lightning.data.sources import TOYWORLD
+from ts2_lightning.plugins import model_scheme
 from ts2_lightning.types import UserError
 
 _FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "config.json")
@@ -15,15 +15,13 @@ _FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", 
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory, the hub, or the toy world.
+    """A tokenizer from a directory, the hub, or a plug-in.
 
     Raises:
         UserError: if there is none, with the nearest name of a directory, or the file that is broken.
     """
-    if path == TOYWORLD.rstrip(":"):
-        from ts2_lightning.data.toyworld import build_tokenizer
-
-        return build_tokenizer()
+    if (scheme := model_scheme(path)) is not None:
+        return scheme.tokenizer()
     place = expanded(path, "data.tokenizer")
     is_local = os.path.exists(place)
     if is_local and not os.path.isdir(place):

@@ -33,6 +33,15 @@ class Measure(ABC):
     values: ClassVar[tuple[Value, ...]] = ()
     """Descriptions of its values, in the order of tables. A value without one is called by its name."""
 
+    planes: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Pairs of values, x and y, by their whole names: pictures of a report that asks for no others."""
+
+    note: ClassVar[str] = ""
+    """What readers of a report have to know of all values together."""
+
+    usual: ClassVar[bool] = False
+    """Whether it is made, if it applies to the model, where nobody has said what is to be measured."""
+
     decoded: ClassVar[bool] = True
     """Whether the values depend on how the model is decoded. If not, they are made once for all decodings."""
 

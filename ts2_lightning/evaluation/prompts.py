@@ -57,7 +57,7 @@ class Question:
 
         Example:
             >>> from ts2_lightning.data.templates import make_template
-            >>> from ts2_lightning.data.toyworld import build_tokenizer
+            >>> from ts2_lightning.toyworld import build_tokenizer
             >>> tokenizer = build_tokenizer()
             >>> template = make_template("tokenizer", tokenizer)
             >>> prompt = Question.asking("name a fruit").encode(template, opening="the answer is")

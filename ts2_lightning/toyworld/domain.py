@@ -6,9 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ts2_lightning.data.templates import ChatTemplate
-from ts2_lightning.data.toyworld import load_world
 from ts2_lightning.evaluation.domains import Domain
 from ts2_lightning.evaluation.prompts import Question
+from ts2_lightning.toyworld import load_world
 from ts2_lightning.toyworld.exact import plausible_first_tokens
 
 _TEXT = (
@@ -22,7 +22,7 @@ def text_template(tokenizer: PreTrainedTokenizerBase) -> ChatTemplate:
     """The template of the base model: `<s> name a fruit , the answer is plum . <s>`.
 
     Example:
-        >>> from ts2_lightning.data.toyworld import build_tokenizer
+        >>> from ts2_lightning.toyworld import build_tokenizer
         >>> tokenizer = build_tokenizer()
         >>> ids = text_template(tokenizer).render_prompt([{"role": "user", "content": "name a fruit"}])
         >>> tokenizer.decode(ids)

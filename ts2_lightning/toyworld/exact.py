@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ts2_lightning.data.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items
 from ts2_lightning.evaluation.distributions import DECODINGS, PAPERS, PLAIN, log_probabilities, support_mask
 from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 

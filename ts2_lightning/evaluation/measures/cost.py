@@ -31,6 +31,7 @@ class Cost(Measure):
     """Time, throughput and memory of a training."""
 
     name: ClassVar[str] = "cost"
+    usual: ClassVar[bool] = True
     values: ClassVar[tuple[Value, ...]] = (  # times follow the load of the machine, so that none is the best
         Value("seconds", "seconds", "of training; it follows the machine and its load", None, ".1f", True),
         Value("steps", "steps", "", None, ".0f"),

@@ -62,6 +62,8 @@ class Diversity(Measure):
         Value("responses", "responses", "", None, ".0f"),
     )
 
+    planes: ClassVar[tuple[tuple[str, str], ...]] = (("diversity/self_bleu_diversity", "validation/token_accuracy"),)
+
     prompts: Rows = None
     format: str | None = None
     limit: int | None = None

@@ -46,6 +46,7 @@ class Validation(Measure):
     """
 
     name: ClassVar[str] = "validation"
+    usual: ClassVar[bool] = True
     values: ClassVar[tuple[Value, ...]] = (
         _of_rows("cross_entropy", "a supervised token of the validation rows, in nats", shown=True),
         Value("perplexity", "perplexity", "", "lower", ".3f"),

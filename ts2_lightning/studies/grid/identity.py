@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.data.lengths import row_length
-from ts2_lightning.data.sources import HUB, TOYWORLD, Source, file_digest, resolve_source
-from ts2_lightning.data.toyworld import base_directory, load_world, model_config, world_hash
-from ts2_lightning.data.toyworld.cache import parse_source
+from ts2_lightning.data.sources import HUB, Source, file_digest, resolve_source
 from ts2_lightning.model_limits import limits_of
 from ts2_lightning.modules.model_files import FAILURES, read_architecture
+from ts2_lightning.plugins import model_scheme, source_scheme
 from ts2_lightning.types import UserError
 
 _PLACES = ("name", "runs_dir", "ckpt_path")
@@ -64,8 +63,8 @@ def _row_length(max_length: int | None, path: Any) -> int | None:
     """Tokens of a row; None, if only a model that is not here could tell."""
     if max_length is not None or not isinstance(path, str):
         return max_length
-    if path.partition("?")[0] == TOYWORLD.rstrip(":"):
-        return row_length(None, limits_of(model_config()))
+    if (scheme := model_scheme(path)) is not None:
+        return row_length(None, limits_of(scheme.config()))
     place = Path(path).expanduser()
     if not (place / "config.json").is_file():
         return None
@@ -117,8 +116,8 @@ def _held_out(split: Any) -> Any:
 def _source_identity(source: Source, streaming: bool) -> Any:
     if source.path.startswith(HUB):
         return source.path
-    if source.path.startswith(TOYWORLD):
-        return [*parse_source(source.path), world_hash()]
+    if (scheme := source_scheme(source.path)) is not None:
+        return scheme.identity(source.path)
     files = resolve_source(source)
     if streaming:  # they may be too large to be read whole
         return [[file.name, sampled_digest(file)] for file in files]
@@ -129,8 +128,8 @@ def path_identity(path: Any) -> Any:
     """What a model, a tokenizer or a template is: of a local one the content, else its name."""
     if not isinstance(path, str):
         return path
-    if path.partition("?")[0] == TOYWORLD.rstrip(":"):
-        return [path, world_hash(), base_directory(0, load_world().settings["pretraining"]).name]
+    if (scheme := model_scheme(path)) is not None:
+        return scheme.identity(path)
     place = Path(path).expanduser()
     if place.is_file():
         return sampled_digest(place)

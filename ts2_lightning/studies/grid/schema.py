@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from ts2_lightning.config_files import no_such_file
-from ts2_lightning.data.sources import HUB, TOYWORLD, Source, resolve_source
-from ts2_lightning.data.toyworld.cache import parse_source
+from ts2_lightning.data.sources import HUB, Source, resolve_source
+from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import SEED as SEED_RANGE
 from ts2_lightning.ranges import trouble
 from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
@@ -71,7 +71,7 @@ def _argument(entry: Entry) -> Argument:
 
 def _measure(entry: Entry) -> dict[str, Any]:
     """Measures with their settings. What is wrong with them but for files that are not there, `check_spec` knows."""
-    measures = entry.mapping("measures with their settings, such as {toyworld: {}}", empty=True)
+    measures = entry.mapping("measures with their settings, such as {validation: {}}", empty=True)
     return {name: _measure_settings(settings) for name, settings in measures.items()}
 
 
@@ -101,8 +101,8 @@ def _rows(entry: Entry) -> Any:
     if not isinstance(name, str) or name.startswith(HUB):
         return name
     try:
-        if name.startswith(TOYWORLD):
-            parse_source(name)
+        if (scheme := source_scheme(name)) is not None:
+            scheme.check(name)
             return name
         path = name if _exists(name) and not _exists(entry.beside(name)) else entry.beside(name)
         if not os.path.isdir(path):  # of which the split may be named

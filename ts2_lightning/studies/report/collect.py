@@ -57,9 +57,7 @@ def _matching(path: str) -> list[Path]:
     if Path(path).is_dir():
         return [Path(path)]
     if Path(path).exists():
-        raise UserError(
-            f"{path}: not a directory; name a run, such as runs/ts2/1, or a grid, such as runs/toyworld-alpha"
-        )
+        raise UserError(f"{path}: not a directory; name a run, such as runs/ts2/1, or a grid, such as runs/alpha")
     fitting = [Path(match) for match in sorted(glob.glob(path), key=_natural) if Path(match).is_dir()]
     if fitting:
         return fitting

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.evaluation.registry import describe
+from ts2_lightning.evaluation.registry import describe, measures
 from ts2_lightning.studies.report.figures import Picture
 from ts2_lightning.studies.report.results import Results, Run, by_runs
 from ts2_lightning.studies.report.statistics import CONFIDENCE
@@ -21,10 +21,6 @@ COLUMNS = 8
 
 _DIFFERENCES = 5  # columns of a table of differences, which are wide
 _RUNS_DIR = re.compile(r" --runs_dir ('[^']*'|\S+)")
-_TOYWORLD = (
-    "On the toy world an answer is valid if it is plausible and in the taught form. All answers are known there, so "
-    "that its values are exact; nothing is sampled. T is the temperature."
-)
 _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 
 
@@ -211,8 +207,9 @@ def _columns(results: Results) -> str:
         f"| {escape_markdown(value.title)} | {escape_markdown(value.meaning)} | `{value.name}` |"
         for value in map(describe, names)
     ]
-    of_toyworld = any(name.startswith("toyworld/") for name in names)
-    return "\n".join(lines) + (f"\n\n{_TOYWORLD}" if of_toyworld else "")
+    shown = {name.partition("/")[0] for name in names}
+    notes = [measure.note for name, measure in measures().items() if name in shown and measure.note]
+    return "\n\n".join(["\n".join(lines), *notes])
 
 
 # The rest -------------------------------------------------------------------------------------------------------

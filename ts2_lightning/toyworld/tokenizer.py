@@ -7,7 +7,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from ts2_lightning.data.toyworld.world import World, load_world
+from ts2_lightning.toyworld.world import World, load_world
 
 MAX_NEW_TOKENS = 12
 """Enough for every response of the world, which has at most 8 tokens."""

@@ -21,10 +21,10 @@ from typing import Any
 
 from ts2_lightning.data.cache import cache_directory
 from ts2_lightning.data.files import writable
-from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
-from ts2_lightning.data.toyworld.world import load_world
 from ts2_lightning.ranges import SEED, check_number, whole_number
 from ts2_lightning.suggestions import did_you_mean
+from ts2_lightning.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
+from ts2_lightning.toyworld.world import load_world
 from ts2_lightning.types import UserError
 
 SCHEME = "toyworld:"
@@ -34,6 +34,12 @@ COMPLETE = "complete.json"
 """The marker of a finished base model: its files and their sizes."""
 
 _MEND = "set TS2_CACHE_DIR to a directory that can be written"
+_MOVED = {
+    "ts2_lightning.toyworld.exact": "ts2_lightning.evaluation.toyworld",
+    "ts2_lightning.toyworld": "ts2_lightning.data.toyworld",
+}
+"""Modules and their names when the first worlds were written: a world that only moved is the same world."""
+
 _CONTENT_FILES = ("world.yaml", "draws.py", "world.py", "rows.py", "tokenizer.py")
 
 
@@ -43,7 +49,10 @@ def world_hash() -> str:
     package = importlib.resources.files(__package__)
     digest = hashlib.sha256()
     for name in _CONTENT_FILES:
-        digest.update(package.joinpath(name).read_text(encoding="utf-8").encode())
+        text = package.joinpath(name).read_text(encoding="utf-8")
+        for now, before in _MOVED.items():
+            text = text.replace(now, before)
+        digest.update(text.encode())
     return digest.hexdigest()[:16]
 
 
@@ -58,7 +67,7 @@ def resolve_source(uri: str) -> Path:
     Args:
         uri: `toyworld:train?seed=0`, `toyworld:validation`, `toyworld:test` (rows with `messages`), or
             `toyworld:pretrain?seed=0` (rows with `input_ids`). The seed is 0 where it is left out. What is in which
-            split: see `ts2_lightning.data.toyworld.rows`.
+            split: see `ts2_lightning.toyworld.rows`.
 
     Returns:
         An existing .jsonl file, whose content depends on nothing but the URI and the version of the world.

@@ -12,7 +12,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from ts2_lightning.callbacks import StepProgress
 from ts2_lightning.data import SFTData
-from ts2_lightning.data.toyworld import (
+from ts2_lightning.export import ExportSettings, export_model
+from ts2_lightning.losses import CrossEntropyLoss
+from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
+from ts2_lightning.toyworld import (
     base_directory,
     building_directory,
     is_complete,
@@ -20,9 +23,6 @@ from ts2_lightning.data.toyworld import (
     publish,
     write_blank_model,
 )
-from ts2_lightning.export import ExportSettings, export_model
-from ts2_lightning.losses import CrossEntropyLoss
-from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
 
 
 def ensure_base(seed: int = 0) -> Path:

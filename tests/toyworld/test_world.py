@@ -12,15 +12,15 @@ from collections import Counter
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ts2_lightning.data.toyworld import build_tokenizer, held_out_items, load_world, write_blank_model
-from ts2_lightning.data.toyworld.draws import Draws
-from ts2_lightning.data.toyworld.rows import pretraining_rows, sentence, test_rows, train_rows, validation_rows
+from ts2_lightning.toyworld import build_tokenizer, held_out_items, load_world, write_blank_model
+from ts2_lightning.toyworld.draws import Draws
+from ts2_lightning.toyworld.rows import pretraining_rows, sentence, test_rows, train_rows, validation_rows
 from ts2_lightning.types import UserError
 
 DIGEST = """
 import hashlib, itertools, json
-from ts2_lightning.data.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
-from ts2_lightning.data.toyworld.world import load_world
+from ts2_lightning.toyworld.rows import pretraining_rows, test_rows, train_rows, validation_rows
+from ts2_lightning.toyworld.world import load_world
 world = load_world()
 rows = [*train_rows(world, 1), *validation_rows(world), *test_rows(world), *itertools.islice(pretraining_rows(world, 1), 200)]
 print(hashlib.sha256(json.dumps([world.vocabulary, rows]).encode()).hexdigest())

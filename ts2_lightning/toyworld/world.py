@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ts2_lightning.data.toyworld.draws import Draws
+from ts2_lightning.toyworld.draws import Draws
 from ts2_lightning.types import UserError
 
 CLOSED_TASKS = ("plus", "capital", "opposite", "copy")

@@ -7,15 +7,15 @@
 | test | seen families, the other two held-out paraphrases, taught answers in the same shares; unseen families, every held-out paraphrase, every plausible answer once | the other half of the held-out ones |
 
 So no row of validation is in test, and no request of either is in train. (The exact measures of
-`ts2_lightning.evaluation.toyworld` take all held-out requests and items together: a run that chooses its checkpoint by
+`ts2_lightning.toyworld.exact` take all held-out requests and items together: a run that chooses its checkpoint by
 the validation split has seen half of them.)
 """  # noqa: E501
 
 from collections.abc import Iterator
 from typing import Any
 
-from ts2_lightning.data.toyworld.draws import Draws
-from ts2_lightning.data.toyworld.world import CLOSED_TASKS, Family, Item, World
+from ts2_lightning.toyworld.draws import Draws
+from ts2_lightning.toyworld.world import CLOSED_TASKS, Family, Item, World
 
 Example = tuple[str, str]
 """A request and its answer: ("name a fruit", "plum")."""

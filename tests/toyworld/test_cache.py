@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ts2_lightning.data.toyworld import (
+from ts2_lightning.toyworld import (
     base_directory,
     building_directory,
     cache_directory,
@@ -16,8 +16,8 @@ from ts2_lightning.data.toyworld import (
     resolve_source,
     world_hash,
 )
-from ts2_lightning.data.toyworld import cache as cache_module
-from ts2_lightning.data.toyworld.rows import train_rows
+from ts2_lightning.toyworld import cache as cache_module
+from ts2_lightning.toyworld.rows import train_rows
 from ts2_lightning.types import UserError
 
 
