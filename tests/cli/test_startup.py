@@ -89,7 +89,8 @@ def test_garbage_is_not_collected_while_a_command_is_imported(tmp_path: Path, mo
     (tmp_path / "imported_command.py").write_text("import gc\nDURING = gc.isenabled()\ndef run(argv): return DURING\n")
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "broken_command.py").write_text("raise ImportError\n")
-    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
+    gc.unfreeze()  # what other tests have imported
+    assert gc.isenabled()
     try:
         assert Command("imported_command:run", "").run("", []) == 0
         assert gc.isenabled()

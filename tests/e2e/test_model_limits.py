@@ -63,7 +63,7 @@ def test_what_a_run_had_is_measured(ts2: CommandLine, gpt2: str) -> None:
     assert answer.status == 0, answer.err
     answer = ts2("measure", "runs/run/1", "--spec", "{validation: {max_length: 300}}")
     assert answer.status == 2
-    assert f"data.max_length is 300, more than the context of gpt2, {POSITIONS} tokens" in answer.err
+    assert f"validation.max_length is 300, more than the context of gpt2, {POSITIONS} tokens" in answer.err
     few = ("--model", "a=runs/run/1", "--limit", "4", "--max_new_tokens", "300")
     answer = ts2("probe", "all", *few, "--out", "out")
     assert answer.status == 0, answer.err

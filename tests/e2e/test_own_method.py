@@ -64,7 +64,7 @@ def world(ts2: CommandLine) -> str:
     """A model with weights, rows, and the user's file, in the working directory."""
     Path("world").mkdir()
     steps.write_world(Path("world"))
-    Path("my_method.py").write_text(METHOD)
+    Path("my_anchored_method.py").write_text(METHOD)
     return "world/tied"
 
 
@@ -92,7 +92,7 @@ def options(world: str, *more: str) -> list[str]:
 
 def test_a_module_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
     """Trained, recorded, gone on with from a checkpoint that has no reference; and the plan knows its copy."""
-    more = ("--model", "my_method.Anchored", "--model.loss", "TS2Loss", "--model.beta", "2")
+    more = ("--model", "my_anchored_method.Anchored", "--model.loss", "TS2Loss", "--model.beta", "2")
     answer = ts2(*options(world, *more, "--trainer.max_steps", "4"))
     assert answer.status == 0, answer.err
     anchor, objective = (column("runs/run/1", f"train/objective{part}") for part in ("/reference_divergence", ""))
@@ -111,19 +111,19 @@ def test_a_module_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
 
 def test_a_loss_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
     """Exact on every engine, and trained with an adapter, whose reference is the model without it."""
-    more = ("--model.loss", "my_method.ReverseAnchored", "--model.loss.beta", "2", "--trainer.max_steps", "3")
+    more = ("--model.loss", "my_anchored_method.ReverseAnchored", "--model.loss.beta", "2", "--trainer.max_steps", "3")
     answer = ts2(*options(world, *more, "--model.lm.adapter.r", "2"))
     assert answer.status == 0, answer.err
     anchor = column("runs/run/1", "train/objective/anchor")
     assert anchor[1] == pytest.approx(0, abs=1e-6)
     assert anchor[3] > 1e-6
-    assert ts2("losses", "my_method.ReverseAnchored").status == 0
+    assert ts2("losses", "my_anchored_method.ReverseAnchored").status == 0
 
 
 def test_a_loss_with_a_frozen_reference_is_exact(ts2: CommandLine, world: str) -> None:
-    import my_method
+    import my_anchored_method
 
-    loss: TokenLoss = my_method.ReverseAnchored(0.7)
+    loss: TokenLoss = my_anchored_method.ReverseAnchored(0.7)
 
     def formula(z: Tensor, labels: Tensor) -> Tensor:
         log_p = z.log_softmax(-1)
@@ -134,4 +134,4 @@ def test_a_loss_with_a_frozen_reference_is_exact(ts2: CommandLine, world: str) -
     wanted = expected(formula, linear(weight), hidden, labels, weights)
     for engine in ENGINES.values():
         assert_close(found(engine, loss, linear(weight), hidden, labels, weights)[0], wanted, torch.float64)
-    assert find("my_method.ReverseAnchored").formula is not None
+    assert find("my_anchored_method.ReverseAnchored").formula is not None

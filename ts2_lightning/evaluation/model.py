@@ -207,7 +207,9 @@ class Model:
         except BadRowsError as error:
             raise UserError(f"{option} {error.first.origin}: {error.first.reason}") from error
         except UserError as error:
-            raise UserError(str(error).replace("data.validation", option, 1)) from error
+            length = f"{option.removesuffix('rows')}max_length"
+            said = str(error).replace("data.validation", option, 1).replace("data.max_length", length, 1)
+            raise UserError(said) from error
         return data
 
     def prompts(self, option: str, data: SFTData, limit: int | None) -> list[Prompt]:
