@@ -60,12 +60,12 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def forget() -> None:
-    for function in (plugins.offered, registry.measures, registry.described):
+    for function in (plugins.offered, registry.registered_measures, registry.described):
         function.cache_clear()
 
 
 def test_another_package_adds_measures_and_sources(other: ModuleType) -> None:
-    assert list(registry.measures())[:2] == ["toyworld", "mine"]
+    assert list(registry.registered_measures())[:2] == ["toyworld", "mine"]
     assert check_spec({"mine": {}}).measures == (Mine(),)
     assert resolve_sources(["mine:some"]) == [Path("/mine.jsonl")]
 

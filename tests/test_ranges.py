@@ -28,7 +28,7 @@ from ts2_lightning.cli.trainer_settings import check_numeric_settings
 from ts2_lightning.data import SFTData
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.evaluation.measure import Measure
-from ts2_lightning.evaluation.registry import measures
+from ts2_lightning.evaluation.registry import registered_measures
 from ts2_lightning.hardware import GPUS
 from ts2_lightning.losses import TS2Loss
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
@@ -127,7 +127,7 @@ def tree() -> list[type]:
         SFTModule,
         SFTData,
         Job,
-        *measures().values(),
+        *registered_measures().values(),
         *(kind for base in bases for kind in concrete(base)),
     ]
     while waiting:

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from transformers import GPT2Config
 
-from ts2_lightning.evaluation import Model, Spec, check_spec, describe, described, files_of, measures, place_of
+from ts2_lightning.evaluation import (
+    Model,
+    Spec,
+    check_spec,
+    describe,
+    described,
+    files_of,
+    place_of,
+    registered_measures,
+)
 from ts2_lightning.evaluation.measure import Measured
 from ts2_lightning.evaluation.measures.responses import ResponseFile
 from ts2_lightning.evaluation.results import kept_values, read_result, write_result
@@ -79,7 +88,7 @@ def test_columns() -> None:
     assert all(name == value.name for name, value in described().items())
     titles = [value.title for value in described().values()]
     assert len(set(titles)) == len(titles)  # or a table has two columns that nobody can tell apart
-    assert {name.partition("/")[0] for name in described()} == set(measures())
+    assert {name.partition("/")[0] for name in described()} == set(registered_measures())
     better = {
         name: described()[f"toyworld/seen/{name}"].better for name in ("validity_t1", "outside_plausible", "entropy")
     }
@@ -107,10 +116,10 @@ def test_files_follow_from_what_was_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_does_not_depend_on_the_decoding_is_made_once(tmp_path: Path) -> None:
-    every = dict.fromkeys(measures())
+    every = dict.fromkeys(registered_measures())
     soft, sparse = (files_of(tmp_path, check_spec({**every, "decoding": name})) for name in ("softmax", "sparsemax"))
-    assert soft.keys() == sparse.keys() == measures().keys()
-    assert {name for name in measures() if soft[name] == sparse[name]} == {"validation", "cost"}
+    assert soft.keys() == sparse.keys() == registered_measures().keys()
+    assert {name for name in registered_measures() if soft[name] == sparse[name]} == {"validation", "cost"}
     spec = check_spec({"validation": {}, "decoding": "sparsemax"})
     place = place_of(tmp_path, spec, spec.measures[0])
     write_result(place, spec, spec.measures[0], "key", Measured({"entropy": 1.0}))

@@ -14,7 +14,7 @@ from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.model_places import ModelPlace, find_model
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
-from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, measures
+from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, registered_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.json_files import read_json
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     _check_out(options.out, len(options.model))
     spec = None if options.spec is None else check_spec(read_spec(options.spec))
     if spec is not None and not spec.measures:
-        raise UserError(f"--spec: nothing to measure; name some of {', '.join(measures())}")
+        raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else _data_of(Path(options.config))
     places = [find_model(given, given) for given in options.model]
     found: dict[str, dict[str, float]] = {}
@@ -95,7 +95,7 @@ def _check_out(out: str | None, models: int) -> None:
 
 
 def _usual_names() -> list[str]:
-    return [name for name, measure in measures().items() if measure.usual]
+    return [name for name, measure in registered_measures().items() if measure.usual]
 
 
 def _usual(model: Model) -> Spec:
@@ -103,8 +103,8 @@ def _usual(model: Model) -> Spec:
     wanted: dict[str, Any] = {}
     for name in _usual_names():
         try:
-            measures()[name]().check_model(model)
-            measures()[name]().inputs(model)
+            registered_measures()[name]().check_model(model)
+            registered_measures()[name]().inputs(model)
             wanted[name] = {}
         except UserError as error:
             put(f"{name}: left out ({str(error).removeprefix(f'{name}: ')})")
@@ -177,7 +177,9 @@ def table(found: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _parser() -> OptionParser:
-    listed = [f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in measures().items()]
+    listed = [
+        f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in registered_measures().items()
+    ]
     parser = OptionParser("measure", f"{_ABOUT}{'; '.join(listed)}.")
     parser.add_argument(
         "model",

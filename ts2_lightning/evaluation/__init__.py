@@ -7,7 +7,7 @@ nothing here knows of grids or of the command line.
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.prompts import Prompt, Question
-from ts2_lightning.evaluation.registry import Spec, check_spec, describe, described, measures
+from ts2_lightning.evaluation.registry import Spec, check_spec, describe, described, registered_measures
 from ts2_lightning.evaluation.results import files_of, make_measures, place_of
 
 __all__ = [
@@ -22,6 +22,6 @@ __all__ = [
     "described",
     "files_of",
     "make_measures",
-    "measures",
     "place_of",
+    "registered_measures",
 ]

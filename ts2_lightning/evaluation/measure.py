@@ -15,8 +15,8 @@ class Measured(NamedTuple):
     """The outcome of a measure.
 
     Attributes:
-        values: number by its name without the measure's; one that is not finite counts as not there
-        documents: plain values from which pictures are drawn, by name
+        values: number by its name without the measure's; one that is not finite counts as not there.
+        documents: plain values from which pictures are drawn, by name.
     """
 
     values: Mapping[str, float]
@@ -85,15 +85,15 @@ class Measure(ABC):
         """Measures a model.
 
         Args:
-            model: the model
-            beside: path without ending for what is kept beside the values, such as `BESIDE.jsonl`
+            model: the model.
+            beside: path without ending for what is kept beside the values, such as `BESIDE.jsonl`.
         """
 
     def draw(self, model: Model, measured: "Measured", directory: Path) -> None:  # noqa: B027 - most have no pictures
         """Draws what was measured.
 
         Args:
-            model: the model
-            measured: what `measure` returned
-            directory: directory of the pictures, which is made if need be
+            model: the model.
+            measured: what `measure` returned.
+            directory: directory of the pictures, which is made if need be.
         """

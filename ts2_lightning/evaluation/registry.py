@@ -30,7 +30,7 @@ _FOREIGN: dict[str, Value] = {}
 
 
 @cache
-def measures() -> dict[str, type[Measure]]:
+def registered_measures() -> dict[str, type[Measure]]:
     """Every measure by its name, in the order of tables: those of plug-ins first."""
     ours = (Validation, Diversity, Probes, Cost)
     return {**plugins.offered("measures"), **{measure.name: measure for measure in ours}}
@@ -79,7 +79,9 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
         raise UserError(f"{where}.decoding: no decoding {decoding!r}{hint}")
     if not isinstance(template, str):
         raise UserError(f"{where}.template must be the name of a chat template, got {template!r}")
-    order = [name for name in measures() if name in classes] + [name for name in classes if name not in measures()]
+    order = [name for name in registered_measures() if name in classes] + [
+        name for name in classes if name not in registered_measures()
+    ]
     return Spec(
         decoding,
         template,
@@ -89,19 +91,19 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
 
 def _class_of(name: Any, where: str) -> type[Measure]:
     """The measure of a name, or the class that the name imports."""
-    if name in measures():
-        return measures()[name]
+    if name in registered_measures():
+        return registered_measures()[name]
     module, _, attribute = str(name).rpartition(".")
     if not module:
-        hint = did_you_mean(str(name), ["decoding", "template", *measures()])
-        raise UserError(f"{where}: no measure {name!r}{hint or '; there are ' + ', '.join(measures())}")
+        hint = did_you_mean(str(name), ["decoding", "template", *registered_measures()])
+        raise UserError(f"{where}: no measure {name!r}{hint or '; there are ' + ', '.join(registered_measures())}")
     try:
         imported = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where}: measure {name} cannot be imported ({error}); write FILE.CLASS") from error
     if not (isinstance(imported, type) and issubclass(imported, Measure)):
         raise UserError(f"{where}: {name} is no measure; derive it from ts2_lightning.evaluation.Measure")
-    if imported.name in measures() and imported is not measures()[imported.name]:
+    if imported.name in registered_measures() and imported is not registered_measures()[imported.name]:
         raise UserError(f"{where}: {name}: there is a measure called {imported.name!r} already; give it another `name`")
     remember(value.under(imported.name) for value in imported.values)
     return imported
@@ -142,7 +144,7 @@ def _parsed(measure: type[Measure], name: str, value: Any, where: str) -> Any:
 @cache
 def described() -> dict[str, Value]:
     """Every value that a registered measure describes, by its whole name, in the order of tables."""
-    return by_name(value.under(name) for name, measure in measures().items() for value in measure.values)
+    return by_name(value.under(name) for name, measure in registered_measures().items() for value in measure.values)
 
 
 def remember(values: Iterable[Value]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.evaluation.registry import RENAMED, Spec, measures, remember
+from ts2_lightning.evaluation.registry import RENAMED, Spec, registered_measures, remember
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import write_json
 from ts2_lightning.types import UserError
@@ -129,7 +129,7 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
         "key": key,
         "values": values,
     }
-    if measure.name not in measures():  # whoever reads the file need not have the class
+    if measure.name not in registered_measures():  # whoever reads the file need not have the class
         document["decoded"] = measure.decoded
         document["described"] = [asdict(value) for value in measure.values]
     if measured.documents:
@@ -147,7 +147,11 @@ def read_result(file: Path) -> Result:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         name = str(document["name"])
-        decoded = measures()[name].decoded if name in measures() else bool(document.get("decoded", True))
+        decoded = (
+            registered_measures()[name].decoded
+            if name in registered_measures()
+            else bool(document.get("decoded", True))
+        )
         remember(Value(**value).under(name) for value in document.get("described", ()))
         return Result(
             name,

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ts2_lightning.evaluation import describe, described, measures
+from ts2_lightning.evaluation import describe, described, registered_measures
 from ts2_lightning.studies.grid.entries import Entry
 from ts2_lightning.studies.grid.rows import Axes, LabelledRow, read_rule
 from ts2_lightning.suggestions import did_you_mean
@@ -99,6 +99,6 @@ def _check_curve(entry: Entry) -> None:
     """Any name may be logged; what looks like one of ours is to be one."""
     name = entry.text
     log, slash, _ = name.partition("/")
-    resembles = not slash or log in measures() or bool(did_you_mean(log, _LOGS))
+    resembles = not slash or log in registered_measures() or bool(did_you_mean(log, _LOGS))
     if log not in _LOGS and resembles and (hint := did_you_mean(name, _CURVES)):
         raise entry.error(f"nothing is logged as {name!r}{hint}")

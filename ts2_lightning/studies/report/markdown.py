@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.evaluation.registry import describe, measures
+from ts2_lightning.evaluation.registry import describe, registered_measures
 from ts2_lightning.studies.report.figures import Picture
 from ts2_lightning.studies.report.results import Results, Run, by_runs
 from ts2_lightning.studies.report.statistics import CONFIDENCE
@@ -208,7 +208,7 @@ def _columns(results: Results) -> str:
         for value in map(describe, names)
     ]
     shown = {name.partition("/")[0] for name in names}
-    notes = [measure.note for name, measure in measures().items() if name in shown and measure.note]
+    notes = [measure.note for name, measure in registered_measures().items() if name in shown and measure.note]
     return "\n\n".join(["\n".join(lines), *notes])
 
 

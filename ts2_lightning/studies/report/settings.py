@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ts2_lightning.evaluation.registry import describe, described, measures
+from ts2_lightning.evaluation.registry import describe, described, registered_measures
 from ts2_lightning.studies.report.results import Missing, Results, Settings, numeric_axes
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -63,7 +63,8 @@ def complete_settings(results: Results) -> Results:
     baseline = wanted.baseline or next((row.label for row in results.trained if row.runs), "")
     columns = tuple(name for name in wanted.columns if name in there) or tuple(_columns(results))
     planes = [plane for plane in wanted.planes if there.issuperset(plane)]
-    planes = planes or [plane for measure in measures().values() for plane in measure.planes if there.issuperset(plane)]
+    usual = [plane for measure in registered_measures().values() for plane in measure.planes]
+    planes = planes or [plane for plane in usual if there.issuperset(plane)]
     default = tuple(dict.fromkeys(name for x, y in planes for name in (y, x))) or tuple(
         name for name in columns if describe(name).better
     )
