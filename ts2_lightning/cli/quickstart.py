@@ -89,7 +89,7 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
         base: directory of the toy world's base model; what is measured of it is kept in `out/base`.
         runs: label -> a run that has exported its model; what is measured of it is kept in the run.
         out: directory, made if need be.
-        seed: of the runs.
+        seed: seed of the runs.
     """
     world = load_world()
     family = next(family for family in world.seen if len(family.taught) == 2)
@@ -99,29 +99,29 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
     distributions: dict[str, Tensor] = {}
     print()
     transformers_logging.disable_progress_bar()  # one bar over the models is enough
-    targets = _targets(base, runs, out)
-    for label, target in tqdm(targets.items(), desc="Measuring", unit=" models"):
-        values = make_measures(target, spec, say=lambda _: None)
-        measured = Run(label, target.out, seed, values, settings={"toyworld": {}})
+    models = _models(base, runs, out)
+    for label, model in tqdm(models.items(), desc="Measuring", unit=" models"):
+        values = make_measures(model, spec, say=lambda _: None)
+        measured = Run(label, model.out, seed, values, settings={"toyworld": {}})
         rows.append(Row(label, {}, (measured,), is_base=label == BASE))
         if label in PICTURED:
-            style: Style = "text" if target.is_asked_in_text else "chat"
-            found = next_token_log_probabilities(target.network, target.tokenizer, world, request, style)
-            distributions[label] = found.exp()
+            style: Style = "text" if model.is_asked_in_text else "chat"
+            log_probabilities = next_token_log_probabilities(model.network, model.tokenizer, world, request, style)
+            distributions[label] = log_probabilities.exp()
     shown = plain(results_table(Results("Quickstart", "", (), tuple(rows), {}), COLUMNS), WIDTH)
     table = "\n".join([shown, "", *wrap(LEGEND, WIDTH), *wrap(_MARKS, WIDTH)])
     write_whole(out / "table.txt", lambda beside: beside.write_text(table + "\n", encoding="utf-8"))
-    picture = _draw(out / "next_token.png", distributions, targets[BASE].tokenizer, world, family, request)
+    picture = _draw(out / "next_token.png", distributions, models[BASE].tokenizer, world, family, request)
     put(f"\n{table}\n\nPicture:     {picture}\nReport:      python cli.py report '{out}*'")
 
 
-def _targets(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Model]:
-    """What is measured, by label: the base is asked in plain text, the others in chat. They keep what is found."""
-    targets = {BASE: Model(BASE, file_stamps(base), partial(str, base), out / BASE, text_template=text_template)}
+def _models(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Model]:
+    """What is measured, by label: the base is asked in plain text, the others in chat. They keep their values."""
+    models = {BASE: Model(BASE, file_stamps(base), partial(str, base), out / BASE, text_template=text_template)}
     for label, run in runs.items():
         export = run / "export"
-        targets[label] = Model(label, file_stamps(export), partial(str, export), run, run)
-    return targets
+        models[label] = Model(label, file_stamps(export), partial(str, export), run, run)
+    return models
 
 
 def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "runs", seed: int = 0) -> int:
@@ -129,10 +129,10 @@ def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "run
 
     Args:
         label: what the fit is called on the screen.
-        name: of the run; its directory is the next free one below `RUNS_DIR/NAME`.
+        name: name of the run; its directory is the next free one below `RUNS_DIR/NAME`.
         extra: options that override the quickstart's configuration.
         runs_dir: directory of all runs.
-        seed: of the training rows, of their order, and of what is random in the training itself.
+        seed: seed of the training rows, of their order, and of what is random in the training itself.
 
     Returns:
         The exit status of `fit`.

@@ -32,7 +32,7 @@ class Panel(NamedTuple):
     Attributes:
         title: the model's name, and its figures.
         values: probabilities of the shown tokens; None for one that was not recorded. Empty: nothing was.
-        rest: of all other tokens together.
+        rest: probability of all other tokens together.
         in_support: which of the shown tokens sparsemax keeps.
     """
 
@@ -75,7 +75,7 @@ def draw_next_token(
     sparsemax (of the logits at scale 1, which the probabilities give).
 
     Args:
-        path: of the file; its directory is made if it is missing.
+        path: path of the file; its directory is made if it is missing.
         distributions: name -> [K] probabilities (they sum to 1), in the order of the panels.
         tokens: the K token strings.
         plausible: [K] bool, drawn in blue; the others in vermilion.
@@ -121,7 +121,7 @@ def next_token_figure(
 
     Args:
         panels: at least one.
-        labels: of the shown tokens.
+        labels: names of the shown tokens.
         plausible: for each of them; None where nobody knows.
         others: number of tokens that are not shown.
         title: above all panels.

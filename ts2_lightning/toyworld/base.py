@@ -33,7 +33,7 @@ def ensure_base(seed: int = 0) -> Path:
     that ask together wait for the first of them.
 
     Args:
-        seed: of the text and of the weights.
+        seed: seed of the text and of the weights.
     """
     recipe = load_world().settings["pretraining"]
     directory = base_directory(seed, recipe)

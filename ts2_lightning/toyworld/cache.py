@@ -153,7 +153,7 @@ def base_directory(seed: int = 0, recipe: Mapping[str, Any] | None = None) -> Pa
     """Where the finished base model of a seed lies, or will lie. Ask `is_complete` before it is read.
 
     Args:
-        seed: of the pretraining text and of the model's random weights.
+        seed: seed of the pretraining text and of the model's random weights.
         recipe: how it is trained, as far as `world.yaml` does not say it (JSON values): another recipe
             has another directory.
     """

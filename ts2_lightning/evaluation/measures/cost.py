@@ -61,12 +61,12 @@ class Cost(Measure):
         """
         assert model.run is not None
         try:
-            found = _of_state(model.run) | _of_log(model.run)
+            values = _of_state(model.run) | _of_log(model.run)
         except UserError as error:
             raise UserError(f"cost: {error}") from error
-        if not found:
+        if not values:
             raise UserError(f"cost: {model.run} has logged nothing")
-        return Measured(found)
+        return Measured(values)
 
 
 def _of_state(run: Path) -> dict[str, float]:

@@ -36,14 +36,14 @@ class Diversity(Measure):
     Attributes:
         prompts: sources of prompts, in any format of the data room; an answer in a row is left out. Null takes the
             run's `data.validation`.
-        format: of the prompts; null takes the run's, for prompts that are named here `auto`.
+        format: format of the prompts; null takes the run's, for prompts that are named here `auto`.
         limit: use the first so many prompts.
         samples: responses to each, at least 2.
         temperature: as in the papers' chat experiments, with top_k and top_p; behind the projection of the decoding.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the fewest tokens that reach this mass; 1 keeps all.
-        max_new_tokens: of a response, at most.
-        seed: of the responses.
+        max_new_tokens: tokens of a response, at most.
+        seed: seed of the sampling.
         batch_size: responses at a time.
         sentence_bert: directory or hub name of the embedding model of Sent-BERT diversity; null leaves that out.
     """
@@ -122,16 +122,16 @@ class Diversity(Measure):
 
     def _of_texts(self, texts: list[list[str]], device: str) -> dict[str, float]:
         distinct = {f"distinct_{n}": Distinct(n=[n])(texts).item() for n in ORDERS}
-        found = {
+        values = {
             **distinct,
             "ngram": 100 * statistics.fmean(distinct.values()),
             "self_bleu_diversity": 100 - SelfBLEU()(texts).item(),
         }
         if self.sentence_bert is not None:
-            found["sentence_bert"] = (
+            values["sentence_bert"] = (
                 100 * SentBERTDiversity(sentence_embedder(self.sentence_bert, device))(texts).item()
             )
-        return found
+        return values
 
     def _data(self, model: Model) -> SFTData:
         return model.validation_data("diversity.prompts", self.prompts, format=self.format)

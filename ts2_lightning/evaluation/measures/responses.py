@@ -22,7 +22,7 @@ class ResponseFile:
 
     Args:
         path: a file of JSON lines; the first has the key, each other one a prompt and its responses.
-        key: of everything that the responses depend on.
+        key: digest of everything that the responses depend on.
         at_a_time: prompts whose responses are sampled together: of an unfinished group nothing is kept.
 
     Attributes:

@@ -37,7 +37,7 @@ class Validation(Measure):
 
     Attributes:
         rows: sources of rows; null takes the run's `data.validation`, of which several sets are measured each, too.
-        format: of the rows; null takes the run's, for rows that are named here `auto`.
+        format: format of the rows; null takes the run's, for rows that are named here `auto`.
         limit: use the first so many rows of a set; null takes the run's.
         max_length: tokens of a row, at most; null takes the run's.
         batch_size: rows in one forward pass; null takes the run's.
@@ -87,17 +87,17 @@ class Validation(Measure):
         for place, loader in enumerate(loaders.values() if isinstance(loaders, Mapping) else [loaders]):
             for batch in tqdm(loader, desc="Reading rows", unit=" batches", disable=None, leave=False):
                 for here, logits in supervised_logits(model.network, batch):
-                    found = self._of_tokens(logits, batch["labels"][here].to(logits.device))
+                    statistics = self._of_tokens(logits, batch["labels"][here].to(logits.device))
                     for means in sums.of(place):
-                        means.update(found)
+                        means.update(statistics)
         values = {
             f"{of}/{name}".strip("/"): value for of, means in sums.items() for name, value in _finish(means).items()
         }
         return Measured(values)
 
     def _of_tokens(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        found = token_statistics(logits, labels, self.logit_scale)
-        return found | {"token_accuracy": (found["gold_probability"] >= found["top1"]).float()}
+        statistics = token_statistics(logits, labels, self.logit_scale)
+        return statistics | {"token_accuracy": (statistics["gold_probability"] >= statistics["top1"]).float()}
 
     def _data(self, model: Model) -> SFTData:
         return model.validation_data(

@@ -32,23 +32,23 @@ def micro(document: Document) -> dict[str, Figure]:
     }
 
 
-def _question(found: Mapping[str, Mapping[str, Any]]) -> Figure:
+def _question(models: Mapping[str, Mapping[str, Any]]) -> Figure:
     """One question to several models: name -> what `micro.measure` returns for it."""
     best: dict[int, float] = {}
     names: dict[int, str] = {}
     plausible: dict[int, bool] = {}
-    for numbers in found.values():
+    for numbers in models.values():
         for i, (token, p) in enumerate(zip(numbers["ids"], numbers["probabilities"], strict=True)):
             best[token] = max(p, best.get(token, 0.0))
             names[token] = numbers["tokens"][i]
             plausible[token] = bool(numbers["plausible"] and numbers["plausible"][i])
-    first = next(iter(found.values()))
+    first = next(iter(models.values()))
     order = dict(zip(first["ids"], first["probabilities"], strict=True))
     shown = sorted(best, key=lambda token: -best[token])[:TOKENS_SHOWN]
     shown.sort(key=lambda token: (not plausible[token], -order.get(token, 0.0)))
     taught = first["taught"]
     return next_token_figure(
-        [_panel(name, numbers, shown) for name, numbers in found.items()],
+        [_panel(name, numbers, shown) for name, numbers in models.items()],
         [names[token] + (f"  ({taught[names[token]]})" if names[token] in taught else "") for token in shown],
         None if first["plausible"] is None else [plausible[token] for token in shown],
         others=first["vocabulary"] - len(shown),
