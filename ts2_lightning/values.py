@@ -34,7 +34,8 @@ class Value:
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: descriptions are read from files, too."""
         texts = (self.name, self.title, self.meaning, self.format)
-        if not all(isinstance(text, str) for text in texts) or self.better not in ("higher", "lower", None):
+        are_texts = all(isinstance(text, str) and text.isprintable() for text in texts)
+        if not are_texts or self.better not in ("higher", "lower", None) or not isinstance(self.shown, bool):
             raise ValueError(f"not the description of a value: {self}")
         if not re.fullmatch(r"\.\d{1,2}[efg]", self.format):
             raise ValueError(f"format must be like .3f, got {self.format!r}")

@@ -144,7 +144,12 @@ def test_one_model_with_another_vocabulary(toys: Path, ts2: Run) -> None:
         (["tail", *TOYS, "--model", "A=b"], "--model A: two models of that name"),
         (["tail", *TOYS, "--template", "Z=plain"], "--template Z=plain: no model of that name"),
         (["tail", *TOYS, "--template", "A=plane"], "--model A=a: "),
-        (["macro", *TOYS, "--prompts", "no.jsonl"], "no.jsonl"),
+        (["macro", *TOYS, "--prompts", "no.jsonl"], "error: --prompts: no file no.jsonl"),
+        (["micro", *TOYS, "--prompts", "no.jsonl"], "error: --prompts: no file no.jsonl"),
+        (["micro", *TOYS, "--prompts", "strange.jsonl"], "error: --prompts strange.jsonl:1: no format fits"),
+        (["tail", *TOYS, "--rows", "no.jsonl"], "error: --rows: no file no.jsonl"),
+        (["tail", *TOYS, "--rows", "toyworld:tets"], "error: --rows: data source 'toyworld:tets': "),
+        (["tail", "--model", "A=untokenised"], "error: --model A=untokenised: cannot load 'untokenised'"),
         (["macro", *TOYS, "--prompts", "broken.jsonl"], "--prompts broken.jsonl:2: malformed JSON"),
         (["macro", *TOYS, "--prompts", "answer.jsonl"], "--prompts answer.jsonl:1: nothing comes before"),
         (["macro", *TOYS, "--prompts", "strange.jsonl"], "--prompts strange.jsonl:1: no format fits"),
@@ -161,6 +166,8 @@ def test_one_model_with_another_vocabulary(toys: Path, ts2: Run) -> None:
 )
 def test_one_line_says_what_is_wrong(toys: Path, ts2: Run, options: list[str], said: str) -> None:
     (toys / "empty").mkdir()
+    (toys / "untokenised").mkdir()
+    (toys / "untokenised" / "config.json").write_text("{}")
     (toys / "broken.jsonl").write_text('{"prompt": "name a fruit"}\n{"prompt": \n')
     (toys / "answer.jsonl").write_text('{"messages": [{"role": "assistant", "content": "plum"}]}\n')
     (toys / "strange.jsonl").write_text('{"text": 3}\n')

@@ -1,12 +1,16 @@
 """What is wanted, what is known of values, and what is kept on disk; `tests/cli/test_measure.py` makes measures."""
 
+import importlib
 import json
 import math
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import GPT2Config
 
 from ts2_lightning.evaluation import (
@@ -16,6 +20,7 @@ from ts2_lightning.evaluation import (
     describe,
     described,
     files_of,
+    make_measures,
     place_of,
     registered_measures,
 )
@@ -75,6 +80,168 @@ def test_one_line_says_what_is_wrong(spec: object, said: str) -> None:
         check_spec(spec, "grid")  # type: ignore[arg-type]
     assert str(error.value).startswith(said)
     assert "\n" not in str(error.value)
+
+
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+from ts2_lightning.evaluation import Measure, Measured
+from ts2_lightning.values import Value
+
+@dataclass(frozen=True)
+class Own(Measure):
+    name: ClassVar[str] = "own"
+    size: int = 1
+    def measure(self, model, beside):
+        return Measured({"a": 1.0})
+
+class Undecorated(Own):
+    size: int = 2
+
+@dataclass(frozen=True)
+class Needs(Own):
+    of: str = None
+    def __post_init__(self):
+        if self.of is None:
+            raise RuntimeError("of what?")
+
+class Abstract(Measure):
+    name = "own"
+
+class Nameless(Measure):
+    def measure(self, model, beside): ...
+
+class Elsewhere(Nameless):
+    name = "../own"
+
+class Logged(Nameless):
+    name = "val"
+
+class Ours(Nameless):
+    name = "probes"
+
+class Undescribed(Nameless):
+    name, values = "own", ("a",)
+
+@dataclass(frozen=True)
+class Required(Nameless):
+    name: ClassVar[str] = "own"
+    x: int
+    def measure(self, model, beside): ...
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a module of the user's own, with `OWN` in it."""
+    name = f"own_measures_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    for file, text in (("broken", "x = = 1"), ("raises", "1 / 0"), ("leaves", "raise SystemExit(3)")):
+        (tmp_path / f"{name}_{file}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("measure", "settings", "said"),
+    [
+        ("{}_broken.Own", {}, "grid: measure {}_broken.Own cannot be imported (SyntaxError: "),
+        ("{}_raises.Own", {}, "grid: measure {}_raises.Own cannot be imported (ZeroDivisionError: division by zero)"),
+        ("{}_leaves.Own", {}, "grid: measure {}_leaves.Own cannot be imported (SystemExit: 3)"),
+        ("{}.Abstract", {}, "grid: {}.Abstract: it lacks the method measure"),
+        ("{}.Nameless", {}, "grid: {}.Nameless: `name` must be letters, digits, _ and -"),
+        ("{}.Elsewhere", {}, "grid: {}.Elsewhere: `name` must be letters, digits, _ and -"),
+        ("{}.Logged", {}, "grid: {}.Logged: `name` must be letters, digits, _ and -"),
+        ("{}.Ours", {}, "grid: {}.Ours: there is a measure called 'probes' already"),
+        ("{}.Undescribed", {}, "grid: {}.Undescribed: `values` must be a tuple of ts2_lightning.values.Value"),
+        ("{}.Undecorated", {}, "grid: {}.Undecorated: write @dataclass(frozen=True) above the class"),
+        ("{}.Required", {}, "grid.{}.Required: it needs x, which has no default"),
+        ("{}.Own", {"size": "a"}, "grid.{}.Own.size: expected int, got 'a'"),
+        ("{}.Needs", {}, "grid.{}.Needs: these settings cannot be taken (RuntimeError: of what?)"),
+    ],
+)
+def test_one_line_says_what_is_wrong_with_a_class(own_file: str, measure: str, settings: object, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_spec({measure.format(own_file): settings}, "grid")
+    assert str(error.value).startswith(said.format(own_file))
+
+
+def test_two_measures_of_one_name(own_file: str) -> None:
+    with pytest.raises(UserError, match="grid: two measures are called 'own'"):
+        check_spec({f"{own_file}.Own": {}, f"{own_file}.Needs": {"of": "b"}}, "grid")
+    one = check_spec({f"{own_file}.Own": {}, f"{own_file}.Needs": False}, "grid").measures
+    assert [measure.name for measure in one] == ["own"]
+
+
+def test_a_class_that_has_changed_is_made_again(own_file: str, tmp_path: Path) -> None:
+    model = Model("m", "identity", lambda: "m", tmp_path)
+    lines: list[str] = []
+    for number, code in ((1.0, OWN), (1.0, OWN), (2.0, OWN.replace('"a": 1.0', '"a": 2.00'))):
+        sys.modules.pop(own_file, None)
+        (tmp_path / f"{own_file}.py").write_text(code)
+        importlib.invalidate_caches()
+        assert make_measures(model, check_spec({f"{own_file}.Own": {}}), lines.append) == {"own/a": number}
+    assert ["kept" in line for line in lines] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (None, r"own: `measure` must return Measured\({NAME: NUMBER}\), got None"),
+        ({"a": 1.0}, r"own: `measure` must return Measured\({NAME: NUMBER}\), got {'a': 1.0}"),
+        (Measured({"a": "one"}), "own: `measure` must return numbers; 'a' is 'one'"),  # type: ignore[dict-item]
+        (Measured({"a": torch.ones(2)}), "own: `measure` must return numbers; 'a' is 'tensor"),  # type: ignore[dict-item]
+        (Measured({"a": 1.0}, {"b": object()}), "own: `measure` must return documents of plain values"),
+    ],
+)
+def test_one_line_says_what_a_measure_must_return(own_file: str, tmp_path: Path, measured: Any, said: str) -> None:
+    spec = check_spec({f"{own_file}.Own": {}})
+    [own] = spec.measures
+    with pytest.raises(UserError, match=f"^{said}"):
+        write_result(tmp_path / "measures" / "own-1", spec, own, "key", measured)
+    assert not list((tmp_path / "measures").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "file"),
+    [
+        ({"values": {"validation/cross_entropy": 0.0}}, "own-1.json"),
+        ({"values": {"own/a": math.nan}}, "own-1.json"),
+        ({"values": {"own/a": 10**400}}, "own-1.json"),
+        ({"name": "val", "values": {"val/cross_entropy": 0.0}}, "val-1.json"),
+        ({"name": None}, "own-1.json"),
+        ({}, "other-1.json"),
+        ({"described": [{"name": "a", "title": "a\n| b"}]}, "own-1.json"),
+        ({"described": [{"name": "a", "title": "\x1b[31mred"}]}, "own-1.json"),
+        ({"described": [{"name": "a", "title": "a", "shown": "yes"}]}, "own-1.json"),
+        ("[" * 100_000, "own-1.json"),
+    ],
+)
+def test_a_file_that_measure_cannot_have_written_is_made_again(tmp_path: Path, changes: Any, file: str) -> None:
+    document = {"name": "own", "decoding": "softmax", "template": "auto", "settings": {}, "key": "k"}
+    whole = {**document, "values": {"own/a": 1.0}, "described": [{"name": "a", "title": "a"}]}
+    (tmp_path / "own-2.json").write_text(json.dumps(whole))
+    assert kept_values(tmp_path / "own-2.json", "k") == {"own/a": 1.0}
+    place = tmp_path / file
+    place.write_text(changes if isinstance(changes, str) else json.dumps(whole | changes))
+    assert kept_values(place, "k") is None
+    with pytest.raises(UserError, match=f"^{place}: not what `measure` writes"):
+        read_result(place)
+
+
+def test_a_class_describes_its_values_whatever_files_say(own_file: str, tmp_path: Path) -> None:
+    name = f"own{tmp_path.name.replace('_', '')}"
+    described_here = f'"{name}"\n    values: ClassVar = (Value("a", "as the class says"),)'
+    (tmp_path / f"{own_file}.py").write_text(
+        OWN.replace('"own"\n    size: int = 1', f"{described_here}\n    size: int = 1")
+    )
+    check_spec({f"{own_file}.Own": {}})
+    document = {"name": name, "decoding": "softmax", "template": "auto", "settings": {}, "key": "k", "values": {}}
+    file = tmp_path / f"{name}-1.json"
+    file.write_text(json.dumps({**document, "described": [{"name": "a", "title": "as a file says"}]}))
+    read_result(file)
+    assert describe(f"{name}/a").title == "as the class says"
 
 
 def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) -> None:
@@ -167,7 +334,7 @@ def test_the_key_knows_a_tokenizer_and_a_template_that_are_not_the_models_own(tm
     hub = Model("hub", [], str, tmp_path, data={"tokenizer": "some/tokenizer"})
 
     def identities() -> list[dict[str, Any]]:
-        return [t.row_identity(t.validation_data("rows", None)) for t in (named, asked, of_run)]
+        return [t.row_identity("rows", t.validation_data("rows", None)) for t in (named, asked, of_run)]
 
     before = identities()
     assert identities() == before
@@ -186,7 +353,7 @@ def test_the_key_has_the_length_that_null_stands_for(tmp_path: Path) -> None:
         GPT2Config(n_positions=positions).save_pretrained(tmp_path / "model")
         data = {"validation": "toyworld:validation", "max_length": max_length}
         model = Model("model", [], lambda: str(tmp_path / "model"), tmp_path, data=data)
-        return model.row_identity(model.validation_data("rows", None))["max_length"]
+        return model.row_identity("rows", model.validation_data("rows", None))["max_length"]
 
     assert [length(64, None), length(4096, None), length(64, 32)] == [64, 2048, 32]
 

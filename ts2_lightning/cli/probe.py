@@ -50,6 +50,9 @@ class _Asked(Probes):
 
     option: ClassVar[str] = "--"
 
+    def _option(self, what: str) -> str:
+        return "--prompts" if what == "questions" else super()._option(what)
+
 
 def run(argv: Sequence[str]) -> int:
     """Probes models.

@@ -127,10 +127,11 @@ class Model:
         if self.is_asked_in_text:
             assert self.text_template is not None
             return self.text_template(self.tokenizer)
+        tokenizer = self.tokenizer
         learnt = {option: self.data[option] for option in _OF_TEMPLATE if option in self.data}
         arguments = self._of_data("chat_template_kwargs")
         try:
-            return make_template(self._template_name, self.tokenizer, arguments=arguments, **learnt)
+            return make_template(self._template_name, tokenizer, arguments=arguments, **learnt)
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from error
 
@@ -190,7 +191,7 @@ class Model:
             settings["limit_validation"] = overrides.get("limit_validation")
         if not settings.get("validation"):
             raise UserError(f"{option}: {self.name} has no validation rows of its own; name a file")
-        return _instantiate(settings, self.name)
+        return _instantiate(settings, self.name, option)
 
     def read_rows(self, option: str, data: SFTData) -> SFTData:
         """Makes tokens of the rows of `validation_data`, this model's own.
@@ -207,9 +208,7 @@ class Model:
         except BadRowsError as error:
             raise UserError(f"{option} {error.first.origin}: {error.first.reason}") from error
         except UserError as error:
-            length = f"{option.removesuffix('rows')}max_length"
-            said = str(error).replace("data.validation", option, 1).replace("data.max_length", length, 1)
-            raise UserError(said) from error
+            raise _of_option(option, error) from error
         return data
 
     def prompts(self, option: str, data: SFTData, limit: int | None) -> list[Prompt]:
@@ -227,17 +226,27 @@ class Model:
         for name in data.sets.of("validation"):
             if limit is None or len(questions) < limit:
                 left = None if limit is None else limit - len(questions)
-                questions += read_questions(data.sets.selection(name), option, left, tolerant=data.max_rejects > 0)
+                try:
+                    questions += read_questions(data.sets.selection(name), option, left, tolerant=data.max_rejects > 0)
+                except UserError as error:
+                    raise _of_option(option, error) from error
         return questions
 
-    def row_identity(self, data: SFTData) -> dict[str, Any]:
-        """Plain values that change when the rows of `validation_data`, or their tokens, do; files by their content."""
+    def row_identity(self, option: str, data: SFTData) -> dict[str, Any]:
+        """Plain values that change when the rows of `validation_data`, or their tokens, do; files by their content.
+
+        Raises:
+            UserError: a source that is not there, under the name of the option.
+        """
         if data.max_length is None:  # the number of tokens decides, whoever has set it
             data.limits = self.limits
         names = data.sets.of("validation")
-        for name in names:
-            data.sets.prepare(name)
-        sets = {name: data.sets.selection(name).identity() for name in names}
+        try:
+            for name in names:
+                data.sets.prepare(name)
+            sets = {name: data.sets.selection(name).identity() for name in names}
+        except UserError as error:
+            raise _of_option(option, error) from error
         for of_set in sets.values():
             of_set["files"] = [content for _, *content in of_set["files"]]  # wherever they lie
         how = {name: getattr(data, name) for name in (*_OF_TEMPLATE, "chat_template_kwargs", "overlong", "format")}
@@ -272,7 +281,14 @@ class ValidationBatches:
                 yield batch
 
 
-def _instantiate(settings: Mapping[str, Any], name: str) -> SFTData:
+def _of_option(option: str, error: UserError) -> UserError:
+    """What the data room says of its own settings, said of the option that stands for them."""
+    length = f"{option.removesuffix('rows')}max_length"
+    said = str(error).replace("data.validation", option, 1).replace("data.max_length", length, 1)
+    return UserError(said if option in said or length in said else f"{option}: {said}")
+
+
+def _instantiate(settings: Mapping[str, Any], name: str, option: str) -> SFTData:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SFTData, "data")
     try:
@@ -280,4 +296,6 @@ def _instantiate(settings: Mapping[str, Any], name: str) -> SFTData:
     except ArgumentError as error:
         said = " ".join(str(error).split())
         raise UserError(f"{name}: its configuration has settings of data that are not understood ({said})") from error
+    except UserError as error:
+        raise _of_option(option, error) from error
     return data

@@ -1,9 +1,15 @@
 """The registry of measures: which there are, how users write what they want measured, what values are called."""
 
 import importlib
+import inspect
+import json
+import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,6 +21,7 @@ from ts2_lightning.evaluation.measures.cost import Cost
 from ts2_lightning.evaluation.measures.diversity import Diversity
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.validation import Validation
+from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value, by_name
@@ -25,6 +32,8 @@ RENAMED = {"diversity/self_bleu": "diversity/self_bleu_diversity"}
 """Names of values in files of versions before 0.2 -> their names now."""
 
 _LOGGED = ("train", "val", "test")
+_NAME = re.compile(rf"(?!({'|'.join(_LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z0-9_-]*")
+"""What a measure may be called: its files and values are named after it, and others have the names left out."""
 _FOREIGN: dict[str, Value] = {}
 """Descriptions of the values of measures that are not registered, by their whole names, as they are met."""
 
@@ -79,6 +88,9 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
         raise UserError(f"{where}.decoding: no decoding {decoding!r}{hint}")
     if not isinstance(template, str):
         raise UserError(f"{where}.template must be the name of a chat template, got {template!r}")
+    count = Counter(measure.name for name, measure in classes.items() if spec[name] is not False)
+    if twice := next((name for name in count if count[name] > 1), None):
+        raise UserError(f"{where}: two measures are called {twice!r}; give one of them another `name`")
     order = [name for name in registered_measures() if name in classes] + [
         name for name in classes if name not in registered_measures()
     ]
@@ -99,14 +111,57 @@ def _class_of(name: Any, where: str) -> type[Measure]:
         raise UserError(f"{where}: no measure {name!r}{hint or '; there are ' + ', '.join(registered_measures())}")
     try:
         imported = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{where}: measure {name} cannot be imported ({error}); write FILE.CLASS") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: measure {name} cannot be imported ({kind}{error}); write FILE.CLASS") from error
     if not (isinstance(imported, type) and issubclass(imported, Measure)):
         raise UserError(f"{where}: {name} is no measure; derive it from ts2_lightning.evaluation.Measure")
-    if imported.name in registered_measures() and imported is not registered_measures()[imported.name]:
-        raise UserError(f"{where}: {name}: there is a measure called {imported.name!r} already; give it another `name`")
-    remember(value.under(imported.name) for value in imported.values)
+    if fault := _fault_of(imported):
+        raise UserError(f"{where}: {name}: {fault}")
+    code_digest(imported)  # of the file as it is now, whose code will run
+    _FOREIGN.update({value.name: value for value in (value.under(imported.name) for value in imported.values)})
     return imported
+
+
+def _fault_of(measure: type[Measure]) -> str | None:
+    """Why a user's class cannot be a measure; None if it can."""
+    name = getattr(measure, "name", None)
+    if inspect.isabstract(measure):
+        return f"it lacks the method {', '.join(sorted(measure.__abstractmethods__))}"
+    if not isinstance(name, str) or not is_name(name):
+        taken = ", ".join((*_LOGGED, "decoding", "template"))
+        return f"`name` must be letters, digits, _ and -, begin with a letter, and be none of {taken}; got {name!r}"
+    if registered_measures().get(name, measure) is not measure:
+        return f"there is a measure called {name!r} already; give it another `name`"
+    if not all(isinstance(value, Value) for value in measure.values):
+        return f"`values` must be a tuple of ts2_lightning.values.Value, got {measure.values!r}"
+    own = [field for field, kind in inspect.get_annotations(measure).items() if "ClassVar" not in str(kind)]
+    if own and "__dataclass_fields__" not in vars(measure):
+        return f"write @dataclass(frozen=True) above the class, or its settings ({', '.join(own)}) are none"
+    return None
+
+
+def is_name(name: str) -> bool:
+    """Whether a measure may be called so.
+
+    Example:
+        >>> is_name("weights"), is_name("val"), is_name("../weights")
+        (True, False, False)
+    """
+    return _NAME.fullmatch(name) is not None
+
+
+@cache
+def code_digest(measure: type[Measure]) -> str | None:
+    """A digest of the file with the class of a user's measure; None for one that is registered.
+
+    What a registered measure computes changes with the version of its package alone.
+    """
+    if registered_measures().get(measure.name) is measure:
+        return None
+    file = getattr(sys.modules.get(measure.__module__), "__file__", None)
+    text = Path(file).read_text(encoding="utf-8", errors="replace") if file and Path(file).is_file() else ""
+    return digest([measure.__module__, measure.__qualname__, text])
 
 
 def _read(measure: type[M], value: Any, where: str) -> M:
@@ -114,17 +169,27 @@ def _read(measure: type[M], value: Any, where: str) -> M:
     settings = {} if value is None or value is True else value
     if not isinstance(settings, Mapping):
         raise UserError(f"{where} must be a mapping of settings, {{}} for the usual ones, got {value!r}")
-    types = {field.name: field.type for field in fields(measure)}
+    types = {field.name: field for field in fields(measure)}
     for name in settings:
         if name not in types:
             hint = did_you_mean(str(name), types) or f"; there are {', '.join(types) or 'none'}"
             raise UserError(f"{where}: no setting {name!r}{hint}")
-    read = measure(**{name: _parsed(measure, name, setting, where) for name, setting in settings.items()})
+    if needed := [name for name, field in types.items() if name not in settings and _is_needed(field)]:
+        raise UserError(f"{where}: it needs {', '.join(needed)}, which has no default")
+    parsed = {name: _parsed(measure, name, setting, where) for name, setting in settings.items()}
     try:
+        read = measure(**parsed)
         read.check()
+        json.dumps(read.plain_settings())
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+    except Exception as error:  # a user's class may raise anything
+        raise UserError(f"{where}: these settings cannot be taken ({type(error).__name__}: {error})") from error
     return read
+
+
+def _is_needed(setting: "Field[Any]") -> bool:
+    return setting.default is MISSING and setting.default_factory is MISSING
 
 
 def _parsed(measure: type[Measure], name: str, value: Any, where: str) -> Any:
@@ -133,8 +198,8 @@ def _parsed(measure: type[Measure], name: str, value: Any, where: str) -> Any:
     try:
         return parser.parse_object({"of": {name: value}}).as_dict()["of"][name]
     except ArgumentError as error:
-        field = next(field for field in fields(measure) if field.name == name)
-        expected = str(field.type).replace("None", "null")
+        [kind] = [field.type for field in fields(measure) if field.name == name]
+        expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("None", "null")
         raise UserError(f"{where}.{name}: expected {expected}, got {value!r}") from error
 
 
@@ -148,8 +213,9 @@ def described() -> dict[str, Value]:
 
 
 def remember(values: Iterable[Value]) -> None:
-    """Takes descriptions of values that no registered measure has: of a user's class, or from a file of its values."""
-    _FOREIGN.update({value.name: value for value in values})
+    """Takes descriptions from a file of values that no registered measure has; those of the user's class come first."""
+    for value in values:
+        _FOREIGN.setdefault(value.name, value)
 
 
 def describe(name: str) -> Value:

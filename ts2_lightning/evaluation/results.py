@@ -14,7 +14,7 @@ from typing import Any
 
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.evaluation.registry import RENAMED, Spec, registered_measures, remember
+from ts2_lightning.evaluation.registry import RENAMED, Spec, code_digest, is_name, registered_measures, remember
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import write_json
 from ts2_lightning.types import UserError
@@ -67,7 +67,7 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
     """
     if (model.decoding, model.template) != (spec.decoding, spec.template):
         model = replace(model, decoding=spec.decoding, template=spec.template)
-    keys = [digest([model.identity, measure.inputs(model)]) for measure in spec.measures]
+    keys = [_key(model, measure) for measure in spec.measures]
     kept = [kept_values(file, key) for file, key in zip(files_of(model.out, spec).values(), keys, strict=True)]
     for measure, values in zip(spec.measures, kept, strict=True):
         if values is None:
@@ -86,6 +86,16 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
             say(f"{measure.name}: {len(values)} values, kept in {place}.json")
         whole |= values
     return whole
+
+
+def _key(model: Model, measure: Measure) -> str:
+    """A digest of what the values depend on beside the settings; of a user's measure the file of its class is part."""
+    code = code_digest(type(measure))
+    inputs = measure.inputs(model)
+    try:
+        return digest([model.identity, inputs] if code is None else [model.identity, inputs, code])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{measure.name}: `inputs` must return plain values ({error})") from error
 
 
 def place_of(directory: Path, spec: Spec, measure: Measure) -> Path:
@@ -119,8 +129,12 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
 
     Returns:
         The values as they were written.
+
+    Raises:
+        UserError: a user's measure returned what cannot be written.
     """
-    values = {f"{measure.name}/{name}": float(value) for name, value in measured.values.items() if math.isfinite(value)}
+    numbers = _numbers(measure, measured)
+    values = {f"{measure.name}/{name}": number for name, number in numbers.items() if math.isfinite(number)}
     document: dict[str, Any] = {
         "name": measure.name,
         "decoding": _filed_under(spec, measure),
@@ -132,10 +146,26 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
     if measure.name not in registered_measures():  # whoever reads the file need not have the class
         document["decoded"] = measure.decoded
         document["described"] = [asdict(value) for value in measure.values]
-    if measured.documents:
-        document["documents"] = dict(measured.documents)
-    write_json(place.with_suffix(".json"), document)
+    try:
+        if measured.documents:
+            document["documents"] = dict(measured.documents)
+        write_json(place.with_suffix(".json"), document)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{measure.name}: `measure` must return documents of plain values ({error})") from error
     return values
+
+
+def _numbers(measure: Measure, measured: Any) -> dict[str, float]:
+    """The values of a measure, if they are what a measure returns."""
+    if not isinstance(measured, Measured) or not isinstance(measured.values, Mapping):
+        raise UserError(f"{measure.name}: `measure` must return Measured({{NAME: NUMBER}}), got {measured!r}")
+    numbers: dict[str, float] = {}
+    for name, value in measured.values.items():
+        try:
+            numbers[str(name)] = float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise UserError(f"{measure.name}: `measure` must return numbers; {name!r} is {str(value)!r}") from error
+    return numbers
 
 
 def read_result(file: Path) -> Result:
@@ -146,7 +176,12 @@ def read_result(file: Path) -> Result:
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        name = str(document["name"])
+        name = document["name"]
+        if not (isinstance(name, str) and is_name(name) and file.name.startswith(f"{name}-")):
+            raise ValueError(f"values of {name!r}")
+        values = {RENAMED.get(value, value): float(number) for value, number in document["values"].items()}
+        if not all(value.startswith(f"{name}/") and math.isfinite(number) for value, number in values.items()):
+            raise ValueError(f"no values of {name}")
         decoded = (
             registered_measures()[name].decoded
             if name in registered_measures()
@@ -158,14 +193,14 @@ def read_result(file: Path) -> Result:
             str(document["decoding"]) if decoded else None,
             str(document["template"]),
             dict(document["settings"]),
-            {RENAMED.get(value, str(value)): float(number) for value, number in document["values"].items()},
+            values,
             dict(document.get("documents") or {}),
             str(document["key"]),
             file.stat().st_mtime_ns,
         )
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{file}: not what `measure` writes ({error!r}); remove it, and measure again") from error
 
 

@@ -93,7 +93,7 @@ class Diversity(Measure):
     def inputs(self, model: Model) -> Any:
         """The files of the prompts, by their content, and the embedding model."""
         embedder = None if self.sentence_bert is None else file_stamps(self.sentence_bert)
-        return [model.row_identity(self._data(model)), embedder]
+        return [model.row_identity("diversity.prompts", self._data(model)), embedder]
 
     def check_model(self, model: Model) -> None:
         """Raises UserError if the embedding model cannot be had: before hours of sampling, not after."""
@@ -144,7 +144,7 @@ class Diversity(Measure):
         """For each prompt its responses; those that an earlier call has kept are not sampled again."""
         sampling = {name: value for name, value in asdict(self).items() if name not in ("limit", "sentence_bert")}
         asked = [sampling, model.decoding, model.template]
-        key = digest([asked, model.identity, model.row_identity(self._data(model))])
+        key = digest([asked, model.identity, model.row_identity("diversity.prompts", self._data(model))])
         at_a_time = max(1, self.batch_size // self.samples)
         file = ResponseFile(beside.with_name(f"responses-{digest(asked)[:8]}.jsonl"), key, at_a_time)
         done = len(file.answered)

@@ -118,15 +118,15 @@ class Probes(Measure):
     def inputs(self, model: Model) -> Any:
         """The files of rows, prompts and questions, by their content."""
         read = filter(self._reads, ("rows", "prompts", "questions"))
-        return [model.row_identity(self._data(model, what)) for what in read]
+        return [model.row_identity(self._option(what), self._data(model, what)) for what in read]
 
     def check_model(self, model: Model) -> None:
         """Raises UserError for a row, prompt or question that cannot be used: before hours of measuring, not after."""
         for what in ("prompts", "questions"):
             if self._reads(what):
-                model.questions(f"{self.option}{what}", self._data(model, what), self.limit)
+                model.questions(self._option(what), self._data(model, what), self.limit)
         if self._reads("rows"):
-            model.read_rows(f"{self.option}rows", self._data(model, "rows"))
+            model.read_rows(self._option("rows"), self._data(model, "rows"))
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """Each probe's numbers as a document; its telling numbers as `PROBE/NAME`.
@@ -149,7 +149,7 @@ class Probes(Measure):
         if kind == "micro":
             return micro.measure(model, *self._asked(model), self.queries, self.seed)
         if kind == "macro":
-            prompts = model.prompts(f"{self.option}prompts", self._data(model, "prompts"), self.limit)
+            prompts = model.prompts(self._option("prompts"), self._data(model, "prompts"), self.limit)
             decoder = replace(model.projection, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
             return macro.measure(model, prompts, decoder, self.samples, self.max_new_tokens, self.seed)
         table = self._table(model)
@@ -161,18 +161,22 @@ class Probes(Measure):
         if model.domain is not None:
             asked, opening = model.domain.questions()
         if self._reads("questions"):
-            asked = model.questions(f"{self.option}questions", self._data(model, "questions"), self.limit)
+            asked = model.questions(self._option("questions"), self._data(model, "questions"), self.limit)
         prompts = model.encode(asked, opening if self.opening is None else self.opening)
         return prompts, self._reads("questions") or model.domain is not None
 
     def _table(self, model: Model) -> dict[str, Tensor]:
         """The table of the rows' tokens; the model keeps it for the other probes that read rows."""
         data = self._data(model, "rows")
-        key = digest([model.row_identity(data), self.limit])
+        key = digest([model.row_identity(self._option("rows"), data), self.limit])
         if key not in model.tables:
-            batches = ValidationBatches(model.read_rows(f"{self.option}rows", data))
+            batches = ValidationBatches(model.read_rows(self._option("rows"), data))
             model.tables[key] = token_table(model.network, batches, model.title)
         return model.tables[key]
+
+    def _option(self, what: str) -> str:
+        """Name in messages of the setting with the sources of rows, prompts or questions."""
+        return f"{self.option}{what}"
 
     def _reads(self, what: str) -> bool:
         if what == "questions":
@@ -182,7 +186,7 @@ class Probes(Measure):
     def _data(self, model: Model, what: str) -> SFTData:
         sources: Rows = getattr(self, what)
         return model.validation_data(
-            f"{self.option}{what}", sources, format=self.format,
+            self._option(what), sources, format=self.format,
             limit_validation=self.limit if what == "rows" else None,
             max_length=self.max_length, eval_batch_size=self.batch_size,
         )  # fmt: skip

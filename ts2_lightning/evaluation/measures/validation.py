@@ -78,7 +78,7 @@ class Validation(Measure):
 
     def inputs(self, model: Model) -> Any:
         """The files of the rows, by their content."""
-        return model.row_identity(self._data(model))
+        return model.row_identity(f"{self.name}.rows", self._data(model))
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """`cross_entropy`, `perplexity`, `token_accuracy` and all of `types.TOKEN_STATISTICS`; of a set `SET/NAME`."""
