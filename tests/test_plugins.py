@@ -14,6 +14,7 @@ from ts2_lightning import plugins
 from ts2_lightning.data.sources import resolve_sources
 from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.evaluation import Measure, Measured, Model, check_spec, registry
+from ts2_lightning.types import UserError
 
 PACKAGE = Path(__file__).parents[1] / "ts2_lightning"
 ALLOWED = {"plugins.py", "cli/quickstart.py", "cli/commands.py"}
@@ -74,6 +75,48 @@ def test_a_name_that_is_taken(other: ModuleType) -> None:
     other.sources = lambda: {"toyworld": Rows()}  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="plug-in another_package: sources toyworld are there already"):
         resolve_sources(["toyworld:train"])
+
+
+def raises(error: BaseException) -> Any:
+    """A door that fails."""
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("door", "said"),
+    [
+        (lambda: raises(RuntimeError("two\nlines")), "RuntimeError: two lines"),
+        (lambda: raises(SystemExit(3)), "SystemExit: 3"),
+        (lambda: 3, "TypeError: 'int' object is not iterable"),
+        (lambda: {"mine": 3}, "TypeError: sources mine must be a SourceScheme"),
+    ],
+)
+def test_a_plug_in_that_fails_is_left_out_and_named(other: ModuleType, door: Any, said: str) -> None:
+    other.sources = door  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=f"^plug-in another_package is left out, .*{said}"):
+        assert list(plugins.offered("sources")) == ["toyworld"]
+    assert "mine" in registry.registered_measures(), "its other doors are as they were"
+
+
+def test_a_plug_in_that_cannot_be_imported_is_left_out(other: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "another_package", None)
+    with pytest.warns(UserWarning, match="^plug-in another_package is left out, .*ModuleNotFoundError"):
+        assert next(iter(registry.registered_measures())) == "toyworld"
+    assert "mine" not in registry.registered_measures()
+
+
+def test_what_the_toy_world_raises_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "import_module", lambda place: raises(ImportError(place)))
+    plugins.offered.cache_clear()
+    with pytest.raises(ImportError, match=r"ts2_lightning\.toyworld"):
+        plugins.offered("sources")
+
+
+@pytest.mark.parametrize("added", [{"mine": 3}, {"other": Mine}, {"probes": Mine}])
+def test_a_plug_ins_measure_has_its_own_name(other: ModuleType, added: dict[str, Any]) -> None:
+    other.measures = lambda: added  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=f"^the measure '{next(iter(added))}' of a plug-in must be a subclass"):
+        registry.registered_measures()
 
 
 def test_the_toy_world_comes_through_every_door() -> None:

@@ -9,18 +9,23 @@ A plug-in is a module with functions that return what it adds, by name. Each fun
 | `measures` | name -> subclass of `evaluation.Measure` |
 | `domains` | name -> `evaluation.domains.Domain` |
 
+A plug-in that fails is left out with a warning that names it.
+
 A package declares its module in its `pyproject.toml`:
 
     [project.entry-points."ts2_lightning.plugins"]
     mine = "my_package.ts2_plugin"
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ts2_lightning.types import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,11 +93,13 @@ class ModelScheme(ABC):
 def offered(door: str) -> dict[str, Any]:
     """What all plug-ins add at a door, by name; the one that comes with this package first.
 
+    A plug-in of another package that fails is left out with a warning: what is asked for may need nothing of it.
+
     Args:
         door: name of a function of plug-ins.
 
     Raises:
-        ValueError: two plug-ins add something of one name.
+        UserError: two plug-ins add something of one name.
 
     Example:
         >>> list(offered("measures"))
@@ -101,12 +108,30 @@ def offered(door: str) -> dict[str, Any]:
     places = (*SHIPPED, *sorted(entry.value for entry in entry_points(group=GROUP)))
     things: dict[str, Any] = {}
     for place in places:
-        function = getattr(import_module(place), door, None)
-        added = {} if function is None else function()
+        added = _added(place, door)
         if twice := things.keys() & added.keys():
-            raise ValueError(f"plug-in {place}: {door} {', '.join(sorted(twice))} are there already")
+            raise UserError(
+                f"plug-in {place}: {door} {', '.join(sorted(twice))} are there already; uninstall its package"
+            )
         things |= added
     return things
+
+
+def _added(place: str, door: str) -> dict[str, Any]:
+    """What one plug-in adds at a door."""
+    try:
+        function = getattr(import_module(place), door, None)
+        added = {} if function is None else dict(function())
+        kind = {"sources": SourceScheme, "models": ModelScheme}.get(door, object)
+        if wrong := [name for name, thing in added.items() if not isinstance(thing, kind)]:
+            raise TypeError(f"{door} {', '.join(map(str, wrong))} must be a {kind.__name__}")
+        return added
+    except (Exception, SystemExit) as error:  # the code of another package may raise anything
+        if place in SHIPPED:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        warnings.warn(f"plug-in {place} is left out, mend it or uninstall its package ({reason})", stacklevel=2)
+        return {}
 
 
 def source_scheme(path: str) -> SourceScheme | None:

@@ -41,8 +41,15 @@ _FOREIGN: dict[str, Value] = {}
 @cache
 def registered_measures() -> dict[str, type[Measure]]:
     """Every measure by its name, in the order of tables: those of plug-ins first."""
-    ours = (Validation, Diversity, Probes, Cost)
-    return {**plugins.offered("measures"), **{measure.name: measure for measure in ours}}
+    ours = {measure.name: measure for measure in (Validation, Diversity, Probes, Cost)}
+    others = plugins.offered("measures")
+    for name, measure in others.items():
+        if not (isinstance(measure, type) and issubclass(measure, Measure) and measure.name == name) or name in ours:
+            raise UserError(
+                f"the measure {name!r} of a plug-in must be a subclass of Measure with that `name`, and none of "
+                f"{', '.join(ours)}; got {measure!r}"
+            )
+    return {**others, **ours}
 
 
 # What is wanted -------------------------------------------------------------------------------------------------
