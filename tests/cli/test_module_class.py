@@ -98,6 +98,7 @@ def test_the_last_one_named_is_taken(fit: Run) -> None:
     [
         (("--model", "my_module.Other"), "--model.class_path: cannot import my_module.Other: "),
         (("--model", "no_module.Other"), "--model.class_path: cannot import no_module.Other: No module named"),
+        (("--model", "leaves.Other"), "--model.class_path: cannot import leaves.Other: it ends with SystemExit(3)"),
         (("--model", "my_module.NUMBER"), "--model.class_path: my_module.NUMBER is no LightningModule"),
         (("--model", "my_module.Mine", "--model.betta=1"), "--model.betta: no such option; did you mean --model.beta?"),
         (("-c", "wrong.yaml"), "wrong.yaml:2: model.class_path: cannot import my_module.Other: "),
@@ -105,6 +106,7 @@ def test_the_last_one_named_is_taken(fit: Run) -> None:
     ],
 )
 def test_what_is_wrong_takes_one_line(options: tuple[str, ...], said: str, fit: Run) -> None:
+    Path("leaves.py").write_text("raise SystemExit(3)\n")
     Path("wrong.yaml").write_text("model:\n  class_path: my_module.Other\n")
     Path("init_args.yaml").write_text("model:\n  class_path: my_module.Mine\n  init_args: {beta: 2}\n")
     answer = fit(*options)

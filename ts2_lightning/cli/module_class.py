@@ -100,8 +100,9 @@ def _imported(path: str, options: Sequence[str]) -> type[LightningModule]:
     module, _, name = path.rpartition(".")
     try:
         chosen = getattr(import_module(module or "ts2_lightning.modules"), name)
-    except Exception as error:  # a user's file may raise anything
-        raise CommandLineError(f"{beginning}: cannot import {path}: {one_line(str(error))}") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        reason = f"it ends with {error!r}" if isinstance(error, SystemExit) else one_line(str(error))
+        raise CommandLineError(f"{beginning}: cannot import {path}: {reason}") from error
     if not (inspect.isclass(chosen) and issubclass(chosen, LightningModule)):
         raise CommandLineError(f"{beginning}: {path} is no LightningModule; name a class that is one, or take it out")
     return chosen
