@@ -157,6 +157,8 @@ def test_one_model_with_another_vocabulary(toys: Path, ts2: Run) -> None:
         (["macro", *TOYS, "--temperature", "-1"], "temperature"),
         (["tail", *TOYS, "--rows", "broken.jsonl"], "--rows broken.jsonl:1: "),
         (["tail", *TOYS, "--rows", "blank.jsonl"], "--rows: no rows in blank.jsonl"),
+        (["tail", *TOYS, "--prompts", "no.jsonl"], "--prompts no.jsonl: tail does not read it; leave it out"),
+        (["micro", *TOYS, "--rows", "rows.jsonl"], "--rows rows.jsonl: micro does not read it; leave it out"),
         (["tail", *TOYS, "--limit", "0"], "--limit must be a whole number of at least 1, got 0"),
         (["tail", *TOYS, "--device", "gpu"], "--device gpu: "),
         (["tail", *TOYS, "--out", "rows.jsonl"], "--out rows.jsonl: "),

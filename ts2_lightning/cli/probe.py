@@ -196,6 +196,8 @@ def _settings(options: argparse.Namespace, probes: Sequence[Kind], models: Seque
             if domain is None:
                 raise UserError(f"--{kind}: none given; name a file for {', '.join(users)}")
             settings[kind] = domain.test_rows
+        elif not users and settings[kind] is not None and not (kind == "prompts" and alone):
+            raise UserError(f"--{kind} {settings[kind]}: {', '.join(probes)} does not read it; leave it out")
         elif not users:
             settings[kind] = None
     if alone:

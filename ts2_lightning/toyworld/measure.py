@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.toyworld import load_world
+from ts2_lightning.toyworld.descriptions import VALUES
 from ts2_lightning.toyworld.domain import ToyWorldDomain
-from ts2_lightning.toyworld.exact import VALUES, Style, evaluate_toyworld
+from ts2_lightning.toyworld.exact import Style, evaluate_toyworld
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
