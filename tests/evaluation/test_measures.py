@@ -1,5 +1,6 @@
 """What is wanted, what is known of values, and what is kept on disk; `tests/cli/test_measure.py` makes measures."""
 
+import hashlib
 import importlib
 import json
 import math
@@ -25,9 +26,11 @@ from ts2_lightning.evaluation import (
     registered_measures,
 )
 from ts2_lightning.evaluation.measure import Measured
+from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.responses import ResponseFile
 from ts2_lightning.evaluation.results import kept_values, read_result, write_result
 from ts2_lightning.types import UserError
+from ts2_lightning.values import Value
 
 
 def test_a_spec_is_read() -> None:
@@ -249,6 +252,21 @@ def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) 
     file = tmp_path / "diversity-1.json"
     file.write_text(json.dumps({**document, "values": {"diversity/self_bleu": 12.5, "diversity/ngram": 3.0}}))
     assert read_result(file).values == {"diversity/self_bleu_diversity": 12.5, "diversity/ngram": 3.0}
+
+
+def test_a_setting_that_came_later_does_not_hide_what_was_measured_before() -> None:
+    plain, asked = Probes(), Probes(questions="prompts.jsonl")
+    before = {name: value for name, value in asdict(plain).items() if name not in ("questions", "opening")}
+    text = json.dumps({"decoding": "softmax", "template": "auto", "settings": before}, sort_keys=True)
+    name = f"probes-{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # as version 0.1 filed it
+    assert place_of(Path("run"), Spec(measures=(plain,)), plain) == Path("run/measures", name)
+    assert place_of(Path("run"), Spec(measures=(asked,)), asked).name != name
+
+
+@pytest.mark.parametrize("changed", [{"format": "999999999"}, {"format": ".3"}, {"better": "more"}, {"title": 3}])
+def test_a_description_that_cannot_be(changed: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="description of a value|format must be like"):
+        Value(**{"name": "a", "title": "a", **changed})
 
 
 def test_columns() -> None:
