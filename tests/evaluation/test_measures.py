@@ -265,7 +265,7 @@ def test_a_setting_that_came_later_does_not_hide_what_was_measured_before() -> N
 
 @pytest.mark.parametrize("changed", [{"format": "999999999"}, {"format": ".3"}, {"better": "more"}, {"title": 3}])
 def test_a_description_that_cannot_be(changed: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="description of a value|format must be like"):
+    with pytest.raises(ValueError, match=r"description of a value|format must be like"):
         Value(**{"name": "a", "title": "a", **changed})
 
 
