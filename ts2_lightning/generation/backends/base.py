@@ -1,0 +1,29 @@
+"""What every backend can do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+
+from ts2_lightning.generation.requests import Request, Response
+
+
+class Backend(ABC):
+    """Makes responses to requests."""
+
+    @abstractmethod
+    def complete(self, requests: Sequence[Request]) -> Iterator[Response]:
+        """Makes one response to each request, and hands each over as soon as it is made.
+
+        Args:
+            requests: requests with the same settings, of different keys.
+
+        Returns:
+            The responses, in any order.
+
+        Raises:
+            UserError: a prompt that the model does not take, or a backend that cannot go on.
+        """
+
+    @property
+    @abstractmethod
+    def versions(self) -> Mapping[str, str]:
+        """Its name and the versions of what it runs on, for the first line of a file of responses."""
