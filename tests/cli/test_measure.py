@@ -144,8 +144,9 @@ import sys
 from pathlib import Path
 from ts2_lightning.evaluation import describe
 from ts2_lightning.evaluation.results import read_result
-decoding = read_result(Path(sys.argv[1])).decoding
-print(decoding, describe("weights/norm").title, describe("weights/norm").format)
+result = read_result(Path(sys.argv[1]))
+norm = describe("weights/norm", result.described)
+print(result.decoding, norm.title, norm.format)
 """
 
 

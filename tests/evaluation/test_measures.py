@@ -20,6 +20,7 @@ from ts2_lightning.evaluation import (
     check_spec,
     describe,
     described,
+    described_by,
     files_of,
     make_measures,
     place_of,
@@ -126,6 +127,9 @@ class Ours(Nameless):
 class Undescribed(Nameless):
     name, values = "own", ("a",)
 
+class Twice(Own):
+    values = (Value("a", "one"), Value("a", "another"))
+
 @dataclass(frozen=True)
 class Required(Nameless):
     name: ClassVar[str] = "own"
@@ -158,6 +162,7 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         ("{}.Logged", {}, "grid: {}.Logged: `name` must be letters, digits, _ and -"),
         ("{}.Ours", {}, "grid: {}.Ours: there is a measure called 'probes' already"),
         ("{}.Undescribed", {}, "grid: {}.Undescribed: `values` must be a tuple of ts2_lightning.values.Value"),
+        ("{}.Twice", {}, "grid: {}.Twice: two of its `values` have one name: a, a"),
         ("{}.Undecorated", {}, "grid: {}.Undecorated: write @dataclass(frozen=True) above the class"),
         ("{}.Required", {}, "grid.{}.Required: it needs x, which has no default"),
         ("{}.Own", {"size": "a"}, "grid.{}.Own.size: expected int, got 'a'"),
@@ -233,18 +238,23 @@ def test_a_file_that_measure_cannot_have_written_is_made_again(tmp_path: Path, c
         read_result(place)
 
 
-def test_a_class_describes_its_values_whatever_files_say(own_file: str, tmp_path: Path) -> None:
-    name = f"own{tmp_path.name.replace('_', '')}"
-    described_here = f'"{name}"\n    values: ClassVar = (Value("a", "as the class says"),)'
+def test_whoever_asks_says_whose_descriptions_count(own_file: str, tmp_path: Path) -> None:
     (tmp_path / f"{own_file}.py").write_text(
-        OWN.replace('"own"\n    size: int = 1', f"{described_here}\n    size: int = 1")
+        OWN.replace("    size: int = 1", '    values: ClassVar = (Value("a", "of the class"),)\n    size: int = 1', 1)
     )
-    check_spec({f"{own_file}.Own": {}})
-    document = {"name": name, "decoding": "softmax", "template": "auto", "settings": {}, "key": "k", "values": {}}
-    file = tmp_path / f"{name}-1.json"
-    file.write_text(json.dumps({**document, "described": [{"name": "a", "title": "as a file says"}]}))
-    read_result(file)
-    assert describe(f"{name}/a").title == "as the class says"
+    of_class = described_by(check_spec({f"{own_file}.Own": {}}).measures)
+    document = {"decoding": "softmax", "template": "auto", "settings": {}, "key": "k", "values": {}}
+    described_in_file = [{"name": "a", "title": "of the file"}, {"name": "accuracy", "title": "of the file"}]
+    in_files = {}
+    for name in ("own", "toyworld"):
+        file = tmp_path / f"{name}-1.json"
+        file.write_text(json.dumps({**document, "name": name, "described": described_in_file}))
+        in_files[name] = read_result(file).described
+    assert list(in_files["own"]) == ["own/a", "own/accuracy"]
+    assert describe("own/a", of_class).title == "of the class"
+    assert describe("own/a", in_files["own"]).title == "of the file"
+    assert describe("own/a").title == "own/a", "nothing that was read before is remembered"
+    assert describe("toyworld/accuracy", in_files["toyworld"]) == describe("toyworld/accuracy")
 
 
 def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) -> None:

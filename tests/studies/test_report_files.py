@@ -441,6 +441,23 @@ def test_the_columns_are_explained() -> None:
     assert report.index("what it is") < report.index("## Runs")
 
 
+def test_values_of_a_users_measure_are_called_as_their_file_says(tmp_path: Path) -> None:
+    for loss, number in (("TS2Loss", 1.25), ("CrossEntropy", 2.5)):
+        run = make_run(tmp_path / loss / "1", config_of(loss), {D: number})
+        value = {"name": "norm", "title": "NORM", "meaning": "of weights", "better": "lower", "format": ".1f"}
+        how = {"decoding": "softmax", "template": "auto", "settings": {}, "key": "k"}
+        document = {"name": "weights", **how, "values": {"weights/norm": number}, "described": [value]}
+        (run / "measures/weights-1.json").write_text(json.dumps(document), encoding="utf-8")
+    results = override_settings(collect([tmp_path]), columns=["weights/norm"], planes=[(D, "weights/norm")])
+    report = write_report(results, tmp_path / "report")[0].read_text(encoding="utf-8")
+    assert "| NORM ↓ |" in report
+    assert "| **1.2** |" in report
+    assert "| NORM | of weights | `weights/norm` |" in report
+    assert "Quality (NORM) against diversity (D, T 1)" in report
+    picture = (tmp_path / "report/plane-1.svg").read_text(encoding="utf-8")
+    assert "NORM: of weights  (lower is better)" in picture
+
+
 # Text -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,15 @@ from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.model_places import ModelPlace, find_model
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
-from ts2_lightning.evaluation import Model, Spec, check_spec, describe, make_measures, registered_measures
+from ts2_lightning.evaluation import (
+    Model,
+    Spec,
+    check_spec,
+    describe,
+    described_by,
+    make_measures,
+    registered_measures,
+)
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.json_files import read_json
@@ -22,6 +30,7 @@ from ts2_lightning.plugins import offered
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
+from ts2_lightning.values import Value
 from ts2_lightning.yaml_files import load_yaml
 
 _ABOUT = """Measures trained models, each thing once: what has been measured of the same model, with the same settings
@@ -50,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else _data_of(Path(options.config))
     places = [find_model(given, given) for given in options.model]
-    found: dict[str, dict[str, float]] = {}
+    measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
         models = [
             _model(given, place, data, options, Path(scratch) / str(number))
@@ -58,8 +67,8 @@ def run(argv: Sequence[str]) -> int:
         ]
         for model in models:
             put(f"== {model.name}")
-            found[model.name] = make_measures(model, spec or _usual(model), put)
-    put(f"\n{table(found)}")
+            measured[model.name] = make_measures(model, spec or _usual(model), put)
+    put(f"\n{table(measured, {} if spec is None else described_by(spec.measures))}")
     return 0
 
 
@@ -159,14 +168,17 @@ def _data_of(file: Path) -> dict[str, Any]:
     return data
 
 
-def table(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Values in lines, models in columns: those that tables show by default, or all if there are none of them."""
-    names = list(dict.fromkeys(name for values in found.values() for name in values))
-    shown = [name for name in names if describe(name).shown] or names
-    rows = [["", *found]]
-    for name in shown:
-        value = describe(name)
-        cells = [format(values[name], value.format) if name in values else "-" for values in found.values()]
+def table(measured: Mapping[str, Mapping[str, float]], described: Mapping[str, Value]) -> str:
+    """Values in lines, models in columns: those that tables show by default, or all if there are none of them.
+
+    Args:
+        measured: values by their whole names, by model.
+        described: descriptions of values of measures that are not registered.
+    """
+    values = [describe(name, described) for name in dict.fromkeys(name for of in measured.values() for name in of)]
+    rows = [["", *measured]]
+    for value in [value for value in values if value.shown] or values:
+        cells = [format(of[value.name], value.format) if value.name in of else "-" for of in measured.values()]
         rows.append([value.title, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [

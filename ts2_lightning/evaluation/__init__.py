@@ -4,10 +4,11 @@ In come models and rows; out go measured values, which are files beside the mode
 nothing here knows of grids or of the command line.
 """
 
+from ts2_lightning.evaluation.descriptions import describe, described, described_by
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.prompts import Prompt, Question
-from ts2_lightning.evaluation.registry import Spec, check_spec, describe, described, registered_measures
+from ts2_lightning.evaluation.registry import Spec, check_spec, registered_measures
 from ts2_lightning.evaluation.results import files_of, make_measures, place_of
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_spec",
     "describe",
     "described",
+    "described_by",
     "files_of",
     "make_measures",
     "place_of",

@@ -1,4 +1,4 @@
-"""The registry of measures: which there are, how users write what they want measured, what values are called."""
+"""The registry of measures: which there are, and how users write what they want measured."""
 
 import importlib
 import inspect
@@ -6,8 +6,8 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,18 +24,14 @@ from ts2_lightning.evaluation.measures.validation import Validation
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
-from ts2_lightning.values import Value, by_name
+from ts2_lightning.values import Value
 
 M = TypeVar("M", bound=Measure)
 
-RENAMED = {"diversity/self_bleu": "diversity/self_bleu_diversity"}
-"""Names of values in files of versions before 0.2 -> their names now."""
-
-_LOGGED = ("train", "val", "test")
-_NAME = re.compile(rf"(?!({'|'.join(_LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z0-9_-]*")
+LOGGED = ("train", "val", "test")
+"""First parts of the names of values that a training logs."""
+_NAME = re.compile(rf"(?!({'|'.join(LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z0-9_-]*")
 """What a measure may be called: its files and values are named after it, and others have the names left out."""
-_FOREIGN: dict[str, Value] = {}
-"""Descriptions of the values of measures that are not registered, by their whole names, as they are met."""
 
 
 @cache
@@ -50,9 +46,6 @@ def registered_measures() -> dict[str, type[Measure]]:
                 f"{', '.join(ours)}; got {measure!r}"
             )
     return {**others, **ours}
-
-
-# What is wanted -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,6 @@ def _class_of(name: Any, where: str) -> type[Measure]:
     if fault := _fault_of(imported):
         raise UserError(f"{where}: {name}: {fault}")
     code_digest(imported)  # of the file as it is now, whose code will run
-    _FOREIGN.update({value.name: value for value in (value.under(imported.name) for value in imported.values)})
     return imported
 
 
@@ -136,12 +128,14 @@ def _fault_of(measure: type[Measure]) -> str | None:
     if inspect.isabstract(measure):
         return f"it lacks the method {', '.join(sorted(measure.__abstractmethods__))}"
     if not isinstance(name, str) or not is_name(name):
-        taken = ", ".join((*_LOGGED, "decoding", "template"))
+        taken = ", ".join((*LOGGED, "decoding", "template"))
         return f"`name` must be letters, digits, _ and -, begin with a letter, and be none of {taken}; got {name!r}"
     if registered_measures().get(name, measure) is not measure:
         return f"there is a measure called {name!r} already; give it another `name`"
     if not all(isinstance(value, Value) for value in measure.values):
         return f"`values` must be a tuple of ts2_lightning.values.Value, got {measure.values!r}"
+    if len({value.name for value in measure.values}) < len(measure.values):
+        return f"two of its `values` have one name: {', '.join(value.name for value in measure.values)}"
     own = [field for field, kind in inspect.get_annotations(measure).items() if "ClassVar" not in str(kind)]
     if own and "__dataclass_fields__" not in vars(measure):
         return f"write @dataclass(frozen=True) above the class, or its settings ({', '.join(own)}) are none"
@@ -208,50 +202,3 @@ def _parsed(measure: type[Measure], name: str, value: Any, where: str) -> Any:
         [kind] = [field.type for field in fields(measure) if field.name == name]
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("None", "null")
         raise UserError(f"{where}.{name}: expected {expected}, got {value!r}") from error
-
-
-# What values are called -----------------------------------------------------------------------------------------
-
-
-@cache
-def described() -> dict[str, Value]:
-    """Every value that a registered measure describes, by its whole name, in the order of tables."""
-    return by_name(value.under(name) for name, measure in registered_measures().items() for value in measure.values)
-
-
-def remember(values: Iterable[Value]) -> None:
-    """Takes descriptions from a file of values that no registered measure has; those of the user's class come first."""
-    for value in values:
-        _FOREIGN.setdefault(value.name, value)
-
-
-def describe(name: str) -> Value:
-    """The description of a value by its whole name, be it measured or logged.
-
-    A value of a named set of rows is called after the set; one that nobody has described by its own name. No value of a
-    training step is better or worse by itself.
-
-    Example:
-        >>> describe("toyworld/seen/distinct_t1").title, describe("mine/own").title
-        ('D, T 1', 'mine/own')
-        >>> describe("validation/chat/cross_entropy").title
-        'CE, validation, chat'
-        >>> describe("val/chat/token_accuracy").title
-        'val/chat: token accuracy'
-        >>> describe("val/cross_entropy").better, describe("train/cross_entropy").better
-        ('lower', None)
-    """
-    if name in described():
-        return described()[name]
-    if name in _FOREIGN:
-        return _FOREIGN[name]
-    place, _, leaf = name.rpartition("/")
-    stage, _, named_set = place.partition("/")
-    if stage in _LOGGED:
-        measured = describe(f"validation/{leaf}")
-        title, better = f"{place}: {leaf.replace('_', ' ')}", None if stage == "train" else measured.better
-        return replace(measured, name=name, title=title, meaning="", better=better, shown=False)
-    whole = described().get(f"{stage}/{leaf}")
-    if whole is None or not named_set or "/" in named_set:
-        return Value(name, name)
-    return replace(whole, name=name, title=f"{whole.title}, {named_set}", meaning="", shown=False)

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.evaluation.descriptions import RENAMED
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.evaluation.registry import RENAMED, Spec, code_digest, is_name, registered_measures, remember
+from ts2_lightning.evaluation.registry import Spec, code_digest, is_name, registered_measures
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import write_json
 from ts2_lightning.types import UserError
-from ts2_lightning.values import Value
+from ts2_lightning.values import Value, by_name
 
 DIRECTORY = "measures"
 _ANY_DECODING = "softmax"
@@ -36,6 +37,8 @@ class Result:
         settings: settings of the measure.
         values: number by its whole name.
         documents: plain values from which pictures are drawn, by name, where the measure keeps any.
+        described: descriptions of the values of a measure that is not registered, by their whole names, where the file
+            has any.
         key: digest of everything that the values depend on.
         changed: time at which the file was written, in ns.
     """
@@ -46,6 +49,7 @@ class Result:
     settings: Mapping[str, Any]
     values: Mapping[str, float]
     documents: Mapping[str, Any]
+    described: Mapping[str, Value]
     key: str
     changed: int
 
@@ -169,7 +173,7 @@ def _numbers(measure: Measure, measured: Any) -> dict[str, float]:
 
 
 def read_result(file: Path) -> Result:
-    """Reads a file of `measures/`; what it says of the values of a measure that is not registered is remembered.
+    """Reads a file of `measures/`.
 
     Raises:
         UserError: it is not there, or not whole, or something else.
@@ -187,7 +191,6 @@ def read_result(file: Path) -> Result:
             if name in registered_measures()
             else bool(document.get("decoded", True))
         )
-        remember(Value(**value).under(name) for value in document.get("described", ()))
         return Result(
             name,
             str(document["decoding"]) if decoded else None,
@@ -195,6 +198,7 @@ def read_result(file: Path) -> Result:
             dict(document["settings"]),
             values,
             dict(document.get("documents") or {}),
+            by_name(Value(**value).under(name) for value in document.get("described", ())),
             str(document["key"]),
             file.stat().st_mtime_ns,
         )

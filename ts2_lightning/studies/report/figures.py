@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.evaluation.style import MODELS, REST, layout, legend_below, literal, new_figure, tidy
 from ts2_lightning.studies.report.results import Results, Row, by_runs, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
+from ts2_lightning.values import Value
 
 # How a row is drawn, the same in every picture ------------------------------------------------------------------------
 
@@ -57,26 +57,25 @@ def dashes(index: int) -> Any:
     return _DASHES[index % len(_DASHES)]
 
 
-def axis_label(name: str) -> str:
+def axis_label(value: Value) -> str:
     """The title of a value, and which way is better."""
-    return literal(describe(name).title) + _BETTER[describe(name).better]
+    return literal(value.title) + _BETTER[value.better]
 
 
-def explained(name: str, width: int) -> str:
+def explained(value: Value, width: int) -> str:
     """The title of a value with what it is, in lines for an axis that has room for them."""
-    said = describe(name).meaning
-    whole = f"{describe(name).title}: {said}" if said else describe(name).title
-    return wrapped(whole + _BETTER[describe(name).better], width)
+    whole = f"{value.title}: {value.meaning}" if value.meaning else value.title
+    return wrapped(whole + _BETTER[value.better], width)
 
 
-def span_what_is_printed(axis: Axis, name: str) -> None:
+def span_what_is_printed(axis: Axis, value: Value) -> None:
     """Plain numbers on an axis, which spans at least ten of the last digit that tables print: less is no difference.
 
     Args:
         axis: along which the value is drawn.
-        name: name of the value.
+        value: description of the value.
     """
-    decimals = re.fullmatch(r"\.(\d+)f", describe(name).format)
+    decimals = re.fullmatch(r"\.(\d+)f", value.format)
     if decimals:
         low, high = axis.get_view_interval()
         lacking = 10.0 ** (1 - int(decimals[1])) - (high - low)
@@ -155,11 +154,12 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
         axes.plot(*of_seeds, ".", color=look["color"], markersize=3.5, alpha=0.8, zorder=2)
     tidy(axes, grid="both")
     axes.margins(0.12)
-    span_what_is_printed(axes.xaxis, x)
-    span_what_is_printed(axes.yaxis, y)
-    axes.set_xlabel(explained(x, 90), fontsize=9)
-    axes.set_ylabel(explained(y, 56), fontsize=9)
-    figure.suptitle(wrapped(f"{results.title}: {describe(y).title} against {describe(x).title}", 70), fontsize=10)
+    across, up = results.describe(x), results.describe(y)
+    span_what_is_printed(axes.xaxis, across)
+    span_what_is_printed(axes.yaxis, up)
+    axes.set_xlabel(explained(across, 90), fontsize=9)
+    axes.set_ylabel(explained(up, 56), fontsize=9)
+    figure.suptitle(wrapped(f"{results.title}: {up.title} against {across.title}", 70), fontsize=10)
     add_legend(figure, [_key(point.row, styles) for point in points])
     return figure
 
@@ -243,8 +243,8 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
                 handles[called] = _draw_line(axes, points, styles[line[0][1].label], called)
         _scale(axes, results, axis)
         tidy(axes, grid="both")
-        span_what_is_printed(axes.yaxis, name)
-        axes.set_ylabel(axis_label(name), fontsize=9)
+        span_what_is_printed(axes.yaxis, results.describe(name))
+        axes.set_ylabel(axis_label(results.describe(name)), fontsize=9)
         axes.set_xlabel(literal(axis), fontsize=9)
         axes.tick_params(labelbottom=True)
     for axes in panels[len(shown) :]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from ts2_lightning.evaluation.registry import describe, registered_measures
+from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.studies.report.figures import Picture
 from ts2_lightning.studies.report.results import Results, Run, by_runs
 from ts2_lightning.studies.report.statistics import CONFIDENCE
@@ -152,7 +152,7 @@ def _results(results: Results) -> str:
 
 def _legend(results: Results) -> str:
     lines = []
-    if any(describe(name).better for name in results.settings.columns):
+    if any(results.describe(name).better for name in results.settings.columns):
         lines.append("Bold: the best mean of a column, and equal ones as printed; ↑ more is better, ↓ less is.")
         if max((len(row.runs) for row in results.trained), default=0) > 1:
             lines.append(
@@ -205,7 +205,7 @@ def _columns(results: Results) -> str:
     lines = ["| column | what it is | value in `results.json` |", "| --- | --- | --- |"]
     lines += [
         f"| {escape_markdown(value.title)} | {escape_markdown(value.meaning)} | `{value.name}` |"
-        for value in map(describe, names)
+        for value in map(results.describe, names)
     ]
     shown = {name.partition("/")[0] for name in names}
     notes = [measure.note for name, measure in registered_measures().items() if name in shown and measure.note]

@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
+from ts2_lightning.evaluation import describe
 from ts2_lightning.studies.report.statistics import Difference, Summary, paired_difference, summarise
+from ts2_lightning.values import Value
 
 Curve = Mapping[int, float]
 """Optimizer step -> logged value."""
@@ -29,6 +31,7 @@ class Run:
         curves: logged name -> curve.
         probes: probe -> what its `measure` returned, where that was kept.
         settings: measure -> the settings that it was made with.
+        described: descriptions of the values of measures that are not registered, by name.
         revision: revision of the software, for people; None where it was not recorded.
         time: when it began, ISO 8601; None where it was not recorded.
         seconds: duration of training; None where it was not recorded.
@@ -42,6 +45,7 @@ class Run:
     curves: Mapping[str, Curve] = field(default_factory=dict)
     probes: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    described: Mapping[str, Value] = field(default_factory=dict)
     revision: str | None = None
     time: str | None = None
     seconds: float | None = None
@@ -137,6 +141,14 @@ class Results:
     def names(self) -> list[str]:
         """The names of all values, in the order in which they are first met."""
         return list(dict.fromkeys(name for row in self.rows for run in row.runs for name in run.values))
+
+    @cached_property
+    def _described(self) -> dict[str, Value]:
+        return {name: value for row in self.rows for run in row.runs for name, value in run.described.items()}
+
+    def describe(self, name: str) -> Value:
+        """The description of a value; of one whose measure is not registered, that of its file."""
+        return describe(name, self._described)
 
     @property
     def seeds(self) -> list[int]:

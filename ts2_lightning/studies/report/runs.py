@@ -76,6 +76,7 @@ def make_run(name: str, directory: Path, seed: int | None, measures: Iterable[Re
         curves,
         {name: document for result in results for name, document in result.documents.items()},
         {result.name: _asked(result) for result in results},
+        {key: value for result in results for key, value in result.described.items()},
         command=command,
         **_record(directory),
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from ts2_lightning.evaluation.registry import describe, described, registered_measures
+from ts2_lightning.evaluation import described, registered_measures
 from ts2_lightning.studies.report.results import Missing, Results, Settings, numeric_axes
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -66,7 +66,7 @@ def complete_settings(results: Results) -> Results:
     usual = [plane for measure in registered_measures().values() for plane in measure.planes]
     planes = planes or [plane for plane in usual if there.issuperset(plane)]
     default = tuple(dict.fromkeys(name for x, y in planes for name in (y, x))) or tuple(
-        name for name in columns if describe(name).better
+        name for name in columns if results.describe(name).better
     )
     against = wanted.against
     if against is None:

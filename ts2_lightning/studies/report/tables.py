@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.studies.report.results import Results, Row
 from ts2_lightning.studies.report.statistics import Difference, Summary
+from ts2_lightning.values import Value
 
 Mark = Literal["", "best", "near", "apart"]
 """`best`: of its column; `near`: not told apart from the best; `apart`: a difference that is told apart from zero."""
@@ -62,10 +62,10 @@ def results_table(results: Results, names: Sequence[str]) -> Table:
     seeds = max(1, len(results.seeds))  # runs without a seed are one of each row
     columns = []
     for name in names:
-        marks, spec = marks_of(results, name), describe(name).format
+        marks, spec = marks_of(results, name), results.describe(name).format
         texts = [mean_text(results.summary(row, name), spec, 1 if row.is_base else seeds) for row in results.rows]
         columns.append([Cell(text, marks.get(row.label, "")) for text, row in zip(texts, results.rows, strict=True)])
-    return _table(["", *(titled(name) for name in names)], results.rows, columns)
+    return _table(["", *(titled(results.describe(name)) for name in names)], results.rows, columns)
 
 
 def differences_table(results: Results, names: Sequence[str], baseline: str) -> Table:
@@ -74,9 +74,9 @@ def differences_table(results: Results, names: Sequence[str], baseline: str) -> 
     others = [row for row in results.trained if row is not base]
     columns = []
     for name in names:
-        differences, spec = [results.difference(row, base, name) for row in others], describe(name).format
+        differences, spec = [results.difference(row, base, name) for row in others], results.describe(name).format
         columns.append([Cell(difference_text(d, spec), _told_apart(d, spec)) for d in differences])
-    return _table([f"minus {baseline}", *(titled(name) for name in names)], others, columns)
+    return _table([f"minus {baseline}", *(titled(results.describe(name)) for name in names)], others, columns)
 
 
 def _told_apart(difference: Difference, spec: str) -> Mark:
@@ -89,9 +89,9 @@ def _table(header: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequenc
     return Table(tuple(header), cells)
 
 
-def titled(name: str) -> str:
+def titled(value: Value) -> str:
     """The title of a column, with an arrow to where it is better."""
-    return describe(name).title + _ARROWS[describe(name).better]
+    return value.title + _ARROWS[value.better]
 
 
 def marks_of(results: Results, name: str) -> dict[str, Mark]:
@@ -100,7 +100,7 @@ def marks_of(results: Results, name: str) -> dict[str, Mark]:
     Best are the rows whose mean is, as printed, that of the best one. Another row is near it if the interval of the
     paired difference to the best includes zero: seeds alone could have made it so.
     """
-    column, rows = describe(name), results.trained
+    column, rows = results.describe(name), results.trained
     means = {row.label: results.summary(row, name).mean for row in rows}
     means = {label: mean for label, mean in means.items() if not math.isnan(mean)}
     if column.better is None or len({format(mean, column.format) for mean in means.values()}) < 2:

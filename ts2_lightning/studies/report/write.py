@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from ts2_lightning.evaluation.probes.report import remove_stale
-from ts2_lightning.evaluation.registry import describe
 from ts2_lightning.evaluation.style import save
 from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.writing import write_whole
@@ -89,7 +88,8 @@ def pictures(results: Results) -> list[Picture]:
     for i, (x, y) in enumerate(shown.planes):
         figure = plane(results, x, y)
         if figure:
-            said = f"Quality ({describe(y).title}) against diversity ({describe(x).title}), mean of each row."
+            quality, diversity = results.describe(y).title, results.describe(x).title
+            said = f"Quality ({quality}) against diversity ({diversity}), mean of each row."
             drawn.append(Picture(f"plane-{i + 1}", figure, f"{said}{spread}{dots}"))
     for axis, names in (shown.against or {}).items():
         figure = against(results, axis, names)
