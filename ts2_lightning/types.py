@@ -1,6 +1,6 @@
 """The few small types that the rooms hand to each other. Imports nothing but torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypedDict
 
@@ -29,6 +29,36 @@ class UserError(ValueError):
 
     The command line prints it and exits with status 2; it never shows a traceback for it.
     """
+
+
+class SettingError(UserError):
+    """An error that begins with the name of a setting; whoever stands for the setting may name its own instead.
+
+    Args:
+        parts: names of settings, and the text between them, in turn.
+
+    Example:
+        >>> error = SettingError("data.validation.chat", ": no rows in chat.jsonl")
+        >>> print(error.renamed({"data.validation": "probes.rows"}))
+        probes.rows.chat: no rows in chat.jsonl
+    """
+
+    def __init__(self, *parts: str) -> None:
+        super().__init__("".join(parts))
+        self.parts = parts
+
+    def renamed(self, names: Mapping[str, str]) -> UserError:
+        """The same error with other names.
+
+        Args:
+            names: name of a setting -> its name for the user; one that begins with it and a dot is renamed too.
+        """
+
+        def called(part: str) -> str:
+            new = (new + part.removeprefix(old) for old, new in names.items() if f"{part}.".startswith(f"{old}."))
+            return next(new, part)
+
+        return UserError("".join(part if place % 2 else called(part) for place, part in enumerate(self.parts)))
 
 
 class SharedError(UserError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ts2_lightning.runs.checkpoints import best_checkpoint, find_checkpoint, newest_checkpoint, run_of
+from ts2_lightning.runs.checkpoints import best_checkpoint, find_checkpoints, newest_checkpoint, run_of
 from ts2_lightning.runs.directory import claim_next, discard, latest_config, next_config, run_name
 from ts2_lightning.types import UserError
 
@@ -92,15 +92,15 @@ def test_last_is_the_newest_complete_checkpoint_of_the_newest_run_that_has_one(t
     cut = named / "11/checkpoints/last.ckpt"
     cut.write_bytes(old.read_bytes()[:-30])
     assert not zipfile.is_zipfile(cut)
-    assert find_checkpoint("last", named) == old
+    assert find_checkpoints("last", named)[0] == old
     newer = checkpoint(named / "10/checkpoints/best.ckpt", age=10)
-    assert find_checkpoint("last", named) == newer
+    assert find_checkpoints("last", named)[0] == newer
 
 
 def test_of_two_of_the_same_age_last_is_taken(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a/1/checkpoints/best.ckpt", age=5)
     last = checkpoint(tmp_path / "a/1/checkpoints/last.ckpt", age=5)
-    assert find_checkpoint("last", tmp_path / "a") == last
+    assert find_checkpoints("last", tmp_path / "a")[0] == last
 
 
 def test_sharded_checkpoints_count_when_their_last_file_is_there(tmp_path: Path) -> None:
@@ -125,18 +125,18 @@ def test_best_of_another_callback_is_found_though_the_run_was_moved(tmp_path: Pa
 @pytest.mark.parametrize("wanted", ["last", "best"])
 def test_nothing_to_resume_says_where_it_looked(tmp_path: Path, wanted: str) -> None:
     with pytest.raises(UserError, match=r"nothing to resume: there is no run in .*alpah"):
-        find_checkpoint(wanted, tmp_path / "runs/alpah")
+        find_checkpoints(wanted, tmp_path / "runs/alpah")
     (tmp_path / "runs/alpha/1").mkdir(parents=True)
     with pytest.raises(UserError, match="did you mean --name alpha"):
-        find_checkpoint(wanted, tmp_path / "runs/alpah")
+        find_checkpoints(wanted, tmp_path / "runs/alpah")
     with pytest.raises(UserError, match=r"no complete checkpoint in .*alpha/\*/checkpoints"):
-        find_checkpoint(wanted, tmp_path / "runs/alpha")
+        find_checkpoints(wanted, tmp_path / "runs/alpha")
 
 
 def test_a_model_directory_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"give it as --model\.lm\.path"):
-        find_checkpoint(str(tmp_path), tmp_path)
+        find_checkpoints(str(tmp_path), tmp_path)
 
 
 def test_run_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

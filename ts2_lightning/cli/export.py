@@ -41,7 +41,9 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     quieten("export")
     named = Path(options.runs_dir) / run_name(options.name, [])
-    checkpoint = _find_checkpoint(options.ckpt, named)
+    # Of `last` the newest one that is whole.
+    candidates = [str(path) for path in find_checkpoints(options.ckpt, named, "--ckpt")]
+    checkpoint = Path(choose_whole(candidates, option="--ckpt"))
     run = run_of(checkpoint)
     if run is None:
         raise UserError(
@@ -79,15 +81,6 @@ def _parser() -> OptionParser:
         help="of a run with model.lm.adapter: merged into whole weights (default), or by itself, in PEFT's format",
     )
     return parser
-
-
-def _find_checkpoint(wanted: str, named: Path) -> Path:
-    """The checkpoint, whole: of `last` the newest one that is."""
-    try:
-        return Path(choose_whole([str(path) for path in find_checkpoints(wanted, named)]))
-    except UserError as error:
-        message = str(error).replace("--ckpt_path", "--ckpt").replace("nothing to resume: ", "")
-        raise UserError(message) from error
 
 
 def _records(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

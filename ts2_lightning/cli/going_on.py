@@ -17,7 +17,7 @@ from ts2_lightning.checkpoint_files.reading import check_plain_values, read_chec
 from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.cli.errors.origins import CONFIG_OPTIONS, find_origin, option_values
 from ts2_lightning.program import program
-from ts2_lightning.runs.checkpoints import find_checkpoint, run_of
+from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
 from ts2_lightning.runs.directory import latest_config, run_name
 from ts2_lightning.types import SharedError, UserError
 
@@ -196,16 +196,17 @@ def _instead(told: Sequence[str], checkpoint: str | Path) -> str:
     return f"{'; '.join(told)}: taking {checkpoint} instead, the newest one that is whole"
 
 
-def _none_is_whole(told: Sequence[str]) -> str:
-    return f"{'; '.join(told)}; take it from a copy, or name another checkpoint of the run with --ckpt_path"
+def _none_is_whole(told: Sequence[str], option: str = "--ckpt_path") -> str:
+    return f"{'; '.join(told)}; take it from a copy, or name another checkpoint of the run with {option}"
 
 
-def choose_whole(candidates: Sequence[str], trainer: Trainer | None = None) -> str:
+def choose_whole(candidates: Sequence[str], trainer: Trainer | None = None, option: str = "--ckpt_path") -> str:
     """The first checkpoint whose bytes are those that were written. Every rank must call; each reads a share of them.
 
     Args:
         candidates: The checkpoint that was asked for, and those that may take its place.
         trainer: Trainer whose ranks read it together; None for this process alone.
+        option: Name of the option that names a checkpoint, for messages.
 
     Raises:
         SharedError: none of them is whole.
@@ -218,7 +219,7 @@ def choose_whole(candidates: Sequence[str], trainer: Trainer | None = None) -> s
                 say(_instead(told, candidate))
             return candidate
         told.append(f"{candidate} is damaged: {damage}")
-    raise SharedError(_none_is_whole(told))
+    raise SharedError(_none_is_whole(told, option))
 
 
 def _damage_on_any_rank(checkpoint: Path, trainer: Trainer | None) -> str | None:
@@ -300,7 +301,7 @@ def with_config_of_run(options: Sequence[str]) -> list[str]:
         return list(options)
     name = run_name(next(iter(option_values(options, "--name")), None), [])
     runs = Path(next(iter(option_values(options, "--runs_dir")), "runs"))
-    checkpoint = find_checkpoint(checkpoint_options[-1], runs / name)
+    checkpoint = find_checkpoints(checkpoint_options[-1], runs / name)[0]
     run = run_of(checkpoint)
     if run is None:
         return [*options]

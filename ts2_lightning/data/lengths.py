@@ -3,7 +3,7 @@
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ts2_lightning.model_limits import ModelLimits
-from ts2_lightning.types import UserError
+from ts2_lightning.types import SettingError
 
 USUAL_LENGTH = 2048
 """The largest number of tokens in a row where neither the user nor the model sets a smaller one; as in the papers."""
@@ -43,13 +43,14 @@ def check_length(max_length: int | None, limits: ModelLimits | None, setting: st
     """
     if max_length is None or limits is None or limits.context is None or max_length <= limits.context:
         return
-    beyond = f"{setting} is {max_length:,}, more than {limits.context_text}"
+    beyond = f" is {max_length:,}, more than {limits.context_text}"
     if limits.is_behind(max_length):
-        raise UserError(
+        raise SettingError(
+            setting,
             f"{beyond}, and there is no position behind it; set it to {limits.context} at most, or to null, which is "
-            "the model's"
+            "the model's",
         )
     rank_zero_warn(
-        f"{beyond}: positions behind it were never trained, so that longer rows may teach little; null is the model's "
-        "context, at most 2,048"
+        f"{setting}{beyond}: positions behind it were never trained, so that longer rows may teach little; null is the "
+        "model's context, at most 2,048"
     )

@@ -22,7 +22,7 @@ from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.sources import SourceRow, file_digest
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.model_limits import ModelLimits
-from ts2_lightning.types import UserError
+from ts2_lightning.types import SettingError
 
 _PEEKED = 100  # rows of a stream that are looked at beforehand
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
@@ -95,9 +95,11 @@ class Encoder:
         limits = self.limits
         if limits is not None and limits.is_behind(length := int(rows.lengths.max(initial=0))):
             row = int(rows.lengths.argmax())
-            raise UserError(
-                f"{setting}: {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.context_text}; "
-                f"set data.max_length to {limits.context}"
+            raise SettingError(
+                setting,
+                f": {origin(int(rows.places[row]))}: {length:,} tokens are more than {limits.context_text}; set ",
+                "data.max_length",
+                f" to {limits.context}",
             )
         self._check_ids(setting, rows, origin)
 
@@ -110,16 +112,17 @@ class Encoder:
         first = int((rows.ids >= bound).argmax())
         row = int(np.searchsorted(rows.row_edges, first, side="right")) - 1
         token = int(rows.ids[first])
-        where = f"{setting}: {origin(int(rows.places[row]))}: token id {token}"
+        where = f": {origin(int(rows.places[row]))}: token id {token}"
         if self.vocabulary is not None and token >= self.vocabulary:
-            raise UserError(f"{where} is outside the tokenizer's vocabulary of {self.vocabulary}")
+            raise SettingError(setting, f"{where} is outside the tokenizer's vocabulary of {self.vocabulary}")
         assert limits is not None
         mend, resize = "take the model's own tokenizer", "true"
         if self.vocabulary is None:
             mend, resize = "mend the row", str(largest + 1)
-        raise UserError(
+        raise SettingError(
+            setting,
             f"{where} has no row in the embedding of {limits.model}, which has {limits.embeddings:,}; {mend}, or set "
-            f"model.lm.resize_embeddings to {resize} for new rows"
+            f"model.lm.resize_embeddings to {resize} for new rows",
         )
 
     def identity(self) -> dict[str, Any]:
@@ -156,7 +159,8 @@ class Split:
             UserError: if there are none, with the reason, or a token that the model has not.
         """
         if not len(self.rows):
-            raise UserError(f"data.{self.name}: {self.rows.counts.why_empty()} in {self.selection.named()}")
+            reason = self.rows.counts.why_empty()
+            raise SettingError(f"data.{self.name}", f": {reason} in {self.selection.named()}")
         encoder.check(f"data.{self.name}", self.rows, self._origin)
         rank_zero_info(f"Data, {self.name}: {self.rows.counts.summary()}")
 

@@ -10,7 +10,7 @@ from ts2_lightning.data.sources import HUB, Source, as_sources, resolve_sources
 from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import Range, check_number
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import UserError
+from ts2_lightning.types import SettingError, UserError
 
 SPLITS = ("train", "validation", "test", "predict")
 
@@ -72,7 +72,7 @@ class RowSets:
         names = [name] if name in self._rows else self.of(name)
         if not names:
             hint = did_you_mean(name, self.of(split_of(name)))
-            raise UserError(f"data.{name} is not set: name the files with the rows{hint}")
+            raise SettingError(f"data.{name}", f" is not set: name the files with the rows{hint}")
         return names
 
     @property
@@ -120,7 +120,7 @@ class RowSets:
         for name in self._rows:
             times = {source.times for source in self.sources(name)} if name not in self.fractions else set()
             if name != "train" and times - {1}:
-                raise UserError(f"data.{name}: times is for data.train; elsewhere every row comes once")
+                raise SettingError(f"data.{name}", ": times is for data.train; elsewhere every row comes once")
         if self.streaming:
             self._check_streaming()
 
@@ -128,7 +128,7 @@ class RowSets:
         for name, fraction in self.fractions.items():
             check_number(f"data.{name}", self._rows[name], _FRACTION)
             if "train" not in self._rows:
-                raise UserError(f"data.{name} is {fraction} of the training rows, but data.train is not set")
+                raise SettingError(f"data.{name}", f" is {fraction} of the training rows, but data.train is not set")
         if sum(self.fractions.values()) >= 1:
             raise UserError(f"{' and '.join(f'data.{name}' for name in self.fractions)} leave nothing of data.train")
 
@@ -164,9 +164,11 @@ def _check_names(split: str, names: list[str]) -> None:
     seen: dict[str, str] = {}
     for name in map(str, names):
         if not _NAME.fullmatch(name):
-            raise UserError(f"data.{split}: a set's name consists of letters, digits, _ and -, got {name!r}")
+            raise SettingError(f"data.{split}", f": a set's name consists of letters, digits, _ and -, got {name!r}")
         if name.lower() in _TAKEN:
-            raise UserError(f"data.{split}: {name!r} is {_TAKEN[name.lower()]}; call the set otherwise")
+            raise SettingError(f"data.{split}", f": {name!r} is {_TAKEN[name.lower()]}; call the set otherwise")
         if name.lower() in seen:
-            raise UserError(f"data.{split}: {seen[name.lower()]!r} and {name!r} are the same but for their case")
+            raise SettingError(
+                f"data.{split}", f": {seen[name.lower()]!r} and {name!r} are the same but for their case"
+            )
         seen[name.lower()] = name

@@ -14,25 +14,29 @@ _FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", 
 """The files of a tokenizer, each a JSON object."""
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, setting: str = "data.tokenizer") -> PreTrainedTokenizerBase:
     """A tokenizer from a directory, the hub, or a plug-in.
+
+    Args:
+        path: directory, or name on the hub or of a plug-in's model.
+        setting: setting that names it, for messages.
 
     Raises:
         UserError: if there is none, with the nearest name of a directory, or the file that is broken.
     """
     if (scheme := model_scheme(path)) is not None:
         return scheme.tokenizer()
-    place = expanded(path, "data.tokenizer")
+    place = expanded(path, setting)
     is_local = os.path.exists(place)
     if is_local and not os.path.isdir(place):
-        raise UserError(f"data.tokenizer: {path} is a file; name the directory that it is in")
+        raise UserError(f"{setting}: {path} is a file; name the directory that it is in")
     if not is_local and (path.startswith(("/", ".", "~")) or path.count("/") > 1 or os.path.islink(place)):
-        raise UserError(f"data.tokenizer: no directory {path}{why_missing(place)}")
+        raise UserError(f"{setting}: no directory {path}{why_missing(place)}")
     try:
         return AutoTokenizer.from_pretrained(place if is_local else path, trust_remote_code=False)
     except Exception as error:  # transformers raises what the files happen to lead to
         reason = (is_local and _broken_file(place)) or f"{type(error).__name__}: {reason_of(error)}"
-        raise UserError(f"data.tokenizer: cannot load {path!r} ({reason}); fetch it again, or name another") from error
+        raise UserError(f"{setting}: cannot load {path!r} ({reason}); fetch it again, or name another") from error
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase | None, embeddings: float) -> int:

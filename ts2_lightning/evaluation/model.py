@@ -24,7 +24,7 @@ from ts2_lightning.generation.sampling import Decoder, end_ids
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules.head import check_head
 from ts2_lightning.runs.stamps import file_stamps
-from ts2_lightning.types import Batch, UserError
+from ts2_lightning.types import Batch, SettingError, UserError
 
 Rows = Files | dict[str, Files]
 """Files or other sources of the data room, or several sets of them; None: the validation rows of the run."""
@@ -91,10 +91,7 @@ class Model:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own; of a model that comes from no run the one that `data.tokenizer` names, if it does."""
-        try:
-            return load_tokenizer(self._of_data("tokenizer") or self.place)
-        except UserError as error:
-            raise UserError(f"{self.name}: {error}".replace("data.tokenizer: ", "")) from error
+        return load_tokenizer(self._of_data("tokenizer") or self.place, self.name)
 
     @cached_property
     def network(self) -> PreTrainedModel:
@@ -283,9 +280,9 @@ class ValidationBatches:
 
 def _of_option(option: str, error: UserError) -> UserError:
     """What the data room says of its own settings, said of the option that stands for them."""
-    length = f"{option.removesuffix('rows')}max_length"
-    said = str(error).replace("data.validation", option, 1).replace("data.max_length", length, 1)
-    return UserError(said if option in said or length in said else f"{option}: {said}")
+    if not isinstance(error, SettingError):
+        return UserError(f"{option}: {error}")
+    return error.renamed({"data.validation": option, "data.max_length": f"{option.removesuffix('rows')}max_length"})
 
 
 def _instantiate(settings: Mapping[str, Any], name: str, option: str) -> SFTData:

@@ -10,7 +10,7 @@ from ts2_lightning.data.rejects import Reject
 from ts2_lightning.data.selection import Selection
 from ts2_lightning.data.sources import SourceRow
 from ts2_lightning.data.templates import ChatTemplate
-from ts2_lightning.types import RowError, UserError
+from ts2_lightning.types import RowError, SettingError
 
 _ANSWER = "?"
 """Completes a row without an answer, so that formats, which are made for training, read it; it is taken off again."""
@@ -93,12 +93,12 @@ def read_questions(
         except RowError as error:
             if tolerant:
                 continue
-            raise UserError(f"{option} {row.origin}: {error}") from error
+            raise SettingError(option, f" {row.origin}: {error}") from error
         questions.setdefault(repr(replace(question.conversation, unused=())), question)
         if len(questions) == limit:
             break
     if not questions:
-        raise UserError(f"{option}: no prompts in {selection.named()}")
+        raise SettingError(option, f": no prompts in {selection.named()}")
     return list(questions.values())
 
 

@@ -63,17 +63,13 @@ def run_of(checkpoint: Path) -> Path | None:
     return _relative(run) if is_run else None
 
 
-def find_checkpoint(name: str, runs: Path) -> Path:
-    """The checkpoint that `--ckpt_path` names; see `find_checkpoints`."""
-    return find_checkpoints(name, runs)[0]
-
-
-def find_checkpoints(name: str, runs: Path) -> list[Path]:
-    """The checkpoint that `--ckpt_path` names, and older ones that may take its place if it is damaged.
+def find_checkpoints(name: str, runs: Path, option: str = "--ckpt_path") -> list[Path]:
+    """The checkpoint that an option names, and older ones that may take its place if it is damaged.
 
     Args:
         name: value of the option: `last` (the newest complete one of the newest run that has any), `best`, or a path.
         runs: directory of all runs of a name, `runs/NAME`.
+        option: name of the option, for messages.
 
     Returns:
         At least one; more only for `last`, of the same run, newest first.
@@ -82,7 +78,7 @@ def find_checkpoints(name: str, runs: Path) -> list[Path]:
         UserError: if there is none; the message names the directories that were searched.
     """
     if name not in ("last", "best"):
-        return [_existing(Path(name))]
+        return [_existing(Path(name), option)]
     for number in reversed(numbers(runs)):
         run = runs / str(number)
         if name == "last" and (newest := newest_first(run)):
@@ -91,14 +87,13 @@ def find_checkpoints(name: str, runs: Path) -> list[Path]:
         if best is not None:
             return [best]
         if name == "best" and newest_checkpoint(run) is not None:
-            raise UserError(
-                f"--ckpt_path best: {run} has checkpoints, but none of them is marked as the best; name one"
-            )
+            raise UserError(f"{option} best: {run} has checkpoints, but none of them is marked as the best; name one")
     reason = f"no complete checkpoint in {runs}/*/{CHECKPOINTS}" if numbers(runs) else f"there is no run in {runs}"
     others = [entry.name for entry in runs.parent.iterdir() if numbers(entry)] if os.path.isdir(runs.parent) else []
     others = [other for other in others if other != runs.name]
     hint = did_you_mean(runs.name, others, "--name ") or "; --name and --runs_dir say where to look"
-    raise UserError(f"--ckpt_path {name}: nothing to resume: {reason}{hint}")
+    resumes = "nothing to resume: " if option == "--ckpt_path" else ""
+    raise UserError(f"{option} {name}: {resumes}{reason}{hint}")
 
 
 def newest_first(run: Path) -> list[Path]:
@@ -109,16 +104,16 @@ def newest_first(run: Path) -> list[Path]:
     return list(once.values())
 
 
-def _existing(path: Path) -> Path:
+def _existing(path: Path, option: str) -> Path:
     if not os.path.exists(path):
         near = [str(entry) for entry in path.parent.glob("*")] if os.path.isdir(path.parent) else []
-        raise UserError(f"--ckpt_path {path}: no such checkpoint{did_you_mean(str(path), near)}")
+        raise UserError(f"{option} {path}: no such checkpoint{did_you_mean(str(path), near)}")
     if path.is_dir() and run_of(path / CHECKPOINTS / "any") == _relative(path.absolute()):
-        raise UserError(f"--ckpt_path {path}: this is a run, not a checkpoint; name one of {path / CHECKPOINTS}")
+        raise UserError(f"{option} {path}: this is a run, not a checkpoint; name one of {path / CHECKPOINTS}")
     if path.is_dir() and (path / "config.json").is_file():
-        raise UserError(f"--ckpt_path {path}: this is a model directory, not a checkpoint; give it as --model.lm.path")
+        raise UserError(f"{option} {path}: this is a model directory, not a checkpoint; give it as --model.lm.path")
     if not is_complete(path):
-        raise UserError(f"--ckpt_path {path}: not a complete checkpoint (was it cut short while it was written?)")
+        raise UserError(f"{option} {path}: not a complete checkpoint (was it cut short while it was written?)")
     return path
 
 
