@@ -7,13 +7,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers.utils import logging as transformers_logging
-
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.going_on import check_own_run, names_code
-from ts2_lightning.cli.model_places import ModelPlace, find_model
-from ts2_lightning.cli.terminal import OptionParser, put, quieten
+from ts2_lightning.cli.model_places import ModelPlace, add_device, begin, find_model, model_help
+from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import (
     Model,
     Spec,
@@ -24,9 +21,7 @@ from ts2_lightning.evaluation import (
     registered_measures,
 )
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.json_files import read_json
-from ts2_lightning.plugins import offered
 from ts2_lightning.runs.directory import latest_config
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
@@ -50,20 +45,19 @@ def run(argv: Sequence[str]) -> int:
         UserError: no such model or file, a spec that cannot be read, a measure that does not apply.
     """
     options = _parser().parse_args(argv)
-    quieten("measure")
-    transformers_logging.disable_progress_bar()
-    check_device(options.device)
-    _check_out(options.out, len(options.model))
+    begin("measure", options.device, options.out)
+    if options.out is not None and len(options.model) > 1:
+        raise UserError("--out: it takes the measures of one model; leave it out, so that each run has its own")
     spec = None if options.spec is None else check_spec(read_spec(options.spec))
     if spec is not None and not spec.measures:
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else _data_of(Path(options.config))
-    places = [find_model(given, given) for given in options.model]
+    places = [find_model(name, name) for name in options.model]
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
         models = [
-            _model(given, place, data, options, Path(scratch) / str(number))
-            for number, (given, place) in enumerate(zip(options.model, places, strict=True))
+            _model(name, place, data, options, Path(scratch) / str(number))
+            for number, (name, place) in enumerate(zip(options.model, places, strict=True))
         ]
         for model in models:
             put(f"== {model.name}")
@@ -72,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def read_spec(given: str) -> dict[str, Any]:
+def read_spec(wanted: str) -> dict[str, Any]:
     """What is to be measured: a YAML or JSON file, or the text itself.
 
     Raises:
@@ -82,9 +76,9 @@ def read_spec(given: str) -> dict[str, Any]:
         >>> read_spec("{toyworld: {}, validation: {limit: 10}}")
         {'toyworld': {}, 'validation': {'limit': 10}}
     """
-    said = f"--spec {one_line(given)}"
+    said = f"--spec {one_line(wanted)}"
     try:
-        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+        text = wanted if wanted.lstrip().startswith("{") else Path(wanted).read_text(encoding="utf-8")
         spec = load_yaml(text, said)
     except OSError as error:
         hint = "name a file, or write the spec, such as '{validation: {}}'"
@@ -92,15 +86,6 @@ def read_spec(given: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{said}: not YAML ({one_line(str(error))})") from error
     return spec if spec is not None else {}
-
-
-def _check_out(out: str | None, models: int) -> None:
-    if out is None:
-        return
-    if models > 1:
-        raise UserError("--out: it takes the measures of one model; leave it out, so that each run has its own")
-    if Path(out).exists() and not Path(out).is_dir():
-        raise UserError(f"--out {out}: this is a file; name a directory")
 
 
 def _usual_names() -> list[str]:
@@ -120,29 +105,29 @@ def _usual(model: Model) -> Spec:
     return check_spec(wanted)
 
 
-def _model(given: str, place: ModelPlace, data: Mapping[str, Any], options: Any, scratch: Path) -> Model:
+def _model(name: str, place: ModelPlace, data: Mapping[str, Any], options: Any, scratch: Path) -> Model:
     out = options.out or place.run
     if out is None:
-        raise UserError(f"{given}: it is not a run; say with --out where its measures go")
+        raise UserError(f"{name}: it is not a run; say with --out where its measures go")
     stamps = file_stamps(place.path)
     return Model(
-        name=given,
+        name=name,
         identity=stamps or place.path,
         locate=cache(partial(place.loadable, scratch)),  # once for all copies of the model
         out=Path(out),
         run=place.run,
-        data=data or ({} if place.run is None else _data_of_run(place.run, Path(options.runs_dir), given)),
+        data=data or ({} if place.run is None else _data_of_run(place.run, Path(options.runs_dir), name)),
         text_template=place.text_template,
         device=options.device,
     )
 
 
-def _data_of_run(run: Path, runs: Path, given: str) -> dict[str, Any]:
+def _data_of_run(run: Path, runs: Path, name: str) -> dict[str, Any]:
     """The settings of `data.*` that a run has recorded; a function that they name is called, so it is code."""
     file = latest_config(run)
     data = _data_of(file)
     if names_code(data):
-        check_own_run(run, runs, file, given, "--config")
+        check_own_run(run, runs, file, name, "--config")
     if data.get("max_length") is None:
         data["max_length"] = _recorded_length(run / "data.json")
     return data
@@ -193,13 +178,7 @@ def _parser() -> OptionParser:
         f"{name} ({', '.join(f.name for f in fields(made)) or 'none'})" for name, made in registered_measures().items()
     ]
     parser = OptionParser("measure", f"{_ABOUT}{'; '.join(listed)}.")
-    parser.add_argument(
-        "model",
-        nargs="+",
-        metavar="MODEL",
-        help="a run (its export, or else its newest checkpoint), a checkpoint, a transformers directory, a plug-in's "
-        f"model ({', '.join(offered('models'))}), or a name on the hub",
-    )
+    parser.add_argument("model", nargs="+", metavar="MODEL", help=model_help())
     parser.add_argument(
         "--spec",
         metavar="FILE|TEXT",
@@ -218,7 +197,5 @@ def _parser() -> OptionParser:
         default="runs",
         help="the directory of your own runs (default: runs), whose configurations may name functions that read rows",
     )
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
-    )
+    add_device(parser)
     return parser

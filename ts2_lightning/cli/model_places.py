@@ -1,21 +1,56 @@
-"""Where a model lies that a command was given: a directory, a run, a checkpoint, a plug-in's model, the hub."""
+"""What the commands that load models share: where a model lies, where it computes, where their files go."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.cli import export
 from ts2_lightning.cli.base_models import resolve_model
+from ts2_lightning.cli.terminal import OptionParser, check_out, quieten
 from ts2_lightning.data.templates import ChatTemplate
+from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
-from ts2_lightning.plugins import model_scheme
+from ts2_lightning.plugins import model_scheme, offered
 from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of
 from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
+
+
+def model_help() -> str:
+    """What a command takes as a model, for its help."""
+    return (
+        "a run (its export, or else its newest checkpoint), a checkpoint, a transformers directory, a plug-in's model "
+        f"({', '.join(offered('models'))}), or a name on the hub"
+    )
+
+
+def add_device(parser: OptionParser) -> None:
+    """Adds the option that says where models compute."""
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=gpu, help="default: a GPU if there is one")
+
+
+def begin(command: str, device: str, out: str | None) -> None:
+    """Begins a command that loads models: the libraries are quiet, and what its options say is there.
+
+    Args:
+        command: name of the command.
+        device: option of `add_device`.
+        out: directory of what it writes; None if the user has named none.
+
+    Raises:
+        UserError: no such device, or the directory is a file.
+    """
+    quieten(command)
+    transformers_logging.disable_progress_bar()
+    check_device(device)
+    check_out(out)
 
 
 class ModelPlace(NamedTuple):
@@ -45,18 +80,18 @@ class ModelPlace(NamedTuple):
         return str(scratch)
 
 
-def find_model(given: str, option: str) -> ModelPlace:
+def find_model(name: str, option: str) -> ModelPlace:
     """Finds a model; nothing is loaded.
 
     Args:
-        given: a transformers directory, a run (its export, else its newest checkpoint), the directory of all runs of a
+        name: a transformers directory, a run (its export, else its newest checkpoint), the directory of all runs of a
             name (the newest), a checkpoint, `toyworld`, or a name on the hub.
-        option: how it was given, for messages.
+        option: how the user called it, for messages.
 
     Raises:
         UserError: if there is none.
     """
-    path = Path(given).expanduser()
+    path = Path(name).expanduser()
     attempts = numbers(path)
     if attempts and not any((path / file).is_file() for file in (CONFIG, "config.json")):
         path = path / str(attempts[-1])
@@ -71,13 +106,13 @@ def find_model(given: str, option: str) -> ModelPlace:
     if is_complete(path):
         return ModelPlace(str(path), run_of(path), is_checkpoint=True)
     if (path / ADAPTER_CONFIG).is_file():
-        raise UserError(f"{option}: {adapter_hint(given, path / ADAPTER_CONFIG)}")
+        raise UserError(f"{option}: {adapter_hint(name, path / ADAPTER_CONFIG)}")
     if path.exists():
         raise UserError(
             f"{option}: neither a transformers directory (it has no config.json), nor a run, nor a complete checkpoint"
         )
-    if given.startswith(("/", ".", "~")) or given.count("/") > 1:
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         near = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"{option}: no such model{did_you_mean(path.name, near)}")
-    scheme = model_scheme(given)
-    return ModelPlace(resolve_model(given), text_template=None if scheme is None else scheme.text_template)
+    scheme = model_scheme(name)
+    return ModelPlace(resolve_model(name), text_template=None if scheme is None else scheme.text_template)

@@ -10,19 +10,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
-import torch
-from transformers.utils import logging as transformers_logging
-
-from ts2_lightning.cli.model_places import find_model
-from ts2_lightning.cli.terminal import OptionParser, put, quieten
+from ts2_lightning.cli.model_places import add_device, begin, find_model, model_help
+from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Model, Spec, make_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.evaluation.measures.probes import Kind, Probes
 from ts2_lightning.evaluation.probes import PROBES, write_probe
 from ts2_lightning.evaluation.probes.report import REPORT
 from ts2_lightning.evaluation.results import files_of, read_result
-from ts2_lightning.plugins import offered
 from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
@@ -67,9 +62,10 @@ def run(argv: Sequence[str]) -> int:
         UserError: no such model or file, a decoding that is not known, models whose tokens cannot be compared.
     """
     options = _parser().parse_args(argv)
-    quieten("probe")
-    transformers_logging.disable_progress_bar()
-    _check(options)
+    begin("probe", options.device, options.out)
+    check_numbers("--", options, batch_size=COUNT, max_length=(COUNT, NULL))
+    if options.limit is not None:
+        check_number("--limit", options.limit, COUNT)
     chosen = [parse_model(text) for text in options.model]
     templates = _templates(options, chosen)
     with tempfile.TemporaryDirectory(prefix="ts2-probe-") as scratch:
@@ -176,15 +172,6 @@ def _comparable(wanted: str, models: Sequence[Model]) -> list[Kind]:
 # Measuring ------------------------------------------------------------------------------------------------------
 
 
-def _check(options: argparse.Namespace) -> None:
-    check_numbers("--", options, batch_size=COUNT, max_length=(COUNT, NULL))
-    if options.limit is not None:
-        check_number("--limit", options.limit, COUNT)
-    check_device(options.device)
-    if Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"--out {options.out}: this is a file; name a directory")
-
-
 def _settings(options: argparse.Namespace, probes: Sequence[Kind], models: Sequence[Model]) -> _Asked:
     """The options as settings of the measure; without rows or prompts those of the models' domain are taken."""
     settings = {field.name: getattr(options, field.name) for field in fields(Probes) if hasattr(options, field.name)}
@@ -247,9 +234,7 @@ def _parser() -> OptionParser:
         action="append",
         required=True,
         metavar="NAME=PATH[:DECODING]",
-        help="a transformers directory, a run, a checkpoint, a plug-in's model "
-        f"({', '.join(offered('models'))}) or a name on the hub; decoded with one of "
-        f"{', '.join(DECODINGS)} (1.5); once for each model",
+        help=f"{model_help()}; decoded with one of {', '.join(DECODINGS)} (1.5); once for each model",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="directory for numbers, pictures and report.md")
     parser.add_argument(
@@ -284,7 +269,5 @@ def _parser() -> OptionParser:
     parser.add_argument("--top_k", type=int, default=usual.top_k, help="macro; 0 keeps all (default: 50)")
     parser.add_argument("--top_p", type=float, default=usual.top_p, help="macro (default: 0.9)")
     parser.add_argument("--seed", type=int, default=usual.seed, help="of what is sampled (default: 0)")
-    parser.add_argument(
-        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: a GPU if there is one"
-    )
+    add_device(parser)
     return parser

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
-from ts2_lightning.cli.terminal import OptionParser, page_width, put
+from ts2_lightning.cli.terminal import OptionParser, check_out, page_width, put
 from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
 from ts2_lightning.studies.report.markdown import seeds_said
 from ts2_lightning.studies.report.tables import plain, results_table
@@ -58,8 +58,7 @@ def report(
     """
     results = complete_settings(override_settings(collect(runs), baseline, columns, planes))
     directory = Path(out) if out else _usual_place(results)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--out {directory}: this is a file; name a directory")
+    check_out(directory)
     paths = write_report(results, directory, latex)
     put(_summary(results))
     count = sum(path.suffix == ".png" for path in paths)

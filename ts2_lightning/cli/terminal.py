@@ -6,10 +6,12 @@ import os
 import shutil
 import sys
 import warnings
+from pathlib import Path
 from typing import NoReturn
 
 from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.program import program
+from ts2_lightning.types import UserError
 
 _WIDTHS = (60, 100)  # least and most columns of the text, whatever the terminal's width
 _PIPED = 80  # columns where the output goes to a file or a pipe
@@ -30,6 +32,12 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leaves the parser with a message that names the command."""
         raise CommandLineError(f"{self._command}: {message}")
+
+
+def check_out(directory: str | Path | None) -> None:
+    """Raises UserError if the directory that a command is to write, `--out`, is a file."""
+    if directory is not None and Path(directory).exists() and not Path(directory).is_dir():
+        raise UserError(f"--out {directory}: this is a file; name a directory")
 
 
 def page_width() -> int:

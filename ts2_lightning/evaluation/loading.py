@@ -71,8 +71,8 @@ def supervised_logits(model: PreTrainedModel, batch: Batch) -> Iterator[tuple[sl
     They are those that a loss would read in training: the head's product in float32.
 
     Args:
-        model: in evaluation mode, on any device.
-        batch: as `ts2_lightning.types.Batch`, padded; N supervised tokens.
+        model: model in evaluation mode, on any device.
+        batch: padded `ts2_lightning.types.Batch` with N supervised tokens.
 
     Raises:
         UserError: a row is longer than the model has positions for, or has a token that the model has not.

@@ -69,9 +69,9 @@ class Model:
         """A model that is loaded already.
 
         Args:
-            network: in evaluation mode.
+            network: model in evaluation mode.
             tokenizer: its tokenizer.
-            name: for messages and pictures.
+            name: name for messages and pictures.
         """
         model = cls(name, None, lambda: name, Path())
         model.__dict__.update(network=network, tokenizer=tokenizer)  # before the cached properties load them
@@ -259,7 +259,7 @@ class ValidationBatches:
     """The batches of all validation sets one after the other, with a number of its own for every row.
 
     Args:
-        data: from `Model.read_rows`.
+        data: data room from `Model.read_rows`.
     """
 
     def __init__(self, data: SFTData) -> None:

@@ -122,7 +122,7 @@ def next_token_figure(
     Args:
         panels: at least one.
         labels: names of the shown tokens.
-        plausible: for each of them; None where nobody knows.
+        plausible: whether each of them is; None where nobody knows.
         others: number of tokens that are not shown.
         title: above all panels.
     """
@@ -198,9 +198,9 @@ def _number(probability: float | None) -> str:
 
 
 def _legend(plausible_known: bool, some_missing: bool) -> list[Artist]:
-    known: list[Artist] = [Patch(color=PLAUSIBLE, label="plausible"), Patch(color=OTHER, label="not plausible")]
+    of_answers: list[Artist] = [Patch(color=PLAUSIBLE, label="plausible"), Patch(color=OTHER, label="not plausible")]
     return [
-        *(known if plausible_known else []),
+        *(of_answers if plausible_known else []),
         Patch(color=REST, label="all other tokens together"),
         Line2D([], [], marker="o", color="white", markeredgecolor="black", linestyle="", label="sparsemax support"),
         *([Line2D([], [], marker="_", color="0.25", linestyle="", label=_MISSING)] if some_missing else []),

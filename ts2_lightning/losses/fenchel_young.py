@@ -91,7 +91,7 @@ class EntmaxLoss(FenchelYoungLoss):
     Source: Peters, Niculae and Martins (2019), equations 9 and 13; TS2, table 4 (alpha 1.5).
 
     Args:
-        alpha: from 1.001 to 2. Towards 1 the loss becomes `CrossEntropyLoss`.
+        alpha: number from 1.001 to 2. Towards 1 the loss becomes `CrossEntropyLoss`.
 
     Raises:
         ValueError: `alpha` is out of its range.

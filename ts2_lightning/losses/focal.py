@@ -115,7 +115,7 @@ class LambdaPRLoss(TokenLoss):
 
     Args:
         lambda_: the trade-off between quality and diversity, > 0.
-        alpha: in (0, 1]; gold probabilities below it count less.
+        alpha: number in (0, 1]; gold probabilities below it count less.
 
     Raises:
         ValueError: a hyper-parameter is out of its range, or the tokens came without positions and lengths.

@@ -20,7 +20,7 @@ class NetworkOutput(NamedTuple):
     Attributes:
         total: [] differentiable sum over the supervised tokens of what is minimised: their losses, and in training the
             loss of a mixture's routers times its factor. Not divided by anything.
-        tokens: as in `LossOutput`, of the objective alone.
+        tokens: values per token as in `LossOutput`, of the objective alone.
         router: [N] for each supervised token the loss of the routers over its row, detached and without the factor;
             None where it is not added.
     """

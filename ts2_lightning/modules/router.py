@@ -111,7 +111,7 @@ def check_router_loss(model: PreTrainedModel, setting: float | None) -> None:
 
     Args:
         model: whole in this process, in evaluation mode and with an attention that its device has.
-        setting: as for `router_coefficient`.
+        setting: setting as for `router_coefficient`.
     """
     if not router_coefficient(model, setting):
         return

@@ -48,7 +48,7 @@ def make_network(
         lm: the model.
         loss: the objective.
         engine: how logits come to be.
-        strategy: as far as it has to do with weights; under ZeRO-3 in its `model_sharded_context`, as Lightning calls.
+        strategy: strategy as far as it has weights; under ZeRO-3 in its `model_sharded_context`, as Lightning calls it.
 
     Raises:
         UserError: the model cannot be loaded or split, or the strategy is known to take other steps.

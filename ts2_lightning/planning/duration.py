@@ -43,9 +43,9 @@ class Communication(NamedTuple):
     """Bytes that a GPU sends.
 
     Attributes:
-        overlapped: in every micro-batch, while it is computed.
-        exposed: in every micro-batch, while nothing else is done.
-        once: once in a step, while nothing else is done.
+        overlapped: traffic in every micro-batch while it is computed.
+        exposed: traffic in every micro-batch while nothing else is done.
+        once: traffic once in a step, while nothing else is done.
     """
 
     overlapped: float = 0

@@ -41,7 +41,7 @@ class Memory:
         backward: what the backward pass adds at its peak; exact for whole gradients.
         loss: what the loss engine adds at its peak, before the backward pass; its gradients included.
         update: what the update adds, when the activations are gone.
-        host: in the memory of the host, for this GPU.
+        host: bytes in the memory of the host, for this GPU.
         context: what the process needs beside tensors; a guess.
         reference: Weights of a frozen copy of the model, which the objective is anchored to; exact.
     """
@@ -83,8 +83,8 @@ class Job:
         lm: the model.
         loss: the objective.
         engine: how logits come to be.
-        strategy: as the trainer has it: a name, or a mapping of `class_path` and `init_args`.
-        precision: as the trainer has it.
+        strategy: the trainer's setting: a name, or a mapping of `class_path` and `init_args`.
+        precision: the trainer's setting.
         rows: Rows of an optimizer step.
         micro_batch: rows of a forward pass on one GPU.
         max_length: tokens of a row.
@@ -153,7 +153,7 @@ class Plan:
     Attributes:
         job: the settings.
         sizes: Sizes of its model.
-        memory: by whether gradients are checkpointed.
+        memory: figures by whether gradients are checkpointed.
         duration: likewise; nothing where the speed of the device is not known.
         saving: How a checkpoint is saved.
         remedies: changes with which it would fit, where it does not.

@@ -42,7 +42,7 @@ class Layout:
 
     Attributes:
         kind: Kind of the strategy.
-        name: for people.
+        name: name for people.
         data_parallel: GPUs that hold different rows.
         tensor_parallel: GPUs that compute the same rows, each a part of every layer.
         stage: Stage of ZeRO; 0 elsewhere.
@@ -74,7 +74,7 @@ def read_layout(strategy: Any, precision: Any, gpus: int) -> Layout:
 
     Args:
         strategy: a name that Lightning knows, or a mapping of `class_path` and `init_args`.
-        precision: as the trainer takes it.
+        precision: the trainer's setting.
         gpus: how many, over all nodes.
 
     Raises:

@@ -90,7 +90,7 @@ class Sizes:
         hidden_itemsize: bytes of an element of the last hidden states.
         attention: `fused` or `eager`.
         masked: whether attention gets a mask.
-        activations: by whether gradients are checkpointed.
+        activations: figures by whether gradients are checkpointed.
     """
 
     architecture: str

@@ -385,7 +385,7 @@ def evaluate_toyworld(
     Args:
         model: a causal language model of the world; its mode and its device stay as they are.
         tokenizer: its tokenizer, with the chat template it was trained with.
-        world: from `load_world`.
+        world: world from `load_world`.
         style: "chat"; "text" for a base model that has never seen the chat tokens (see `encode_exchange`).
         projection: the distribution that the model is decoded with, one of `DECODINGS`. Everything is measured of it:
             temperature, top-k and top-p come behind it, so that of sparsemax the support stays at any temperature.

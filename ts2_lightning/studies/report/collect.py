@@ -153,7 +153,7 @@ def _rows(directory: Path, plan: Mapping[str, Any], named: list[str]) -> tuple[t
         runs.setdefault(tuple(choices.items()), []).extend([run_of_point] if run_of_point else [])
         label = label_of(choices, named)
         missing += [Missing(f"{directory.name}/{point['run']}", label, problem)] if problem else []
-    trained = [Row(label_of(dict(choices), named), dict(choices), tuple(found)) for choices, found in runs.items()]
+    trained = [Row(label_of(dict(choices), named), dict(choices), tuple(of_row)) for choices, of_row in runs.items()]
     return told_apart([*base, *trained]), tuple(missing)
 
 

@@ -108,11 +108,11 @@ def _unmet(results: Results) -> tuple[Missing, ...]:
     lacking += [(name, logged) for name in wanted.curves if name not in logged]
     if not there:
         return ()
-    return tuple(Missing(name, "", _why(name, known, results)) for name, known in dict(lacking).items())
+    return tuple(Missing(name, "", _why(name, names, results)) for name, names in dict(lacking).items())
 
 
-def _why(name: str, known: list[str], results: Results) -> str:
+def _why(name: str, names: list[str], results: Results) -> str:
     made = {measure for row in results.rows for run in row.runs for measure in run.settings}
     if name not in described():
-        return f"not measured{did_you_mean(name, known)}"
+        return f"not measured{did_you_mean(name, names)}"
     return "not measured, or not defined" if name.partition("/")[0] in made else "not measured"

@@ -33,7 +33,7 @@ class Table:
 
     Attributes:
         header: titles of the columns.
-        rows: as many cells each.
+        rows: rows of as many cells each.
     """
 
     header: tuple[str, ...]
