@@ -22,6 +22,7 @@ class Value:
         better: direction that is better; None where neither is by itself.
         format: format specification for printing, as for `format`.
         shown: whether tables show it where nobody has chosen their columns.
+        short: name on a line with many others, such as that of a progress bar; empty for the title.
     """
 
     name: str
@@ -30,10 +31,11 @@ class Value:
     better: Better = None
     format: str = ".4g"
     shown: bool = False
+    short: str = ""
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be: descriptions are read from files, too."""
-        texts = (self.name, self.title, self.meaning, self.format)
+        texts = (self.name, self.title, self.meaning, self.format, self.short)
         are_texts = all(isinstance(text, str) and text.isprintable() for text in texts)
         if not are_texts or self.better not in ("higher", "lower", None) or not isinstance(self.shown, bool):
             raise ValueError(f"not the description of a value: {self}")

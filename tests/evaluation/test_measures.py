@@ -193,6 +193,31 @@ def test_a_class_that_has_changed_is_made_again(own_file: str, tmp_path: Path) -
     assert ["kept" in line for line in lines] == [False, True, False]
 
 
+@pytest.mark.parametrize("hook", ["check_model", "inputs", "measure", "draw"])
+def test_an_error_in_the_code_of_a_users_measure_is_told_with_its_line(
+    own_file: str, tmp_path: Path, hook: str
+) -> None:
+    file = tmp_path / f"{own_file}.py"
+    helper = "def helper():\n    return [[].pop() for _ in 'a']  # here\n"
+    file.write_text(f"{OWN}\n{helper}\nclass Failing(Own):\n    def {hook}(self, *_):\n        helper()\n")
+    [line] = [number for number, text in enumerate(file.read_text().splitlines(), 1) if text.endswith("# here")]
+    with pytest.raises(UserError) as error:
+        make_measures(Model("m", "identity", lambda: "m", tmp_path), check_spec({f"{own_file}.Failing": {}}), print)
+    assert str(error.value) == f"own: {file}, line {line}: IndexError: pop from empty list"
+
+
+def test_an_error_in_a_measure_of_ours_is_not_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: Any) -> Measured:
+        raise IndexError("of ours")
+
+    spec = check_spec({"cost": {}})
+    monkeypatch.setattr(type(spec.measures[0]), "measure", measure)
+    monkeypatch.setattr(type(spec.measures[0]), "check_model", lambda *_: None)
+    monkeypatch.setattr(type(spec.measures[0]), "inputs", lambda *_: None)
+    with pytest.raises(IndexError, match="of ours"):
+        make_measures(Model("m", "identity", lambda: "m", tmp_path), spec, print)
+
+
 @pytest.mark.parametrize(
     ("measured", "said"),
     [

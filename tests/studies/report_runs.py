@@ -9,8 +9,7 @@ from typing import Any
 
 import yaml
 
-from ts2_lightning.evaluation.registry import check_spec
-from ts2_lightning.evaluation.results import place_of
+from ts2_lightning.evaluation import check_spec, files_of, place_of
 
 TOYWORLD = {"toyworld": {}}
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -105,6 +104,7 @@ def make_grid(
         (number of the row, seed) -> where the first attempt of the run belongs.
     """
     measure = dict(TOYWORLD if measure is None else measure)
+    files = {name: file.name for name, file in files_of(Path(), check_spec(measure)).items()}
     names = {(i, seed): f"row{i}-s{seed}-0a1b2c3d" for i in range(len(rows)) for seed in seeds}
     plan = {
         "name": directory.name,
@@ -114,13 +114,14 @@ def make_grid(
         "axes": {axis: list(choices) for axis, choices in axes.items()},
         "seeds": list(seeds),
         "report": dict(report or {}),
-        "base_model": {"label": "base", "directory": "base", "measure": measure} if base else None,
+        "base_model": {"label": "base", "directory": "base", "measure": measure, "files": files} if base else None,
         "points": [
             {
                 "labels": dict(rows[i]),
                 "seed": seed,
                 "run": name,
                 "measure": measure,
+                "files": files,
                 "command": f"python cli.py fit -c base.yaml --name {directory.name}/{name}",
             }
             for (i, seed), name in names.items()

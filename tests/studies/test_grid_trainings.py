@@ -16,6 +16,7 @@ import yaml
 from transformers import GPT2Config
 
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.evaluation import check_spec, files_of
 from ts2_lightning.studies.grid import Grid, identity, read_grid
 from ts2_lightning.studies.grid.resolve import grid_name
 from ts2_lightning.types import UserError
@@ -107,7 +108,9 @@ def test_a_grid_on_the_toy_world(here: Path) -> None:
     record = json.loads(json.dumps(found.record()))
     assert record["axes"] == {"alpha": ["0.25", "1"], "objective": ["CE, plain", "TS2"]}
     directory = found.base_model.directory
-    assert record["base_model"] == {"label": "start", "directory": directory, "measure": {"toyworld": {}}}
+    [file] = files_of(Path(), check_spec({"toyworld": {}})).values()
+    measured = {"measure": {"toyworld": {}}, "files": {"toyworld": file.name}}
+    assert record["base_model"] == {"label": "start", "directory": directory, **measured}
     assert [point["run"] for point in record["points"]] == [point.training.run for point in found.points]
     assert not Path("cache").exists(), "a grid is read without making anything"
     assert not Path("runs").exists()

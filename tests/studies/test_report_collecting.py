@@ -469,10 +469,28 @@ def test_the_base_model_is_a_row_without_seeds() -> None:
     assert len(results.runs) == 2
 
 
+def test_a_grid_with_a_users_measure_needs_no_file_of_the_user() -> None:
+    directory = Path("runs/study")
+    places = make_grid(directory, {"row": "a"}, [{"row": "a"}], (0,))
+    plan = json.loads((directory / "grid.json").read_text())
+    plan["points"][0] |= {"measure": {"nowhere.Weights": {}}, "files": {"weights": "weights-1.json"}}
+    (directory / "grid.json").write_text(json.dumps(plan))
+    run = make_run(places[0, 0], config_of())
+    assert list(reasons(collect(["runs/study"])).values()) == ["not measured: weights"]
+    how = {"decoding": "softmax", "template": "auto", "settings": {}, "key": "k", "values": {"weights/norm": 1.0}}
+    (run / "measures").mkdir()
+    (run / "measures/weights-1.json").write_text(json.dumps({"name": "weights", **how}))
+    results = collect(["runs/study"])
+    assert results.values(results.rows[0], "weights/norm") == {0: 1.0}
+    assert not results.missing
+
+
 def test_a_training_that_rows_share_is_counted_once() -> None:
     directory = Path("runs/study")
     places = make_grid(directory, {"row": "ab"}, [{"row": "a"}, {"row": "b"}], (0,))
     plan = json.loads((directory / "grid.json").read_text())
+    for point in plan["points"]:
+        del point["files"]  # as a version before 0.2 wrote it
     plan["points"][1] |= {"run": plan["points"][0]["run"], "measure": {"decoding": "sparsemax", "toyworld": {}}}
     (directory / "grid.json").write_text(json.dumps(plan))
     run = make_run(places[0, 0], config_of(), {V: 0.1})

@@ -11,18 +11,17 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm, convert_inf
 from torch.optim import Optimizer
 
+from ts2_lightning.ops.statistics import TOKEN_VALUES
 from ts2_lightning.ranges import NOT_NEGATIVE, check_numbers
+from ts2_lightning.values import Value, by_name
 
-SHORT_NAMES = {
-    "train/objective": "objective",
-    "train/cross_entropy": "CE",
-    "train/learning_rate": "lr",
-    "train/support_size": "support",
-    "train/tail_mass": "tail",
-    "train/entropy": "entropy",
-    "val/cross_entropy": "val CE",
-}
-"""Logged names that the bar shows, in this order, with their short names."""
+_SHOWN = (
+    *("train/objective", "train/cross_entropy", "train/learning_rate"),
+    *("train/support_size", "train/tail_mass", "train/entropy", "val/cross_entropy"),
+)
+"""Logged names that the bar shows, in this order."""
+_OF_STEP = (Value("objective", "objective"), Value("learning_rate", "learning rate", short="lr"))
+_DESCRIBED = by_name((*TOKEN_VALUES, *_OF_STEP))
 
 TERMINAL = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -135,15 +134,12 @@ class StepProgress(TQDMProgressBar):
             self.print(f"{line} ({each})" if each else line)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The few that fit on a line (see `SHORT_NAMES`), and what else has been logged for the bar."""
+        """The few that fit on a line (see `_SHOWN`), and what else has been logged for the bar."""
         logged: dict[str, Any] = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
         if self._learning_rate is not None:
             logged["train/learning_rate"] = self._learning_rate
-        names = {
-            **SHORT_NAMES,
-            **{name: name for name in trainer.progress_bar_metrics if name not in SHORT_NAMES},
-        }
-        return {short: f"{float(logged[name]):.4g}" for name, short in names.items() if name in logged}
+        names = dict.fromkeys((*_SHOWN, *trainer.progress_bar_metrics))
+        return {_short(name): f"{float(logged[name]):.4g}" for name in names if name in logged}
 
     def init_sanity_tqdm(self) -> Tqdm:
         """The bar of the validation before training."""
@@ -185,6 +181,20 @@ class StepProgress(TQDMProgressBar):
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # refreshes
+
+
+def _short(name: str) -> str:
+    """What a logged name is called on the bar.
+
+    Example:
+        >>> _short("train/tail_mass"), _short("val/cross_entropy"), _short("mine/own")
+        ('tail', 'val CE', 'mine/own')
+    """
+    if name not in _SHOWN:
+        return name
+    stage, _, leaf = name.partition("/")
+    short = _DESCRIBED[leaf].short or _DESCRIBED[leaf].title
+    return short if stage == "train" else f"{stage} {short}"
 
 
 def _is_terminal() -> bool:

@@ -7,7 +7,9 @@ alone, so that values of a model that has changed are replaced; a key in the fil
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,8 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
         All values that the spec asks for, by their whole names.
 
     Raises:
-        UserError: a measure does not apply to the model, before any is made; or what a measure raises.
+        UserError: a measure does not apply to the model, before any is made; what a measure raises; or an error in the
+            code of a user's measure, with its line.
     """
     if (model.decoding, model.template) != (spec.decoding, spec.template):
         model = replace(model, decoding=spec.decoding, template=spec.template)
@@ -75,15 +78,17 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
     kept = [kept_values(file, key) for file, key in zip(files_of(model.out, spec).values(), keys, strict=True)]
     for measure, values in zip(spec.measures, kept, strict=True):
         if values is None:
-            measure.check_model(model)
+            with _errors_of(measure):
+                measure.check_model(model)
     whole: dict[str, float] = {}
     for measure, key, values in zip(spec.measures, keys, kept, strict=True):
         place = place_of(model.out, spec, measure)
         if values is None:
             started = time.perf_counter()
-            measured = measure.measure(model, place)
-            if draw:
-                measure.draw(model, measured, place)
+            with _errors_of(measure):
+                measured = measure.measure(model, place)
+                if draw:
+                    measure.draw(model, measured, place)
             values = write_result(place, spec, measure, key, measured)
             say(f"{measure.name}: {len(values)} values in {time.perf_counter() - started:.1f} s -> {place}.json")
         else:
@@ -92,10 +97,28 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
     return whole
 
 
+@contextmanager
+def _errors_of(measure: Measure) -> Iterator[None]:
+    """Says of an error in the code of a user's measure which one it is, and in which line of its file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a user's class may raise anything
+        if registered_measures().get(measure.name) is type(measure):
+            raise
+        frames = list(traceback.walk_tb(error.__traceback__))
+        of_class = [entry for entry in frames if entry[0].f_globals.get("__name__") == type(measure).__module__]
+        frame, line = (of_class or frames)[-1]
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        raise UserError(f"{measure.name}: {frame.f_code.co_filename}, line {line}: {said}") from error
+
+
 def _key(model: Model, measure: Measure) -> str:
     """A digest of what the values depend on beside the settings; of a user's measure the file of its class is part."""
     code = code_digest(type(measure))
-    inputs = measure.inputs(model)
+    with _errors_of(measure):
+        inputs = measure.inputs(model)
     try:
         return digest([model.identity, inputs] if code is None else [model.identity, inputs, code])
     except (TypeError, ValueError) as error:

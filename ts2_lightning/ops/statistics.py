@@ -24,7 +24,7 @@ TOKEN_VALUES = (
         ".3f",
     ),
     Value("support_size", "support", "sparsemax support, in tokens", None, ".2f"),
-    Value("tail_mass", "tail mass", "softmax mass outside of the sparsemax support", None, ".3f"),
+    Value("tail_mass", "tail mass", "softmax mass outside of the sparsemax support", None, ".3f", short="tail"),
     Value("gold_rank", "rank of gold", "1 where the gold token is the most probable one", "lower", ".2f"),
     Value("top1", "1st token", "probability of the most probable token", None, ".3f"),
     Value("top2", "2nd token", "probability of the second most probable token", None, ".3f"),

@@ -1,4 +1,11 @@
-"""The lock of the processes of a run: it lives as long as the process that trains, whoever has started it."""
+"""The lock of the processes of a run: it lives as long as the process that trains, whoever has started it.
+
+It is a lock of the operating system, unlike that of the writer (`writer_lock`), and neither can do what the other does.
+`ablate` takes it before a run has a number, hands it to the processes that it starts, and may be killed: the lock stays
+with them, which the writer's pulse, a thread of one process, cannot. The writer's lock needs no file system that knows
+locks, names its holder to people and tells of a machine elsewhere whether it lives, which this one cannot; so a `fit`
+that nobody's grid has started holds that one alone.
+"""
 
 import fcntl
 import os

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.evaluation import check_spec
+from ts2_lightning.evaluation import check_spec, files_of
 from ts2_lightning.program import program
 from ts2_lightning.runs.directory import run_name
 from ts2_lightning.studies.configs import shipped_config
@@ -157,18 +157,24 @@ class Grid:
             "axes": {axis: list(choices) for axis, choices in self.axes.items()},
             "seeds": list(self.seeds),
             "report": dict(self.report),
-            "base_model": base and {"label": base.label, "directory": base.directory, "measure": dict(base.measure)},
+            "base_model": base and {"label": base.label, "directory": base.directory, **_measured(base.measure)},
             "points": [
                 {
                     "labels": dict(point.labels),
                     "seed": point.seed,
                     "run": point.training.run,
-                    "measure": dict(point.measure),
+                    **_measured(point.measure),
                     "command": point.training.command,
                 }
                 for point in self.points
             ],
         }
+
+
+def _measured(measure: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured, and the names of its files, so that a report needs no class of the user's."""
+    files = {name: file.name for name, file in files_of(Path(), check_spec(measure)).items()}
+    return {"measure": dict(measure), "files": files}
 
 
 # Reading one --------------------------------------------------------------------------------------------------------

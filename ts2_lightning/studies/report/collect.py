@@ -161,7 +161,7 @@ def _base(directory: Path, base: Mapping[str, Any]) -> tuple[Run, str]:
     """The model that the runs start from, and what is lacking of it."""
     place = directory / base["directory"]
     try:
-        results, problem = of_spec(place, base["measure"])
+        results, problem = results_of(place, base)
     except UserError as error:
         results, problem = [], str(error)
     return make_run(f"{directory.name}/{place.name}", place, None, results), _failure(place) or problem
@@ -179,7 +179,7 @@ def _point(directory: Path, point: Mapping[str, Any]) -> tuple[Run | None, str]:
         unfinished = why_unfinished(newest) if (newest / STATE).is_file() else "has not made a step"
         if unfinished:
             return None, failed or unfinished
-        results, problem = of_spec(newest, point["measure"])
+        results, problem = results_of(newest, point)
         problem = "; ".join(filter(None, (problem, outdated(newest, results))))
         name = f"{directory.name}/{point['run']}/{newest.name}"
         run = make_run(name, newest, point["seed"], results, point["command"])
@@ -201,9 +201,12 @@ def _failure(parent: Path) -> str:
     return f"{what} failed (status {failed.get('status')}): {failed.get('message')}; see {failed.get('log')}"
 
 
-def of_spec(directory: Path, spec: Mapping[str, Any]) -> tuple[list[Result], str]:
-    """The measures of a run that a spec asks for, and what is lacking."""
-    files = files_of(directory, check_spec(spec))
+def results_of(directory: Path, recorded: Mapping[str, Any]) -> tuple[list[Result], str]:
+    """The measures of a run that a grid has recorded as asked for, and what is lacking."""
+    if "files" in recorded:
+        files = {name: directory / DIRECTORY / file for name, file in recorded["files"].items()}
+    else:  # of a version before 0.2
+        files = files_of(directory, check_spec(recorded["measure"]))
     lacking = [name for name, file in files.items() if not file.is_file()]
     results = [read_result(file) for name, file in files.items() if name not in lacking]
     return results, f"not measured: {', '.join(lacking)}" if lacking else ""
