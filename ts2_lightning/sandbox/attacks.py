@@ -1,11 +1,15 @@
 """The self-test: programs that attack the sandbox, which must not get through, and one that must run."""
 
 import tempfile
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from ts2_lightning.sandbox.programs import Program
+from ts2_lightning.sandbox.programs import Outcome, Program, Verdict
 
 _SECONDS = 10.0
+
+ORDINARY = Program("ordinary", "import threading\nt = threading.Thread(target=int)\nt.start()\nt.join()", _SECONDS)
+"""A program that has to pass."""
 
 
 class Attack(NamedTuple):
@@ -16,12 +20,30 @@ class Attack(NamedTuple):
         code: source.
         seconds: limit of its time.
         layer: beginning of the name of a layer without which it may get through; empty if it never may.
+        outcome: how it has to end, if not in any way but passing.
     """
 
     deed: str
     code: str
     seconds: float = _SECONDS
     layer: str = ""
+    outcome: Outcome | None = None
+
+    @property
+    def program(self) -> Program:
+        """The attack as a program."""
+        return Program(self.deed, self.code, self.seconds)
+
+    def got_through(self, verdict: Verdict, layers: Iterable[str]) -> bool:
+        """Whether the sandbox let it through and should not have.
+
+        Args:
+            verdict: verdict of the program.
+            layers: layers of the sandbox.
+        """
+        if not any(layer.startswith(self.layer) for layer in layers):
+            return False
+        return verdict.passed if self.outcome is None else verdict.outcome != self.outcome
 
 
 _SOCKET = """
@@ -82,16 +104,6 @@ def make_attacks(secret: str, memory: int) -> list[Attack]:
         Attack("signal other processes", _EXPECTING.format(deed="os.kill(os.getppid(), 0)")),
         Attack("make namespaces", _NAMESPACE),
         Attack("take more memory than their limit", f"bytearray({memory})"),
-        Attack("run on after their time", "while True: pass", 0.2),
+        Attack("run on after their time", "while True: pass", 0.2, outcome="timeout"),
         Attack("pass by ending early", "import os; os._exit(0)"),
     ]
-
-
-def attack_programs(attacks: list[Attack]) -> list[Program]:
-    """The attacks as programs, and before them one that has to pass.
-
-    Args:
-        attacks: attacks of the self-test.
-    """
-    ordinary = Program("ordinary", "import threading\nt = threading.Thread(target=int)\nt.start()\nt.join()", _SECONDS)
-    return [ordinary, *(Program(attack.deed, attack.code, attack.seconds) for attack in attacks)]

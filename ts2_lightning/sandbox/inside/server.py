@@ -97,7 +97,6 @@ def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
 
 
 def _prepare(settings: dict[str, Any]) -> tuple[Confinement, list[str]]:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     be_first_to_go()
     extra = []
     if settings["confined"] and settings["namespaces"]:
@@ -220,8 +219,9 @@ def _be_child(job: Job, confinement: Confinement, held: list[Any], server: int, 
     try:
         if not confined:
             os.setsid()
-        if sys.platform.startswith("linux"):
+        if confined:
             call("prctl", 1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+            call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: no core dump, which a crash reporter would collect
             if os.getppid() != server:
                 os._exit(1)
         keep = sorted({pipe, confinement.ruleset or pipe})
