@@ -1,5 +1,6 @@
 """What the tests of the sandbox share: settings, and a user without any rights."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,10 +20,12 @@ SETTINGS = SandboxSettings(run_code=True, workers=1, memory=256 << 20, keep_text
 def edit_server(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     """Has servers run with other sources, so that the tests see what their own code prevents."""
 
+    before, after = (json.dumps(text)[1:-1].encode() for text in (old, new))
+
     def first_line(settings: SandboxSettings) -> bytes:
         line = ways.first_line(settings)
-        assert line.count(old.encode()) == 1
-        return line.replace(old.encode(), new.encode())
+        assert line.count(before) == 1
+        return line.replace(before, after)
 
     monkeypatch.setattr(process, "first_line", first_line)
 

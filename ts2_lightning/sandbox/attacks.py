@@ -1,5 +1,6 @@
 """The self-test: programs that attack the sandbox, which must not get through, and one that must run."""
 
+import secrets
 import tempfile
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -58,12 +59,15 @@ except OSError:
 _WRITE = """
 import os
 for directory in ({directory!r}, "/tmp", "/dev/shm", "/var/tmp", "."):
-    path = os.path.join(directory, "ts2-sandbox-attack")
+    path = os.path.join(directory, {name!r})
     try:
-        open(path, "w").close()
+        open(path, "x").close()
     except OSError:
         continue
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except OSError:
+        pass
     break
 else:
     raise PermissionError
@@ -96,7 +100,10 @@ def make_attacks(secret: str, memory: int) -> list[Attack]:
         Attack("connect to the network", _SOCKET.format(kind=tcp, deed="connect(('127.0.0.1', 9))")),
         Attack("send to the network", _SOCKET.format(kind=udp, deed="sendto(b'', ('127.0.0.1', 9))")),
         Attack("reach other programs' sockets", _SOCKET.format(kind=unix, deed="connect('/dev/log')")),
-        Attack("write files", _WRITE.format(directory=tempfile.gettempdir())),
+        Attack(
+            "write files",
+            _WRITE.format(directory=tempfile.gettempdir(), name=f"ts2-sandbox-attack-{secrets.token_hex(8)}"),
+        ),
         Attack("delete files", _EXPECTING.format(deed="os.unlink('/ts2-sandbox-attack')")),
         Attack("read your files", f"open({secret!r}).close()", layer="landlock"),
         Attack("start processes", "import os\nif os.fork() == 0: os._exit(0)"),

@@ -13,11 +13,6 @@ from ts2_lightning.sandbox.process import LostServerError, Server
 from ts2_lightning.sandbox.programs import Program, SandboxSettings, Verdict, read_verdict
 from ts2_lightning.types import UserError
 
-_OTHER_WAYS = (
-    "the ways on: --sandbox docker:IMAGE, --sandbox bwrap, or --sandbox none --i_know_what_i_run true, "
-    "which keeps nothing in (docs/security.md)"
-)
-
 
 class Sandbox:
     """Servers that run programs which a model wrote. Use it as a context: what it has started ends with it.
@@ -52,7 +47,7 @@ class Sandbox:
                 self._attack()
         except LostServerError as error:
             self.close()
-            raise UserError(f"--sandbox {settings.sandbox} does not work here: {error}; {_OTHER_WAYS}") from error
+            raise settings.refusal(str(error)) from error
         except BaseException:
             self.close()
             raise
@@ -195,7 +190,7 @@ def _verdict_of(answer: dict[str, Any], server: Server) -> Verdict:
     program = server.program
     assert program is not None
     if answer.get("outcome") == "sandbox":
-        raise UserError(f"a program cannot be confined: {answer.get('reason')}; {_OTHER_WAYS}")
+        raise server.settings.refusal(f"a program cannot be confined: {answer.get('reason')}")
     try:
         verdict = read_verdict(answer)
     except ValueError as error:

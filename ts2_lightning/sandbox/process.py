@@ -29,12 +29,14 @@ class Server:
         settings: settings of the sandbox.
 
     Attributes:
+        settings: settings of the sandbox.
         layers: what is around its programs.
         program: program that it runs at the moment.
         deadline: time by the monotonic clock at which it counts as lost.
     """
 
     def __init__(self, settings: SandboxSettings) -> None:
+        self.settings = settings
         self.program: Program | None = None
         self.deadline = 0.0
         self._buffer = b""

@@ -100,7 +100,8 @@ class SandboxSettings:
 
     def __post_init__(self) -> None:
         check_numbers("--", self, workers=(COUNT, NULL), memory=Range(least=64 << 20, whole=True))
-        if self.way not in ("auto", "bwrap", "docker", "none") or (self.way == "docker") != bool(self.image):
+        is_way = self.way in ("auto", "bwrap", "none") and ":" not in self.sandbox
+        if not is_way and not (self.way == "docker" and self.image):
             raise UserError(f"--sandbox must be one of {', '.join(WAYS)}, got {self.sandbox!r}")
 
     @property
@@ -128,6 +129,18 @@ class SandboxSettings:
                 "--sandbox none runs programs that a model wrote with all your rights; if that is meant, add "
                 "--i_know_what_i_run true"
             )
+
+    def refusal(self, wrong: str) -> UserError:
+        """The error of a sandbox that does not hold, with the ways on.
+
+        Args:
+            wrong: what is missing, or what gets through.
+        """
+        others = [f"--sandbox {way}" for way in ("docker:IMAGE", "bwrap") if not way.startswith(self.way)]
+        return UserError(
+            f"--sandbox {self.sandbox} does not work here: {wrong}; the ways on: {', '.join(others)}, or "
+            "--sandbox none --i_know_what_i_run true, which keeps nothing in (docs/security.md)"
+        )
 
 
 def read_verdict(answer: dict[str, object]) -> Verdict:

@@ -70,7 +70,7 @@ def serve(settings: dict[str, Any]) -> None:
     try:
         confinement, layers = _prepare(settings)
     except Exception as error:  # told to who started the server: there is nobody else
-        _send(answers, {"refused": f"{error}" or type(error).__name__})
+        _send(answers, {"refused": _reason(error)})
         return
     _send(answers, {"layers": layers, "python": sys.version.split()[0]})
     for line in requests:
@@ -110,7 +110,8 @@ def _prepare(settings: dict[str, Any]) -> tuple[Confinement, list[str]]:
     if settings["confined"]:
         extra.append(drop_capabilities())
         confinement, layers = make_confinement(settings["memory"], settings["readable"])
-    random.seed(0)  # programs draw the same numbers in every server
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
     gc.collect()
     gc.freeze()  # pages that the collector does not write to stay shared with the children
     return confinement, [*layers, *filter(None, extra)]
@@ -229,7 +230,7 @@ def _be_child(job: Job, confinement: Confinement, held: list[Any], server: int, 
             os.closerange(low + 1, high)
         confine(confinement, job.seconds)
     except BaseException as error:
-        os.write(pipe, f"{error}".encode())
+        os.write(pipe, _reason(error).encode())
         os._exit(1)
     try:
         os.write(pipe, _CONFINED)
@@ -240,7 +241,13 @@ def _be_child(job: Job, confinement: Confinement, held: list[Any], server: int, 
         os._exit(0)
 
 
+def _reason(error: BaseException) -> str:
+    """An error of the sandbox itself, without the kernel's number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def _execute(code: str) -> bytes:
+    random.seed(0)  # the same numbers for every program; a fork draws a new seed
     module = types.ModuleType(_NAME)
     sys.modules[_NAME] = module
     exec(compile(code, "<program>", "exec"), module.__dict__)
