@@ -1,5 +1,6 @@
 """The benchmark measures what it says: its public formulas are our objectives, and every subject takes a step."""
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import diagnostics, startup
+from benchmarks import diagnostics, sandbox, startup
 from benchmarks import loss_engine as benchmark
 from ts2_lightning.engines import FullEngine
 from ts2_lightning.losses import EntmaxLoss, GEMLoss, SparsemaxLoss, TokenLoss, TS2Loss
@@ -60,3 +61,22 @@ def test_a_start_is_compared_with_importing_torch() -> None:
     assert told["losses"] == {"processor_seconds": 3.0, "ratio_to_import_torch": 1.5}
     busy = [sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"]
     assert startup.processor_seconds(busy) >= 0.25
+
+
+def test_the_sandbox_is_measured_on_programs_that_are_right(tmp_path: Path) -> None:
+    rows = [
+        {"task_id": str(number), "prompt": "def f():\n", "canonical_solution": f"    return {number}\n",
+         "test": f"def check(g):\n    assert g() == {number}\n", "entry_point": "f"}
+        for number in range(3)
+    ]  # fmt: skip
+    file = tmp_path / "rows.jsonl.gz"
+    with gzip.open(file, "wt") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+    programs = sandbox.read_programs(file)
+    found = sandbox.measure(programs, sandbox.SandboxSettings(run_code=True, workers=1), rounds=1)
+    assert found["per_second"] > 0
+    assert found["per_processor_second"] > 0
+    assert "seccomp" in found["layers"]
+    assert list(sandbox.fresh_interpreters(programs)) == [True] * 3
+    with pytest.raises(RuntimeError, match="1 of 3 right programs have not passed"):
+        sandbox.rates(lambda: 2, 3, 1)

@@ -1,7 +1,6 @@
 """The self-test: programs that attack the sandbox, which must not get through, and one that must run."""
 
-import secrets
-import tempfile
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -58,8 +57,7 @@ except OSError:
 """
 _WRITE = """
 import os
-for directory in ({directory!r}, "/tmp", "/dev/shm", "/var/tmp", "."):
-    path = os.path.join(directory, {name!r})
+for path in {paths!r}:
     try:
         open(path, "x").close()
     except OSError:
@@ -88,6 +86,16 @@ if ctypes.CDLL(None).unshare(0x10000000):
 """
 
 
+def written(secret: str) -> list[str]:
+    """The files that an attack tries to make, beside the secret and elsewhere.
+
+    Args:
+        secret: path of a file that programs must not read, whose name no other file has.
+    """
+    directories = (os.path.dirname(secret), "/tmp", "/var/tmp", "/dev/shm", "/")
+    return [os.path.join(directory, f"{os.path.basename(secret)}-written") for directory in directories]
+
+
 def make_attacks(secret: str, memory: int) -> list[Attack]:
     """The attacks of the self-test.
 
@@ -102,7 +110,7 @@ def make_attacks(secret: str, memory: int) -> list[Attack]:
         Attack("reach other programs' sockets", _SOCKET.format(kind=unix, deed="connect('/dev/log')")),
         Attack(
             "write files",
-            _WRITE.format(directory=tempfile.gettempdir(), name=f"ts2-sandbox-attack-{secrets.token_hex(8)}"),
+            _WRITE.format(paths=written(secret)),
         ),
         Attack("delete files", _EXPECTING.format(deed="os.unlink('/ts2-sandbox-attack')")),
         Attack("read your files", f"open({secret!r}).close()", layer="landlock"),

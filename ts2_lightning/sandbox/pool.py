@@ -1,5 +1,6 @@
 """The pool: one server on each core, and an iterator of verdicts."""
 
+import contextlib
 import os
 import selectors
 import tempfile
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
-from ts2_lightning.sandbox.attacks import ORDINARY, make_attacks
+from ts2_lightning.sandbox.attacks import ORDINARY, make_attacks, written
 from ts2_lightning.sandbox.process import LostServerError, Server
 from ts2_lightning.sandbox.programs import Program, SandboxSettings, Verdict, read_verdict
 from ts2_lightning.types import UserError
@@ -161,6 +162,9 @@ class Sandbox:
             attacks = make_attacks(secret.name, self.settings.memory)
             programs = [ORDINARY, *(attack.program for attack in attacks)]
             verdicts = {verdict.key: verdict for verdict in self.run(programs)}
+            for path in written(secret.name):
+                with contextlib.suppress(OSError):  # not there, as it should be
+                    os.unlink(path)
         ordinary = verdicts[ORDINARY.key]
         if not ordinary.passed:
             raise LostServerError(f"an ordinary program does not run ({ordinary.outcome}: {ordinary.reason})")

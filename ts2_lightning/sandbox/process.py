@@ -15,6 +15,7 @@ from ts2_lightning.sandbox.ways import ENVIRONMENT, command_line, first_line
 _START = 60.0  # seconds until a server has to answer
 _PULL = 900.0  # and one in a container whose image may have to be fetched
 _GRACE = 10.0  # seconds beyond a program's limit after which its server counts as lost
+_PATIENCE = 2.0  # seconds in which a server has to end by itself
 _LINE = 1 << 16
 
 
@@ -100,12 +101,15 @@ class Server:
 
     def close(self) -> None:
         """Ends it, and the program that it runs."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # at which it ends by itself, and in a container takes that with it
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_PATIENCE)
         self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
         self._process.wait()
+        for stream in (self._process.stdout, self._errors):
+            if stream is not None:
+                stream.close()
 
     def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
