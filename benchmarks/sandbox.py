@@ -80,11 +80,11 @@ def measure(programs: list[Program], settings: SandboxSettings, rounds: int) -> 
     with Sandbox(settings) as sandbox:
         layers = sandbox.layers
         started = time.perf_counter()
-        found = rates(lambda: sum(one.passed for one in sandbox.run(programs)), len(programs), rounds)
+        speed = rates(lambda: sum(one.passed for one in sandbox.run(programs)), len(programs), rounds)
         took = time.perf_counter() - started
     spent = children_seconds() - before
     total = len(programs) * (rounds + 1)
-    return {**found, "per_processor_second": round(total / spent, 1), "seconds": round(took, 1), "layers": list(layers)}
+    return {**speed, "per_processor_second": round(total / spent, 1), "seconds": round(took, 1), "layers": list(layers)}
 
 
 def fresh_interpreters(programs: list[Program]) -> Iterator[bool]:

@@ -217,6 +217,8 @@ VERDICT: dict[str, Case] = {
     "say passed in JSON": _case(_SPRAY.format(what='b\'{"outcome": "passed", "reason": ""}\''), PIPE),
     "fail in JSON": _case(_SPRAY.format(what='b\'{"reason": "x" , "text": []}\''), "failed other"),
     "hunt for the word in frames and objects": _case(HUNT, PIPE, EXIT),
+    "brackets into the pipe": _case(_SPRAY.format(what="b'[' * 4000"), PIPE),
+    "a list into the pipe": _case(_SPRAY.format(what="b'[1]'"), PIPE),
     "flood the pipe": _case(_SPRAY.format(what="b'x' * 10**6"), PIPE),
     "close the pipe": _case("import os; os.closerange(3, 256)", EXIT, KILLED, SEGFAULT),
     "put another file in the pipe's place": _case(

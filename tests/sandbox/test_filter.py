@@ -19,15 +19,15 @@ ALLOWED, REFUSED, ABSENT, KILLED = "allowed", errno.EPERM, errno.ENOSYS, "killed
 
 _FREE = """
 access brk clock_getres clock_gettime clock_nanosleep close dup dup2 dup3 epoll_create1 epoll_ctl epoll_pwait epoll_wait
-eventfd2 exit exit_group faccessat faccessat2 fstat futex getcwd getdents64 getegid geteuid getgid getpid getppid
-getrandom getrlimit getrusage gettid gettimeofday getuid lseek lstat madvise membarrier mmap mprotect mremap munmap
+eventfd2 exit exit_group faccessat faccessat2 fstat getcwd getdents64 getegid geteuid getgid getpid getppid
+getrandom getrlimit getrusage gettid gettimeofday getuid lseek lstat madvise mmap mprotect mremap munmap
 nanosleep newfstatat pipe pipe2 poll ppoll pread64 pselect6 read readlink readlinkat readv restart_syscall rseq
 rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield select set_robust_list sigaltstack stat statx
 sysinfo time times uname write writev
 """
 FREE = _FREE.split()
 MISSING = ["clone3", "openat2", "io_uring_setup", "io_uring_enter", "io_uring_register"]
-CONDITIONED = ["clone", "open", "openat", "fcntl", "ioctl", "prlimit64", "socketpair", "sendto", "recvfrom"]
+CONDITIONED = ["clone", "open", "openat", "fcntl", "futex", "ioctl", "prlimit64", "socketpair", "sendto", "recvfrom"]
 
 
 def answer(code: bytes, arch: int, number: int, arguments: tuple[int, ...] = ()) -> object:
@@ -150,6 +150,9 @@ CASES: list[tuple[str, tuple[int, ...], object]] = [
     ("fcntl", (3, 1), ALLOWED),
     ("fcntl", (3, 1030, 0), ALLOWED),
     *[("fcntl", (3, command), REFUSED) for command in (5, 6, 7, 8, 10, 15, 37, 1024, 1026, 1031, 1033, 1036)],
+    *[("futex", (4096, command | flags), ALLOWED) for command in (0, 1, 3, 4, 5, 9, 10) for flags in (0, 128, 384)],
+    *[("futex", (4096, command | flags), REFUSED) for command in (2, 6, 7, 8, 11, 12, 13, 14) for flags in (0, 128)],
+    ("futex", (4096, 512), REFUSED),
     ("ioctl", (1, 0x5401), ALLOWED),
     *[("ioctl", (1, command), REFUSED) for command in (0x5412, 0x541C, 0x540E, 0x5402, 0x4004667F, 0xC0045877)],
     ("prlimit64", (0, 9, 0, 4096), ALLOWED),

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.sandbox.support import SETTINGS, edit_server
-from ts2_lightning.sandbox import Program, Sandbox, run_programs
+from ts2_lightning.sandbox import Program, Sandbox, pool, run_programs
 from ts2_lightning.sandbox.programs import read_verdict
 from ts2_lightning.types import UserError
 
@@ -83,6 +83,51 @@ def test_programs_are_taken_when_a_worker_is_free() -> None:
             next(sandbox.run([]))
         verdicts.close()
         assert [verdict.key for verdict in sandbox.run([Program("next", "1")])] == ["next"]
+
+
+def test_an_iterator_that_is_dropped_after_its_sandbox() -> None:
+    with Sandbox(replace(SETTINGS, workers=2)) as sandbox:
+        verdicts = sandbox.run(
+            Program(str(number), "import time; time.sleep(9)" if number else "1", 20) for number in range(3)
+        )
+        assert next(verdicts).key == "0"
+    verdicts.close()
+    assert children() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "20000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu.max": "nonsense"}, 8),
+    ],
+)
+def test_cores_of_a_container(files: dict, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More programs at a time than there are cores would run into their limits of time."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(pool, "_CGROUP", str(tmp_path))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    assert pool.usable_cores() == expected
+
+
+def test_a_server_that_no_longer_starts_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_room = ["/bin/sh", "-c", "echo no room >&2"]
+    with Sandbox(replace(SETTINGS, workers=2)) as sandbox:
+        for process in psutil.Process().children():
+            process.kill()
+        with monkeypatch.context() as patch:
+            patch.setattr("ts2_lightning.sandbox.process.command_line", lambda settings: no_room)
+            with pytest.raises(UserError, match="--sandbox auto does not work here: no further server starts: no room"):
+                list(sandbox.run([Program("a", "1"), Program("b", "1")]))
+        assert len(list(sandbox.run([Program("a", "1"), Program("b", "1")]))) == 2
 
 
 def test_a_slow_reader_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +235,16 @@ with Sandbox(replace(SETTINGS, workers=2)) as sandbox:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_pool_is_ended(number: signal.Signals) -> None:
     """Ctrl-C, and an end that no handler sees: servers and programs are gone."""
-    pool = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", POOL], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert pool.stdout is not None
-    assert pool.stdout.readline() == "handed out\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == "handed out\n"
     time.sleep(0.5)
-    family = psutil.Process(pool.pid).children(recursive=True)
+    family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 4  # two servers, two programs
-    os.kill(pool.pid, number)
-    _, errors = pool.communicate(timeout=30)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=30)
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []

@@ -6,13 +6,15 @@ import selectors
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from ts2_lightning.sandbox.attacks import ORDINARY, make_attacks, written
 from ts2_lightning.sandbox.process import LostServerError, Server
 from ts2_lightning.sandbox.programs import Program, SandboxSettings, Verdict, read_verdict
-from ts2_lightning.types import UserError
+
+_CGROUP = "/sys/fs/cgroup"
 
 
 class Sandbox:
@@ -43,7 +45,7 @@ class Sandbox:
         self._is_running = False
         try:
             self._servers.append(Server(settings))
-            self.layers = self._servers[0].layers
+            self.layers = self._servers[0].wait_until_ready()
             if settings.way != "none":
                 self._attack()
         except LostServerError as error:
@@ -109,7 +111,7 @@ class Sandbox:
     def _hand_out(
         self, waiting: Iterator[Program], again: list[Program], idle: list[Server], selector: selectors.BaseSelector
     ) -> None:
-        workers = self.settings.workers or _cores()
+        workers = self.settings.workers or usable_cores()
         while idle or len(self._servers) < workers:
             program = again.pop() if again else next(waiting, None)
             if program is None:
@@ -117,8 +119,10 @@ class Sandbox:
             server = idle.pop() if idle else self._new_server()
             try:
                 server.start(program)
-            except LostServerError:
+            except LostServerError as error:
                 self._drop(server)
+                if server.layers is None:
+                    raise self.settings.refusal(f"no further server starts: {error}") from error
                 again.append(program)
                 continue
             selector.register(server, selectors.EVENT_READ)
@@ -127,7 +131,7 @@ class Sandbox:
         try:
             server = Server(self.settings)
         except LostServerError as error:
-            raise UserError(f"--sandbox {self.settings.sandbox}: no further server starts: {error}") from error
+            raise self.settings.refusal(f"no further server starts: {error}") from error
         self._servers.append(server)
         return server
 
@@ -144,8 +148,10 @@ class Sandbox:
                 if answer is None and not late:
                     continue
                 verdict = None if answer is None else _verdict_of(answer, server)
-            except LostServerError:
+            except LostServerError as error:
                 verdict = None
+                if server.layers is None:
+                    raise self.settings.refusal(f"no further server starts: {error}") from error
             selector.unregister(server)
             if verdict is None:
                 self._drop(server)
@@ -154,7 +160,8 @@ class Sandbox:
 
     def _drop(self, server: Any) -> None:
         server.close()
-        self._servers.remove(server)
+        if server in self._servers:  # else the sandbox was closed meanwhile
+            self._servers.remove(server)
 
     def _attack(self) -> None:
         with tempfile.NamedTemporaryFile("w", prefix="ts2-sandbox-") as secret:
@@ -204,5 +211,13 @@ def _verdict_of(answer: dict[str, Any], server: Server) -> Verdict:
     return verdict
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores() -> int:
+    """The number of cores that this process may keep busy: by its affinity, and by the share that a container has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = 0.0, 1.0
+    with contextlib.suppress(OSError, ValueError):  # cgroup v2; a quota of "max" is none
+        quota, period = map(float, Path(_CGROUP, "cpu.max").read_text().split())
+    with contextlib.suppress(OSError, ValueError):  # v1
+        quota = float(Path(_CGROUP, "cpu", "cpu.cfs_quota_us").read_text())
+        period = float(Path(_CGROUP, "cpu", "cpu.cfs_period_us").read_text())
+    return min(cores, max(1, round(quota / period))) if quota > 0 else cores

@@ -24,22 +24,27 @@ class LostServerError(Exception):
 
 
 class Server:
-    """A server, running.
+    """A server, started. It can be handed a program at once, and says first whether it works at all.
 
     Args:
         settings: settings of the sandbox.
 
     Attributes:
         settings: settings of the sandbox.
-        layers: what is around its programs.
+        layers: what is around its programs; None until it has said so.
         program: program that it runs at the moment.
         deadline: time by the monotonic clock at which it counts as lost.
+
+    Raises:
+        LostServerError: it cannot be started.
     """
 
     def __init__(self, settings: SandboxSettings) -> None:
         self.settings = settings
+        self.layers: tuple[str, ...] | None = None
         self.program: Program | None = None
-        self.deadline = 0.0
+        self._ready_by = time.monotonic() + (_PULL if settings.way == "docker" else _START)
+        self.deadline = self._ready_by
         self._buffer = b""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         try:
@@ -54,15 +59,9 @@ class Server:
             assert self._process.stdin is not None
             os.set_blocking(self._process.stdin.fileno(), False)
             self._write(first_line(settings))
-            answer = self._wait(_PULL if settings.way == "docker" else _START)
         except BaseException:
             self.close()
             raise
-        if "refused" in answer:
-            self.close()
-            raise LostServerError(str(answer["refused"]))
-        outer = {"bwrap": ["bwrap"], "docker": [f"docker {settings.image}"]}.get(settings.way, [])
-        self.layers: tuple[str, ...] = (*outer, *map(str, answer.get("layers", [])))
 
     def fileno(self) -> int:
         """The descriptor of its answers."""
@@ -72,14 +71,32 @@ class Server:
     def start(self, program: Program) -> None:
         """Has it run a program.
 
+        Args:
+            program: program.
+
         Raises:
             LostServerError: it is gone.
         """
-        self.program, self.deadline = program, time.monotonic() + program.seconds + _GRACE
+        begin = time.monotonic() if self.layers is not None else self._ready_by
+        self.program, self.deadline = program, begin + program.seconds + _GRACE
         self._write(json.dumps({"key": program.key, "code": program.code, "seconds": program.seconds}).encode() + b"\n")
 
+    def wait_until_ready(self) -> tuple[str, ...]:
+        """What is around its programs, once it says so.
+
+        Raises:
+            LostServerError: it is gone, or refuses.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while self.layers is None:
+                if not selector.select(max(self.deadline - time.monotonic(), 0)):
+                    raise LostServerError("it does not answer")
+                self.answer()
+        return self.layers
+
     def answer(self) -> dict[str, Any] | None:
-        """What it has answered; None if a whole line is not there yet.
+        """The answer for its program; None if it is not there yet.
 
         Raises:
             LostServerError: it is gone, or what it says is no answer.
@@ -88,16 +105,16 @@ class Server:
         self._buffer += some
         if not some or len(self._buffer) > _LINE:
             raise LostServerError(self._last_words())
-        if not self._buffer.endswith(b"\n"):
-            return None
-        line, self._buffer = self._buffer, b""
-        try:
-            answer = json.loads(line)
-        except ValueError:
-            answer = None
-        if not isinstance(answer, dict):
-            raise LostServerError(f"it says {line[:80]!r}")
-        return answer
+        while b"\n" in self._buffer:
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            answer = _read_line(line)
+            if self.layers is not None:
+                return answer
+            if "layers" not in answer:
+                raise LostServerError(str(answer.get("refused", f"it says {line[:80]!r}")))
+            outer = {"bwrap": ["bwrap"], "docker": [f"docker {self.settings.image}"]}.get(self.settings.way, [])
+            self.layers = (*outer, *map(str, answer["layers"]))
+        return None
 
     def close(self) -> None:
         """Ends it, and the program that it runs."""
@@ -124,15 +141,6 @@ class Server:
         except OSError as error:
             raise LostServerError(self._last_words()) from error
 
-    def _wait(self, seconds: float) -> dict[str, Any]:
-        end = time.monotonic() + seconds
-        with selectors.DefaultSelector() as selector:
-            selector.register(self, selectors.EVENT_READ)
-            while (left := end - time.monotonic()) > 0:
-                if selector.select(left) and (answer := self.answer()) is not None:
-                    return answer
-        raise LostServerError(f"it did not answer within {seconds:.0f} s")
-
     def _last_words(self) -> str:
         """The last line of what it wrote as errors, or how it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -140,3 +148,13 @@ class Server:
         self._errors.seek(0)
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1][:300] if lines else f"it ended with status {self._process.returncode}"
+
+
+def _read_line(line: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise LostServerError(f"it says {line[:80]!r}")
+    return answer

@@ -27,12 +27,13 @@ ENVIRONMENT = {
 _BOOT = """\
 import sys
 sys.path[:] = [place for place in sys.path if place]
-import json, types
-start = json.loads(sys.stdin.buffer.readline())
+import json, os, types
+requests = os.fdopen(os.dup(0), "rb")
+start = json.loads(requests.readline())
 for name, source in start["modules"]:
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
-sys.modules[start["modules"][-1][0]].serve(start["settings"])
+sys.modules[start["modules"][-1][0]].serve(start["settings"], requests)
 """
 _PACKAGES = ("ts2_lightning", "ts2_lightning.sandbox", "ts2_lightning.sandbox.inside")
 _MODULES = ("system_calls", "seccomp", "landlock", "confinement", "server")  # each after those that it imports
@@ -77,13 +78,13 @@ def _bwrap(settings: SandboxSettings) -> list[str]:
         places.append(str(prefix))
     binds = [word for place in places for word in ("--ro-bind-try", place, place)]
     return [
-        _installed("bwrap", "bubblewrap"), "--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL",
-        *binds, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/", "--chdir", "/", "--",
+        _installed(settings, "bubblewrap", "bwrap"), "--unshare-all", "--die-with-parent", "--new-session",
+        "--cap-drop", "ALL", *binds, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/", "--chdir", "/", "--",
     ]  # fmt: skip
 
 
 def _docker(settings: SandboxSettings) -> list[str]:
-    program = _installed("docker", "Docker", "podman")
+    program = _installed(settings, "Docker", "docker", "podman")
     memory = str(settings.memory + _BESIDE_PROGRAMS)
     environment = [word for name, value in ENVIRONMENT.items() for word in ("--env", f"{name}={value}")]
     return [
@@ -94,11 +95,11 @@ def _docker(settings: SandboxSettings) -> list[str]:
     ]  # fmt: skip
 
 
-def _installed(program: str, name: str, *others: str) -> str:
-    for candidate in (program, *others):
-        if path := shutil.which(candidate):
+def _installed(settings: SandboxSettings, name: str, *programs: str) -> str:
+    for program in programs:
+        if path := shutil.which(program):
             return path
-    raise UserError(f"--sandbox {program}: {name} is not installed ({program} is not on the PATH)")
+    raise settings.refusal(f"{name} is not installed ({programs[0]} is not on the PATH)")
 
 
 def package_places(settings: SandboxSettings) -> list[Path]:

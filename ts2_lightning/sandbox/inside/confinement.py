@@ -71,7 +71,8 @@ def drop_capabilities() -> str:
         The layer's name; empty if there was nothing to give up.
     """
     call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    held: list[str] = []
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
         held = [line.split()[1] for line in file if line.startswith(("CapEff:", "CapPrm:"))]
     call("capset", struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[0] * 6))
     return "capabilities" if any(int(word, 16) for word in held) else ""

@@ -60,13 +60,14 @@ class Job(NamedTuple):
     seconds: float
 
 
-def serve(settings: dict[str, Any]) -> None:
+def serve(settings: dict[str, Any], requests: BinaryIO) -> None:
     """Runs the programs that come, until no more come.
 
     Args:
-        settings: plain values: `confined`, `namespaces`, `memory`, `modules`, `directories`, `keep_texts`.
+        settings: plain values: `confined`, `namespaces`, `memory`, `modules`, `directories`, `readable`, `keep_texts`.
+        requests: stream of the programs.
     """
-    requests, answers = _take_streams()
+    answers = _take_output()
     try:
         confinement, layers = _prepare(settings)
     except Exception as error:  # told to who started the server: there is nobody else
@@ -75,20 +76,23 @@ def serve(settings: dict[str, Any]) -> None:
     _send(answers, {"layers": layers, "python": sys.version.split()[0]})
     for line in requests:
         request = json.loads(line)
-        answer = run(Job(request["code"], request["seconds"]), confinement, requests, settings["confined"])
+        try:
+            answer = run(Job(request["code"], request["seconds"]), confinement, requests, settings["confined"])
+        except OSError as error:  # no process, no descriptor
+            answer = {"outcome": "sandbox", "reason": _reason(error)}
         if not settings["keep_texts"]:
             answer.pop("text", None)
         _send(answers, {"key": request["key"], **answer})
 
 
-def _take_streams() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output, moved to where no program sees them; /dev/null takes their places."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+def _take_output() -> BinaryIO:
+    """Standard output, moved to where no program sees it; /dev/null takes its place, and those of the two others."""
+    answers = os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
-    return requests, answers
+    return answers
 
 
 def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
@@ -196,17 +200,18 @@ def _judge(said: bytes, word: bytes, ended: str, status: int, usage: Any, second
     said, used = said[len(_CONFINED) :], usage.ru_utime + usage.ru_stime
     if said == word:
         return {"outcome": "passed", "reason": ""}
-    if ended == "timeout" or (os.WIFSIGNALED(status) and used > seconds):  # the kernel's limit of processor time
+    end = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    if ended == "timeout" or (end in (signal.SIGKILL, signal.SIGXCPU) and used > seconds):  # of processor time
         return {"outcome": "timeout", "reason": ""}
     if ended == "threads":
         return {"outcome": "died", "reason": "too many threads"}
     if said:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(Exception):  # it may be anything: the program can write there
             told = json.loads(said)
             return {"outcome": "failed", "reason": str(told["reason"]), "text": str(told["text"])[:LONGEST_TEXT]}
         return {"outcome": "died", "reason": "wrote to the pipe of the verdict"}
-    if os.WIFSIGNALED(status):
-        return {"outcome": "died", "reason": signal.Signals(os.WTERMSIG(status)).name}
+    if end:
+        return {"outcome": "died", "reason": signal.Signals(end).name if end < signal.SIGRTMIN else f"signal {end}"}
     return {"outcome": "died", "reason": "ended without a verdict"}
 
 

@@ -58,7 +58,6 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "lseek": (8, 62),
     "lstat": (6, None),
     "madvise": (28, 233),
-    "membarrier": (324, 283),
     "mmap": (9, 222),
     "mprotect": (10, 226),
     "mremap": (25, 216),
