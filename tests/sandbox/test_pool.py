@@ -178,7 +178,9 @@ def test_a_program_that_loses_its_server_twice_has_died(monkeypatch: pytest.Monk
     assert found["1"].reason == "the sandbox's server was lost"
 
 
-@pytest.mark.parametrize("answer", ["no JSON", "[]", '{"key": "other", "outcome": "passed", "seconds": 1}', "{}"])
+@pytest.mark.parametrize(
+    "answer", ["no JSON", "[]", "[" * 4000, '{"key": "other", "outcome": "passed", "seconds": 1}', "{}"]
+)
 def test_a_server_that_talks_nonsense_is_replaced(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = "json.dumps(answer).encode()"
     edit_server(monkeypatch, plain, f"({answer.encode()!r} if answer.get('key') == 'a' else {plain})")

@@ -153,7 +153,7 @@ class Server:
 def _read_line(line: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict):
         raise LostServerError(f"it says {line[:80]!r}")
