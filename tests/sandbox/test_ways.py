@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.sandbox.attacks import ENVIRONMENT
 from tests.sandbox.support import SETTINGS
 from ts2_lightning.sandbox import Program, Sandbox, SandboxSettings, run_programs, ways
 from ts2_lightning.types import UserError
@@ -85,7 +86,8 @@ def test_bwrap_is_told_to_keep_all_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("packages", [(), ("numpy",)])
-def test_bwrap(packages: tuple[str, ...]) -> None:
+def test_bwrap(packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TS2_SECRET", "secret")
     if shutil.which("bwrap") is None:
         pytest.skip("needs bubblewrap, which is not installed")
     settings = replace(SETTINGS, sandbox="bwrap", packages=packages)
@@ -95,9 +97,10 @@ def test_bwrap(packages: tuple[str, ...]) -> None:
         pytest.skip(f"bubblewrap cannot work on this machine: {error}")
     with sandbox:
         assert sandbox.layers[0] == "bwrap"
-        programs = [Program("numpy", "import numpy; assert numpy.ones(3).sum() == 3"), *BASICS]
+        numpy = Program("numpy", "import numpy; assert numpy.ones(3).sum() == 3")
+        programs = [numpy, Program("environment", ENVIRONMENT), *BASICS]
         found = {verdict.key: verdict.outcome for verdict in sandbox.run(programs)}
-        assert found == {**OUTCOMES, "numpy": "passed" if packages else "failed"}
+        assert found == {**OUTCOMES, "numpy": "passed" if packages else "failed", "environment": "passed"}
 
 
 FAKE_DOCKER = """#!{python}
@@ -126,7 +129,9 @@ def test_docker(fake_docker: Path) -> None:
     with Sandbox(settings) as sandbox:
         assert sandbox.layers[0] == "docker python:3.11-slim"
         assert {"limits", "seccomp"} <= {*sandbox.layers}
-        assert {verdict.key: verdict.outcome for verdict in sandbox.run(BASICS)} == OUTCOMES
+        programs = [*BASICS, Program("environment", ENVIRONMENT)]
+        found = {verdict.key: verdict.outcome for verdict in sandbox.run(programs)}
+        assert found == {**OUTCOMES, "environment": "passed"}
     _, *words = json.loads(fake_docker.read_text())
     options = dict(pairwise(words))
     memory = SETTINGS.memory + (512 << 20)
@@ -139,6 +144,24 @@ def test_docker(fake_docker: Path) -> None:
     assert options["--user"] == "65534:65534"
     assert not {"-v", "--volume", "--mount", "--privileged", "-t", "--env-file"} & {*words}
     assert words[words.index("--entrypoint") + 1 :][:5] == ["python3", "python:3.11-slim", "-s", "-S", "-c"]
+
+
+def test_what_a_clusters_interpreter_needs_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing else is; and libraries there can be read, for modules that are imported later."""
+    (tmp_path / "lib.txt").write_text("library")
+    (tmp_path.parent / "secret.txt").write_text("secret")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:relative:")
+    monkeypatch.setenv("TS2_SECRET", "secret")
+    programs = [
+        Program("inside", f"assert open({str(tmp_path / 'lib.txt')!r}).read() == 'library'"),
+        Program("beside", f"open({str(tmp_path.parent / 'secret.txt')!r})"),
+        Program("environment", ENVIRONMENT + "\nassert 'LD_LIBRARY_PATH' in os.environ"),
+    ]
+    with Sandbox(SETTINGS) as sandbox:
+        if "landlock" not in " ".join(sandbox.layers):
+            pytest.skip("needs Landlock")
+        found = {verdict.key: f"{verdict.outcome} {verdict.reason}" for verdict in sandbox.run(programs)}
+    assert found == {"inside": "passed ", "beside": "failed PermissionError", "environment": "passed "}
 
 
 def test_docker_without_the_image(fake_docker: Path) -> None:

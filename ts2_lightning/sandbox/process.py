@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from ts2_lightning.sandbox.programs import Program, SandboxSettings
-from ts2_lightning.sandbox.ways import ENVIRONMENT, command_line, first_line
+from ts2_lightning.sandbox.ways import command_line, environment, first_line
 
 _START = 60.0  # seconds until a server has to answer
 _PULL = 900.0  # and one in a container whose image may have to be fetched
@@ -50,8 +50,8 @@ class Server:
         try:
             self._process = subprocess.Popen(
                 command_line(settings), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-                env=ENVIRONMENT if settings.way in ("auto", "none") else {**os.environ, **ENVIRONMENT}, cwd="/",
-                bufsize=0, start_new_session=True,  # the terminal's Ctrl-C is for this process, which ends the servers
+                env=environment(settings), cwd="/", bufsize=0,
+                start_new_session=True,  # the terminal's Ctrl-C is for this process, which ends the servers
             )  # fmt: skip
         except OSError as error:
             raise LostServerError(f"it cannot be started: {error}") from error
@@ -130,7 +130,7 @@ class Server:
 
     def _write(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        view, end = memoryview(line), time.monotonic() + _GRACE
+        view, end = memoryview(line), self._ready_by if self.layers is None else time.monotonic() + _GRACE
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(self._process.stdin, selectors.EVENT_WRITE)

@@ -22,7 +22,10 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-"""All that a server has as its environment."""
+"""What every server has as its environment."""
+
+_PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME")
+"""Variables without which an interpreter of a cluster's module system may not start."""
 
 _BOOT = """\
 import sys
@@ -38,6 +41,17 @@ sys.modules[start["modules"][-1][0]].serve(start["settings"], requests)
 _PACKAGES = ("ts2_lightning", "ts2_lightning.sandbox", "ts2_lightning.sandbox.inside")
 _MODULES = ("system_calls", "seccomp", "landlock", "confinement", "server")  # each after those that it imports
 _BESIDE_PROGRAMS = 512 << 20  # bytes of a container for the server
+
+
+def environment(settings: SandboxSettings) -> dict[str, str]:
+    """The environment of the process that is started: nothing of the user's that a program could see.
+
+    Args:
+        settings: settings of the sandbox.
+    """
+    if settings.way == "docker":  # the client's, which nothing in the container sees
+        return dict(os.environ)
+    return {**ENVIRONMENT, **{name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
 
 
 def interpreter(settings: SandboxSettings) -> str:
@@ -86,11 +100,11 @@ def _bwrap(settings: SandboxSettings) -> list[str]:
 def _docker(settings: SandboxSettings) -> list[str]:
     program = _installed(settings, "Docker", "docker", "podman")
     memory = str(settings.memory + _BESIDE_PROGRAMS)
-    environment = [word for name, value in ENVIRONMENT.items() for word in ("--env", f"{name}={value}")]
+    variables = [word for name, value in ENVIRONMENT.items() for word in ("--env", f"{name}={value}")]
     return [
         program, "run", "--rm", "-i", "--network", "none", "--read-only", "--memory", memory, "--memory-swap", memory,
         "--pids-limit", "256", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--user", "65534:65534",
-        "--log-driver", "none", "--workdir", "/", *environment, "--entrypoint", "python3", settings.image,
+        "--log-driver", "none", "--workdir", "/", *variables, "--entrypoint", "python3", settings.image,
         "-s", "-S", "-c", _BOOT,
     ]  # fmt: skip
 

@@ -91,6 +91,7 @@ def readable_places(directories: Iterable[str]) -> list[str]:
         directories: further ones.
     """
     own = [path for path in sys.path if path] + [os.path.join(sys.base_prefix, "lib")]
+    own += [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path.startswith("/")]
     return [*own, *_LIBRARIES, *_DATA, *directories]
 
 

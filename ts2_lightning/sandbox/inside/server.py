@@ -211,8 +211,15 @@ def _judge(said: bytes, word: bytes, ended: str, status: int, usage: Any, second
             return {"outcome": "failed", "reason": str(told["reason"]), "text": str(told["text"])[:LONGEST_TEXT]}
         return {"outcome": "died", "reason": "wrote to the pipe of the verdict"}
     if end:
-        return {"outcome": "died", "reason": signal.Signals(end).name if end < signal.SIGRTMIN else f"signal {end}"}
+        return {"outcome": "died", "reason": _signal_name(end)}
     return {"outcome": "died", "reason": "ended without a verdict"}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def _be_child(job: Job, confinement: Confinement, held: list[Any], server: int, confined: bool) -> None:
