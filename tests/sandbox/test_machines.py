@@ -69,6 +69,16 @@ def test_without_namespaces(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
         check_outcomes(sandbox)
 
 
+@pytest.mark.parametrize(("first", "layer"), [(1, "namespaces pid, net, ipc, uts"), (2, "namespaces user, net")])
+def test_fewer_namespaces(first: int, layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root where users may make none, and where there are none of processes."""
+    edit_server(monkeypatch, "for flags, layer in _NAMESPACES:", f"for flags, layer in _NAMESPACES[{first}:]:")
+    with Sandbox(SETTINGS) as sandbox:
+        if layer not in sandbox.layers:
+            pytest.skip("this user of this machine cannot make such namespaces")
+        check_outcomes(sandbox)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
 def test_without_landlock(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on RHEL 8 (ENOSYS), or switched off at the start of the machine (EOPNOTSUPP): files can be read, no more."""

@@ -181,7 +181,7 @@ def test_a_way_that_is_not_installed(way: str, name: str, monkeypatch: pytest.Mo
 
 
 def test_packages() -> None:
-    with Sandbox(replace(SETTINGS, packages=("numpy",), memory=1 << 30)) as sandbox:
+    with Sandbox(replace(SETTINGS, packages=("numpy", "json"), memory=1 << 30)) as sandbox:
         programs = [
             Program("array", "import numpy as np; assert np.allclose(np.linalg.inv(np.eye(3)), np.eye(3))"),
             Program("later part", "import numpy.polynomial"),

@@ -127,6 +127,8 @@ def package_places(settings: SandboxSettings) -> list[Path]:
     """
     places = []
     for name in settings.packages:
+        if name in sys.stdlib_module_names:
+            continue
         spec = importlib.util.find_spec(name) if name.isidentifier() else None
         if spec is None or spec.origin is None:
             raise UserError(f"--packages {name}: not installed here")
