@@ -1,12 +1,11 @@
 """Programs that attack the sandbox, and how each of them has to end. Some are harmless, and have to pass."""
 
-import platform
 from typing import NamedTuple
 
 from tests.sandbox.numbers import NUMBERS
+from tests.sandbox.support import MACHINE
 from tests.sandbox.test_filter import CONDITIONED, FREE, MISSING
 
-MACHINE = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
 CALLS = NUMBERS[MACHINE]
 
 REFUSED = "failed PermissionError"

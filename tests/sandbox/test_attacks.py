@@ -1,5 +1,6 @@
 """What programs may try, as this user and as one without rights: none gets through, and the server outlives them."""
 
+import errno
 import os
 import tempfile
 from hashlib import sha256
@@ -9,12 +10,23 @@ import psutil
 import pytest
 
 from tests.sandbox.attacks import CASES, FIRST, HUNT, NEED_LANDLOCK
-from tests.sandbox.support import SETTINGS, sandbox_of
+from tests.sandbox.support import SETTINGS, lessen, sandbox_of
 from ts2_lightning.sandbox import Program, Sandbox, process, ways
 
+SLOW = pytest.mark.slow
 
-@pytest.mark.parametrize("user", ["this user", pytest.param("nobody", marks=pytest.mark.slow)])
-def test_every_attack_ends_as_it_has_to(user: str, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize(
+    ("user", "missing"),
+    [
+        ("this user", {}),
+        pytest.param("nobody", {}, marks=SLOW),
+        pytest.param("nobody", {"unshare": errno.EPERM, "landlock_create_ruleset": errno.ENOSYS}, marks=SLOW),
+    ],
+    ids=["this user", "nobody", "nobody, limits and seccomp alone"],
+)
+def test_every_attack_ends_as_it_has_to(user: str, missing: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    lessen(monkeypatch, **missing)
     assert len(FIRST) == 35
     assert len(CASES) >= 150
     monkeypatch.setenv("TS2_SECRET", "secret")

@@ -1,7 +1,6 @@
 """Machines that allow less than this one: what may be missing is left out; without the rest the sandbox refuses."""
 
 import errno
-import json
 import os
 import platform
 import re
@@ -12,38 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.numbers import NUMBERS
-from tests.sandbox.support import SETTINGS, edit_server, sandbox_of
-from ts2_lightning.sandbox import Program, Sandbox, process
+from tests.sandbox.support import MACHINE, SETTINGS, edit_server, lessen, sandbox_of
+from ts2_lightning.sandbox import Program, Sandbox
 from ts2_lightning.sandbox.attacks import make_attacks
 from ts2_lightning.sandbox.inside import landlock, system_calls
 from ts2_lightning.types import UserError
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
-MACHINE = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-
-# Becomes another program, for which some calls fail from then on.
-LESSEN = """
-import ctypes, json, os, struct, sys
-program = struct.pack("=HBBI", 0x20, 0, 0, 0)
-for number, code in json.loads(sys.argv[1]):
-    program += struct.pack("=HBBIHBBI", 0x15, 0, 1, number, 0x06, 0, 0, 0x00050000 | code)
-program += struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
-memory = ctypes.create_string_buffer(program, len(program))
-libc = ctypes.CDLL(None)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.c_char_p(struct.pack("@HP", len(program) // 8, ctypes.addressof(memory)))) == 0
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def lessen(monkeypatch: pytest.MonkeyPatch, **errors: int) -> None:
-    """Has servers start on a kernel that answers some calls with an error."""
-    rules = json.dumps([(NUMBERS[MACHINE][name], code) for name, code in errors.items()])
-    before = process.command_line
-    monkeypatch.setattr(
-        process, "command_line", lambda settings: [sys.executable, "-S", "-c", LESSEN, rules, *before(settings)]
-    )
-
 
 OUTCOMES = {  # of programs that go through each layer in turn
     "import os; os.fork()": "PermissionError",
@@ -102,6 +76,7 @@ def test_without_namespaces_and_landlock_as_nobody(monkeypatch: pytest.MonkeyPat
     """Limits and seccomp alone, which are there for every user of every Linux."""
     lessen(monkeypatch, unshare=errno.EPERM, landlock_create_ruleset=errno.ENOSYS)
     with sandbox_of("nobody", monkeypatch) as sandbox:
+        assert sandbox.layers == ("limits", "seccomp")
         check_outcomes(sandbox)
 
 
