@@ -16,3 +16,9 @@ def shared_data() -> Path:
     if not directory.is_dir():
         pytest.skip(f"needs the real datasets in {directory}, which is absent")
     return directory
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's cache, for the toy world's rows."""
+    return tmp_path_factory.mktemp("cache")

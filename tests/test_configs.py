@@ -71,8 +71,7 @@ def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
         config = Path("composed.yaml")
         config.write_text(yaml.safe_dump(nested(place, str(path))))
     model = () if place == "model.lm" or room(path) in COMPOSED else ("--model.lm.path=toyworld",)
-    answer = ts2("fit", "-c", str(config), *model, "--print_config")
-    assert answer.status == 0, answer.err
+    answer = ts2("fit", "-c", str(config), *model, "--print_config").done()
     parsed = yaml.safe_load(answer.out)
     for part in place.split(".") if place else ():
         parsed = parsed[part]
@@ -83,8 +82,7 @@ def test_it_is_parsed(path: Path, ts2: CommandLine) -> None:
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in OVERLAYS], ids=name)
 def test_a_further_file_is_parsed_after_an_experiment(path: Path, ts2: CommandLine) -> None:
     own: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    answer = ts2("fit", "-c", str(EXPERIMENTS[0]), "-c", str(path), "--print_config")
-    assert answer.status == 0, answer.err
+    answer = ts2("fit", "-c", str(EXPERIMENTS[0]), "-c", str(path), "--print_config").done()
     if room(path) == "callback":
         own = {"trainer": {"callbacks": own["trainer"]["callbacks+"]}}
     if room(path) not in ("baseline", "model/adapter"):  # which select fragments
@@ -95,8 +93,7 @@ def test_a_further_file_is_parsed_after_an_experiment(path: Path, ts2: CommandLi
 @pytest.mark.parametrize("path", BASELINES, ids=name)
 def test_a_baseline_changes_what_it_says_and_no_more(path: Path, experiment: Path, ts2: CommandLine) -> None:
     def printed(*files: Path) -> dict[str, Any]:
-        answer = ts2("fit", *(word for file in files for word in ("-c", str(file))), "--print_config")
-        assert answer.status == 0, answer.err
+        answer = ts2("fit", *(word for file in files for word in ("-c", str(file))), "--print_config").done()
         return leaves(yaml.safe_load(answer.out))
 
     own = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -163,8 +160,7 @@ def test_it_takes_a_step(path: Path, ts2: CommandLine) -> None:
         "trainer.log_every_n_steps": 1, "trainer.enable_progress_bar": "false",
     }  # fmt: skip
     overrides = [f"--{key}={value}" for key, value in toy.items()]
-    answer = ts2("fit", *files, *overrides, "--name=step")
-    assert answer.status == 0, answer.err
+    ts2("fit", *files, *overrides, "--name=step").done()
     run = Path("runs/step/1")
     assert list(column(run, "train/objective")) == [1]
     assert list(column(run, "val/cross_entropy")) == [1]

@@ -96,8 +96,7 @@ def test_its_commands_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
         if words[2] == "quickstart":
             continue
         arguments = toy_sized(words[2:])
-        answer = ts2(*arguments)
-        assert answer.status == 0, f"{' '.join(words)}\n{answer.err}"
+        ts2(*arguments).done()
         ran += 1
     assert ran >= 5
     assert column("runs/mine/1", "val/cross_entropy")

@@ -1,62 +1,39 @@
 """A command line whose module and data are stand-ins, so that a whole `fit` takes a fraction of a second."""
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from tests.cli import standins
-from ts2_lightning.callbacks.preemption import SIGNALS
-from ts2_lightning.cli import lightning_cli, main
-
-
-class Answer(NamedTuple):
-    """What a command said and returned."""
-
-    status: int
-    out: str
-    err: str
-
+from tests.e2e.command_line import Answer, answer_of, empty_working_directory
+from ts2_lightning.cli import lightning_cli
 
 Run = Callable[..., Answer]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, cache: Path) -> Iterator[Path]:
     """An empty working directory, outside of any cluster."""
-    monkeypatch.chdir(tmp_path)
-    for name in list(os.environ):
-        if name.startswith(("SLURM_", "TORCHELASTIC_", "TS2_")) or name in standins.RANK_VARIABLES:
-            monkeypatch.delenv(name)
-    return tmp_path
+    with empty_working_directory(tmp_path, cache):
+        yield tmp_path
 
 
 @pytest.fixture
-def ts2(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def real(here: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process, with the module and the data of the package."""
+    return lambda *argv: answer_of(capfd, *argv)
+
+
+@pytest.fixture
+def ts2(real: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command in this process, with the stand-ins."""
     monkeypatch.setattr(lightning_cli, "classes", lambda: (standins.StandInModule, standins.StandInData))
     monkeypatch.setattr(lightning_cli, "default_callbacks", standins.default_callbacks)
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def run(*argv: str) -> Answer:
-        capfd.readouterr()
-        status = main(argv)
-        out, err = capfd.readouterr()
-        return Answer(status, out, err)
-
-    yield run
-    for number, handler in handlers.items():  # a run that was stopped hears no more signals
-        signal.signal(number, handler)
+    return real
 
 
 @pytest.fixture
 def fit(ts2: Run) -> Run:
     """`fit` on the CPU, two epochs of four steps, without a bar."""
-
-    def run(*options: str) -> Answer:
-        return ts2("fit", *standins.FIT, *options)
-
-    return run
+    return lambda *options: ts2("fit", *standins.FIT, *options)

@@ -4,12 +4,15 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.cli.conftest import Run
+from tests.e2e.command_line import QUICKSTART
 from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation.registry import check_spec
@@ -21,7 +24,6 @@ from ts2_lightning.studies.grid import Grid, Point, read_grid
 from ts2_lightning.toyworld.measure import ToyWorld
 from ts2_lightning.types import UserError
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs/experiment/quickstart.yaml"
 GRID: dict[str, Any] = {
     "base": str(QUICKSTART),
     "axes": {
@@ -60,10 +62,9 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
 # Showing ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_shows_rows_and_commands_and_does_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_rows_and_commands_and_does_nothing(here: Path, real: Run) -> None:
     before = sorted(here.rglob("*"))
-    assert main(["ablate", "-c", "toy.yaml", "--dry-run", "--runs_dir", "my runs"]) == 0
-    out = capsys.readouterr().out
+    out = real("ablate", "-c", "toy.yaml", "--dry-run", "--runs_dir", "my runs").done().out
     assert sorted(here.rglob("*")) == before
     head, table, commands = out.rstrip().split("\n\n")
     assert head == "toy: 10 points, 6 trainings (4 points measured on the training of another), in my runs/toy"
@@ -120,7 +121,7 @@ def test_the_state_of_a_run(here: Path, grid: Grid, files: dict[str, str], state
     assert ablate.state_of(grid, other) == "to do"
 
 
-def test_a_run_that_another_is_at(here: Path, grid: Grid, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_another_is_at(here: Path, grid: Grid, real: Run) -> None:
     point = grid.points[0]
     directory = grid.runs_dir / point.training.name
     lock = ProcessLock.take(directory)
@@ -128,8 +129,7 @@ def test_a_run_that_another_is_at(here: Path, grid: Grid, capsys: pytest.Capture
     (directory / "failed.json").write_text('{"stage": "fit", "status": 1, "message": "no", "log": "x"}')
     before = (directory / ".lock").read_text()
     assert ablate.state_of(grid, point) == "running"
-    assert main(["ablate", "-c", "toy.yaml", "--dry-run"]) == 0
-    assert capsys.readouterr().out.count(" running\n") == 1
+    assert real("ablate", "-c", "toy.yaml", "--dry-run").done().out.count(" running\n") == 1
     lock.release()
     assert ablate.state_of(grid, point) == "failed to fit"
     assert (directory / ".lock").read_text() == before, "whose it was stays known"
@@ -182,33 +182,22 @@ def test_only(grid: Grid, wanted: list[str], rows: int) -> None:
         (["-c", "tyo.yaml"], "tyo.yaml: no such file; did you mean toy.yaml?"),
         ([], "ablate: the following arguments are required: -c/--config"),
         (["-c", "toy.yaml", "--name", "a/../b"], "--name 'a/../b': the name of a run is a directory below"),
+        (["-c", "toy.yaml", "--runs_dir", "toy.yaml"], "--runs_dir toy.yaml: toy.yaml/toy cannot be written ("),
     ],
     ids=str,
 )
-def test_a_wrong_option_takes_one_line(
-    here: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
-) -> None:
-    assert main(["ablate", *options]) == 2
-    err = capsys.readouterr().err.strip()
-    assert err.startswith("error: ")
-    assert message in err
-    assert "\n" not in err
+def test_a_wrong_option_takes_one_line(here: Path, real: Run, options: list[str], message: str) -> None:
+    assert message in real("ablate", *options).refusal
     assert not Path("runs").exists()
 
 
 # Running ------------------------------------------------------------------------------------------------------------
 
 
-def test_runs_that_cannot_be_written_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ablate", "-c", "toy.yaml", "--runs_dir", "toy.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("error: --runs_dir toy.yaml: toy.yaml/toy cannot be written (")
-
-
-def test_labels_are_shown_as_they_are(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_are_shown_as_they_are(here: Path, real: Run) -> None:
     axes = {"a": {"[red]x[/red] :smile:": {}, "long " * 60: {"set": {"trainer.max_epochs": 9}}}}
     Path("odd.yaml").write_text(yaml.safe_dump({"base": str(QUICKSTART), "axes": axes}, width=9999))
-    assert main(["ablate", "-c", "odd.yaml", "--dry-run"]) == 0
-    out = capsys.readouterr().out
+    out = real("ablate", "-c", "odd.yaml", "--dry-run").done().out
     assert "\n[red]x[/red] :smile: " in out
     assert "\n" + ("long " * 60) in out
 
@@ -243,33 +232,16 @@ def asked(here: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
     return Asked(monkeypatch)
 
 
-def test_a_grid_is_recorded_run_and_reported(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "ablate",
-                "-c",
-                "toy.yaml",
-                "--only",
-                "objective=CE, plain",
-                "--parallel",
-                "2",
-                "--only",
-                "objective=TS2",
-                "--latex",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
-    )
+def test_a_grid_is_recorded_run_and_reported(asked: Asked, real: Run) -> None:
+    options = ("--only", "objective=CE, plain", "--parallel", "2", "--only", "objective=TS2")
+    answer = real("ablate", "-c", "toy.yaml", *options, "--latex", "--device", "cpu").done()
     assert [point.seed for point in asked.points] == [0, 3] * 3
     assert asked.options == (2, False, "cpu")
     assert len(asked.record["points"]) == 10, "the record has the whole grid, also what is not run now"
     assert asked.record["axes"]["objective"] == ["CE, plain", "TS2", "TS2 sparse"]
     assert asked.report == (["runs/toy"], True)
     assert list(Path("runs/toy").glob("base*")) == [], "no base model is measured"
-    assert "Base model: toyworld is /cache/base" in capsys.readouterr().out
+    assert "Base model: toyworld is /cache/base" in answer.out
 
 
 def test_the_base_model_is_measured_as_the_first_training(asked: Asked) -> None:
@@ -293,17 +265,14 @@ def test_a_failed_run_is_in_the_status(asked: Asked, complaint: UserError | None
     assert asked.report == (["runs/other"], False)
 
 
-def test_a_report_that_cannot_be_written_costs_no_run(asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_written_costs_no_run(asked: Asked, real: Run) -> None:
     asked.complaint = UserError("no such column")
-    assert main(["ablate", "-c", "toy.yaml"]) == 2
-    err = capsys.readouterr().err
-    assert "the runs are in runs/toy, but not their report: no such column; mend it, then ts2 report runs/toy" in err
+    told = "the runs are in runs/toy, but not their report: no such column; mend it, then ts2 report runs/toy"
+    assert told in real("ablate", "-c", "toy.yaml").complaint
     assert len(asked.points) == 10
 
 
 def with_trainer(grid: Grid, **trainer: Any) -> list[Point]:
-    from dataclasses import replace
-
     def changed(point: Point) -> Point:
         config = {**point.training.config, "trainer": {**point.training.config["trainer"], **trainer}}
         return replace(point, training=replace(point.training, config=config))

@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests.cli.conftest import Run
-from ts2_lightning.cli import main
 from ts2_lightning.cli.catalogue import catalogue, describe, find, loss_classes, overview, read_entry
 from ts2_lightning.losses import LossResult, TokenLoss
 from ts2_lightning.ops import LogitRows
@@ -139,8 +138,7 @@ def test_a_formula_and_its_gradient_may_share_a_line() -> None:
 
 
 def test_the_list_has_every_entry_whole(ts2: Run) -> None:
-    answer = ts2("losses")
-    assert answer.status == 0
+    answer = ts2("losses").done()
     assert answer.err == ""
     assert "\x1b" not in answer.out
     flat = " ".join(answer.out.split())
@@ -161,8 +159,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_in_full(ts2: Run, name: str) -> None:
-    answer = ts2("losses", name)
-    assert answer.status == 0
+    answer = ts2("losses", name).done()
     entry, flat = find(name), " ".join(answer.out.split())
     for text in (entry.formula, entry.gradient, entry.source, *(a.description for a in entry.arguments)):
         assert str(text) in flat
@@ -171,15 +168,14 @@ def test_one_in_full(ts2: Run, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_command_selects_it_with_its_defaults(name: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_its_command_selects_it_with_its_defaults(name: str, real: Run) -> None:
     """The command that is shown, as a shell would read it, parsed by the real command line."""
     shown = describe(find(name), 80).split("Select it with:\n")[1]
     words = shlex.split(shown.replace("\\\n", ""))
     assert words[:2] == ["ts2", "fit"]
     config = words.index("-c") + 1
     words[config] = str(ROOT / words[config])
-    assert main([*words[1:], "--print_config"]) == 0
-    loss: dict[str, Any] = yaml.safe_load(capfd.readouterr().out)["model"]["loss"]
+    loss: dict[str, Any] = yaml.safe_load(real(*words[1:], "--print_config").done().out)["model"]["loss"]
     assert loss["class_path"].endswith(f".{name}")
     defaults = {a.name: a.default for a in find(name).arguments}
     assert (loss.get("init_args") or {}) == defaults
@@ -197,8 +193,7 @@ def test_json(ts2: Run) -> None:
 
 def test_a_loss_of_the_user(ts2: Run, here: Path) -> None:
     (here / "my_catalogued_losses.py").write_text(OWN)
-    answer = ts2("losses", "my_catalogued_losses.Focal")
-    assert answer.status == 0, answer.err
+    answer = ts2("losses", "my_catalogued_losses.Focal").done()
     assert "Cross-entropy that cares less for what is learnt." in answer.out
     assert "of the factor." in answer.out
     assert "--model.loss my_catalogued_losses.Focal" in " ".join(answer.out.split())
@@ -206,8 +201,7 @@ def test_a_loss_of_the_user(ts2: Run, here: Path) -> None:
     (entry,) = json.loads(ts2("losses", "my_catalogued_losses.Focal", "--json").out)
     assert entry["formula"] is None
     assert [("default" in a) for a in entry["arguments"]] == [False, True]
-    bare = ts2("losses", "my_catalogued_losses.Bare")
-    assert bare.status == 0
+    bare = ts2("losses", "my_catalogued_losses.Bare").done()
     assert "learnt" not in bare.out, "a parent's words are not the class's own"
 
 
@@ -228,11 +222,7 @@ def test_a_loss_of_the_user(ts2: Run, here: Path) -> None:
     ],
 )
 def test_a_mistake_takes_one_line(ts2: Run, words: str, expected: str) -> None:
-    answer = ts2(*words.split())
-    assert answer.status == 2
-    assert answer.err.startswith(f"error: {expected}")
-    assert answer.err.count("\n") == 1
-    assert answer.out == ""
+    assert ts2(*words.split()).refusal.startswith(expected)
 
 
 def test_a_broken_module_of_the_user_keeps_its_traceback(ts2: Run, here: Path) -> None:

@@ -11,12 +11,11 @@ import yaml
 
 from tests.cli import standins
 from tests.cli.conftest import Run
-from ts2_lightning.cli import lightning_cli, main
+from tests.e2e.command_line import QUICKSTART, ROOT
+from ts2_lightning.cli import lightning_cli
 from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.toyworld import base
-
-ROOT = Path(__file__).resolve().parents[2]
 
 LOSS = """
 from tests.cli.standins import StandInLoss
@@ -31,10 +30,7 @@ class MyLoss(StandInLoss):
 
 
 def printed(ts2: Run, *options: str) -> dict[str, Any]:
-    answer = ts2("fit", *options, "--print_config")
-    assert answer.status == 0, answer.err
-    config = yaml.safe_load(answer.out)
-    assert isinstance(config, dict)
+    config: dict[str, Any] = yaml.safe_load(ts2("fit", *options, "--print_config").done().out)
     return config
 
 
@@ -72,12 +68,9 @@ def test_interpolation_follows_an_override_in_any_place(ts2: Run) -> None:
 @pytest.mark.usefixtures("files")
 def test_later_files_win_and_the_command_line_wins_over_them(ts2: Run, here: Path) -> None:
     (here / "more.yaml").write_text("data:\n  batch_size: 16\n")
-    assert (
-        printed(ts2, "-c", "model.yaml", "-c", "data.yaml", "-c", "more.yaml", "-c", "run.yaml")["data"]["batch_size"]
-        == 16
-    )
-    stack = ("-c", "model.yaml", "-c", "more.yaml", "--data.batch_size=2")
-    assert printed(ts2, *stack)["data"]["batch_size"] == 2
+    stack = ("-c", "model.yaml", "-c", "data.yaml", "-c", "more.yaml", "-c", "run.yaml")
+    assert printed(ts2, *stack)["data"]["batch_size"] == 16
+    assert printed(ts2, *stack, "--data.batch_size=2")["data"]["batch_size"] == 2
 
 
 def test_callbacks_add_up(ts2: Run, here: Path) -> None:
@@ -99,8 +92,7 @@ def test_what_is_printed_can_be_given_again(ts2: Run, here: Path) -> None:
 def test_a_loss_in_the_working_directory(fit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "my_losses.py").write_text(LOSS)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(here))])
-    answer = fit("--model.loss=my_losses.MyLoss", "--model.loss.beta=3")
-    assert answer.status == 0, answer.err
+    fit("--model.loss=my_losses.MyLoss", "--model.loss.beta=3").done()
     config = yaml.safe_load(Path("runs/run/1/config.yaml").read_text())
     assert config["model"]["loss"] == {"class_path": "my_losses.MyLoss", "init_args": {"beta": 3.0}}
     assert str(here) not in sys.path
@@ -109,9 +101,9 @@ def test_a_loss_in_the_working_directory(fit: Run, here: Path, monkeypatch: pyte
 
 def test_a_fit_without_a_length_takes_three_epochs(ts2: Run) -> None:
     options = [option for option in standins.FIT if "max_epochs" not in option]
-    assert ts2("fit", *options).status == 0
+    ts2("fit", *options).done()
     assert yaml.safe_load(Path("runs/run/1/config.yaml").read_text())["trainer"]["max_epochs"] == 3
-    assert ts2("fit", *options, "--trainer.max_steps=5").status == 0
+    ts2("fit", *options, "--trainer.max_steps=5").done()
     assert yaml.safe_load(Path("runs/run/2/config.yaml").read_text())["trainer"]["max_epochs"] is None
 
 
@@ -130,12 +122,10 @@ def test_the_embedded_base_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [0, 3]
 
 
-def test_what_is_wrong_is_told_before_the_base_model_is_made(
-    monkeypatch: pytest.MonkeyPatch, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_told_before_the_base_model_is_made(monkeypatch: pytest.MonkeyPatch, real: Run) -> None:
     monkeypatch.setattr(lightning_cli, "resolve_model", lambda path: pytest.fail("it would take minutes"))
-    assert main(["fit", "--model.lm.path=toyworld", "--data.train=x.jsonl", "--model.loss.alpha=-1"]) == 2
-    assert "alpha must be a finite number of at least 0, got -1.0" in capfd.readouterr().err
+    answer = real("fit", "--model.lm.path=toyworld", "--data.train=x.jsonl", "--model.loss.alpha=-1")
+    assert "alpha must be a finite number of at least 0, got -1.0" in answer.complaint
 
 
 def test_the_seed_survives_what_is_seeded_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,39 +137,32 @@ def test_the_seed_survives_what_is_seeded_on_the_way(monkeypatch: pytest.MonkeyP
     assert "PL_SEED_WORKERS" not in os.environ
 
 
-def test_ctrl_c_while_the_base_model_is_made(
-    monkeypatch: pytest.MonkeyPatch, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_while_the_base_model_is_made(monkeypatch: pytest.MonkeyPatch, real: Run) -> None:
     def interrupted(path: str) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lightning_cli, "resolve_model", interrupted)
-    assert main(["fit", "--model.lm.path=toyworld", "--data.train=x.jsonl"]) == 130
-    assert capfd.readouterr().err == "interrupted before the run began\n"
-    assert not (here / "runs").exists()
+    answer = real("fit", "--model.lm.path=toyworld", "--data.train=x.jsonl")
+    assert (answer.status, answer.err) == (130, "interrupted before the run began\n")
+    assert not Path("runs").exists()
 
 
-def test_the_real_module_and_data(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    options = ["--model.loss=TS2Loss", "--model.loss.alpha=0.5", "--model.engine=FullEngine", "--data.train=x.jsonl"]
-    assert main(["fit", "--model.lm.path=toyworld", *options, "--print_config"]) == 0
-    config = yaml.safe_load(capfd.readouterr().out)
-    assert config["model"]["loss"]["class_path"] == "ts2_lightning.losses.TS2Loss"
-    assert config["model"]["loss"]["init_args"]["alpha"] == 0.5
-    assert config["model"]["engine"]["class_path"] == "ts2_lightning.engines.FullEngine"
-    assert main(["fit", "--model.lm.path=toyworld", "--print_config"]) == 0
-    config = yaml.safe_load(capfd.readouterr().out)
-    assert config["model"]["loss"]["class_path"].endswith(".TS2Loss"), "the default is recorded"
-    assert config["model"]["engine"]["class_path"].endswith(".ChunkedEngine"), "the default is recorded"
-    assert main(["fit", "--model.lm.path=x", "--model.loss=TS2Los"]) == 2
-    assert capfd.readouterr().err == "error: --model.loss: no class named 'TS2Los'; did you mean TS2Loss?\n"
+def test_the_real_module_and_data(real: Run) -> None:
+    options = ["--model.loss=TS2Loss", "--model.loss.alpha=0.5", "--model.loss.top_k=3", "--model.engine=FullEngine"]
+    model = printed(real, "--model.lm.path=toyworld", "--data.train=x.jsonl", *options)["model"]
+    assert model["loss"]["class_path"] == "ts2_lightning.losses.TS2Loss"
+    assert (model["loss"]["init_args"]["alpha"], model["loss"]["init_args"]["top_k"]) == (0.5, 3)
+    assert model["engine"]["class_path"] == "ts2_lightning.engines.FullEngine"
+    model = printed(real, "--model.lm.path=toyworld")["model"]
+    assert model["loss"]["class_path"].endswith(".TS2Loss"), "the default is recorded"
+    assert model["engine"]["class_path"].endswith(".ChunkedEngine"), "the default is recorded"
 
 
 @pytest.mark.parametrize("setting", ["train", "validation", "test"])
 def test_a_file_of_one_row_is_a_file(setting: str, here: Path) -> None:
     """And not the mapping that its only line is: named sets are one, and a source is."""
     (here / "one.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    quickstart = str(ROOT / "configs" / "experiment" / "quickstart.yaml")
-    read = SettingsReader().read(["-c", quickstart, f"--data.{setting}", "one.jsonl"])
+    read = SettingsReader().read(["-c", str(QUICKSTART), f"--data.{setting}", "one.jsonl"])
     assert read["data"][setting] == "one.jsonl"
 
 
@@ -204,63 +187,36 @@ def test_two_processes_share_one_directory(here: Path, launcher: str) -> None:
     )
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
     start = [sys.executable, *(torchrun if launcher == "torchrun" else []), "start.py", "fit", *standins.FIT]
-    done = subprocess.run(
-        [*start, "--trainer.devices=2"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=standins.environment(),
-    )
+    command, environment = [*start, "--trainer.devices=2"], standins.environment()
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (here / "runs/run").iterdir()] == ["1"]
     assert done.stdout.count("Run: ") == 1
     assert not (here / "runs/.claims").exists()
 
 
-def test_a_class_starts_from_its_own_defaults(tmp_path: Path) -> None:
-    """TS2's alpha, a weight, must not become entmax's alpha, an order. In a process with the real losses."""
-    config = ROOT / "configs" / "experiment" / "quickstart.yaml"
-
-    def loss(*options: str) -> dict[str, Any]:
-        command = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(config), *options, "--print_config"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-        return yaml.safe_load(done.stdout)["model"]["loss"]
-
-    (tmp_path / "entmax.yaml").write_text("model:\n  loss:\n    class_path: EntmaxLoss\n")
-    for options in (("--model.loss", "EntmaxLoss"), ("-c", "entmax.yaml")):
-        found = loss(*options)
-        assert found["class_path"].endswith("EntmaxLoss")
-        assert found["init_args"] == {"alpha": 1.5}
-    kept = loss("--model.loss", "TS2Loss", "--model.loss.top_k", "3", "--model.loss.alpha", "0.5")["init_args"]
-    assert (kept["top_k"], kept["alpha"]) == (3, 0.5)
+@pytest.mark.parametrize("options", [("--model.loss", "EntmaxLoss"), ("-c", "entmax.yaml")])
+def test_a_class_starts_from_its_own_defaults(real: Run, options: tuple[str, ...]) -> None:
+    """TS2's alpha, a weight, must not become entmax's alpha, an order."""
+    Path("entmax.yaml").write_text("model:\n  loss:\n    class_path: EntmaxLoss\n")
+    loss = printed(real, "-c", str(QUICKSTART), *options)["model"]["loss"]
+    assert loss == {"class_path": "ts2_lightning.losses.EntmaxLoss", "init_args": {"alpha": 1.5}}
 
 
-def test_settings_before_their_class_are_refused(ts2: Run) -> None:
-    answer = ts2("fit", "--model.loss.alpha", "0.7", "--model.loss=EntmaxLoss", "--print_config")
-    assert answer.status == 2
-    assert answer.err.strip() == (
-        "error: --model.loss.alpha comes before --model.loss, which would reset it; give --model.loss first"
-    )
+MISTAKES = {
+    "--model.loss=TS2Los": "--model.loss: no class named 'TS2Los'; did you mean TS2Loss?",
+    "--model.loss=TS2Loss --model.loss.top_k 2.5": "--model.loss.top_k: expected int or null, got '2.5'",
+    "--model.loss=TS2Loss --model.loss.alpha .inf": "TS2Loss: alpha must be a finite number of at least 0, got inf",
+    "--model.loss=FenchelYoungPlusLoss --model.loss.base CrossEntropyLoss": " is not a FenchelYoungLoss",
+    "--model.loss=FenchelYoungLoss": "--model.loss: name a class that is not abstract",
+    "--model.loss.alpha 0.7 --model.loss=EntmaxLoss": (
+        "--model.loss.alpha comes before --model.loss, which would reset it; give --model.loss first"
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        (["TS2Loss", "--model.loss.top_k", "2.5"], "--model.loss.top_k: expected int or null, got '2.5'"),
-        (["TS2Loss", "--model.loss.alpha", ".inf"], "alpha must be a finite number of at least 0, got inf"),
-        (
-            ["FenchelYoungPlusLoss", "--model.loss.base", "CrossEntropyLoss"],
-            "CrossEntropyLoss is not a FenchelYoungLoss",
-        ),
-        (["FenchelYoungLoss"], "--model.loss: name a class that is not abstract"),
-    ],
-)
-def test_mistakes_about_the_real_losses(options: list[str], expected: str, tmp_path: Path) -> None:
-    config = ROOT / "configs" / "experiment" / "quickstart.yaml"
-    command = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(config), "--model.loss", *options]
-    elsewhere = ["--model.lm.path", "none", "--data.train", "none.jsonl"]  # not the toy world: it would be made
-    done = subprocess.run([*command, *elsewhere], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(("options", "expected"), MISTAKES.items())
+def test_mistakes_about_the_real_losses(options: str, expected: str, real: Run) -> None:
+    elsewhere = ("--model.lm.path", "none", "--data.train", "none.jsonl")  # not the toy world: it would be made
+    answer = real("fit", "-c", str(QUICKSTART), *options.split(), *elsewhere)
+    assert expected in answer.refusal

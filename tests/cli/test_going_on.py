@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from tests.cli.conftest import Answer, Run
+from tests.cli.conftest import Run
 from tests.cli.test_runs import LAST, RUN, steps
 from ts2_lightning.cli import going_on
 from ts2_lightning.cli.going_on import TABLE, differences, fate_of
@@ -27,14 +27,6 @@ class Payload:
         return os.mkdir, (str(self.place),)
 
 
-def error(answer: Answer) -> str:
-    assert answer.status == 2, answer.err
-    assert "Traceback" not in answer.err
-    line = answer.err.strip().splitlines()[-1]
-    assert line.startswith("error: ")
-    return line.removeprefix("error: ")
-
-
 def poison(run: Path, trap: Path) -> None:
     """What a stranger would hand over: a checkpoint with a payload, and a configuration that asks to load it."""
     last = run / "checkpoints/last.ckpt"
@@ -47,7 +39,7 @@ def poison(run: Path, trap: Path) -> None:
 
 @pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
 def test_a_strangers_run_cannot_switch_the_protection_off(fit: Run, ts2: Run, here: Path, command: str) -> None:
-    assert fit().status == 0
+    fit().done()
     trap, stranger = here / "trap", here / "S" / "1"
     shutil.copytree(RUN, stranger, symlinks=True)
     poison(stranger, trap)
@@ -63,18 +55,17 @@ def test_a_strangers_run_cannot_switch_the_protection_off(fit: Run, ts2: Run, he
     }
     for options, told in asked.items():
         name = [] if options == ("--runs_dir=S",) else ["--name=1"]
-        line = error(ts2(command, *options, "--ckpt_path", str(checkpoint.relative_to(here)), *name))
+        line = ts2(command, *options, "--ckpt_path", str(checkpoint.relative_to(here)), *name).complaint
         assert told in line, options
         assert not trap.exists(), options
     assert not list(stranger.glob("config-resume*"))
 
 
 def test_what_the_user_types_is_done_and_said_aloud(fit: Run, ts2: Run, here: Path) -> None:
-    assert fit().status == 0
+    fit().done()
     trap = here / "trap"
     poison(RUN, trap)
-    answer = ts2("test", "-c", str(RUN / "config.yaml"), "--ckpt_path", str(LAST), "--weights_only=false")
-    assert answer.status == 0, answer.err
+    answer = ts2("test", "-c", str(RUN / "config.yaml"), "--ckpt_path", str(LAST), "--weights_only=false").done()
     assert f"--weights_only false: what {LAST} holds is loaded, and run, as you typed it" in answer.err
     assert trap.exists()
     assert yaml.safe_load((RUN / "test/1/config.yaml").read_text())["weights_only"] is True, "it is typed each time"
@@ -94,7 +85,7 @@ NO_CHECKPOINT = {
 @pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
 @pytest.mark.parametrize("kind", NO_CHECKPOINT)
 def test_what_is_no_checkpoint_of_a_fit(fit: Run, ts2: Run, here: Path, command: str, kind: str) -> None:
-    assert fit().status == 0
+    fit().done()
     content: Any = NO_CHECKPOINT[kind]
     if content is None:
         whole = torch.load(LAST, weights_only=True)
@@ -104,7 +95,7 @@ def test_what_is_no_checkpoint_of_a_fit(fit: Run, ts2: Run, here: Path, command:
     if kind == "weights alone" and command != "fit":
         assert answer.status == 0, answer.err
         return
-    line = error(answer)
+    line = answer.complaint
     if kind == "weights alone":
         assert "--ckpt_path odd.ckpt: it holds weights without the state of optimizer and schedule" in line
         assert "export --ckpt odd.ckpt --out DIR, then --model.lm.path DIR" in line
@@ -115,8 +106,7 @@ def test_what_is_no_checkpoint_of_a_fit(fit: Run, ts2: Run, here: Path, command:
 
 def test_weights_alone_are_not_offered_to_go_on_from(fit: Run) -> None:
     saving = ("--trainer.callbacks+=ts2_lightning.callbacks.Checkpoints", "--trainer.callbacks.save_weights_only=true")
-    answer = fit(*saving, "--trainer.callbacks.monitor=val/objective")
-    assert answer.status == 0, answer.err
+    answer = fit(*saving, "--trainer.callbacks.monitor=val/objective").done()
     assert "Go on:" not in answer.out
     assert "Test:" in answer.out
 
@@ -140,27 +130,26 @@ def saving(keep: int = 5) -> list[str]:
 
 
 def test_last_takes_the_newest_whole_one_and_says_so(fit: Run, ts2: Run) -> None:
-    assert fit(*saving()).status == 0
+    fit(*saving()).done()
     damage(LAST)
     damage(RUN / "checkpoints/step-000006.ckpt")
-    answer = fit("--ckpt_path=last", "--trainer.max_epochs=3")
-    assert answer.status == 0, answer.err
+    answer = fit("--ckpt_path=last", "--trainer.max_epochs=3").done()
     told = next(line for line in answer.err.splitlines() if "is damaged" in line)
     assert told.startswith("runs/run/1/checkpoints/step-000006.ckpt is damaged: step-000006.ckpt is not as ")
     assert told.endswith(": taking runs/run/1/checkpoints/step-000004.ckpt instead, the newest one that is whole")
     assert sorted(set(steps())) == list(range(12)), "the steps after it are done again"
     damage(LAST)
     for command in ("test", "fit"):
-        line = error(ts2(command, "-c", str(RUN / "config.yaml"), "--ckpt_path", str(LAST)))
+        line = ts2(command, "-c", str(RUN / "config.yaml"), "--ckpt_path", str(LAST)).complaint
         assert "is damaged" in line
         assert line.endswith("take it from a copy, or name another checkpoint of the run with --ckpt_path")
 
 
 def test_no_whole_checkpoint_is_left(fit: Run) -> None:
-    assert fit(*saving(keep=1)).status == 0
+    fit(*saving(keep=1)).done()
     for checkpoint in {path.resolve() for path in (RUN / "checkpoints").glob("*.ckpt")}:
         damage(checkpoint)
-    assert "is damaged" in error(fit("--ckpt_path=last", "--trainer.max_epochs=3"))
+    assert "is damaged" in fit("--ckpt_path=last", "--trainer.max_epochs=3").complaint
 
 
 def test_every_setting_of_fit_has_its_fate(here: Path) -> None:
@@ -199,9 +188,9 @@ def test_differences_are_those_of_values() -> None:
 
 
 def test_every_difference_is_told(fit: Run) -> None:
-    assert fit().status == 0
-    answer = fit("--ckpt_path=last", "--trainer.max_epochs=3", "--model.loss.alpha=0.5", "--model.lm.init=random")
-    assert answer.status == 0, answer.err
+    fit().done()
+    changed = ("--trainer.max_epochs=3", "--model.loss.alpha=0.5", "--model.lm.init=random")
+    answer = fit("--ckpt_path=last", *changed).done()
     told = [line for line in answer.err.splitlines() if line.startswith("runs/run/1 goes on: ")]
     assert told == [
         "runs/run/1 goes on: trainer.max_epochs 2 -> 3, applied",
@@ -216,9 +205,9 @@ def test_every_difference_is_told(fit: Run) -> None:
 
 
 def test_what_would_be_another_run_is_refused(fit: Run) -> None:
-    assert fit().status == 0
+    fit().done()
     before = sorted(RUN.rglob("*"))
-    line = error(fit("--ckpt_path=last", "--data.batch_size=4", "--data.seed=3"))
+    line = fit("--ckpt_path=last", "--data.batch_size=4", "--data.seed=3").complaint
     assert line.startswith(
         "runs/run/1 cannot go on with another setting of: data.batch_size was 8 and is 4 (other rows would make the "
         "steps); data.seed was 0 and is 3 (the rows would come in another order). Leave it as it was, or "

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,16 +17,17 @@ import torch
 from rich.cells import cell_len
 from transformers import GPT2Config
 
+from tests.cli.conftest import Run
 from tests.cli.standins import environment
 from tests.data.data_helpers import byte_level_tokenizer
-from ts2_lightning.cli import data_report, main, terminal
+from tests.e2e.command_line import QUICKSTART, ROOT, Answer
+from ts2_lightning.cli import data_report, terminal
 from ts2_lightning.cli.data_report import cost_of, drawn, histogram, report
 from ts2_lightning.cli.inspect_data import set_up
 from ts2_lightning.cli.marked_rows import laid_out, marked, painted, read_pieces
 from ts2_lightning.data import SFTData, SourceRow, encode_rows, parse, read_rows
 from ts2_lightning.data.counts import Counts
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [  # of the format `tokens`
     {"input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4]},
     {"input_ids": [1, 2]},
@@ -43,20 +43,13 @@ NASTY = [
     "長い文章です。" * 30 + "👩‍👩‍👧 é e\u0301",
     "word" * 60 + " " * 100 + "x",
 ]
-Data = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def data(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Data:
-    """Runs `data` in an empty directory; status, output, errors."""
+def data(here: Path, monkeypatch: pytest.MonkeyPatch, real: Run) -> Run:
+    """Runs `data` in an empty directory."""
     monkeypatch.setenv("TS2_CACHE_DIR", str(here / "cache"))
-
-    def run(*options: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        status = main(["data", *options])
-        return status, *capfd.readouterr()
-
-    return run
+    return lambda *options: real("data", *options)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +73,11 @@ def chats(answers: list[str]) -> list[dict[str, Any]]:
     return [{"messages": turn} for turn in [*turns, list(itertools.chain(*turns))]]
 
 
-def errors(err: str) -> list[str]:
+def errors(answer: Answer) -> list[str]:
     """The lines that are errors, without what `setup` tells."""
-    return [line for line in err.splitlines() if not line.startswith("Data, ")]
+    lines = [line for line in answer.err.splitlines() if not line.startswith("Data, ")]
+    assert answer.status == (2 if lines else 0)
+    return lines
 
 
 def learnt(text: str) -> list[str]:
@@ -106,14 +101,13 @@ def learnt(text: str) -> list[str]:
 # Streamed rows -------------------------------------------------------------------------------------------------
 
 
-def test_streamed_rows_are_sampled(data: Data) -> None:
+def test_streamed_rows_are_sampled(data: Run) -> None:
     """The first rows of the stream, from all files; nothing is said of an epoch that nobody has read."""
     sources = [{"input_ids": [number + 1] * (2 + number % 4)} for number in range(3000)]
     write("a.jsonl", sources[:2900])
     write("b.jsonl", sources[2900:])
     options = ("--data.format", "tokens", "--data.streaming", "true", "--data.batch_size", "10", "--show", "2")
-    status, out, err = data("--data.train", "[a.jsonl, b.jsonl]", *options)
-    assert status == 0, err
+    out = data("--data.train", "[a.jsonl, b.jsonl]", *options).done().out
     assert "Train: 1,000 rows read from 2 files" in out
     counts = [int(count) for count in re.findall(r"^ +(\d+)  [ab]\.jsonl$", out, re.M)]
     assert sum(counts) == 1000
@@ -125,13 +119,12 @@ def test_streamed_rows_are_sampled(data: Data) -> None:
     assert not list(Path("cache").rglob("*.arrow"))
 
 
-def test_a_bad_row_among_the_first_streamed_ones(data: Data) -> None:
+def test_a_bad_row_among_the_first_streamed_ones(data: Run) -> None:
     write("x.jsonl", ROWS)
-    status, out, err = data("--data.train", "x.jsonl", "--data.streaming", "true", *OPTIONS)
-    assert status == 2
-    assert "kept           4" in out
-    assert len(errors(err)) == 1
-    assert "error: x.jsonl:4: input_ids must be a list of integers, got 'one'; 1 of 5 rows is bad" in err
+    answer = data("--data.train", "x.jsonl", "--data.streaming", "true", *OPTIONS)
+    assert "kept           4" in answer.out
+    (line,) = errors(answer)
+    assert "error: x.jsonl:4: input_ids must be a list of integers, got 'one'; 1 of 5 rows is bad" in line
 
 
 def test_turns_that_are_dropped_with_their_texts_are_no_truncation() -> None:
@@ -147,9 +140,8 @@ def test_turns_that_are_dropped_with_their_texts_are_no_truncation() -> None:
 OPTIONS = ("--data.max_length", "6", "--data.batch_size", "2", "--data.micro_batch_size", "1")
 
 
-def test_rows_counted_by_hand(data: Data) -> None:
-    status, out, err = data("--data.train", write("rows.jsonl", ROWS), *OPTIONS, "--data.max_rejects", "0.2")
-    assert status == 0, err
+def test_rows_counted_by_hand(data: Run) -> None:
+    out = data("--data.train", write("rows.jsonl", ROWS), *OPTIONS, "--data.max_rejects", "0.2").done().out
     for line in [
         "Train: 5 rows read from 1 file",
         "  5  rows.jsonl",
@@ -175,7 +167,7 @@ def test_rows_counted_by_hand(data: Data) -> None:
     assert len(re.findall("^-- Row", out, re.M)) == 3
 
 
-def test_a_given_row(data: Data) -> None:
+def test_a_given_row(data: Run) -> None:
     """Numbered as in `Batch.row_index`: the bad one has no number."""
     write("rows.jsonl", ROWS)
     for number, shown in enumerate(
@@ -186,53 +178,50 @@ def test_a_given_row(data: Data) -> None:
             "-- Row 3: 3 tokens, 2 supervised, weight 0.5; rows.jsonl\n1 ⟦2 3⟧\n",
         ]
     ):
-        _, out, _ = data("--data.train", "rows.jsonl", *OPTIONS, "--data.max_rejects", "1", "--row", str(number))
-        assert out.endswith(f"\n\n{shown}")
+        answer = data("--data.train", "rows.jsonl", *OPTIONS, "--data.max_rejects", "1", "--row", str(number))
+        assert answer.out.endswith(f"\n\n{shown}")
 
 
-def test_ranks_without_a_row_compute_a_filler(data: Data) -> None:
+def test_ranks_without_a_row_compute_a_filler(data: Run) -> None:
     """Two steps of two rows on three ranks: each step has one filler of one place."""
     rows = write("rows.jsonl", [ROWS[0], ROWS[1], ROWS[4], ROWS[0]])
-    _, out, _ = data("--data.train", rows, *OPTIONS, "--world_size", "3", "--show", "0")
+    out = data("--data.train", rows, *OPTIONS, "--world_size", "3", "--show", "0").out
     assert "  micro-batches  2 per rank, 1 a step" in out
     assert "of the 15 places" in out  # 13 tokens
     assert "  padding        13.33% " in out
     assert "-- Row" not in out
 
 
-def test_times_and_another_split(data: Data, here: Path) -> None:
+def test_times_and_another_split(data: Run, here: Path) -> None:
     """Rows of a source that comes twice, and of one that comes half a time."""
     write("twice.jsonl", [ROWS[0]])
     write("half.jsonl", [ROWS[1]] * 4)
     text = "data:\n  train:\n  - {path: twice.jsonl, times: 2}\n  - {path: half.jsonl, times: 0.5}\n  batch_size: 3\n"
     Path("mix.yaml").write_text(text + "  micro_batch_size: 1\n  seed: ${data.batch_size}\n  test: half.jsonl\n")
-    status, out, err = data("-c", "mix.yaml", "--show", "0")
-    assert status == 0, err
+    out = data("-c", "mix.yaml", "--show", "0").done().out
     assert "Times in an epoch: 0.5 for 4 rows, 2 for 1 row" in out
     assert "  1  twice.jsonl\n  4  half.jsonl\n" in out
     assert "  steps          2\n" in out
     assert "  rows           4\n  tokens         12, of which 6 supervised\n" in out
-    status, out, err = data("-c", "mix.yaml", "--split", "test", "--data.eval_batch_size", "3", "--row", "3")
-    assert status == 0, err
+    out = data("-c", "mix.yaml", "--split", "test", "--data.eval_batch_size", "3", "--row", "3").done().out
     assert out.startswith("Test: 4 rows read from 1 file\n")
     assert "  batches        2 per rank\n  rows           4\n  tokens         8, of which 4 supervised\n" in out
     assert out.endswith("-- Row 3: 2 tokens, 1 supervised; half.jsonl\n1 ⟦2⟧\n")
 
 
-def test_a_fraction_of_the_training_rows(data: Data) -> None:
+def test_a_fraction_of_the_training_rows(data: Run) -> None:
     rows = [{"input_ids": [1, number]} for number in range(2, 60)]
     write("rows.jsonl", rows)
     options = ("--data.train", "rows.jsonl", "--data.validation", "0.3", "--show", "0")
     counts = []
     for split in ("train", "validation"):
-        status, out, err = data(*options, "--split", split)
-        assert status == 0, err
+        out = data(*options, "--split", split).done().out
         counts.append(int(re.search(r"kept +(\d+)", out)[1]))  # type: ignore[index]
     assert sum(counts) == len(rows)
     assert counts[1] < counts[0]
 
 
-def test_several_sets(data: Data) -> None:
+def test_several_sets(data: Run) -> None:
     """All of a split, or one of them; named on the command line, in a file, or both."""
     write("zebra.jsonl", ROWS[:3])
     write("ant.jsonl", ROWS[:2])
@@ -242,28 +231,23 @@ def test_several_sets(data: Data) -> None:
         ("--data.validation", "{zebra: zebra.jsonl, ant: [ant.jsonl]}"),
         ("-c", "sets.yaml", "--data.validation.ant", "ant.jsonl"),
     ):
-        status, out, err = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation")
-        assert status == 0, err
+        out = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation").done().out
         assert re.findall(r"^(\S+): (\d) rows read", out, re.MULTILINE) == [
             ("Validation.zebra", "3"),
             ("Validation.ant", "2"),
         ]
-        status, alone, _ = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation.ant")
-        assert status == 0
+        alone = data(*options, "--data.format", "tokens", "--show", "0", "--split", "validation.ant").done().out
         assert out.endswith(alone)
-    status, _, err = data("-c", "sets.yaml", "--split", "validation.znt")
-    assert (status, err) == (
-        2,
-        "error: data.validation.znt is not set: name the files with the rows; did you mean validation.ant?\n",
+    assert data("-c", "sets.yaml", "--split", "validation.znt").refusal == (
+        "data.validation.znt is not set: name the files with the rows; did you mean validation.ant?"
     )
     Path("sets.yaml").write_text("data:\n  validation:\n    ant: a.jsonl\n    ant: b.jsonl\n")
-    status, _, err = data("-c", "sets.yaml", "--split", "validation")
-    assert (status, err) == (2, "error: sets.yaml:4: ant was given before, on line 3; keep one\n")
+    refusal = data("-c", "sets.yaml", "--split", "validation").refusal
+    assert refusal == "sets.yaml:4: ant was given before, on line 3; keep one"
 
 
-def test_only_the_rows_of_the_split_are_read(data: Data) -> None:
-    status, _, err = data("--data.train", write("rows.jsonl", ROWS[:2]), "--data.validation", "nowhere.jsonl")
-    assert status == 0, err
+def test_only_the_rows_of_the_split_are_read(data: Run) -> None:
+    data("--data.train", write("rows.jsonl", ROWS[:2]), "--data.validation", "nowhere.jsonl").done()
 
 
 @pytest.mark.parametrize(
@@ -323,13 +307,12 @@ def test_the_cost_is_that_of_the_batches(here: Path, packing: Any, world_size: i
 # Rows that are shown -------------------------------------------------------------------------------------------
 
 
-def test_what_is_marked_is_the_answer_and_its_end(data: Data, tokenizer_directory: str) -> None:
+def test_what_is_marked_is_the_answer_and_its_end(data: Run, tokenizer_directory: str) -> None:
     answers = [" ".join(["The answer is 42."] * 9), *NASTY]
     rows = chats(answers)
     write("rows.jsonl", rows)
     tokenizer = ("--data.tokenizer", tokenizer_directory, "--data.template", "chatml")
-    status, out, err = data("--data.train", "rows.jsonl", *tokenizer, "--data.max_length", "9999", "--show", "99")
-    assert status == 0, err
+    out = data("--data.train", "rows.jsonl", *tokenizer, "--data.max_length", "9999", "--show", "99").done().out
     assert "\x1b" not in out
     assert all(cell_len(line) <= 80 for line in out.splitlines()), "wider than 80 columns"
     shown = re.split(r"^-- Row \d+: .*\n", out, flags=re.M)[1:]
@@ -408,45 +391,40 @@ def test_the_rows_are_drawn_with_the_seed() -> None:
 # Without a model, and with mistakes ----------------------------------------------------------------------------
 
 
-def test_no_weights_are_read(data: Data, here: Path, tokenizer_directory: str) -> None:
+def test_no_weights_are_read(data: Run, here: Path, tokenizer_directory: str) -> None:
     """The model's directory has a tokenizer, and a file from which no weights can be read."""
     shutil.copytree(tokenizer_directory, "model")
     Path("model", "config.json").write_text('{"model_type": "llama"}')
     Path("model", "model.safetensors").write_bytes(b"not weights")
     write("rows.jsonl", chats(["Yes."]))
-    status, out, err = data("--model.lm.path", "model", "--data.train", "rows.jsonl", "--data.template", "chatml")
-    assert status == 0, err
+    out = data("--model.lm.path", "model", "--data.train", "rows.jsonl", "--data.template", "chatml").done().out
     assert "  tokenizer      model\n" in out
-    status, _, err = data("--model.lm.path", "/nowhere", "--data.tokenizer", "toyworld", "--data.train", "rows.jsonl")
-    assert status == 0, err
+    data("--model.lm.path", "/nowhere", "--data.tokenizer", "toyworld", "--data.train", "rows.jsonl").done()
     assert sorted(entry.name for entry in here.iterdir()) == ["cache", "model", "rows.jsonl"], "a run was made"
 
 
-def test_the_quickstart_without_its_base_model(data: Data, here: Path) -> None:
+def test_the_quickstart_without_its_base_model(data: Run, here: Path) -> None:
     """`model.lm.path: toyworld` would train the base model on first use."""
-    status, out, err = data("-c", str(ROOT / "configs/experiment/quickstart.yaml"), "--split", "validation")
-    assert status == 0, err
+    out = data("-c", str(QUICKSTART), "--split", "validation").done().out
     assert "⟨<|end|>⟩⟧" in out
     assert not list((here / "cache").rglob("*.safetensors"))
 
 
-def test_bad_rows_are_reported_and_then_refused(data: Data) -> None:
+def test_bad_rows_are_reported_and_then_refused(data: Run) -> None:
     write("rows.jsonl", ROWS)
-    status, out, err = data("--data.train", "rows.jsonl", "--show", "0")
-    assert status == 2
-    assert "bad            1: 1 wrong type" in out
-    [line] = errors(err)
+    answer = data("--data.train", "rows.jsonl", "--show", "0")
+    assert "bad            1: 1 wrong type" in answer.out
+    [line] = errors(answer)
     assert line.startswith("error: rows.jsonl:4: ")
     assert "1 of 5 rows is bad (1 wrong type)" in line
-    status, _, err = data("--data.train", "rows.jsonl", "--data.max_rejects", "0.2")
-    assert (status, errors(err)) == (0, [])
+    assert errors(data("--data.train", "rows.jsonl", "--data.max_rejects", "0.2")) == []
 
 
-def test_only_bad_rows(data: Data) -> None:
+def test_only_bad_rows(data: Run) -> None:
     write("rows.jsonl", [ROWS[3], ROWS[3]])
-    status, out, err = data("--data.train", "rows.jsonl")
-    assert (status, out) == (2, "")
-    [line] = errors(err)
+    answer = data("--data.train", "rows.jsonl")
+    assert answer.out == ""
+    [line] = errors(answer)
     assert "rows.jsonl:1: " in line
     assert "2 of 2 rows are bad (2 wrong type)" in line
 
@@ -468,21 +446,20 @@ def test_only_bad_rows(data: Data) -> None:
         ("-c bad.yaml", "bad.yaml:2: data.trian: no such setting; did you mean data.train?"),
     ],
 )
-def test_a_mistake_takes_one_line(data: Data, options: str, expected: str) -> None:
+def test_a_mistake_takes_one_line(data: Run, options: str, expected: str) -> None:
     write("rows.jsonl", ROWS[:2])
     Path("bad.yaml").write_text("data:\n  trian: rows.jsonl\n")
-    status, out, err = data("--data.train", "rows.jsonl", *options.split())
-    assert (status, out) == (2, "")
-    [line] = errors(err)
-    assert line.startswith(f"error: {expected}")
+    answer = data("--data.train", "rows.jsonl", *options.split())
+    [line] = errors(answer)
+    assert (answer.out, line.startswith(f"error: {expected}")) == ("", True), line
 
 
-def test_later_files_and_options_win(data: Data) -> None:
+def test_later_files_and_options_win(data: Run) -> None:
     write("rows.jsonl", ROWS[:2])
     Path("one.yaml").write_text("data:\n  train: rows.jsonl\n  batch_size: 5\n  micro_batch_size: 5\n")
     Path("two.yaml").write_text("data:\n  batch_size: 4\n")
-    _, out, _ = data("-c", "one.yaml", "-c", "two.yaml", "--data.micro_batch_size", "3")
-    assert "(batch 4, micro-batch 3, packing none)" in out
+    answer = data("-c", "one.yaml", "-c", "two.yaml", "--data.micro_batch_size", "3")
+    assert "(batch 4, micro-batch 3, packing none)" in answer.out
 
 
 def test_a_reader_that_has_seen_enough(here: Path) -> None:
@@ -494,8 +471,8 @@ def test_a_reader_that_has_seen_enough(here: Path) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
-        assert errors(process.stderr.read().decode()) == []
-    assert process.returncode == 0
+        err = process.stderr.read().decode()
+    assert errors(Answer(process.returncode, "", err)) == []
 
 
 def test_a_character_that_the_output_does_not_have(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -509,14 +486,13 @@ def test_a_character_that_the_output_does_not_have(here: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("file", ["lima_1029.jsonl.gz", "no_robots_test.jsonl.gz", "gsm8k_train.jsonl.gz"])
-def test_real_rows(data: Data, shared_data: Path, tokenizer_directory: str, file: str) -> None:
+def test_real_rows(data: Run, shared_data: Path, tokenizer_directory: str, file: str) -> None:
     """Their numbers are those of the file, and what is marked in the rows shown is what the file has."""
     path = shared_data / "sft" / file
     if not path.is_file():
         pytest.skip(f"needs {path}, which is absent")
     options = ("--data.train", str(path), "--data.tokenizer", tokenizer_directory, "--data.template", "chatml")
-    status, out, err = data(*options, "--data.max_length", "100000", "--show", "20", "--data.max_rejects", "0.1")
-    assert status == 0, err
+    out = data(*options, "--data.max_length", "100000", "--show", "20", "--data.max_rejects", "0.1").done().out
     rows: list[Any] = list(read_rows(path))
     assert f"  read           {len(rows):,}\n" in out
     heads = re.findall(r"^-- Row (\d+): ", out, re.M)
@@ -529,12 +505,11 @@ def test_real_rows(data: Data, shared_data: Path, tokenizer_directory: str, file
         assert learnt(text.rstrip("\n")) == [f"{content}<|im_end|>" for content in contents]
 
 
-def test_a_sentencepiece_tokenizer(data: Data, shared_data: Path) -> None:
+def test_a_sentencepiece_tokenizer(data: Run, shared_data: Path) -> None:
     """The space in an answer's first token is not part of the answer. This tokenizer makes one of several spaces."""
     tokenizer, file = shared_data / "models" / "stories260K", shared_data / "sft" / "gsm8k_train.jsonl.gz"
     options = ("--data.train", str(file), "--data.tokenizer", str(tokenizer), "--data.limit_train", "50")
-    status, out, err = data(*options, "--show", "50")
-    assert status == 0, err
+    out = data(*options, "--show", "50").done().out
     shown = re.split(r"^-- Row \d+: (?:.*\n(?=  /)  .*\n|.*\n)", out, flags=re.M)[1:]
     for row, text in zip(read_rows(file), shown, strict=False):
         messages: Any = parse(row.fields).messages  # type: ignore[union-attr]
@@ -542,20 +517,17 @@ def test_a_sentencepiece_tokenizer(data: Data, shared_data: Path) -> None:
         assert learnt(text.rstrip("\n")) == [f"{answer}</s>"]
 
 
-def test_help(data: Data) -> None:
-    status, out, _ = data("--help")
-    assert status == 0
+def test_help(data: Run) -> None:
+    out = data("--help").done().out
     assert out.startswith("usage: ts2 data ")
     for option in ("--data.train ", "--split ", "--show ", "--row ", "--world_size ", "--model.loss "):
         assert f"  {option}" in out
 
 
-def test_the_settings_that_fit_records(data: Data, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_settings_that_fit_records(data: Run, real: Run) -> None:
     """`config.yaml` of a run has every setting of `fit`, not only those of the rows."""
-    assert main(["fit", "-c", str(ROOT / "configs/experiment/quickstart.yaml"), "--print_config"]) == 0
-    Path("config.yaml").write_text(capfd.readouterr().out)
-    status, out, err = data("-c", "config.yaml", "--show", "0")
-    assert status == 0, err
+    Path("config.yaml").write_text(real("fit", "-c", str(QUICKSTART), "--print_config").done().out)
+    out = data("-c", "config.yaml", "--show", "0").done().out
     assert "  steps          67\n" in out
 
 
@@ -566,42 +538,35 @@ def write_gpt2(name: str, positions: int, tokenizer_directory: str) -> str:
     return name
 
 
-def test_rows_are_as_long_as_the_model_takes_them(data: Data, tokenizer_directory: str) -> None:
+def test_rows_are_as_long_as_the_model_takes_them(data: Run, tokenizer_directory: str) -> None:
     model = ("--model.lm.path", write_gpt2("gpt2", 16, tokenizer_directory))
     rows = ("--data.train", write("rows.jsonl", chats(["Yes, and more of it.", "No."])), "--data.template", "plain")
-    status, out, err = data(*model, *rows)
-    assert status == 0, err
+    out = data(*model, *rows).done().out
     assert "Tokens of a row (max_length 16)\n" in out
     assert "most 16;" in out
-    status, out, err = data(*model, *rows, "--data.max_length", "17")
-    assert (status, out) == (2, "")
-    assert err.strip() == (
-        "error: data.max_length is 17, more than the context of gpt2, 16 tokens, and there is no position behind it; "
+    assert data(*model, *rows, "--data.max_length", "17").refusal == (
+        "data.max_length is 17, more than the context of gpt2, 16 tokens, and there is no position behind it; "
         "set it to 16 at most, or to null, which is the model's"
     )
-    status, out, err = data("--data.tokenizer", tokenizer_directory, *rows)
-    assert "Tokens of a row (max_length 2,048)\n" in out
+    assert "Tokens of a row (max_length 2,048)\n" in data("--data.tokenizer", tokenizer_directory, *rows).out
 
 
-def test_a_model_that_is_not_here_is_no_hindrance(data: Data) -> None:
+def test_a_model_that_is_not_here_is_no_hindrance(data: Run) -> None:
     options = ("--model.lm.path", "/nowhere", "--data.tokenizer", "toyworld", "--data.train", "toyworld:train")
     with pytest.warns(UserWarning, match="what the model takes is not known, .* cannot load '/nowhere'"):
-        status, out, err = data(*options, "--show", "0")
-    assert status == 0, err
+        out = data(*options, "--show", "0").done().out
     assert "Tokens of a row (max_length 2,048)\n" in out
 
 
-def test_rows_with_tokens_that_the_model_is_to_be_given(data: Data, tokenizer_directory: str) -> None:
+def test_rows_with_tokens_that_the_model_is_to_be_given(data: Run, tokenizer_directory: str) -> None:
     model = ("--model.lm.path", write_gpt2("gpt2", 64, tokenizer_directory))
     config = json.loads(Path("gpt2/config.json").read_text())
     Path("gpt2/config.json").write_text(json.dumps({**config, "vocab_size": 100}))
     rows = ("--data.train", write("rows.jsonl", chats(["Yes."])), "--data.template", "plain")
-    status, out, err = data(*model, *rows)
-    assert (status, out) == (2, "")
-    assert re.search(
-        r"data.train: rows.jsonl:\d: token id \d+ has no row in the embedding of gpt2, which has 100;", err
-    )
-    assert data(*model, *rows, "--model.lm.resize_embeddings", "true")[0] == 0
-    status, _, err = data(*model, *rows, "--model.lm.resize_embeddings", "9")
-    assert status == 2
-    assert "model.lm.resize_embeddings is 9, and the embedding of gpt2 has 100 rows; none is taken away" in err
+    answer = data(*model, *rows)
+    assert answer.out == ""
+    told = r"data.train: rows.jsonl:\d: token id \d+ has no row in the embedding of gpt2, which has 100;"
+    assert re.search(told, answer.complaint)
+    data(*model, *rows, "--model.lm.resize_embeddings", "true").done()
+    refused = data(*model, *rows, "--model.lm.resize_embeddings", "9").complaint
+    assert "model.lm.resize_embeddings is 9, and the embedding of gpt2 has 100 rows; none is taken away" in refused

@@ -118,8 +118,7 @@ WRONG: list[tuple[str, tuple[str, ...], dict[str, str]]] = [
 
 
 @pytest.fixture(autouse=True)
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def files(here: Path) -> None:
     Path("key.yaml").write_text("drawing: {sizes: 3}\n")
     Path("group.yaml").write_text("drawing: {paper: {path: x, pth: y}}\n")
     Path("list.yaml").write_text("drawing: {shape: {class_path: collections.OrderedDict}}\n")

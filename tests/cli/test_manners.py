@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from tests.e2e.command_line import Answer
 from ts2_lightning import cli
-from ts2_lightning.cli import main
 from ts2_lightning.cli.errors.guard import guarded
 from ts2_lightning.types import SharedError, UserError
 
@@ -100,65 +100,48 @@ def files(here: Path) -> None:
     (here / "part.yaml").write_text("path: x\npth: y\n")
 
 
-def one_line(err: str) -> str:
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
 @pytest.mark.parametrize(("line", "expected"), COMMAND_LINE.items(), ids=list(COMMAND_LINE))
 def test_a_wrong_command_line_takes_one_line(ts2: Run, here: Path, line: str, expected: str) -> None:
-    answer = ts2(*line.split())
-    assert answer.status == 2
-    assert expected in one_line(answer.err)
-    assert answer.out == ""
+    assert expected in ts2(*line.split()).refusal
     assert not (here / "runs").exists(), "a run that never began left a directory"
 
 
 @pytest.mark.parametrize(("text", "expected"), FILES.items(), ids=[" ".join(text.split()) for text in FILES])
 def test_a_wrong_file_is_named_with_the_line(ts2: Run, here: Path, text: str, expected: str) -> None:
     (here / "bad.yaml").write_text(text)
-    answer = ts2("fit", "-c", "good.yaml", "-c", "bad.yaml", "--model.lm.path=x")
-    assert answer.status == 2
-    assert one_line(answer.err).startswith(expected)
+    assert ts2("fit", "-c", "good.yaml", "-c", "bad.yaml", "--model.lm.path=x").refusal.startswith(expected)
 
 
-def test_a_file_that_would_undo_an_option_is_named(ts2: Run, here: Path) -> None:
-    (here / "c.yaml").write_text("trainer:\n  max_epochs: 3\n")
-    answer = ts2("fit", "--model.lm.path=x", "--trainer.max_epochs=2", "-c", "good.yaml", "-c", "c.yaml")
-    assert one_line(answer.err) == (
-        "--trainer.max_epochs comes before c.yaml, which sets it too (line 2) and would win; give -c first"
-    )
+PLACES = {
+    "--trainer.max_epochs=2 -c good.yaml -c c.yaml": (
+        "--trainer.max_epochs comes before c.yaml, which sets it too (line 3) and would win; give -c first"
+    ),
+    "-c c.yaml --trainer.max_epochs=many": "--trainer.max_epochs: expected int or null, got 'many'",
+    "-c c.yaml --model.loss SquareLos": "--model.loss: no class named 'SquareLos'; did you mean SquareLoss?",
+}
 
 
-def test_the_last_place_that_gives_a_value_is_blamed(ts2: Run, here: Path) -> None:
-    (here / "bad.yaml").write_text("trainer:\n  max_epochs: 3\n")
-    answer = ts2("fit", "--model.lm.path=x", "-c", "bad.yaml", "--trainer.max_epochs=many")
-    assert one_line(answer.err) == "--trainer.max_epochs: expected int or null, got 'many'"
+@pytest.mark.parametrize(("line", "expected"), PLACES.items())
+def test_the_last_place_that_gives_a_value_is_blamed(ts2: Run, here: Path, line: str, expected: str) -> None:
+    (here / "c.yaml").write_text("model: {loss: {class_path: SquareLoss}}\ntrainer:\n  max_epochs: 3\n")
+    assert ts2("fit", "--model.lm.path=x", *line.split()).refusal == expected
 
 
 def test_help_lists_every_command(ts2: Run) -> None:
-    from ts2_lightning.cli import COMMANDS
-
-    answer = ts2("--help")
-    assert answer.status == 0
-    for name, command in COMMANDS.items():
+    answer = ts2("--help").done()
+    for name, command in cli.COMMANDS.items():
         assert any(line.split()[:1] == [name] and command.help in line for line in answer.out.splitlines())
 
 
 def test_help_of_a_command(ts2: Run) -> None:
-    answer = ts2("fit", "--help")
-    assert answer.status == 0
+    answer = ts2("fit", "--help").done()
     assert "--model.loss" in answer.out
     assert "--ckpt_path" in answer.out
 
 
 def test_a_users_error_in_training_takes_one_line(fit: Run, here: Path) -> None:
     answer = fit("--trainer.callbacks+=tests.cli.standins.Failing", "--trainer.callbacks.step=5")
-    assert answer.status == 2
-    assert answer.err.strip().splitlines()[-1] == "error: step went wrong"
-    assert "Traceback" not in answer.err
+    assert answer.complaint == "step went wrong"
     assert (here / "runs/run/1/checkpoints/last.ckpt").is_file(), "a run that began is kept"
 
 
@@ -228,12 +211,9 @@ REFUSED_BY_LIGHTNING = {
 
 @pytest.mark.parametrize(("options", "named"), REFUSED_BY_LIGHTNING.items())
 def test_what_lightning_refuses_takes_one_line(fit: Run, options: str, named: str) -> None:
-    answer = fit(*options.split())
-    assert answer.status == 2, answer.err
-    last = answer.err.strip().splitlines()[-1]
-    assert last.startswith(("error: Lightning refuses these settings: ", "error: trainer: "))
-    assert named in last
-    assert "Traceback" not in answer.err
+    complaint = fit(*options.split()).complaint
+    assert complaint.startswith(("Lightning refuses these settings: ", "trainer: "))
+    assert named in complaint
 
 
 def test_without_torch_one_line_says_what_to_install(here: Path) -> None:
@@ -241,8 +221,8 @@ def test_without_torch_one_line_says_what_to_install(here: Path) -> None:
         "import sys; sys.modules['torch'] = None; from ts2_lightning.cli import main; sys.exit(main(['fit', '--help']))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert one_line(done.stderr).startswith(f"torch is not installed in {sys.executable}; README.md")
+    answer = Answer(done.returncode, done.stdout, done.stderr)
+    assert answer.refusal.startswith(f"torch is not installed in {sys.executable}; README.md")
 
 
 def laughs(levels: int) -> str:
@@ -267,9 +247,7 @@ def test_a_file_that_would_never_be_read_to_its_end(ts2: Run, here: Path, text: 
         ["ablate", "-c", "bad.yaml"],
         ["measure", "x", "--spec=bad.yaml"],
     ):
-        answer = ts2(*command)
-        assert answer.status == 2
-        assert told in one_line(answer.err)
+        assert told in ts2(*command).refusal
     (here / "good.yaml").write_text("data: &a {seed: 1}\n")
     assert "bad" not in ts2("fit", "--model.lm.path=x", "-c", "good.yaml", "--data.train=none").err
 
@@ -290,10 +268,7 @@ def test_a_place_where_no_run_can_be(fit: Run, here: Path, options: str, told: s
     """Once, a file in the place of a run's directory was tried without end."""
     (here / "runs").mkdir()
     (here / "runs/file").write_text("")
-    answer = fit(*options.split())
-    assert answer.status == 2
-    assert told in answer.err.strip().splitlines()[-1]
-    assert "Traceback" not in answer.err
+    assert told in fit(*options.split()).complaint
 
 
 @pytest.mark.parametrize("way", ["option", "variable"])
@@ -315,20 +290,10 @@ def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
     assert "Traceback" not in answer.err
 
 
-def test_a_class_on_the_command_line_is_not_blamed_on_a_file(ts2: Run, here: Path) -> None:
-    (here / "c.yaml").write_text("model:\n  loss:\n    class_path: SquareLoss\n")
-    answer = ts2(*["fit", "--model.lm.path", "x", "-c", "c.yaml", "--model.loss", "SquareLos"])
-    assert answer.status == 2
-    assert answer.err == "error: --model.loss: no class named 'SquareLos'; did you mean SquareLoss?\n"
-
-
-def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(real: Run) -> None:
     """jsonargparse catches it among the members of `TokenLoss | None`, and raises an error of its own."""
-    assert main(["fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1"]) == 2
-    assert (
-        capfd.readouterr().err.splitlines()[-1]
-        == "error: TS2Loss: alpha must be a finite number of at least 0, got -1.0"
-    )
+    answer = real("fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1")
+    assert answer.complaint == "TS2Loss: alpha must be a finite number of at least 0, got -1.0"
 
 
 def test_a_command_that_another_runs_is_called_as_the_user_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,7 @@ def recorded(config: Path = OF_RUN) -> dict[str, Any]:
 )
 def test_on_the_command_line(option: tuple[str, ...], fit: Run) -> None:
     """Its settings stand beside the class, where those of the package's own module stand."""
-    answer = fit(*option, "--model.beta=3")
-    assert answer.status == 0, answer.err
+    fit(*option, "--model.beta=3").done()
     assert Path("beta.txt").read_text() == "3.0 SquareLoss base"
     assert recorded()["class_path"] == "my_module.Mine"
     assert recorded()["beta"] == 3
@@ -69,26 +68,23 @@ def test_in_a_configuration(fit: Run, ts2: Run) -> None:
     Path("b.yaml").write_text("model: fragment.yaml\n")
     Path("fragment.yaml").write_text("class_path: my_module.Mine\nbeta: 4\n")
     for config, beta in (("a.yaml", 2.0), ("b.yaml", 4.0)):
-        answer = fit("-c", config, "--name=run")
-        assert answer.status == 0, answer.err
+        fit("-c", config, "--name=run").done()
         assert Path("beta.txt").read_text().startswith(f"{beta} ")
     Path("beta.txt").unlink()
-    answer = ts2("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--name=run")
-    assert answer.status == 0, answer.err
+    ts2("fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--name=run").done()
     assert Path("beta.txt").read_text().startswith("4.0 ")
     assert recorded(Path("runs/run/2/config.yaml"))["class_path"] == "my_module.Mine"
 
 
 def test_where_none_is_named_nothing_is_recorded(fit: Run) -> None:
-    assert fit().status == 0
+    fit().done()
     assert "class_path" not in recorded()
 
 
 @pytest.mark.usefixtures("file")
 def test_the_last_one_named_is_taken(fit: Run) -> None:
     Path("a.yaml").write_text("model:\n  class_path: my_module.Other\n")
-    answer = fit("-c", "a.yaml", "--model", "my_module.Mine", "--name=run")
-    assert answer.status == 0, answer.err
+    fit("-c", "a.yaml", "--model", "my_module.Mine", "--name=run").done()
     assert recorded()["class_path"] == "my_module.Mine"
 
 
@@ -109,10 +105,7 @@ def test_what_is_wrong_takes_one_line(options: tuple[str, ...], said: str, fit: 
     Path("leaves.py").write_text("raise SystemExit(3)\n")
     Path("wrong.yaml").write_text("model:\n  class_path: my_module.Other\n")
     Path("init_args.yaml").write_text("model:\n  class_path: my_module.Mine\n  init_args: {beta: 2}\n")
-    answer = fit(*options)
-    assert answer.status == 2
-    assert answer.err.startswith(f"error: {said}")
-    assert answer.err.count("\n") == 1
+    assert fit(*options).refusal.startswith(said)
     assert not Path("runs").exists()
 
 

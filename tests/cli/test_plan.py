@@ -1,7 +1,6 @@
 """`plan`: what it prints of a configuration, and what it says to a wrong one."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ import psutil
 import pytest
 from transformers import GPT2Config, LlamaConfig
 
+from tests.cli.conftest import Run
+from tests.e2e.command_line import CONFIGS, QUICKSTART
 from ts2_lightning import hardware
-from ts2_lightning.cli import main
 from ts2_lightning.cli import plan as command
 from ts2_lightning.hardware import Machine
 from ts2_lightning.toyworld import build_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
 ZERO2 = '{"class_path": "ts2_lightning.strategies.DeepSpeed", "init_args": {"stage": 2}}'
-Plan = Callable[..., tuple[int, str, str]]
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "intermediate_size": 90, "vocab_size": 301},
@@ -31,37 +29,32 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def plan(here: Path, capfd: pytest.CaptureFixture[str]) -> Plan:
-    """Runs `plan` in an empty directory with models that are a config.json; status, output, errors."""
-
-    def run(*options: str) -> tuple[int, str, str]:
-        for name, shape in SHAPES.items():
-            LlamaConfig(**shape, architectures=["LlamaForCausalLM"]).save_pretrained(name)
-        capfd.readouterr()
-        status = main(["plan", *options])
-        return status, *capfd.readouterr()
-
-    return run
+def plan(real: Run) -> Run:
+    """Runs `plan` in an empty directory with models that are a config.json."""
+    for name, shape in SHAPES.items():
+        LlamaConfig(**shape, architectures=["LlamaForCausalLM"]).save_pretrained(name)
+    return lambda *options: real("plan", *options)
 
 
-def found(plan: Plan, *options: str) -> dict[str, Any]:
-    status, out, err = plan("--json", "true", *options)
-    assert status == 0, err
-    result: dict[str, Any] = json.loads(out)
+def said(plan: Run, *options: str) -> str:
+    """What it prints where nothing is wrong."""
+    answer = plan(*options)
+    assert (answer.status, answer.err) == (0, "")
+    return answer.out
+
+
+def found(plan: Run, *options: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(plan("--json", "true", *options).done().out)
     return result
 
 
 def experiment(model: str, strategy: str) -> list[str]:
-    paths = [
-        ROOT / "configs/experiment/llama-3.1-8b_ultrafeedback_ts2.yaml",
-        ROOT / f"configs/strategy/{strategy}.yaml",
-    ]
-    return [word for path in paths for word in ("-c", str(path))] + ["--model.lm.path", model]
+    files = ("experiment/llama-3.1-8b_ultrafeedback_ts2.yaml", f"strategy/{strategy}.yaml")
+    return [word for file in files for word in ("-c", str(CONFIGS / file))] + ["--model.lm.path", model]
 
 
-def test_a_table_of_what_is_held(plan: Plan) -> None:
-    status, out, err = plan(*experiment("tiny", "zero2"), "--gpus", "4")
-    assert (status, err) == (0, "")
+def test_a_table_of_what_is_held(plan: Run) -> None:
+    out = said(plan, *experiment("tiny", "zero2"), "--gpus", "4")
     assert "4 x H200 SXM (140.4 GiB each); ZeRO-2, bf16-mixed, fused attention" in out
     assert "128 rows a step: micro-batches of 8 x 2,048 tokens, 4 on each GPU" in out
     assert [line for line in out.splitlines() if line.startswith("It fits:")]
@@ -69,12 +62,11 @@ def test_a_table_of_what_is_held(plan: Plan) -> None:
     assert not Path("runs").exists()
 
 
-def test_a_run_on_cpus_is_planned_for_this_machine(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_cpus_is_planned_for_this_machine(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its processes share its memory; nothing is said of its speed, and nothing of GPUs."""
     monkeypatch.setattr(command, "this_machine", lambda: Machine("this machine's CPU", 2.5 * 2**30))
     options = ["--model.lm.path", "tiny", "--trainer.accelerator", "cpu", "--data.max_length", "64"]
-    status, out, err = plan(*options, "--trainer.devices", "2")
-    assert (status, err) == (0, "")
+    out = said(plan, *options, "--trainer.devices", "2")
     assert "2 processes on this machine's CPU (2.5 GiB for all of a node); DDP, 32-true, fused attention" in out
     assert "Memory per process in GiB" in out
     assert out.splitlines()[-1].startswith("It fits: 1.")
@@ -82,14 +74,10 @@ def test_a_run_on_cpus_is_planned_for_this_machine(plan: Plan, monkeypatch: pyte
     assert "GPU" not in out
     assert "Seconds" not in out
     result = found(plan, *options, "--trainer.devices", "3")
-    assert (result["gpu"], result["machine"]["memory"], result["step"], result["fits"]) == (
-        None,
-        2.5 * 2**30,
-        {},
-        False,
-    )
+    assert (result["gpu"], result["machine"]["memory"]) == (None, 2.5 * 2**30)
+    assert (result["step"], result["fits"]) == ({}, False)
     one = found(plan, *options)
-    assert "1 process on this machine's CPU" in plan(*options)[1]
+    assert "1 process on this machine's CPU" in plan(*options).out
     assert 2**30 < one["memory"]["no_checkpointing"]["total"] < 1.2 * 2**30
     there = found(plan, *options, "--gpu", "l40s")
     assert (there["gpu"]["name"], there["machine"], there["precision"]) == ("L40S", None, "bf16-mixed")
@@ -106,11 +94,10 @@ def test_this_machines_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         assert hardware.this_machine().memory == memory
 
 
-def test_a_checkpoint(plan: Plan) -> None:
+def test_a_checkpoint(plan: Run) -> None:
     """Weights and moments: 12 bytes for each parameter, under ZeRO-2 16, in the time that a disk takes."""
     options = ["--model.lm.path", "1b", "--gpus", "8", "--data.micro_batch_size", "1", "--data.max_length", "64"]
-    status, out, _ = plan(*options)
-    assert status == 0
+    out = plan(*options).done().out
     assert "Checkpoint: 14.8 GB, written in 14.8 s at 1 GB/s (--write_speed, a guess)." in out
     assert "WARNING" not in out
     result = found(plan, *options, "--write_speed", "0.025")["checkpoint"]
@@ -118,7 +105,7 @@ def test_a_checkpoint(plan: Plan) -> None:
     assert result["seconds"] == pytest.approx(result["bytes"] / 25e6)
     assert (result["warned_in_time"], result["warning_seconds"] % 60) == (False, 0)
     assert 1.2 * result["seconds"] < result["warning_seconds"] < 1.4 * result["seconds"]
-    out = plan(*options, "--write_speed", "0.025")[1]
+    out = plan(*options, "--write_speed", "0.025").out
     assert "WARNING: fit.slurm has a run warned 300 s before its time limit, and it needs 59" in out
     setting = f"sbatch --signal=USR1@{result['warning_seconds']}, or SBATCH_SIGNAL=USR1@{result['warning_seconds']}"
     assert f"  to finish its step and to save: {setting}" in out
@@ -129,20 +116,20 @@ def test_a_checkpoint(plan: Plan) -> None:
     assert adapter["bytes"] < 0.02 * result["bytes"]
 
 
-def test_the_toy_world_is_not_made_for_it(plan: Plan, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+def test_the_toy_world_is_not_made_for_it(plan: Run, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("TS2_CACHE_DIR", str(here / "cache"))
-    assert found(plan, "-c", str(ROOT / "configs/experiment/quickstart.yaml"))["fits"]
+    assert found(plan, "-c", str(QUICKSTART))["fits"]
     assert not (here / "cache").exists()
 
 
-def test_devices_and_nodes_are_the_trainers(plan: Plan) -> None:
+def test_devices_and_nodes_are_the_trainers(plan: Run) -> None:
     options = ["--model.lm.path", "tiny", "--trainer.devices", "8", "--trainer.num_nodes", "4"]
     there = found(plan, *options)
     assert (there["gpus"], there["nodes"], there["strategy"]) == (32, 4, "DDP")
     assert found(plan, *options, "--gpus", "2", "--nodes", "1")["gpus"] == 2
 
 
-def test_a_model_that_does_not_fit(plan: Plan) -> None:
+def test_a_model_that_does_not_fit(plan: Run) -> None:
     """Sixteen bytes for each of 1.2 billion parameters are 18.4 GiB; activations want checkpointing."""
     options = ["--model.lm.path", "1b", "--gpu", "rtx4090", "--gpus", "8", "--data.micro_batch_size", "2"]
     options += ["--data.max_length", "1024"]
@@ -153,8 +140,7 @@ def test_a_model_that_does_not_fit(plan: Plan) -> None:
     )
     assert not result["fits"]
     assert "strategy fsdp2" in result["fits_with"]
-    status, out, _ = plan(*options)
-    assert status == 0
+    out = plan(*options).done().out
     assert "WARNING: it will not fit:" in out
     assert "  fits with strategy fsdp2" in out
 
@@ -179,15 +165,12 @@ def test_a_model_that_does_not_fit(plan: Plan) -> None:
         ),
     ],
 )
-def test_errors_are_one_line(plan: Plan, options: list[str], message: str) -> None:
-    status, out, err = plan(*options)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+def test_errors_are_one_line(plan: Run, options: list[str], message: str) -> None:
+    assert message in plan(*options).refusal
 
 
 @pytest.mark.slow
-def test_the_papers_run(plan: Plan) -> None:
+def test_the_papers_run(plan: Run) -> None:
     """8 billion parameters on four H200: with checkpointing it fits, as it did for the papers, and else it does not."""
     for strategy in ("zero2", "fsdp2"):
         result = found(plan, *experiment("8b", strategy), "--gpus", "4")
@@ -201,7 +184,7 @@ def test_the_papers_run(plan: Plan) -> None:
 
 
 @pytest.mark.slow
-def test_seventy_billion(plan: Plan) -> None:
+def test_seventy_billion(plan: Run) -> None:
     """On 32 H200 with ZeRO-3, a row at a time."""
     options = [*experiment("70b", "zero3"), "--gpus", "8", "--nodes", "4", "--data.micro_batch_size", "4"]
     result = found(plan, *options)
@@ -214,22 +197,19 @@ def test_seventy_billion(plan: Plan) -> None:
     assert (result["checkpoint"]["warned_in_time"], result["checkpoint"]["warning_seconds"]) == (False, 1080)
 
 
-def test_null_is_the_models_context(plan: Plan) -> None:
+def test_null_is_the_models_context(plan: Run) -> None:
     """Its bytes are those of the number."""
     GPT2Config(n_positions=48, n_embd=32, n_layer=2, n_head=2, vocab_size=301).save_pretrained("gpt2")
     options = ("--model.lm.path", "gpt2", "--trainer.accelerator", "cpu")
-    status, out, err = plan(*options)
-    assert (status, err) == (0, "")
-    assert "micro-batches of 8 x 48 tokens" in out
+    assert "micro-batches of 8 x 48 tokens" in said(plan, *options)
     assert found(plan, *options) == found(plan, *options, "--data.max_length", "48")
     assert found(plan, *options) != found(plan, *options, "--data.max_length", "47")
-    assert "micro-batches of 8 x 2,048 tokens" in plan("--model.lm.path", "tiny")[1]
-    status, out, err = plan(*options, "--data.max_length", "49")
-    assert (status, out) == (2, "")
-    assert err.startswith("error: data.max_length is 49, more than the context of gpt2, 48 tokens, and there is no")
+    assert "micro-batches of 8 x 2,048 tokens" in plan("--model.lm.path", "tiny").out
+    refusal = plan(*options, "--data.max_length", "49").refusal
+    assert refusal.startswith("data.max_length is 49, more than the context of gpt2, 48 tokens, and there is no")
 
 
-def test_new_rows_of_the_embedding_are_counted(plan: Plan) -> None:
+def test_new_rows_of_the_embedding_are_counted(plan: Run) -> None:
     """To the last parameter: tied rows of 48, and untied ones twice."""
     build_tokenizer().save_pretrained("tokenizer")
     tokens = len(build_tokenizer())

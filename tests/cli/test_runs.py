@@ -45,8 +45,7 @@ def runs() -> list[str]:
 
 
 def test_a_run_holds_its_record(fit: Run, here: Path) -> None:
-    answer = fit("--model.loss.alpha=0.5", "--name=my run")
-    assert answer.status == 0, answer.err
+    fit("--model.loss.alpha=0.5", "--name=my run").done()
     run = Path("runs/my run/1")
     config = load(run / "config.yaml")
     assert config["model"]["loss"] == {
@@ -72,28 +71,26 @@ def test_the_last_words_are_few_and_can_be_typed(fit: Run, ts2: Run) -> None:
     assert lines[0].split() == ["Run:", str(RUN)]
     assert lines[1].split() == ["Checkpoint:", str(RUN / "checkpoints/best.ckpt"), "(best)"]
     go_on = next(line for line in lines if line.startswith("Go on:")).replace(" N", " 3")
-    answer = ts2(*shlex.split(go_on)[3:])
-    assert answer.status == 0, answer.err
+    ts2(*shlex.split(go_on)[3:]).done()
     assert steps() == list(range(12))
 
 
 def test_a_second_fit_takes_a_new_directory(fit: Run) -> None:
-    assert fit().status == fit().status == 0
+    fit().done(), fit().done()
     assert runs() == ["runs/run/1", "runs/run/2"]
 
 
 def test_the_name_comes_from_the_last_file(fit: Run) -> None:
     for name in ("a", "b"):
         Path(f"{name}.yaml").write_text("data:\n  seed: 1\n")
-    assert fit("-c", "a.yaml", "-c", "b.yaml", "--runs_dir=out").status == 0
+    fit("-c", "a.yaml", "-c", "b.yaml", "--runs_dir=out").done()
     assert Path("out/b/1/config.yaml").is_file()
 
 
 def test_resume_goes_on_in_the_same_directory_and_keeps_every_row(fit: Run) -> None:
     fit()
     before = rows()
-    answer = fit("--ckpt_path=last", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1")
-    assert answer.status == 0, answer.err
+    fit("--ckpt_path=last", "--trainer.max_epochs=3", "--trainer.log_every_n_steps=1").done()
     assert runs() == ["runs/run/1"]
     assert rows()[: len(before)] == before
     assert steps() == list(range(12))
@@ -109,7 +106,7 @@ def test_rows_survive_a_new_column_and_a_line_cut_short(fit: Run) -> None:
     text = file.read_text().replace("val/objective", "val/other")
     file.write_text(text.rstrip()[:-5])  # as a killed process may leave it
     before = rows()[:-1]  # what is left of the last one may be wrong
-    assert fit("--ckpt_path=last", "--trainer.max_epochs=3").status == 0
+    fit("--ckpt_path=last", "--trainer.max_epochs=3").done()
     after = rows()
     assert [{key: row[key] for key in old} for row, old in zip(after, before, strict=False)] == before
     assert after[-1]["val/objective"]
@@ -118,14 +115,14 @@ def test_rows_survive_a_new_column_and_a_line_cut_short(fit: Run) -> None:
 def test_resume_takes_the_newest_run_that_has_a_checkpoint(fit: Run) -> None:
     fit(), fit()
     Path("runs/run/3/checkpoints").mkdir(parents=True)
-    assert fit("--ckpt_path=last", "--trainer.max_epochs=3").status == 0
+    fit("--ckpt_path=last", "--trainer.max_epochs=3").done()
     assert steps(Path("runs/run/2")) == list(range(12))
     assert steps() == list(range(8))
 
 
 def test_a_path_into_a_run_resumes_there(fit: Run) -> None:
     fit(), fit()
-    assert fit(f"--ckpt_path={LAST}", "--name=other", "--trainer.max_epochs=3").status == 0
+    fit(f"--ckpt_path={LAST}", "--name=other", "--trainer.max_epochs=3").done()
     assert steps() == list(range(12))
     assert runs() == ["runs/run/1", "runs/run/2"]
 
@@ -133,15 +130,14 @@ def test_a_path_into_a_run_resumes_there(fit: Run) -> None:
 def test_a_path_elsewhere_starts_a_new_run_from_it(fit: Run, here: Path) -> None:
     fit()
     (here / "kept.ckpt").write_bytes(LAST.read_bytes())
-    assert fit("--ckpt_path=kept.ckpt", "--trainer.max_epochs=3").status == 0
+    fit("--ckpt_path=kept.ckpt", "--trainer.max_epochs=3").done()
     assert steps(Path("runs/run/2")) == list(range(8, 12))
 
 
 def test_what_the_user_gives_beats_the_checkpoint(fit: Run) -> None:
     fit("--model.optimizer.learning_rate=0.1")
     assert torch.load(LAST, weights_only=True)["hyper_parameters"]["optimizer"]["learning_rate"] == 0.1
-    answer = fit(f"--ckpt_path={LAST}", "--model.optimizer.learning_rate=0.7", "--trainer.max_epochs=3")
-    assert answer.status == 0, answer.err
+    fit(f"--ckpt_path={LAST}", "--model.optimizer.learning_rate=0.7", "--trainer.max_epochs=3").done()
     assert load(RUN / "config-resume-1.yaml")["model"]["optimizer"]["learning_rate"] == 0.7
     assert torch.load(LAST, weights_only=True)["hyper_parameters"]["optimizer"]["learning_rate"] == 0.7
 
@@ -150,8 +146,9 @@ def test_what_the_user_gives_beats_the_checkpoint(fit: Run) -> None:
 def test_evaluation_writes_beneath_the_run(fit: Run, ts2: Run, command: str) -> None:
     fit("--model.loss.alpha=0.5")
     for number in (1, 2):
-        answer = ts2(command, "--ckpt_path=last", "--data.batch_size=4")  # without -c: the run's own configuration
-        assert answer.status == 0, answer.err
+        answer = ts2(
+            command, "--ckpt_path=last", "--data.batch_size=4"
+        ).done()  # without -c: the run's own configuration
         out = RUN / command / str(number)
         assert load(out / "config.yaml")["model"]["loss"]["init_args"]["alpha"] == 0.5
         assert answer.out.strip().splitlines()[-1].split() == ["Results:", str(out / "metrics.json")]
@@ -163,14 +160,13 @@ def test_evaluation_writes_beneath_the_run(fit: Run, ts2: Run, command: str) -> 
 
 def test_evaluation_without_a_checkpoint_takes_a_new_directory(ts2: Run) -> None:
     options = ("--model.lm.path=base", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
-    assert ts2("validate", *options).status == 0
+    ts2("validate", *options).done()
     assert (RUN / "metrics.json").is_file()
 
 
 def test_predictions_are_in_a_file_one_line_per_row(fit: Run, ts2: Run) -> None:
     fit()
-    answer = ts2("predict", f"--ckpt_path={RUN / 'checkpoints/best.ckpt'}")
-    assert answer.status == 0, answer.err
+    answer = ts2("predict", f"--ckpt_path={RUN / 'checkpoints/best.ckpt'}").done()
     file = RUN / "predict/1/predictions.jsonl"
     assert answer.out.strip().splitlines()[-1].split() == ["Predictions:", str(file)]
     predicted = [json.loads(line)["value"] for line in file.read_text().splitlines()]
@@ -182,8 +178,7 @@ def test_predictions_are_in_a_file_one_line_per_row(fit: Run, ts2: Run) -> None:
 
 def test_the_configuration_of_a_run_can_be_given_again(fit: Run, ts2: Run) -> None:
     fit("--name=a", "--model.loss=CrossLoss")
-    answer = ts2("fit", "-c", "runs/a/1/config.yaml")
-    assert answer.status == 0, answer.err
+    ts2("fit", "-c", "runs/a/1/config.yaml").done()
     assert load(Path("runs/a/2/config.yaml")) == load(Path("runs/a/1/config.yaml"))
 
 
@@ -192,7 +187,7 @@ def test_a_users_logger_and_checkpoints_replace_ours(fit: Run, here: Path) -> No
         "trainer:\n  logger:\n    class_path: CSVLogger\n    init_args: {save_dir: mine}\n"
         "  callbacks+:\n  - class_path: ModelCheckpoint\n    init_args: {dirpath: kept, filename: x}\n"
     )
-    assert fit("-c", "own.yaml").status == 0
+    fit("-c", "own.yaml").done()
     assert list(Path("mine").rglob("metrics.csv"))
     assert Path("kept/x.ckpt").is_file()
     assert not (Path("runs/own/1") / "checkpoints").exists()
@@ -205,8 +200,8 @@ def test_a_users_logger_joins_ours(fit: Run, ts2: Run, here: Path, several: bool
     """With the rows of the CSV file, no more and no fewer, in a run, its resumption and an evaluation."""
     named = "class_path: tests.cli.standins.LineLogger\n    init_args: {file: lines.jsonl}\n"
     Path("own.yaml").write_text(f"trainer:\n  logger:\n  {'- ' if several else '  '}{named}")
-    assert fit("-c", "own.yaml", "--trainer.max_epochs=1").status == 0
-    assert fit("-c", "own.yaml", "--ckpt_path=last").status == 0
+    fit("-c", "own.yaml", "--trainer.max_epochs=1").done()
+    fit("-c", "own.yaml", "--ckpt_path=last").done()
     run = Path("runs/own/1")
     lines = [json.loads(line) for line in Path("lines.jsonl").read_text().splitlines()]
     table = {int(row["step"]): {name: float(value) for name, value in row.items() if value} for row in rows(run)}
@@ -215,7 +210,7 @@ def test_a_users_logger_joins_ours(fit: Run, ts2: Run, here: Path, several: bool
     events = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("train/objective")
     assert [event.step for event in events] == steps(run)
     before = len(lines)
-    assert ts2("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.accelerator=cpu").status == 0
+    ts2("validate", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.accelerator=cpu").done()
     assert len(Path("lines.jsonl").read_text().splitlines()) > before
     assert (run / "validate/1/csv/metrics.csv").is_file()
 
@@ -224,17 +219,15 @@ def test_a_users_logger_joins_ours(fit: Run, ts2: Run, here: Path, several: bool
 def test_a_logger_that_is_not_installed(fit: Run, here: Path, several: bool) -> None:
     named = "class_path: tests.cli.standins.AbsentLogger\n"
     Path("own.yaml").write_text(f"trainer:\n  logger:\n  {'- ' if several else '  '}{named}")
-    answer = fit("-c", "own.yaml")
-    assert answer.status == 2
-    assert answer.err.strip().splitlines()[-1] == (
-        "error: own.yaml:2: trainer.logger: tests.cli.standins.AbsentLogger: Requirement 'absent' not met. HINT: Try "
+    assert fit("-c", "own.yaml").complaint == (
+        "own.yaml:2: trainer.logger: tests.cli.standins.AbsentLogger: Requirement 'absent' not met. HINT: Try "
         "running `pip install absent`"
     )
     assert not Path("runs").exists()
 
 
 def test_no_logger_is_no_logger(fit: Run, here: Path) -> None:
-    assert fit("--trainer.logger=false").status == 0
+    fit("--trainer.logger=false").done()
     assert not (Path("runs/run/1") / "csv").exists()
     assert not (Path("runs/run/1") / "tensorboard").exists()
 
@@ -243,10 +236,9 @@ def test_a_checkpoint_that_would_run_code_is_refused(fit: Run, ts2: Run, here: P
     fit()
     state = torch.load(LAST, weights_only=True)
     torch.save({**state, "extra": Path("x")}, here / "foreign.ckpt")
-    answer = fit("--ckpt_path=foreign.ckpt")
-    assert answer.status == 2
-    assert answer.err.strip().splitlines()[-1].startswith("error: --ckpt_path foreign.ckpt: it holds more than tensors")
-    assert fit("--ckpt_path=foreign.ckpt", "--weights_only=false").status == 0
+    refused = fit("--ckpt_path=foreign.ckpt").complaint
+    assert refused.startswith("--ckpt_path foreign.ckpt: it holds more than tensors")
+    fit("--ckpt_path=foreign.ckpt", "--weights_only=false").done()
 
 
 @pytest.fixture
@@ -276,8 +268,7 @@ def test_a_job_that_is_warned_or_preempted_goes_on_by_itself(
     assert stand_in_slurm.read_job("5")["restarts"] == 1
     assert torch.load(LAST, weights_only=True)["global_step"] == 6
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    answer = fit(*options)
-    assert answer.status == 0, answer.err
+    fit(*options).done()
     assert runs() == ["runs/run/1"]
     assert steps() == list(range(8))
 
@@ -309,7 +300,7 @@ def test_the_watchdog_is_asked_before_the_ranks_compare_their_settings(
 
     spy(RunRecord)
     spy(Watchdog)
-    assert fit("--trainer.callbacks+=Watchdog").status == 0
+    fit("--trainer.callbacks+=Watchdog").done()
     assert asked == [Watchdog, RunRecord]
 
 

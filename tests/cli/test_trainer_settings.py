@@ -11,8 +11,10 @@ import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
+from tests.cli.conftest import Run
+from tests.e2e.command_line import QUICKSTART
 from tests.modules.architectures import OTHER_KINDS
-from ts2_lightning.cli import lightning_cli, main
+from ts2_lightning.cli import lightning_cli
 from ts2_lightning.cli.errors.guard import users_error
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.cli.trainer_settings import check_numeric_settings
@@ -21,7 +23,6 @@ from ts2_lightning.modules import SFTModule
 from ts2_lightning.strategies import FSDP2, DeepSpeed
 from ts2_lightning.types import UserError
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "experiment" / "quickstart.yaml"
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(Trainer).parameters.items()}
 
 
@@ -101,8 +102,7 @@ def untouched(what: str) -> Callable[..., None]:
 
 
 @pytest.fixture
-def nothing_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
+def nothing_is_made(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setattr(lightning_cli, "resolve_model", untouched("the base model was made"))
     monkeypatch.setattr(SFTData, "prepare_data", untouched("data were made"))
     monkeypatch.setattr(SFTModule, "configure_model", untouched("a model was loaded"))
@@ -110,22 +110,16 @@ def nothing_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nothing_is_made")
 @pytest.mark.parametrize(("option", "said"), WRONG)
-def test_fit_refuses_it_first(option: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "-c", str(QUICKSTART), option]) == 2
-    error = capfd.readouterr().err
-    assert error.startswith(f"error: {said}"), error
-    assert error.count("\n") == 1
+def test_fit_refuses_it_first(option: str, said: str, real: Run) -> None:
+    assert real("fit", "-c", str(QUICKSTART), option).refusal.startswith(said)
     assert not Path("runs").exists()
 
 
 @pytest.mark.usefixtures("nothing_is_made")
 @pytest.mark.parametrize("command", ["validate", "test", "plan", "data"])
 @pytest.mark.parametrize(("option", "said"), [case for case in WRONG if case[0].startswith(("--trainer.m", "--data"))])
-def test_so_do_the_commands_that_read_the_settings_of_fit(
-    command: str, option: str, said: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, "-c", str(QUICKSTART), option]) == 2
-    assert capfd.readouterr().err.startswith(f"error: {said}")
+def test_so_do_the_commands_that_read_the_settings_of_fit(command: str, option: str, said: str, real: Run) -> None:
+    assert real(command, "-c", str(QUICKSTART), option).refusal.startswith(said)
 
 
 @pytest.mark.usefixtures("nothing_is_made")
@@ -138,16 +132,11 @@ def test_so_does_a_grid() -> None:
         assert str(users_error(error.value)).startswith(said)
 
 
-def test_fit_looks_at_the_model_before_it_reads_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_fit_looks_at_the_model_before_it_reads_a_row(monkeypatch: pytest.MonkeyPatch, real: Run) -> None:
     monkeypatch.setattr(SFTData, "setup", untouched("rows were read"))
     OTHER_KINDS["WhisperForConditionalGeneration"]().save_pretrained("whisper")
-    capfd.readouterr()
-    assert main(["fit", "-c", str(QUICKSTART), "--model.lm.path=whisper"]) == 2
-    assert capfd.readouterr().err.splitlines()[-1] == (
-        "error: model.lm.path: cannot load 'whisper': it is a WhisperForConditionalGeneration of type whisper, an "
+    assert real("fit", "-c", str(QUICKSTART), "--model.lm.path=whisper").complaint == (
+        "model.lm.path: cannot load 'whisper': it is a WhisperForConditionalGeneration of type whisper, an "
         "encoder-decoder; a decoder-only causal language model is needed"
     )
     assert not list(Path("runs").rglob("1"))

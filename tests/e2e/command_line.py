@@ -28,6 +28,26 @@ class Answer(NamedTuple):
     out: str
     err: str
 
+    def done(self) -> "Answer":
+        """This answer, of a command that has done what it was told to."""
+        assert self.status == 0, self.err
+        return self
+
+    @property
+    def complaint(self) -> str:
+        """The last line of a command that could not do what it was told to, which says why."""
+        assert self.status == 2, self.err
+        assert "Traceback" not in self.err
+        line = self.err.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        return line.removeprefix("error: ")
+
+    @property
+    def refusal(self) -> str:
+        """The one line of a command that has not begun."""
+        assert (len(self.err.strip().splitlines()), self.out) == (1, ""), self.out + self.err
+        return self.complaint
+
 
 class CommandLine:
     """Runs commands as `python cli.py` would.
@@ -42,15 +62,20 @@ class CommandLine:
         self.blank = blank
 
     def __call__(self, *argv: str) -> Answer:
-        self._capfd.readouterr()
-        status = main(argv)
-        return Answer(status, *self._capfd.readouterr())
+        return answer_of(self._capfd, *argv)
 
     def toy(self, command: str, *options: str) -> Answer:
         """A command on the quickstart's experiment, with random weights instead of the base model."""
         blank = ("--model.lm.path", str(self.blank), "--model.lm.init", "random")
         quiet = ("--trainer.enable_progress_bar", "false")
         return self(command, "-c", str(QUICKSTART), *blank, *quiet, *options)
+
+
+def answer_of(capfd: pytest.CaptureFixture[str], *argv: str) -> Answer:
+    """What a command says and returns, run in this process."""
+    capfd.readouterr()
+    status = main(argv)
+    return Answer(status, *capfd.readouterr())
 
 
 @contextmanager

@@ -14,12 +14,6 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_blank(tmp_path_factory.mktemp("models") / "blank")
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package's cache, for the toy world's rows."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture
 def ts2(tmp_path: Path, cache: Path, blank: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[CommandLine]:
     """The command line, in an empty working directory."""

@@ -45,8 +45,7 @@ def gpt2(ts2: CommandLine) -> str:
 def test_rows_are_no_longer_than_the_model_takes(ts2: CommandLine, gpt2: str, more: tuple[str, ...]) -> None:
     prompts = "[name a fruit, think of a single digit number]"
     samples = ("--trainer.callbacks+=SampleGenerations", f"--trainer.callbacks.prompts={prompts}")
-    answer = fit(ts2, gpt2, *more, *samples, "--trainer.callbacks.max_new_tokens=500")
-    assert answer.status == 0, answer.err
+    fit(ts2, gpt2, *more, *samples, "--trainer.callbacks.max_new_tokens=500").done()
     run = Path("runs/run/1")
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["max_length"] is None
     recorded = json.loads((run / "data.json").read_text())
@@ -58,15 +57,13 @@ def test_rows_are_no_longer_than_the_model_takes(ts2: CommandLine, gpt2: str, mo
 
 def test_what_a_run_had_is_measured(ts2: CommandLine, gpt2: str) -> None:
     """By `measure`, which knows the number from the run, and by the probes, which know it from the model."""
-    assert fit(ts2, gpt2).status == 0
-    answer = ts2("measure", "runs/run/1", "--spec", "{validation: {}, probes: {max_new_tokens: 300, limit: 3}}")
-    assert answer.status == 0, answer.err
+    fit(ts2, gpt2).done()
+    ts2("measure", "runs/run/1", "--spec", "{validation: {}, probes: {max_new_tokens: 300, limit: 3}}").done()
     answer = ts2("measure", "runs/run/1", "--spec", "{validation: {max_length: 300}}")
     assert answer.status == 2
     assert f"validation.max_length is 300, more than the context of gpt2, {POSITIONS} tokens" in answer.err
     few = ("--model", "a=runs/run/1", "--limit", "4", "--max_new_tokens", "300")
-    answer = ts2("probe", "all", *few, "--out", "out")
-    assert answer.status == 0, answer.err
+    ts2("probe", "all", *few, "--out", "out").done()
     answer = ts2("probe", "tail", *few, "--out", "out", "--max_length", "300")
     assert answer.status == 2
     assert answer.err.startswith(f"error: --max_length is 300, more than the context of gpt2, {POSITIONS} tokens")
@@ -81,10 +78,11 @@ def test_more_than_the_model_takes(ts2: CommandLine, gpt2: str) -> None:
 
 def test_a_run_that_recorded_a_number_goes_on(ts2: CommandLine, gpt2: str) -> None:
     """Under a configuration that leaves it to the model; the other way round too."""
-    assert fit(ts2, gpt2, f"--data.max_length={POSITIONS}").status == 0
+    fit(ts2, gpt2, f"--data.max_length={POSITIONS}").done()
     for length, steps in (("null", 3), (POSITIONS, 4)):
-        answer = fit(ts2, gpt2, f"--data.max_length={length}", f"--trainer.max_steps={steps}", "--ckpt_path=last")
-        assert answer.status == 0, answer.err
+        answer = fit(
+            ts2, gpt2, f"--data.max_length={length}", f"--trainer.max_steps={steps}", "--ckpt_path=last"
+        ).done()
         assert "runs/run/1 goes on: data.max_length " in answer.err
     assert not Path("runs/run/2").exists()
     answer = fit(ts2, gpt2, "--data.max_length=13", "--trainer.max_steps=5", "--ckpt_path=last")
@@ -94,7 +92,7 @@ def test_a_run_that_recorded_a_number_goes_on(ts2: CommandLine, gpt2: str) -> No
 
 def test_a_run_from_before_the_check(ts2: CommandLine) -> None:
     """It recorded 2048, the default, though the model has fewer positions; its rows are shorter than those."""
-    assert fit(ts2, write_gpt2("gpt2", positions=64)).status == 0
+    fit(ts2, write_gpt2("gpt2", positions=64)).done()
     run = Path("runs/run/1")
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["max_length"] = 2048
@@ -104,9 +102,8 @@ def test_a_run_from_before_the_check(ts2: CommandLine) -> None:
     (run / "data.json").write_text(json.dumps(recorded))
     last = str(run / "checkpoints/last.ckpt")
     for command, *more in (("fit", "--trainer.max_steps=3"), ("validate",)):
-        answer = ts2(command, *more, f"--ckpt_path={last}")
-        assert answer.status == 0, answer.err
-    assert ts2("measure", str(run), "--spec", "{validation: {}}").status == 0
+        ts2(command, *more, f"--ckpt_path={last}").done()
+    ts2("measure", str(run), "--spec", "{validation: {}}").done()
     assert ts2("measure", str(run), "--spec", "{validation: {max_length: 65}}").status == 2
 
 
@@ -117,22 +114,19 @@ def test_new_tokens_from_the_settings_to_the_export(ts2: CommandLine) -> None:
     assert answer.status == 2
     line = answer.err.splitlines()[-1]
     assert f"has no row in the embedding of gpt2, which has {WORDS - 100}; take the model's own tokenizer" in line
-    answer = fit(ts2, model, "--model.lm.resize_embeddings=true")
-    assert answer.status == 0, answer.err
-    answer = fit(ts2, model, "--model.lm.resize_embeddings=true", "--trainer.max_steps=4", "--ckpt_path=last")
-    assert answer.status == 0, answer.err
+    fit(ts2, model, "--model.lm.resize_embeddings=true").done()
+    fit(ts2, model, "--model.lm.resize_embeddings=true", "--trainer.max_steps=4", "--ckpt_path=last").done()
     run = Path("runs/run/1")
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["lm"]["resize_embeddings"] is True
-    assert ts2("export", "--name", "run", "--ckpt", "last", "--out", "out").status == 0
+    ts2("export", "--name", "run", "--ckpt", "last", "--out", "out").done()
     for place in (run / "export", Path("out")):
         exported = AutoModelForCausalLM.from_pretrained(place)
         assert exported.config.vocab_size == exported.get_input_embeddings().weight.shape[0] == WORDS
     mine, theirs = (load_file(place / "model.safetensors") for place in (run / "export", Path("out")))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
-    checked = ts2("validate", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt"))
-    assert checked.status == 0, checked.err
+    ts2("validate", "-c", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints/last.ckpt")).done()
     said = json.loads(next(run.glob("validate/*/metrics.json")).read_text())["val/cross_entropy"]
-    assert ts2("measure", str(run), "--spec", "{validation: {}}").status == 0
+    ts2("measure", str(run), "--spec", "{validation: {}}").done()
     [measured] = [json.loads(file.read_text()) for file in run.glob("measures/*.json")]
     assert measured["values"]["validation/cross_entropy"] == pytest.approx(said, rel=1e-5)
     answer = fit(ts2, model, f"--model.lm.resize_embeddings={WORDS + 9}", "--trainer.max_steps=5", "--ckpt_path=last")

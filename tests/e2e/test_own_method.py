@@ -93,18 +93,15 @@ def options(world: str, *more: str) -> list[str]:
 def test_a_module_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
     """Trained, recorded, gone on with from a checkpoint that has no reference; and the plan knows its copy."""
     more = ("--model", "my_anchored_method.Anchored", "--model.loss", "TS2Loss", "--model.beta", "2")
-    answer = ts2(*options(world, *more, "--trainer.max_steps", "4"))
-    assert answer.status == 0, answer.err
+    ts2(*options(world, *more, "--trainer.max_steps", "4")).done()
     anchor, objective = (column("runs/run/1", f"train/objective{part}") for part in ("/reference_divergence", ""))
     assert anchor[1] == 0
     assert all(anchor[step] > 0 for step in (2, 3, 4))
     parts = [column("runs/run/1", f"train/objective/{part}") for part in ("sparsemax", "tail_suppression")]
     assert objective[4] == pytest.approx(anchor[4] + parts[0][4] + parts[1][4])
-    answer = ts2("fit", "--ckpt_path", "last", "--name", "run", "--trainer.max_steps", "5")
-    assert answer.status == 0, answer.err
+    ts2("fit", "--ckpt_path", "last", "--name", "run", "--trainer.max_steps", "5").done()
     assert column("runs/run/1", "train/objective/reference_divergence")[5] > 0
-    planned = ts2("plan", *options(world, *more)[1:])
-    assert planned.status == 0, planned.err
+    planned = ts2("plan", *options(world, *more)[1:]).done()
     assert "ReferenceAnchored" in planned.out
     assert "frozen reference model" in planned.out
 
@@ -112,12 +109,11 @@ def test_a_module_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
 def test_a_loss_with_a_frozen_reference(ts2: CommandLine, world: str) -> None:
     """Exact on every engine, and trained with an adapter, whose reference is the model without it."""
     more = ("--model.loss", "my_anchored_method.ReverseAnchored", "--model.loss.beta", "2", "--trainer.max_steps", "3")
-    answer = ts2(*options(world, *more, "--model.lm.adapter.r", "2"))
-    assert answer.status == 0, answer.err
+    ts2(*options(world, *more, "--model.lm.adapter.r", "2")).done()
     anchor = column("runs/run/1", "train/objective/anchor")
     assert anchor[1] == pytest.approx(0, abs=1e-6)
     assert anchor[3] > 1e-6
-    assert ts2("losses", "my_anchored_method.ReverseAnchored").status == 0
+    ts2("losses", "my_anchored_method.ReverseAnchored").done()
 
 
 def test_a_loss_with_a_frozen_reference_is_exact(ts2: CommandLine, world: str) -> None:

@@ -45,11 +45,10 @@ def assert_same_run(resumed: str, unbroken: str) -> None:
 
 def test_stopped_by_max_steps_in_mid_epoch(ts2: CommandLine) -> None:
     options = (*DATA, *CONSTANT)
-    assert ts2.toy("fit", "--name=unbroken", *options).status == 0
-    assert ts2.toy("fit", "--name=broken", *options, "--trainer.max_steps=4").status == 0
+    ts2.toy("fit", "--name=unbroken", *options).done()
+    ts2.toy("fit", "--name=broken", *options, "--trainer.max_steps=4").done()
     assert list(column("runs/broken/1", "train/objective")) == [1, 2, 3, 4]
-    answer = ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last")
-    assert answer.status == 0, answer.err
+    ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last").done()
     assert not Path("runs/broken/2").exists()
     assert_same_run("runs/broken/1", "runs/unbroken/1")
 
@@ -60,7 +59,7 @@ def test_interrupted_between_two_checkpoints(stop: int, ts2: CommandLine) -> Non
     Path("callbacks_here.py").write_text(CALLBACKS)
     checkpoints = ("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps=2")
     options = (*DATA, "--trainer.val_check_interval=6", *checkpoints)
-    assert ts2.toy("fit", "--name=unbroken", *options).status == 0
+    ts2.toy("fit", "--name=unbroken", *options).done()
     interrupting = ("--trainer.callbacks+=callbacks_here.Stop", f"--trainer.callbacks.step={stop}")
     answer = ts2.toy("fit", "--name=broken", *options, *interrupting)
     assert answer.status == 130, answer.err
@@ -69,17 +68,16 @@ def test_interrupted_between_two_checkpoints(stop: int, ts2: CommandLine) -> Non
     assert not (run / "export").exists()
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == stop - 1
-    answer = ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last")
-    assert answer.status == 0, answer.err
+    ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last").done()
     assert_same_run(str(run), "runs/unbroken/1")
 
 
 def test_another_split_of_the_steps_goes_on_with_the_same_steps(ts2: CommandLine) -> None:
     """As on another number of GPUs: other micro-batches, the same rows and the same divisor."""
     options = (*DATA, *CONSTANT)
-    assert ts2.toy("fit", "--name=unbroken", *options).status == 0
-    assert ts2.toy("fit", "--name=broken", *options, "--trainer.max_steps=7").status == 0
-    assert ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last", "--data.micro_batch_size=8").status == 0
+    ts2.toy("fit", "--name=unbroken", *options).done()
+    ts2.toy("fit", "--name=broken", *options, "--trainer.max_steps=7").done()
+    ts2.toy("fit", "--name=broken", *options, "--ckpt_path=last", "--data.micro_batch_size=8").done()
     found, wanted = (column(f"runs/{name}/1", "train/objective") for name in ("broken", "unbroken"))
     assert found == pytest.approx(wanted, rel=1e-4)
     assert list(found) == list(range(1, STEPS + 1))
