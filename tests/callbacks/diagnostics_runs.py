@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
 
 from tests.contract.steps import rehearsal
 from tests.modules.normaliser import Memory
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput, TSPDSetting
 from ts2_lightning.data import SFTData
 from ts2_lightning.generation import Decoder
@@ -61,11 +61,9 @@ def run(
         train=str(world / "train.jsonl"), validation={name: str(world / f"{name}.jsonl") for name in VALIDATION},
         tokenizer=model, batch_size=16, micro_batch_size=4, eval_batch_size=3, max_length=100, limit_validation=7,
     )  # fmt: skip
-    trainer = Trainer(
-        default_root_dir=str(directory), accelerator="cpu", devices=ranks, strategy=strategy, max_epochs=1,
-        max_steps=max_steps, logger=memory, callbacks=[*diagnostics(), *more],
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in more), enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, num_sanity_val_steps=0, use_distributed_sampler=False,
+    trainer = make_trainer(
+        directory, devices=ranks, strategy=strategy, max_epochs=1, max_steps=max_steps, logger=memory,
+        callbacks=[*diagnostics(), *more],
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=False)
     return module, trainer, memory

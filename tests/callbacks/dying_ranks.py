@@ -17,8 +17,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.support.ranks import become_rank, free_port
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Watchdog
 
 

@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.callbacks.publisher import make_trainer
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import NEFTune
 from ts2_lightning.data import SFTData
 

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -83,20 +82,3 @@ class Publisher(LightningModule):
 def loader(rows: list[Any]) -> DataLoader:
     """One item of the list per micro-batch, in order."""
     return DataLoader(rows, batch_size=None, shuffle=False)
-
-
-def make_trainer(tmp_path: Path, **settings: Any) -> Trainer:
-    """A quiet trainer on the CPU."""
-    defaults: dict[str, Any] = {
-        "default_root_dir": str(tmp_path),
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-        "max_epochs": 1,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,
-    }
-    return Trainer(**{**defaults, **settings})

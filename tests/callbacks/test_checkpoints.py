@@ -13,7 +13,8 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.callbacks.checkpoints import StraightToFile
 from ts2_lightning.runs.checkpoints import newest_checkpoint
@@ -28,7 +29,7 @@ def fit(
     """One epoch of four steps per validation loss."""
     callback = checkpoints or Checkpoints()
     settings = {"max_epochs": len(losses) or 1, **settings}
-    trainer = make_trainer(tmp_path, callbacks=[callback], enable_checkpointing=True, **settings)
+    trainer = make_trainer(tmp_path, callbacks=[callback], **settings)
     validation = loader(ROWS[:1]) if losses else None
     last = tmp_path / "checkpoints" / "last.ckpt"
     trainer.fit(Publisher(losses), loader(ROWS), validation, ckpt_path=str(last) if resume else None)
@@ -106,7 +107,7 @@ class BreaksOff(Publisher):
 def test_a_validation_that_breaks_off(tmp_path: Path, epochs: int, step: int) -> None:
     """A checkpoint is written before it, and a resumed run does it again, unless nothing else is left to do."""
     checkpoints = Checkpoints(every_n_steps=3)
-    trainer = make_trainer(tmp_path, callbacks=[checkpoints], enable_checkpointing=True, max_epochs=epochs)
+    trainer = make_trainer(tmp_path, callbacks=[checkpoints], max_epochs=epochs)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
     assert step_of(tmp_path, "last") == step
@@ -115,23 +116,23 @@ def test_a_validation_that_breaks_off(tmp_path: Path, epochs: int, step: int) ->
 
 
 def test_a_validation_is_done_again_once(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=2)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
     validated: list[int] = []
     module = Publisher((1.0, 1.0, 2.0))
     module.on_validation_epoch_end = lambda: validated.append(module.global_step)  # type: ignore[method-assign]
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=3)
     trainer.fit(module, loader(ROWS), loader(ROWS[:1]), ckpt_path=str(tmp_path / "checkpoints/last.ckpt"))
     assert validated == [4, 8, 12]
 
 
 def test_a_run_that_starts_from_a_checkpoint_elsewhere(tmp_path: Path) -> None:
     """The validation that is due comes first, and finds the best: it needs a checkpoint here."""
-    trainer = make_trainer(tmp_path / "old", callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer = make_trainer(tmp_path / "old", callbacks=[Checkpoints()], max_epochs=2)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.fit(BreaksOff((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]))
-    trainer = make_trainer(tmp_path / "new", callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer = make_trainer(tmp_path / "new", callbacks=[Checkpoints()], max_epochs=2)
     elsewhere = str(tmp_path / "old" / "checkpoints" / "last.ckpt")
     trainer.fit(Publisher((1.0, 2.0)), loader(ROWS), loader(ROWS[:1]), ckpt_path=elsewhere)
     assert names(tmp_path / "new") == ["best.ckpt", "last.ckpt", "step-000004.ckpt", "step-000008.ckpt"]
@@ -163,7 +164,7 @@ def test_moved_run_knows_the_best(tmp_path: Path) -> None:
 def test_a_run_that_goes_back_writes_its_steps_anew(tmp_path: Path) -> None:
     fit(tmp_path, checkpoints=Checkpoints(keep_last=9), max_epochs=3)
     first = tmp_path / "checkpoints" / "step-000004.ckpt"
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=2)
     trainer.fit(Publisher(), loader(ROWS), ckpt_path=str(first))
     assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "last.ckpt"
@@ -230,7 +231,7 @@ class FilesGrowNoLarger(Publisher):
 
 
 def test_the_system_refuses_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=3)
     try:
         trainer.fit(FilesGrowNoLarger(), loader(ROWS))
     finally:
@@ -260,7 +261,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def fit_module(tmp_path: Path, module: Publisher, max_epochs: int, resume: bool = False) -> None:
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=max_epochs)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=max_epochs)
     trainer.fit(module, loader(ROWS), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt") if resume else None)
 
 
@@ -280,7 +281,7 @@ class Poisoned(Publisher):
 
 
 def test_a_mistake_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=3)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=3)
     with pytest.raises(TypeError, match="a mistake in the code"):
         trainer.fit(Poisoned(), loader(ROWS))
     assert step_of(tmp_path, "last") == 4

@@ -20,6 +20,7 @@ from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
 from tests.contract import steps
 from tests.metrics.plain import of_all
 from tests.support.ranks import launch
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput
 from ts2_lightning.callbacks.reference_drift import ReferenceFile
 from ts2_lightning.data import SFTData
@@ -167,10 +168,7 @@ def test_a_test_is_measured_as_a_validation_is(world: Path, tmp_path: Path) -> N
     data = SFTData(train=rows, validation=rows, test=rows, tokenizer=model, limit_validation=6, limit_test=6)
     found = []
     for stage in ("validate", "test"):
-        trainer = Trainer(
-            default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
-            enable_model_summary=False, use_distributed_sampler=False, callbacks=[DistributionMonitor(tspd=TSPD)],
-        )  # fmt: skip
+        trainer = make_trainer(tmp_path, devices=1, callbacks=[DistributionMonitor(tspd=TSPD)])
         getattr(trainer, stage)(SFTModule(LanguageModelConfig(model), TS2Loss()), data, verbose=False)
         found.append({name.partition("/")[2]: value.item() for name, value in trainer.callback_metrics.items()})
     assert "zero_gradient" in found[0]

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.callbacks.tiny_llama import (
     END,
     EOS,
@@ -25,6 +25,7 @@ from tests.callbacks.tiny_llama import (
     teach_to_stop,
     write_base,
 )
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, ExportHuggingFace
 from ts2_lightning.export import ExportSettings, export_model
 from ts2_lightning.modules import LanguageModelConfig

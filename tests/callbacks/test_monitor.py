@@ -11,8 +11,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.callbacks.publisher import KEYS, Publisher, brute_force, loader, make_rows, make_trainer
+from tests.callbacks.publisher import KEYS, Publisher, brute_force, loader, make_rows
 from tests.support.ranks import launch
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, TSPDSetting
 from ts2_lightning.types import TOKEN_STATISTICS, UserError
 

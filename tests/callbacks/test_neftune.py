@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tests.callbacks.neftune_learner import LENGTHS, WIDTH, Learner, Seen, make_data
-from tests.callbacks.publisher import make_trainer
 from tests.e2e.command_line import QUICKSTART
 from tests.support.ranks import launch
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, NEFTune
 from ts2_lightning.callbacks.neftune import noise_like, row_seed
 from ts2_lightning.cli import main

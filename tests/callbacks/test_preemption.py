@@ -12,8 +12,9 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.e2e import stand_in_slurm
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, Preemption, Stopped
 from ts2_lightning.callbacks.preemption import SIGNALS
 from ts2_lightning.callbacks.requeue import requeue
@@ -50,7 +51,7 @@ def fit(tmp_path: Path, *callbacks: Callback, train: Any = None, **settings: Any
     """Two epochs of four steps with a validation after each; why they ended."""
     callbacks = (Preemption(), *callbacks, Checkpoints())
     settings = {"max_epochs": 2, **settings}
-    trainer = make_trainer(tmp_path, callbacks=list(callbacks), enable_checkpointing=True, **settings)
+    trainer = make_trainer(tmp_path, callbacks=list(callbacks), **settings)
     try:
         trainer.fit(Publisher((2.0, 1.0)), train or loader(ROWS), loader(ROWS[:2]))
     except SystemExit as stop:
@@ -84,7 +85,7 @@ def test_within_a_validation(tmp_path: Path) -> None:
     assert isinstance(fit(tmp_path, Signals("on_validation_batch_start", 4, signal.SIGTERM)), Stopped)
     assert saved(tmp_path) == 4
     assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
-    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], enable_checkpointing=True, max_epochs=2)
+    trainer = make_trainer(tmp_path, callbacks=[Checkpoints()], max_epochs=2)
     last = str(tmp_path / "checkpoints" / "last.ckpt")
     trainer.fit(Publisher((2.0, 1.0, 1.0)), loader(ROWS), loader(ROWS[:1]), ckpt_path=last)
     assert saved(tmp_path) == 8

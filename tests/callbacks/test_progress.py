@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, StepProgress
 from ts2_lightning.callbacks.progress import LineTqdm
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, RunState, Stopped
 from ts2_lightning.runs.state import STATE, read_state
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import seed_everything
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, StepSeed
 from ts2_lightning.callbacks.step_seed import seed_all
 
@@ -35,7 +36,7 @@ class Draws(Publisher):
 def draws(tmp_path: Path, resume: bool = False, **settings: Any) -> list[tuple[float, ...]]:
     callbacks = [StepSeed(), Checkpoints()]
     settings = {"max_epochs": 2, **settings}
-    trainer = make_trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True, **settings)
+    trainer = make_trainer(tmp_path, callbacks=callbacks, **settings)
     module = Draws()
     last = str(tmp_path / "checkpoints" / "last.ckpt") if resume else None
     trainer.fit(module, loader(ROWS), loader(ROWS[:1]), ckpt_path=last)

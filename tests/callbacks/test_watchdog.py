@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningDataModule
 
-from tests.callbacks.publisher import Publisher, loader, make_rows, make_trainer
+from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.support.ranks import launch
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, Watchdog, watchdog
 from ts2_lightning.callbacks.watchdog import STATUS, report_hang
 from ts2_lightning.types import UserError

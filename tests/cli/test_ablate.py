@@ -13,6 +13,7 @@ import yaml
 
 from tests.cli.conftest import Run
 from tests.e2e.command_line import QUICKSTART
+from tests.support.errors import refused
 from ts2_lightning.cli import ablate, main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation.registry import check_spec
@@ -159,18 +160,22 @@ def test_only(grid: Grid, wanted: list[str], rows: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("alpa=1", "^--only alpa=1: toy.yaml has no axis 'alpa'; did you mean alpha"),
+        ("alpha=2", "^--only alpha=2: toy.yaml has no choice of alpha '2'; there are 0.25, 1$"),
+        ("seed=1", "no choice of seed '1'; there are 0, 3$"),
+        ("TS2", "^--only TS2: expected AXIS=CHOICE, with an axis of objective, alpha, seed"),
+    ],
+)
+def test_only_what_there_is(grid: Grid, wanted: str, message: str) -> None:
+    with refused(message):
+        ablate.only(grid, [wanted])
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-c", "toy.yaml", "--only", "alpa=1"], "--only alpa=1: toy.yaml has no axis 'alpa'; did you mean alpha?"),
-        (
-            ["-c", "toy.yaml", "--only", "alpha=2"],
-            "--only alpha=2: toy.yaml has no choice of alpha '2'; there are 0.25, 1",
-        ),
-        (["-c", "toy.yaml", "--only", "seed=1"], "no choice of seed '1'; there are 0, 3"),
-        (
-            ["-c", "toy.yaml", "--only", "TS2"],
-            "--only TS2: expected AXIS=CHOICE, with an axis of objective, alpha, seed",
-        ),
         (
             ["-c", "toy.yaml", "--only", "objective=CE, plain", "alpha=1"],
             "--only objective=CE, plain alpha=1: no row of toy.yaml has all of these",

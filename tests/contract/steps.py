@@ -18,7 +18,6 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -26,6 +25,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, Pretr
 
 from tests.modules.normaliser import Memory, conversation
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, NEFTune
 from ts2_lightning.data import SFTData
 from ts2_lightning.engines import ChunkedEngine
@@ -245,12 +245,9 @@ def run(
         batch_size=BATCH_SIZE, micro_batch_size=micro_batch_size, eval_batch_size=3, packing=case.packing,
         max_length=MAX_LENGTH,
     )  # fmt: skip
-    trainer = Trainer(
-        accelerator="cpu", devices=ranks, strategy=strategy, precision=case.precision, max_epochs=1,
-        gradient_clip_val=CLIP, logger=memory, callbacks=[DistributionMonitor(), Poison(poisoned), watch, *callbacks],
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        num_sanity_val_steps=0, use_distributed_sampler=False,
+    trainer = make_trainer(
+        devices=ranks, strategy=strategy, precision=case.precision, gradient_clip_val=CLIP, logger=memory,
+        callbacks=[DistributionMonitor(), Poison(poisoned), watch, *callbacks],
     )  # fmt: skip
     error = ""
     try:
@@ -342,11 +339,7 @@ VECTORS = [[1.0, 2.0], [3.0, 1.0], [0.0, 4.0], [5.0, 0.0], [2.0, 2.0], [7.0, 1.0
 
 def six_by_four(strategy: Strategy) -> dict[str, Any]:
     """Six micro-batches, accumulated by four: where they lead, and in how many steps."""
-    trainer = Trainer(
-        accelerator="cpu", devices=2, strategy=strategy, max_epochs=1, accumulate_grad_batches=4, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False,
-    )  # fmt: skip
+    trainer = make_trainer(devices=2, strategy=strategy, accumulate_grad_batches=4)
     module = Sums()
     trainer.fit(module, torch.tensor(VECTORS)[:, None])
     return {"place": module.place.weight.flatten().tolist(), "steps": trainer.global_step}

@@ -16,6 +16,7 @@ from torch import multiprocessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, get_scheduler  # noqa: F401  once for all
 
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import CrossEntropyLoss
@@ -65,23 +66,16 @@ def run(directory: Path, name: str, ranks: int = 1, kill: int | None = None, ckp
     seed_everything(0, verbose=False)
     watch = Watch(kill)
     model = str(directory / "model")
-    module = SFTModule(
-        LanguageModelConfig(model),
-        CrossEntropyLoss(),
-        None,
-        AdamWConfig(lr=1.0, eps=10.0),
-        ScheduleConfig("constant", 0.0),
-    )
+    schedule = ScheduleConfig("constant", 0.0)
+    module = SFTModule(LanguageModelConfig(model), CrossEntropyLoss(), None, AdamWConfig(lr=1.0, eps=10.0), schedule)
     data = SFTData(
         str(directory / rows), tokenizer=model, max_length=80, streaming=streaming, shuffle_buffer=5,
         **{"batch_size": BATCH, "micro_batch_size": 2, **options},
     )  # fmt: skip
     checkpoints = Checkpoints(str(directory / name), every_n_steps=SAVED_EVERY)
-    trainer = Trainer(
-        accelerator="cpu", devices=ranks, strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
-        max_steps=STEPS, logger=False, callbacks=[watch, checkpoints], enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=directory / name,
-    )  # fmt: skip
+    strategy, callbacks = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto", [watch, checkpoints]
+    steps = {"max_steps": STEPS, "max_epochs": None}
+    trainer = make_trainer(directory / name, devices=ranks, strategy=strategy, callbacks=callbacks, **steps)
     error = None
     try:
         trainer.fit(module, data, ckpt_path=directory / ckpt / "last.ckpt" if ckpt else None)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from data_helpers import token_rows, write_jsonl
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
+from tests.support.training import make_trainer
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.sources import Source
 from ts2_lightning.types import UserError
@@ -140,10 +141,7 @@ def test_bad_rows_of_a_run_are_listed_in_its_directory(tmp_path: Path, tokens: s
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"input_ids": "no"}\n' + Path(tokens).read_text() + "{broken\n")
     data = SFTData(test=str(bad), format="tokens", max_rejects=0.02)
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path / "run",
-        use_distributed_sampler=False,
-    )  # fmt: skip
+    trainer = make_trainer(tmp_path / "run")
     for _ in range(2):  # the second time from the cache
         with pytest.warns(UserWarning, match=r"left out 2 bad of 102 rows \(1 wrong type, 1 malformed JSON\); see "):
             trainer.test(Idle(), SFTData(test=str(bad), format="tokens", max_rejects=0.02), verbose=False)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from data_helpers import rank_of, token_rows, write_jsonl
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 
+from tests.support.errors import refused
+from tests.support.training import make_trainer
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.sets import RowSets
 from ts2_lightning.data.sources import Source
@@ -37,12 +39,8 @@ class Reader(LightningModule):
 
 
 def evaluated(data: SFTData, stage: str, **options: Any) -> dict[str, list[int]]:
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
-        enable_checkpointing=False, use_distributed_sampler=False, num_sanity_val_steps=0, **options,
-    )  # fmt: skip
     reader = Reader()
-    getattr(trainer, stage)(reader, data)
+    getattr(make_trainer(**options), stage)(reader, data)
     return reader.rows
 
 
@@ -183,9 +181,8 @@ def test_fixed_batches_have_a_share_of_each_set(files: dict[str, str]) -> None:
 )
 def test_one_line_for_what_cannot_be(validation: dict[Any, Any], message: str) -> None:
     for split in ("validation", "test"):
-        with pytest.raises(UserError, match=message.replace("validation", split)) as caught:
+        with refused(message.replace("validation", split)):
             SFTData("train.jsonl", **{split: validation})
-        assert "\n" not in str(caught.value)
 
 
 def test_names() -> None:

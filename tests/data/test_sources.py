@@ -9,6 +9,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from tests.support.errors import refused
 from ts2_lightning.data.sources import Source, count_rows, read_rows, resolve_sources, stream_source
 from ts2_lightning.toyworld.doors import ToyWorldSources
 from ts2_lightning.types import UserError
@@ -111,9 +112,8 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         "gone.jsonl": "not a readable text file",
     }
     for name, reason in reasons.items():
-        with pytest.raises(UserError, match=f"{tmp_path / name}: .*{reason}") as error:
+        with refused(f"{tmp_path / name}: .*{reason}"):
             list(read_rows(tmp_path / name))
-        assert "\n" not in str(error.value)
     for name in ("not.parquet", "not.arrow", "cut.jsonl.gz"):
         with pytest.raises(UserError, match="not a readable"):
             count_rows(tmp_path / name)
@@ -262,9 +262,8 @@ def test_columns_that_come_twice_in_a_data_set(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / name).write_bytes(content)
     source = Source(str(tmp_path / "mine"), split="train")
-    with pytest.raises(UserError, match=reason) as error:
+    with refused(reason):
         resolve_sources(source)
-    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=reason):
         [list(read_rows(part)) for part in stream_source(source)]
 
@@ -290,9 +289,8 @@ def test_nothing_of_a_data_set_is_executed(tmp_path: Path, library_cache: Path) 
         "pickle": "cannot load",
         "images": "only tables are",
     }.items():
-        with pytest.raises(UserError, match=reason) as error:
+        with refused(reason):
             resolve_sources(Source(str(tmp_path / name), split="train"))
-        assert "\n" not in str(error.value)
     assert not ran.exists()
 
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 import random
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from data_helpers import chat, rank_of, write_jsonl
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_resume import Recorder, SaveAfter, by_step
+from test_resume import Recorder, SaveAfter, by_step, train
 
+from tests.support.errors import refused
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.rejects import Reject, Rejects
 from ts2_lightning.data.row_stream import Stream, interleaved
@@ -260,20 +259,7 @@ class Rows(Recorder):
 def fit(files: list[str], ckpt: Path | None = None, workers: int = 0, micro: int = 4, **options: Any) -> Rows:
     settings = options.pop("data", {})
     data = data_of(files, num_workers=workers, micro_batch_size=micro, **settings)
-    module = Rows()
-    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in options.get("callbacks", []))
-    options = {"max_steps": 20, "enable_checkpointing": checkpoints, "num_sanity_val_steps": 0} | options
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, **options,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*not resumable.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            trainer.fit(module, data, ckpt_path=ckpt)
-        except (KeyboardInterrupt, SystemExit):
-            assert "callbacks" in options
+    module: Rows = train(Rows(), data, ckpt, **{"max_steps": 20, "max_epochs": None, **options})
     return module
 
 
@@ -373,9 +359,8 @@ def test_short_epochs(files: list[str], tmp_path: Path) -> None:
 )
 def test_another_stream_is_refused(change: dict, reason: str, files: list[str], tmp_path: Path) -> None:
     fit(files, max_steps=1, callbacks=[SaveAfter(1, tmp_path / "x.ckpt")])
-    with pytest.raises(UserError, match="cannot resume: the checkpoint's training data has " + reason) as error:
+    with refused("cannot resume: the checkpoint's training data has " + reason):
         fit(files, tmp_path / "x.ckpt", data=change)
-    assert "\n" not in str(error.value)
 
 
 def test_other_files_are_refused_and_moved_ones_are_not(files: list[str], unbroken: Rows, tmp_path: Path) -> None:
@@ -403,9 +388,8 @@ def broken_file(path: Path, rows: int, bad: list[int]) -> str:
 def test_the_first_bad_row_stops_a_run(workers: int, tmp_path: Path) -> None:
     path = broken_file(tmp_path / "x.jsonl", 60, [57])
     told = rf"^{path}:58: malformed JSON .*; 1 of the first \d+ rows is bad .*max_rejects"
-    with pytest.raises(UserError, match=told) as error:
+    with refused(told):
         fit([path], workers=workers)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -454,9 +438,8 @@ def test_an_unreadable_file_stops_in_one_line(tmp_path: Path) -> None:
     write_jsonl(path, numbered(0, 40))
     path.write_bytes(path.read_bytes()[:-30])
     for workers in (0, 2):
-        with pytest.raises(UserError, match="not a readable gzip file") as error:
+        with refused("not a readable gzip file"):
             fit([str(path)], workers=workers)
-        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -582,9 +565,8 @@ def test_the_revision_is_pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def test_a_broken_data_set_stops_in_one_line(tmp_path: Path, library_cache: Path) -> None:
     folder = data_folder(tmp_path / "mine")
     (tmp_path / "mine" / "data" / "train-00001-of-00003.parquet").write_bytes(b"PAR1" + b"x" * 50)
-    with pytest.raises(UserError, match="cannot load the data set") as error:
+    with refused("cannot load the data set"):
         fit(Source(folder, split="train_sft", name="default"))  # type: ignore[arg-type]
-    assert "\n" not in str(error.value)
 
 
 def test_saved_data_sets_are_read_where_they_are(tmp_path: Path, library_cache: Path) -> None:
@@ -650,9 +632,8 @@ def test_the_parts_of_a_selection_file_by_file(files: list[str]) -> None:
     ],
 )
 def test_what_does_not_go_together(options: dict, reason: str) -> None:
-    with pytest.raises(UserError, match=reason) as error:
+    with refused(reason):
         data_of(**{"train": "x.jsonl", **options})
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("option", [{"limit_train_batches": 0.5}, {"val_check_interval": 0.25}])

@@ -9,6 +9,7 @@ import pytest
 from data_helpers import byte_level_tokenizer, chat
 from transformers import PreTrainedTokenizerFast
 
+from tests.support.errors import refused
 from ts2_lightning.data import load_tokenizer, make_template
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.rows import SourceRow
@@ -111,9 +112,8 @@ def test_templates_of_a_tokenizer_that_cannot_be_used(directory: Path, name: str
     config(chat_template=template)(directory)
     tokenizer = load_tokenizer(str(directory))
     for choice in ("auto", "tokenizer"):
-        with pytest.raises(UserError, match=f"template 'tokenizer'.*{reason}") as error:
+        with refused(f"template 'tokenizer'.*{reason}"):
             make_template(choice, tokenizer)
-        assert "\n" not in str(error.value)
     for choice in ("plain", "chatml"):
         assert make_template(choice, tokenizer).name == choice
 

@@ -16,6 +16,7 @@ import yaml
 
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import CONFIGS, ROOT, CommandLine, column, empty_working_directory, make_blank
+from ts2_lightning.cli import main
 from ts2_lightning.data.batch_plan import StepShape
 from ts2_lightning.planning import WARNING_SECONDS
 from ts2_lightning.runs.state import read_state
@@ -144,9 +145,10 @@ class Rehearsal:
         return self.objectives(name)
 
     def alone(self, *options: str) -> dict[int, float]:
-        """The same in one process, with no strategy."""
+        """The same in this process, with no strategy."""
         given = self.options(of_fit(lines_of("1x4")["sbatch"]), "alone", None, 1, 1)
-        self._wait([subprocess.Popen([sys.executable, "cli.py", "fit", *given, *options], **self._how({}))])
+        with empty_working_directory(ROOT, self.directory / "cache"):
+            assert main(["fit", *given, *options]) == 0
         return self.objectives("alone")
 
     def objectives(self, name: str) -> dict[int, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tests.e2e.command_line import CONFIGS, QUICKSTART, RANK_VARIABLES, ROOT, make_blank
+from tests.e2e.command_line import CONFIGS, QUICKSTART, ROOT, CommandLine, make_blank
 
 IDS = torch.arange(2, 30)[None]
 PREFIX = "network.language_model."
@@ -44,13 +44,16 @@ def by_deepspeed(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
     return whole
 
 
-def command(*options: str, cwd: Path) -> None:
-    """`python cli.py ...` in a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES and not k.startswith("SLURM_")}
-    environment |= {"OMP_NUM_THREADS": "1", "TS2_CACHE_DIR": str(cwd / "cache")}
-    line = [sys.executable, str(ROOT / "cli.py"), *options]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+def fit(base: Path, *files: str) -> Path:
+    """The directory of a run of two processes: `python cli.py fit ...`, which starts the second one."""
+    few = {"model.lm.path": base, "trainer.max_steps": 3, "trainer.limit_val_batches": 1, "name": "run"}
+    fragments = [word for file in files for word in ("-c", str(CONFIGS / file))]
+    options = [*fragments, "--trainer.enable_progress_bar=false", *(f"--{name}={value}" for name, value in few.items())]
+    line = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(QUICKSTART), *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    return Path("runs/run/1")
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -69,19 +72,14 @@ def logits(model: PreTrainedModel) -> Tensor:
     ],
 )
 def test_logits_are_the_trained_models(
-    tmp_path: Path, base: Path, strategy: str, whole: Callable[[Path, Path], dict[str, Tensor]]
+    tmp_path: Path, ts2: CommandLine, base: Path, strategy: str, whole: Callable[[Path, Path], dict[str, Tensor]]
 ) -> None:
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
-    command(
-        "fit", "-c", str(QUICKSTART), "-c", str(CONFIGS / "strategy" / "rehearsal" / f"{strategy}.yaml"),
-        "--model.lm.path", str(base), "--trainer.max_steps", "3", "--trainer.limit_val_batches", "1",
-        "--trainer.enable_progress_bar", "false", "--name", "run", cwd=tmp_path,
-    )  # fmt: skip
-    run = tmp_path / "runs" / "run" / "1"
+    run = fit(base, f"strategy/rehearsal/{strategy}.yaml")
     checkpoint = (run / "checkpoints" / "last.ckpt").resolve()
     assert checkpoint.is_dir()
-    command("export", "--ckpt", "last", "--name", "run", "--out", "exported", cwd=tmp_path)
+    ts2("export", "--ckpt", "last", "--name", "run", "--out", "exported").done()
 
     trained = AutoModelForCausalLM.from_pretrained(base)
     before = logits(trained)
@@ -91,31 +89,24 @@ def test_logits_are_the_trained_models(
     assert not unknown
     after = logits(trained)
     assert not torch.allclose(before, after)
-    for out in (tmp_path / "exported", run / "export"):  # the command's, and that of the end of the fit
+    for out in (Path("exported"), run / "export"):  # the command's, and that of the end of the fit
         model = AutoModelForCausalLM.from_pretrained(out)
         assert model.dtype == torch.float32
         assert torch.equal(logits(model), after)
-    assert (tmp_path / "exported" / "config.json").read_text() == (run / "export" / "config.json").read_text()
+    assert Path("exported/config.json").read_text() == (run / "export" / "config.json").read_text()
 
 
 @pytest.mark.slow
-def test_adapter_of_a_sharded_fit(tmp_path: Path, base: Path) -> None:
+def test_adapter_of_a_sharded_fit(ts2: CommandLine, base: Path) -> None:
     """The base model is not in the checkpoint: it is read from its own files."""
-    pytest.importorskip("peft")
-    command(
-        "fit", "-c", str(QUICKSTART), "-c", str(CONFIGS / "model" / "adapter" / "lora.yaml"),
-        "-c", str(CONFIGS / "strategy" / "rehearsal" / "fsdp2.yaml"),
-        "--model.lm.path", str(base), "--trainer.max_steps", "3", "--trainer.limit_val_batches", "1",
-        "--trainer.enable_progress_bar", "false", "--name", "run", cwd=tmp_path,
-    )  # fmt: skip
-    command("export", "--ckpt", "last", "--name", "run", "--out", "merged", cwd=tmp_path)
-    command("export", "--ckpt", "last", "--name", "run", "--out", "apart", "--adapter", "separate", cwd=tmp_path)
-    from peft import PeftModel
-
+    peft = pytest.importorskip("peft")
+    run = fit(base, "model/adapter/lora.yaml", "strategy/rehearsal/fsdp2.yaml")
+    ts2("export", "--ckpt", "last", "--name", "run", "--out", "merged").done()
+    ts2("export", "--ckpt", "last", "--name", "run", "--out", "apart", "--adapter", "separate").done()
     plain = AutoModelForCausalLM.from_pretrained(base)
     before = logits(plain)
-    expected = logits(PeftModel.from_pretrained(plain, str(tmp_path / "apart")))
+    expected = logits(peft.PeftModel.from_pretrained(plain, "apart"))
     assert (expected - before).abs().max() > 1e-4
-    for out in (tmp_path / "merged", tmp_path / "runs" / "run" / "1" / "export"):
+    for out in (Path("merged"), run / "export"):
         merged = logits(AutoModelForCausalLM.from_pretrained(out))
         torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)

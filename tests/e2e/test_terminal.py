@@ -17,7 +17,7 @@ from ts2_lightning.runs.state import read_state
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
+STEPS = 150
 OPTIONS = (
     *("--model.lm.init=random", "--data.limit_train=80", "--data.validation=null", "--data.batch_size=4"),
     *("--trainer.max_epochs=-1", f"--trainer.max_steps={STEPS}", "--name=run"),

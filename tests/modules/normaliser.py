@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
 from ts2_lightning.engines import ChunkedEngine
@@ -114,12 +115,9 @@ def run(
         batch_size=BATCH_SIZE, micro_batch_size=micro_batch_size, eval_batch_size=3, packing=packing,
         max_length=MAX_LENGTH,
     )  # fmt: skip
-    trainer = Trainer(
-        accelerator="cpu", devices=ranks, strategy=DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto",
-        max_epochs=1, gradient_clip_val=0.5, logger=memory, callbacks=[DistributionMonitor(), watch],
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-        num_sanity_val_steps=0, use_distributed_sampler=False,
-    )  # fmt: skip
+    strategy = DDPStrategy(process_group_backend="gloo") if ranks > 1 else "auto"
+    callbacks = [DistributionMonitor(), watch]
+    trainer = make_trainer(devices=ranks, strategy=strategy, gradient_clip_val=0.5, logger=memory, callbacks=callbacks)
     trainer.fit(module, data)
     return {
         "accumulation": trainer.accumulate_grad_batches,

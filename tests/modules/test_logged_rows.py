@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
 
 from tests.modules.architectures import random_model
 from tests.modules.normaliser import Memory
 from tests.modules.test_packing import write_token_rows
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import TS2Loss
@@ -23,11 +23,7 @@ def run(tmp_path: Path, act: str, memory: Memory, **settings: Any) -> Any:
     data = SFTData(
         train=file, validation={"a": file, "b": file}, test=file, format="tokens", batch_size=4, max_length=10
     )
-    trainer = Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, logger=memory, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        num_sanity_val_steps=0, log_every_n_steps=1, **settings,
-    )  # fmt: skip
+    trainer = make_trainer(tmp_path, logger=memory, **{"max_epochs": None, **settings})
     return getattr(trainer, act)(module, data, **({} if act == "fit" else {"verbose": False}))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from tests.modules.architectures import random_model
+from tests.support.errors import refused
 from ts2_lightning.engines import FullEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdamWConfig, ScheduleConfig
@@ -178,6 +179,5 @@ def test_a_run_that_only_time_ends() -> None:
     ],
 )
 def test_settings_that_make_no_sense(config: Any, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with refused(message):
         config(**settings)
-    assert "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, modeling_flash_attention_utils
 
 from tests.modules.architectures import ARCHITECTURES, VOCABULARY, random_model
+from tests.support.training import make_trainer
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.collate import collate
 from ts2_lightning.data.encoded_rows import EncodedRow
@@ -340,7 +341,4 @@ def write_token_rows(path: Path) -> str:
 
 
 def quiet_trainer(directory: Path) -> Trainer:
-    return Trainer(
-        accelerator="cpu", default_root_dir=directory, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    )  # fmt: skip
+    return make_trainer(directory)

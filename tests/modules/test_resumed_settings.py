@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.contract import steps
 from tests.modules.normaliser import Watch
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import CrossEntropyLoss, LossResult, TokenLoss
@@ -48,10 +49,7 @@ def fit(
         train=str(world / "train.jsonl"), tokenizer=str(world / "tied"), batch_size=8, micro_batch_size=8, cache=False
     )
     callbacks = [watch, Checkpoints(str(out), every_n_steps=1, keep_last=9)]
-    run = Trainer(
-        accelerator="cpu", max_steps=last, logger=False, callbacks=callbacks, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False, **trainer,
-    )  # fmt: skip
+    run = make_trainer(max_steps=last, callbacks=callbacks, **{"max_epochs": None, **trainer})
     run.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint))
     return watch
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Timer
 
 from tests.modules.normaliser import Memory
 from tests.modules.test_normaliser import write_random_model
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import DistributionMonitor
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import SparsemaxLoss
@@ -44,11 +45,7 @@ def fit(model: Path, tmp_path: Path, callback: Callback) -> tuple[Published, Mem
     published, memory = Published(), Memory()
     module = SFTModule(LanguageModelConfig(str(model)), SparsemaxLoss(), optimizer=AdamWConfig(lr=1e-2))
     data = SFTData(train=str(rows), tokenizer=str(model), batch_size=4, micro_batch_size=2)
-    trainer = Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, logger=memory, callbacks=[callback, published],
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-    )  # fmt: skip
-    trainer.fit(module, data)
+    make_trainer(devices=1, logger=memory, callbacks=[callback, published]).fit(module, data)
     return published, memory, {name: p.detach() for name, p in module.named_parameters()}
 
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support.ranks import fork_ranks
+from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import CrossEntropyLoss
@@ -124,11 +125,7 @@ def fit(name: str, world: Path, lm: LanguageModelConfig, precision: Any, ranks: 
         train=str(world / "rows.jsonl"), tokenizer=lm.path, format="tokens", batch_size=ROWS,
         micro_batch_size=MICRO_BATCH, max_length=LENGTH, cache=False,
     )  # fmt: skip
-    trainer = Trainer(
-        accelerator="cpu", devices=ranks, strategy=strategy_of(name), precision=precision, max_epochs=1,
-        logger=False, callbacks=[callback], enable_checkpointing=isinstance(callback, Checkpoints),
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
-    )  # fmt: skip
+    trainer = make_trainer(devices=ranks, strategy=strategy_of(name), precision=precision, callbacks=[callback])
     trainer.fit(module, data)
     assert trainer.global_step == 2
 
