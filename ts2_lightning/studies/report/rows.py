@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ts2_lightning.runs.contents import read_config, why_unfinished
 from ts2_lightning.runs.directory import CONFIG
 from ts2_lightning.studies.report.results import Missing, Row, Run, number
@@ -205,19 +207,6 @@ class _Attempt:
         return int(self.directory.name) if self.directory.name.isdigit() else 0
 
 
-@dataclass(frozen=True)
-class _MeasuredRun:
-    """A run, and all settings in which it may differ from the others."""
-
-    run: Run
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Name of the run, without its number."""
-        return name_of(self.run.directory)
-
-
 def name_of(run: Path) -> str:
     """The name of a run, `RUNS_DIR/NAME`; its own where it was moved and is no number.
 
@@ -258,10 +247,8 @@ def rows_of(directories: Iterable[Path]) -> tuple[list[Row], dict[str, tuple[str
         newest[attempt.same] = attempt
     counted = [attempt for attempt in attempts if newest[attempt.same] is attempt]
     missing += [Missing(str(a.directory), "", a.problem) for a in counted if a.problem]
-    groups = _groups(
-        [_MeasuredRun(run, {**a.settings, _DECODING: decoding}) for a in counted for decoding, run in a.runs.items()]
-    )
-    rows, axes = _labelled(groups)
+    measured = [(run, {**a.settings, _DECODING: decoding}) for a in counted for decoding, run in a.runs.items()]
+    rows, axes = _labelled(_groups(measured))
     return rows, axes, missing
 
 
@@ -283,45 +270,47 @@ def _attempt(directory: Path) -> _Attempt:
     return _Attempt(directory, settings, runs, outdated(directory, measures))
 
 
-def _groups(measured: Sequence[_MeasuredRun]) -> list[list[_MeasuredRun]]:
-    """Runs that differ in their seeds alone, one of each seed; others are told apart by their names, or stay alone."""
-    groups: dict[str, list[_MeasuredRun]] = {}
-    for one in measured:
-        groups.setdefault(repr(without_seeds(one.settings)), []).append(one)
-    apart: list[list[_MeasuredRun]] = []
-    for group in _seeded(list(groups.values())):
-        by_name: dict[str, list[_MeasuredRun]] = {}
-        for one in group:
-            by_name.setdefault(one.name if _repeated(group) else "", []).append(one)
-        for of_name in by_name.values():
-            apart += [[one] for one in of_name] if _repeated(of_name) else [of_name]
-    return apart
+def _groups(measured: Iterable[tuple[Run, FlatSettings]]) -> list[pd.DataFrame]:
+    """Runs that differ in their seeds alone, one of each seed; others are told apart by their names, or stay alone.
 
+    Args:
+        measured: runs, and all settings in which they may differ.
 
-def _seeded(groups: Sequence[Sequence[_MeasuredRun]]) -> list[list[_MeasuredRun]]:
-    """The runs with their seeds: the values of the one setting that tells most runs of the groups apart.
-
-    It is the same setting for all groups, as their runs are paired by it; seeds are often varied in one of several.
+    Returns:
+        Lines with `run`, `settings`, `name` (of the run, without its number) and `seed`, of each row.
     """
-    names = list(dict.fromkeys(name for group in groups for one in group for name in seeds_of(one.settings)))
-
-    def seeded(name: str) -> list[list[_MeasuredRun]]:
-        return [
-            [replace(one, run=replace(one.run, seed=seeds_of(one.settings).get(name))) for one in group]
-            for group in groups
-        ]
-
-    return min(map(seeded, names or [""]), key=lambda seeds: sum(map(_repeated, seeds)))
-
-
-def _repeated(group: Sequence[_MeasuredRun]) -> int:
-    """How many runs of a group have a seed that another one has."""
-    return len(group) - len({one.run.seed for one in group})
+    table = pd.DataFrame(measured, columns=["run", "settings"])
+    table["name"] = [name_of(run.directory) for run in table["run"]]
+    table["same"] = [repr(without_seeds(settings)) for settings in table["settings"]]
+    table["seed"] = _seeds(table)
+    table["run"] = [replace(run, seed=seed) for run, seed in zip(table["run"], table["seed"], strict=True)]
+    groups: list[pd.DataFrame] = []
+    for _, same in table.groupby("same", sort=False):
+        for _, group in same.groupby("name" if _is_repeated(same) else "same", sort=False):
+            groups += [one for _, one in group.groupby(group.index)] if _is_repeated(group) else [group]
+    return groups
 
 
-def _labelled(groups: Sequence[Sequence[_MeasuredRun]]) -> tuple[list[Row], dict[str, tuple[str, ...]]]:
+def _seeds(table: pd.DataFrame) -> pd.Series:
+    """The seeds of runs: the values of the one setting that tells most runs of the same settings apart.
+
+    It is the same setting for all of them, as rows are paired by it; seeds are often varied in one of several.
+    """
+    every = [seeds_of(settings) for settings in table["settings"]]
+    names = list(dict.fromkeys(name for seeds in every for name in seeds)) or [""]
+    columns = [pd.Series([seeds.get(name) for seeds in every], index=table.index, dtype=object) for name in names]
+    return min(columns, key=lambda seeds: table.assign(seed=seeds).duplicated(["same", "seed"]).sum())
+
+
+def _is_repeated(runs: pd.DataFrame) -> bool:
+    """Whether two runs have the same seed, or none."""
+    return bool(runs["seed"].duplicated().any())
+
+
+def _labelled(groups: Sequence[pd.DataFrame]) -> tuple[list[Row], dict[str, tuple[str, ...]]]:
     """The rows, called by the settings that tell them apart, or else by the names of their runs; and their axes."""
-    labels = labels_of([without_seeds(group[0].settings) for group in groups])
+    firsts = [group.iloc[0] for group in groups]
+    labels = labels_of([without_seeds(first["settings"]) for first in firsts])
     axes: dict[str, dict[str, None]] = {}
     for of_row in labels:
         for axis, choice in of_row.items():
@@ -329,26 +318,24 @@ def _labelled(groups: Sequence[Sequence[_MeasuredRun]]) -> tuple[list[Row], dict
     named = [axis for axis, choices in axes.items() if not all(isinstance(choice, ClassName) for choice in choices)]
     order = sorted(axes, key=lambda axis: axis in named)  # what was trained with, then its settings
     called = [label_of({axis: of_row[axis] for axis in order if axis in of_row}, named) for of_row in labels]
-    called = _told_apart(called, [group[0] for group in groups])
-    rows = [
-        Row(label, of_row, tuple(one.run for one in group))
-        for group, of_row, label in zip(groups, labels, called, strict=True)
-    ]
+    called = _told_apart(called, [first["name"] for first in firsts], [first["run"].directory for first in firsts])
+    rows = [Row(*entry) for entry in zip(called, labels, (tuple(group["run"]) for group in groups), strict=True)]
     return rows, {axis: tuple(choices) for axis, choices in axes.items()}
 
 
-def _told_apart(labels: Sequence[str], firsts: Sequence[_MeasuredRun]) -> list[str]:
+def _told_apart(labels: Sequence[str], names: Sequence[str], directories: Sequence[Path]) -> list[str]:
     """Labels, with the names of the runs where they are equal; the names alone where they tell more in less.
 
     Args:
         labels: labels of the rows.
-        firsts: a run of each. Where two rows have label and name in common, the number of the run tells them apart.
+        names: name of a run of each.
+        directories: its directory. Where two rows have label and name in common, its number tells them apart.
     """
-    names = endings([one.name for one in firsts])
+    names = endings(names)
     several = Counter(zip(labels, names, strict=True))
     names = [
-        f"{name}/{one.run.directory.name}" if several[label, name] > 1 else name
-        for label, name, one in zip(labels, names, firsts, strict=True)
+        f"{name}/{directory.name}" if several[label, name] > 1 else name
+        for label, name, directory in zip(labels, names, directories, strict=True)
     ]
     if max(map(len, labels), default=0) > _LONG and len(set(names)) == len(names):
         return names
