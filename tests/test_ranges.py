@@ -24,8 +24,9 @@ import ts2_lightning.callbacks
 import ts2_lightning.generation
 import ts2_lightning.metrics
 import ts2_lightning.strategies  # noqa: F401 - all these make their classes known
+from ts2_lightning.callbacks import TSPDSetting
 from ts2_lightning.cli.trainer_settings import check_numeric_settings
-from ts2_lightning.data import SFTData
+from ts2_lightning.data import SFTData, Source
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.evaluation.measure import Measure
 from ts2_lightning.evaluation.registry import registered_measures
@@ -178,6 +179,8 @@ def refused(setting: Setting, value: object) -> str:
     message = str(error.value)
     assert WORDING.fullmatch(message), message
     assert re.search(rf"\b{setting.name}\b", message), message
+    if not issubclass(setting.owner, Measure | torchmetrics.Metric | Source | TSPDSetting):  # named by those who ask
+        assert re.match(rf"({setting.owner.__name__}: |[a-z_.]+\.){setting.name}\b", message), message
     return message
 
 

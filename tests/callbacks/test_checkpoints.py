@@ -299,10 +299,3 @@ def test_directories_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     fit(tmp_path, max_epochs=2)
     assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
     assert sorted(os.listdir(tmp_path / "checkpoints/last.ckpt")) == ["manifest.json", "shard-of-step-8"]
-
-
-def test_bad_arguments() -> None:
-    with pytest.raises(UserError, match=r"every_n_steps.* at least 1 or null, got 0"):
-        Checkpoints(every_n_steps=0)
-    with pytest.raises(UserError, match=r"keep_last.* at least 1, got 0"):
-        Checkpoints(keep_last=0)

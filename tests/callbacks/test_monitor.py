@@ -161,8 +161,6 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"every_n_steps": 0}, r"every_n_steps.* at least 1, got 0"),
-        ({"histogram_every_n_steps": 0}, r"histogram_every_n_steps.* at least 1 or null, got 0"),
         ({"positions": (2, 5)}, r"positions.* rise from 1 on, got \[2, 5\]"),
         ({"positions": (1, 5, 5)}, r"positions.* rise from 1 on"),
         ({"positions": ()}, r"positions.* rise from 1 on"),
@@ -172,12 +170,6 @@ def test_resume_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
 def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DistributionMonitor(**settings)
-
-
-@pytest.mark.parametrize(("m", "head", "tail"), [(1, 0.1, 0.1), (2, 0.6, 0.0), (2, 0.0, 0.1), (3, 0.1, 0.8)])
-def test_bad_tspd(m: int, head: float, tail: float) -> None:
-    with pytest.raises(UserError, match="TSPD: "):
-        TSPDSetting(m, head, tail)
 
 
 def test_token_classes_need_a_tokenizer(tmp_path: Path) -> None:

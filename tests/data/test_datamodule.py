@@ -292,10 +292,6 @@ def test_errors_of_setup(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"batch_size": 0}, r"data\.batch_size must be a whole number of at least 1, got 0"),
-        ({"eval_batch_size": 0}, r"data\.eval_batch_size must be a whole number"),
-        ({"limit_test": 0}, r"data\.limit_test must be a whole number"),
-        ({"seed": -1}, r"data\.seed must be a whole number"),
         ({"overlong": "trunkate"}, "; did you mean truncate?"),
         ({"packing": "packd"}, r"unknown data\.packing 'packd'; .*; did you mean packed\?"),
     ],

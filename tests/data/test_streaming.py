@@ -628,7 +628,6 @@ def test_the_parts_of_a_selection_file_by_file(files: list[str]) -> None:
         ({"limit_train": 10}, r"data\.limit_train: .*set trainer\.max_steps"),
         ({"train": [Source("x.jsonl", sample=3)]}, r"x\.jsonl: a sample is drawn from all rows"),
         ({"validation": 0.1}, r"data\.validation is a fraction of streamed rows.*set data\.limit_validation"),
-        ({"shuffle_buffer": 0}, r"data\.shuffle_buffer must be a whole number of at least 1, got 0"),
     ],
 )
 def test_what_does_not_go_together(options: dict, reason: str) -> None:

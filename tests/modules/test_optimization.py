@@ -151,29 +151,10 @@ def test_a_run_that_only_time_ends() -> None:
 @pytest.mark.parametrize(
     ("config", "settings", "message"),
     [
-        (AdamWConfig, {"lr": 0.0}, r"model\.optimizer\.lr must be a finite number above 0 and at most 10, got 0.0"),
-        (
-            AdamWConfig,
-            {"weight_decay": -0.1},
-            "weight_decay must be a finite number of at least 0 and at most 50000, got -0.1",
-        ),
         (
             AdamWConfig,
             {"lr": 0.1, "weight_decay": 11.0},
             "at most 10, got 11.0; a step takes lr times as much off each",
-        ),
-        (AdamWConfig, {"betas": (0.9, 1.0)}, r"betas\[1\] must be a finite number of at least 0 and below 1, got 1.0"),
-        (
-            ScheduleConfig,
-            {"warmup_ratio": 1.0},
-            "warmup_ratio must be a finite number of at least 0 and below 1, got 1.0",
-        ),
-        (ScheduleConfig, {"warmup_ratio": -0.1}, "warmup_ratio must be .*, got -0.1"),
-        (ScheduleConfig, {"warmup_steps": -1}, "warmup_steps must be a whole number of at least 0 or null, got -1"),
-        (
-            ScheduleConfig,
-            {"min_lr_ratio": 1.5},
-            r"model\.schedule\.min_lr_ratio must be a finite number of at least 0 and at most 1, got 1.5",
         ),
         (ScheduleConfig, {"name": "linear", "min_lr_ratio": 0.1}, "min_lr_ratio needs name: cosine, got linear"),
     ],
