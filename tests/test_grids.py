@@ -19,6 +19,7 @@ from ts2_lightning.studies.grid.schema import read_grid_file
 GRIDS = CONFIGS / "grid"
 GUIDE = (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
 WRITING = GRIDS / "paper" / "writing.jsonl"
+READER = SettingsReader()  # whose parser is made once
 
 Setting = Mapping[str, Any]
 """What a row sets: the objective's class and arguments, and what else differs from the other rows."""
@@ -174,7 +175,7 @@ def test_every_study_has_two_versions() -> None:
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_on_the_papers_model_is_the_papers(study: str) -> None:
     """Its rows, and of every row the settings that all have, so that the rows differ in nothing else."""
-    grid = read_grid(GRIDS / "paper" / f"{study}.yaml", SettingsReader().read)
+    grid = read_grid(GRIDS / "paper" / f"{study}.yaml", READER.read)
     assert settings(grid, PAPERS[study]["model.optimizer.lr"]) == STUDIES[study]
     assert grid.seeds == (0,)
     for point in grid.points:
@@ -187,7 +188,7 @@ def test_a_study_on_the_papers_model_is_the_papers(study: str) -> None:
 @pytest.mark.parametrize("study", [*STUDIES, "objectives"])
 def test_the_toy_version_has_the_same_rows_and_the_control(study: str) -> None:
     """Three seeds draw rows and their order, over one base model: a seed of it would be another source of spread."""
-    grid = read_grid(GRIDS / "toyworld" / f"{study}.yaml", SettingsReader().read)
+    grid = read_grid(GRIDS / "toyworld" / f"{study}.yaml", READER.read)
     if study in STUDIES:
         first, *others = STUDIES[study]
         assert settings(grid, usual_rate=5e-4) == [first, CONTROL, *others]
@@ -217,7 +218,7 @@ def test_a_dry_run_lists_every_training_with_its_command(capfd: pytest.CaptureFi
     file = GRIDS / "paper" / "components.yaml"
     assert main(["ablate", "-c", str(file), "--dry-run"]) == 0
     commands = re.findall(r"^\w.* (fit -c .+)$", capfd.readouterr().out, re.M)
-    grid = read_grid(file, SettingsReader().read)
+    grid = read_grid(file, READER.read)
     assert len(commands) == len(grid.trainings) == 4
     assert main([*shlex.split(commands[0]), "--print_config"]) == 0
     printed = yaml.safe_load(capfd.readouterr().out)
@@ -246,7 +247,7 @@ def test_the_guides_first_grid() -> None:
     assert len(text.splitlines()) <= 11
     Path("configs").symlink_to(CONFIGS)
     Path("mine.yaml").write_text(text, encoding="utf-8")
-    grid = read_grid("mine.yaml", SettingsReader().read)
+    grid = read_grid("mine.yaml", READER.read)
     assert settings(grid, usual_rate=5e-4) == [CE, ts2(0.25), ts2(1.0)]
     assert grid.name == "mine"
 
@@ -259,7 +260,7 @@ def test_the_guides_example_of_every_key() -> None:
     Path("own").mkdir()
     Path("own/prompts.jsonl").write_text('{"prompt": "Write a poem."}\n', encoding="utf-8")
     Path("own/every.yaml").write_text("".join(blocks("The file", "yaml")), encoding="utf-8")
-    grid = read_grid("own/every.yaml", SettingsReader().read)
+    grid = read_grid("own/every.yaml", READER.read)
     labels = [dict(point.labels) for point in grid.points if point.seed == 0]
     assert labels == [
         {"objective": "CE"},

@@ -86,11 +86,7 @@ def test_a_run_tells_how_far_it_is(tmp_path: Path, clock: Clock) -> None:
 
 @pytest.mark.parametrize(
     ("ends", "state"),
-    [
-        (Stopped(signal.SIGTERM), "stopped"),
-        (KeyboardInterrupt(), "stopped"),
-        (ValueError("a bug"), "failed"),
-    ],
+    [(Stopped(signal.SIGTERM), "stopped"), (KeyboardInterrupt(), "stopped"), (ValueError("a bug"), "failed")],
 )
 def test_each_end_is_told_and_the_time_goes_on(tmp_path: Path, clock: Clock, ends: BaseException, state: str) -> None:
     with pytest.raises(ValueError if state == "failed" else SystemExit):

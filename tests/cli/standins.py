@@ -185,11 +185,7 @@ class StandInData(LightningDataModule):
     """Thirty-two points; `train` may name a file that must exist."""
 
     def __init__(
-        self,
-        train: str | list[str] | None = None,
-        tokenizer: str | None = None,
-        batch_size: int = 8,
-        seed: int = 0,
+        self, train: str | list[str] | None = None, tokenizer: str | None = None, batch_size: int = 8, seed: int = 0
     ) -> None:
         super().__init__()
         self.train, self.tokenizer_path, self.batch_size, self.seed = train, tokenizer, batch_size, seed

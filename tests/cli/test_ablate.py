@@ -105,10 +105,7 @@ def test_a_printed_command_is_the_training(grid: Grid) -> None:
             },
             "failed to fit",
         ),
-        (
-            {"failed.json": '{"stage": "measure", "status": 1, "message": "no", "log": "x"}'},
-            "failed to measure",
-        ),
+        ({"failed.json": '{"stage": "measure", "status": 1, "message": "no", "log": "x"}'}, "failed to measure"),
     ],
     ids=str,
 )

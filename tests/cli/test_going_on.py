@@ -200,7 +200,7 @@ def test_every_difference_is_told(fit: Run) -> None:
     ]
     answer = fit("--ckpt_path=last", "--trainer.max_epochs=4", "--model.loss.alpha=0.5")
     assert [line for line in answer.err.splitlines() if " goes on: " in line] == [
-        "runs/run/1 goes on: trainer.max_epochs 3 -> 4, applied",
+        "runs/run/1 goes on: trainer.max_epochs 3 -> 4, applied"
     ], "compared with the latest start"
 
 

@@ -28,11 +28,7 @@ FILLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "messages": ({"messages": [USER, ANSWER]}, ["q"]),
     "sharegpt": ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, ["q"]),
     "sharegpt_chosen": (
-        {
-            "conversations": [{"from": "human", "value": "q"}],
-            "chosen": {"from": "gpt", "value": "a"},
-            "rejected": 1,
-        },
+        {"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": 1},
         ["q"],
     ),
     "lima": ({"conversations": ["q", "a"]}, ["q"]),
@@ -42,10 +38,7 @@ FILLED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "dolly": ({"instruction": "q", "response": "a"}, ["q"]),
     "gsm8k": ({"question": "q", "answer": "a"}, ["q"]),
     "guanaco": ({"text": "### Human: q ### Assistant: a"}, ["q"]),
-    "mt_bench_101": (
-        {"history": [{"user": "p", "bot": "o"}, {"user": "q", "bot": "a"}]},
-        ["p", "o", "q"],
-    ),
+    "mt_bench_101": ({"history": [{"user": "p", "bot": "o"}, {"user": "q", "bot": "a"}]}, ["p", "o", "q"]),
 }
 
 
@@ -130,19 +123,13 @@ def test_the_last_turn_alone_is_learnt_unless_it_is_masked(tokenizer: PreTrained
         ({"train": "no"}, "train must be true or false, got 'no'"),
         ({"masked": 2}, "masked must be true or false, got 2"),
         ({"weight": 1, "train": False}, "weight and train say different things of whether it is learnt"),
-        (
-            {"train_detail": [{"begin_offset": 0}]},
-            "train_detail is .*: a turn is learnt whole or not at all",
-        ),
+        ({"train_detail": [{"begin_offset": 0}]}, "train_detail is .*: a turn is learnt whole or not at all"),
         ({"eot": False}, "eot is False: every turn has its end"),
         ({"ipython": True}, "ipython is True: write the call as tool_calls"),
         ({"refusal": "I cannot."}, "refusal is 'I cannot.': write it as content"),
         ({"images": ["a.png"]}, "images is .*: only text is learnt"),
         ({"content": [{"type": "image_url", "image_url": "x"}]}, r"content\[0\] must be a text, got"),
-        (
-            {"content": [{"type": "text", "text": "a", "train": False}]},
-            r"content\[0\] has .*train.* would be lost",
-        ),
+        ({"content": [{"type": "text", "text": "a", "train": False}]}, r"content\[0\] has .*train.* would be lost"),
         ({"content": [{"type": ["text"], "text": "a"}]}, r"content\[0\] must be a text, got"),
         ({"content": [3]}, r"content\[0\] must be a text, got 3"),
         ({"value": "b"}, "different content and value"),
@@ -375,10 +362,7 @@ def test_calls_may_end_otherwise_than_answers(tokenizer: PreTrainedTokenizerFast
     ("call", "reason"),
     [
         ({"tool_calls": "x"}, r"its calls must be a list of objects, got 'x'; write \{"),
-        (
-            {"tool_calls": [{"name": "f", "arguments": "no"}]},
-            r"calls\[0\]: arguments must be an object or its",
-        ),
+        ({"tool_calls": [{"name": "f", "arguments": "no"}]}, r"calls\[0\]: arguments must be an object or its"),
         ({"tool_calls": [{"arguments": {}}]}, r"its calls\[0\] has no name"),
         ({"functions": "f(x)"}, "functions belong to the row, as tools"),
     ],

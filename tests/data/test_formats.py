@@ -181,14 +181,8 @@ def test_token_rows() -> None:
         ({"messages": [USER, {**ANSWER, "weight": 0}]}, "every turn of the assistant is marked as not to be learnt"),
         ({"messages": [USER, {**ANSWER, "content": "a\ud800"}]}, r"has '.ud800', half of a surrogate pair"),
         ({"messages": [USER], "chosen": [USER], "rejected": [USER]}, "do not end in an answer"),
-        (
-            {"conversations": [{"from": "humn", "value": "q"}]},
-            r"message 1: unknown role .*; did you mean human\?",
-        ),
-        (
-            {"conversations": [{"value": "q"}]},
-            "message 1 must be an object with role and content, or from and value",
-        ),
+        ({"conversations": [{"from": "humn", "value": "q"}]}, r"message 1: unknown role .*; did you mean human\?"),
+        ({"conversations": [{"value": "q"}]}, "message 1 must be an object with role and content, or from and value"),
         ({"conversations": [3, "q"]}, r"conversations\[0\] must be an object, got 3"),
         ({"instruction": " ", "output": "a"}, "the field instruction is empty"),
         ({"instruction": "q", "output": "a", "input": 0}, "input must be a string, got 0"),

@@ -26,10 +26,7 @@ from ts2_lightning.modules.adapters import add_adapter
 from ts2_lightning.modules.network import SFTNetwork
 from ts2_lightning.modules.sharding import shard
 
-WAYS = {
-    "whole": None,
-    "adapted": AdapterConfig(r=3, target_parameters="all-experts"),
-}
+WAYS = {"whole": None, "adapted": AdapterConfig(r=3, target_parameters="all-experts")}
 
 
 def network_of(adapter: AdapterConfig | None, checkpointing: bool) -> SFTNetwork:

@@ -20,10 +20,7 @@ from ts2_lightning.planning.state import state_of
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES: dict[str, Any] = {
     "single": "auto",
-    "ddp": {
-        "class_path": "lightning.pytorch.strategies.DDPStrategy",
-        "init_args": {"gradient_as_bucket_view": True},
-    },
+    "ddp": {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"gradient_as_bucket_view": True}},
     "fsdp2": {"class_path": "ts2_lightning.strategies.FSDP2", "init_args": {}},
     "fsdp2_tp2": {"class_path": "ts2_lightning.strategies.FSDP2", "init_args": {"tensor_parallel_size": 2}},
     **{

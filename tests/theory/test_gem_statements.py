@@ -7,16 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.theory.properties import (
-    assert_equal,
-    gradient_of,
-    holds,
-    logits,
-    one_hot,
-    row,
-    tokens,
-    value_of,
-)
+from tests.theory.properties import assert_equal, gradient_of, holds, logits, one_hot, row, tokens, value_of
 from ts2_lightning.losses import CrossEntropyLoss, EntropyBonusLoss, GEMLoss, LabelSmoothingLoss, TokenLoss
 
 BETAS = st.sampled_from([0.3, 0.7, 0.9, 1.0])
