@@ -64,8 +64,7 @@ def reference_output(n: int, k: int, dtype: torch.dtype = torch.float64) -> Refe
 def reference_logits(n: int, k: int) -> Tensor:
     """Its logits [n, k] in float64."""
     states, head = reference_output(n, k).hidden_states, reference_output(n, k).head
-    logits: Tensor = head(states)
-    return logits
+    return head(states)
 
 
 def anchored(formula: Formula, weight: float) -> Formula:

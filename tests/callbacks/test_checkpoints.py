@@ -37,8 +37,7 @@ def fit(
 
 
 def load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    return content
+    return torch.load(path, weights_only=True)
 
 
 def names(tmp_path: Path) -> list[str]:
@@ -46,8 +45,7 @@ def names(tmp_path: Path) -> list[str]:
 
 
 def step_of(tmp_path: Path, name: str) -> int:
-    step: int = load(tmp_path / "checkpoints" / f"{name}.ckpt")["global_step"]
-    return step
+    return load(tmp_path / "checkpoints" / f"{name}.ckpt")["global_step"]
 
 
 def test_best_and_last(tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def test_a_run_tells_how_far_it_is(tmp_path: Path, clock: Clock) -> None:
     assert {seen["steps"] for seen in state.seen} == {8}
     last = read_state(tmp_path)
     assert last == state.seen[-1]
-    assert last is not None
     assert last["seconds"] == 16 * 0.25
     rows = [float(value) for row in ROWS[6:8] for value in row["objective"]]
     assert last["objective"] == pytest.approx(sum(rows) / len(rows)), "of the last step"
@@ -92,14 +91,12 @@ def test_each_end_is_told_and_the_time_goes_on(tmp_path: Path, clock: Clock, end
     with pytest.raises(ValueError if state == "failed" else SystemExit):
         fit(tmp_path, Trains(clock, ends), RunState())
     told = read_state(tmp_path)
-    assert told is not None
     assert (told["state"], told["step"], told["seconds"]) == (state, 6, 13 * 0.25)
 
     clock.now += 10_000  # between the starts
     checkpoint = str(tmp_path / "checkpoints" / "step-000006.ckpt")
     fit(tmp_path, Trains(clock), RunState(), checkpoint)
     told = read_state(tmp_path)
-    assert told is not None
     assert (told["state"], told["step"], told["seconds"]) == ("finished", 8, 16 * 0.25), "the lost half step was lost"
 
 
@@ -109,7 +106,6 @@ def test_a_training_that_was_over_is_finished(tmp_path: Path, clock: Clock) -> N
     (tmp_path / STATE).unlink()
     fit(tmp_path, Trains(clock), RunState(), str(tmp_path / "checkpoints" / "last.ckpt"))
     told = read_state(tmp_path)
-    assert told is not None
     assert (told["state"], told["step"], told["seconds"]) == ("finished", 8, 16 * 0.25)
 
 
@@ -163,7 +159,6 @@ def test_an_error_of_the_device_is_the_one_that_is_told(tmp_path: Path, clock: C
     with pytest.raises(ValueError, match="the first error"):
         fit(tmp_path, Fails(clock), RunState())
     told = read_state(tmp_path)
-    assert told is not None
     assert (told["state"], told["step"], told["val_cross_entropy"]) == ("failed", 6, 2.5)
     assert told["objective"] is not None
 
@@ -195,7 +190,6 @@ def test_a_state_that_cannot_be_written_ends_no_training(
     full[0] = True
     fit(tmp_path / "emptied", Emptied(clock), RunState())
     told = read_state(tmp_path / "emptied")
-    assert told is not None
     assert (told["state"], told["step"]) == ("finished", 8)
 
 

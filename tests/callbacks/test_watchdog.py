@@ -155,8 +155,7 @@ def deaths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """How two gloo ranks ended, of which the second one died at a place: statuses, seconds and what was printed."""
     directory = tmp_path_factory.mktemp("deaths")
     launch("tests.callbacks.dying_ranks", directory, TIMEOUT)
-    result: dict[str, Any] = json.loads((directory / "ended.json").read_text())
-    return result
+    return json.loads((directory / "ended.json").read_text())
 
 
 @pytest.mark.slow

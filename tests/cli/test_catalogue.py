@@ -257,8 +257,6 @@ def test_a_reader_that_has_seen_enough(options: list[str]) -> None:
     """As in `losses | head -1`."""
     command = [sys.executable, "-m", "ts2_lightning.cli", "losses", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0

@@ -30,8 +30,7 @@ class MyLoss(StandInLoss):
 
 
 def printed(ts2: Run, *options: str) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load(ts2("fit", *options, "--print_config").done().out)
-    return config
+    return yaml.safe_load(ts2("fit", *options, "--print_config").done().out)
 
 
 @pytest.fixture

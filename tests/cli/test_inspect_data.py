@@ -468,8 +468,6 @@ def test_a_reader_that_has_seen_enough(here: Path) -> None:
     command = [sys.executable, "-m", "ts2_lightning.cli", "data", "--data.train", "rows.jsonl"]
     surroundings = {**environment(), "PYTHONPATH": str(ROOT), "TS2_CACHE_DIR": str(here / "cache")}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         err = process.stderr.read().decode()
     assert errors(Answer(process.returncode, "", err)) == []

@@ -44,8 +44,7 @@ def file(here: Path) -> Iterator[Path]:
 
 
 def recorded(config: Path = OF_RUN) -> dict[str, Any]:
-    model: dict[str, Any] = yaml.safe_load(config.read_text())["model"]
-    return model
+    return yaml.safe_load(config.read_text())["model"]
 
 
 @pytest.mark.usefixtures("file")

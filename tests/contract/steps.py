@@ -197,8 +197,7 @@ def rehearsal(name: str) -> Strategy:
     fragment = yaml.safe_load((CONFIGS / "strategy" / "rehearsal" / f"{name}.yaml").read_text(encoding="utf-8"))
     parser = ArgumentParser()
     parser.add_subclass_arguments(Strategy, "strategy")
-    strategy: Strategy = parser.instantiate(parser.parse_object({"strategy": fragment["trainer"]["strategy"]})).strategy
-    return strategy
+    return parser.instantiate(parser.parse_object({"strategy": fragment["trainer"]["strategy"]})).strategy
 
 
 def run(

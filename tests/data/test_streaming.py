@@ -259,8 +259,7 @@ class Rows(Recorder):
 def fit(files: list[str], ckpt: Path | None = None, workers: int = 0, micro: int = 4, **options: Any) -> Rows:
     settings = options.pop("data", {})
     data = data_of(files, num_workers=workers, micro_batch_size=micro, **settings)
-    module: Rows = train(Rows(), data, ckpt, **{"max_steps": 20, "max_epochs": None, **options})
-    return module
+    return train(Rows(), data, ckpt, **{"max_steps": 20, "max_epochs": None, **options})
 
 
 @pytest.fixture(scope="module")

@@ -397,7 +397,6 @@ def test_a_run_asks_as_most_of_its_rows_were_trained(
     about = data.describe()
     assert about["chat_template_kwargs"] == recorded
     assert about["thinking"] == thinking
-    assert data.template is not None
     assert about["chat_template"] == data.template.jinja
     prompt = data.tokenizer.decode(data.template.render_prompt([question("q")]))  # type: ignore[union-attr]
     assert prompt == plainly(data.tokenizer, about["chat_template"], [question("q")])

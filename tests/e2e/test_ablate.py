@@ -122,8 +122,7 @@ def step() -> int:
 
 def values(run: Path) -> dict[str, Any]:
     (file,) = (run / "measures").glob("validation-*.json")
-    found: dict[str, Any] = json.loads(file.read_text())["values"]
-    return found
+    return json.loads(file.read_text())["values"]
 
 
 @pytest.mark.slow
@@ -139,7 +138,6 @@ def test_a_grid_that_is_disturbed_comes_to_the_same(tmp_path: Path, cache: Path,
         assert left
         assert not any(map(is_alive, left)), "no process is left"
         state = read_state(run_of("TS2") / "1")
-        assert state is not None
         assert (state["state"], 2 < state["step"] < STEPS) == ("stopped", True)
         assert not (run_of("TS2") / "failed.json").exists()
 

@@ -32,16 +32,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_torch(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
     """Torch's own tool, which reads everything at once."""
     dcp_to_torch_save(checkpoint, scratch / "whole.pt")
-    whole: dict[str, Tensor] = torch.load(scratch / "whole.pt", weights_only=False)["state_dict"]
-    return whole
+    return torch.load(scratch / "whole.pt", weights_only=False)["state_dict"]
 
 
 def by_deepspeed(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
     """DeepSpeed's own tool, which reads everything at once."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    whole: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
-    return whole
+    return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
 
 
 def fit(base: Path, *files: str) -> Path:

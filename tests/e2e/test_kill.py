@@ -51,8 +51,7 @@ def play(scenario: list[dict[str, Any]], timeout: float) -> list[list[int]]:
     script = [sys.executable, str(ROOT / "tests" / "e2e" / "warm_starts.py"), "scenario.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     subprocess.run(script, env=environment, timeout=timeout, check=True, start_new_session=True)
-    statuses: list[list[int]] = json.loads(Path("statuses.json").read_text())
-    return statuses
+    return json.loads(Path("statuses.json").read_text())
 
 
 def printed() -> str:
@@ -92,8 +91,7 @@ def assert_same_tensors(found: Any, wanted: Any, place: str = "") -> None:
 
 
 def last(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(f"runs/{name}/1/checkpoints/last.ckpt", weights_only=True)
-    return content
+    return torch.load(f"runs/{name}/1/checkpoints/last.ckpt", weights_only=True)
 
 
 @pytest.mark.slow

@@ -56,7 +56,6 @@ def test_a_terminal_that_closes(before: list[str], status: int, tmp_path: Path, 
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status, shown
         state = read_state(Path("runs/run/1")) or {}
         newest = newest_checkpoint(Path("runs/run/1"))
-        assert newest is not None
         assert newest.resolve().name == f"step-{state['step']:06d}.ckpt"
         if before:
             assert (state["state"], state["step"]) == ("finished", STEPS)

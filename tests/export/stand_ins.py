@@ -40,8 +40,7 @@ def save_checkpoint(model: nn.Module, file: Path, step: int = 3) -> Path:
 @torch.no_grad()
 def logits(model: PreTrainedModel) -> Tensor:
     """[1, 12, vocabulary]"""
-    result: Tensor = model.eval()(input_ids=IDS).logits
-    return result
+    return model.eval()(input_ids=IDS).logits
 
 
 def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

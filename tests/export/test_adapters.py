@@ -89,8 +89,7 @@ def test_separate_adapter_is_pefts(tmp_path: Path, quantization: Any, head: bool
     torch.testing.assert_close(logits(loaded), logits(here), rtol=1e-6, atol=1e-6)
 
 
-def test_separate_needs_an_adapter(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_separate_needs_an_adapter(tmp_path: Path, base: Path) -> None:
     with pytest.raises(UserError, match="separate needs a run with an adapter"):
         export_model(load(base), tmp_path / "export", settings(base, adapter="separate"))
     with pytest.raises(UserError, match="must be merged or separate, got 'both'"):
@@ -98,8 +97,7 @@ def test_separate_needs_an_adapter(tmp_path: Path) -> None:
     assert not (tmp_path / "export").exists()
 
 
-def test_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_adapter_of_another_rank_is_refused(tmp_path: Path, base: Path) -> None:
     lm, model = adapted(base)
     checkpoint = save_checkpoint(model, tmp_path / "last.ckpt")
     other = LanguageModelConfig(lm.path, adapter=AdapterConfig(r=2))
@@ -108,8 +106,7 @@ def test_adapter_of_another_rank_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["merged", "separate"])
-def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path, form: Any) -> None:
-    base = write_base(tmp_path / "base")
+def test_an_adapter_that_is_not_finite_is_not_exported(tmp_path: Path, base: Path, form: Any) -> None:
     _, model = adapted(base)
     next(p for name, p in model.named_parameters() if "lora_B" in name).data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"cannot export NaN or infinite weights: .*\.layers\.0\."):

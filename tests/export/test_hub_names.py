@@ -71,9 +71,8 @@ def test_conversions_are_worth_testing() -> None:
     assert all(after > before for kind, (before, after) in counts.items() if kind.startswith("one to many"))
 
 
-def test_fused_weights_in_a_checkpoint(tmp_path: Path) -> None:
+def test_fused_weights_in_a_checkpoint(tmp_path: Path, base: Path) -> None:
     """From a file whose names transformers has changed on loading, to the base model's own names again."""
-    base = write_base(tmp_path / "base")
     model = random_model(CONFIGS["one to many"])
     model.save_pretrained(base)
     trained = load(base)
@@ -84,9 +83,8 @@ def test_fused_weights_in_a_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(logits(load(out)), logits(trained))
 
 
-def test_a_base_in_another_layout_keeps_it(tmp_path: Path) -> None:
+def test_a_base_in_another_layout_keeps_it(tmp_path: Path, base: Path) -> None:
     """Files that hold fused experts, as transformers 5 has them, stay so: nothing else knows their names."""
-    base = write_base(tmp_path / "base")
     random_model(CONFIGS["one to many"]).save_pretrained(base, save_original_format=False)
     trained = load(base)
     shake(trained)
@@ -121,8 +119,7 @@ def test_shards_are_those_of_their_index(tmp_path: Path) -> None:
     assert all(torch.equal(stored(tmp_path)[name], tensor) for name, tensor in tensors.items())
 
 
-def test_sharded_export_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = write_base(tmp_path / "base")
+def test_sharded_export_loads(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(base)
     shake(model)
     monkeypatch.setattr("ts2_lightning.export.export.SHARD_BYTES", 5000)
@@ -136,9 +133,8 @@ def test_sharded_export_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("from_file", [False, True])
-def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, from_file: bool) -> None:
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, base: Path, from_file: bool) -> None:
     """An earlier export stays as it was."""
-    base = write_base(tmp_path / "base")
     model = load(base)
     out = export_model(model, tmp_path / "export", settings(base))
     before = stored(out)
@@ -152,8 +148,7 @@ def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, from_file:
     assert all(torch.equal(tensor, before[name]) for name, tensor in stored(out).items())
 
 
-def test_weights_that_are_too_large_for_a_dtype_are_not_exported_in_it(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_weights_that_are_too_large_for_a_dtype_are_not_exported_in_it(tmp_path: Path, base: Path) -> None:
     model = load(base)
     model.model.norm.weight.data[1] = 1e5
     with pytest.raises(UserError, match=r"float16, .* do not fit: model\.norm\.weight \(1 of its .*; choose another"):

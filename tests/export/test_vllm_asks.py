@@ -25,8 +25,7 @@ from ts2_lightning.modules.language_model import load_language_model
 
 
 def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    return json.loads(path.read_text())
 
 
 def names_by_file(directory: Path) -> dict[str, set[str]]:

@@ -62,10 +62,8 @@ def test_concurrent_claims_never_share(tmp_path: Path) -> None:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
     ]
     for process in processes:
-        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:  # all have imported and wait for this line, so that they claim at the same time
-        assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     claimed = [line for process in processes for line in process.communicate()[0].split()]

@@ -26,7 +26,6 @@ HOLD += "WriterLock.take(Path(sys.argv[1])); print('taken', flush=True); time.sl
 def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that writes the run."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     assert process.stdout.readline() == "taken\n"
     yield process
     process.kill()

@@ -14,8 +14,7 @@ def called(head: nn.Module, tokens: int = 5) -> Tensor:
     """The loss of some tokens, in chunks of two."""
     torch.manual_seed(0)
     hidden, labels = torch.randn(tokens, 8), torch.arange(tokens)
-    total: Tensor = LossHead(head, CrossEntropyLoss(), ChunkedEngine(chunk_size=2))(hidden, labels).total
-    return total
+    return LossHead(head, CrossEntropyLoss(), ChunkedEngine(chunk_size=2))(hidden, labels).total
 
 
 def test_hooks() -> None:

@@ -71,7 +71,6 @@ def starts() -> list[str]:
 
 def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> None:
     lock = ProcessLock.take(tmp_path / "run")
-    assert lock is not None
     assert ProcessLock.take(tmp_path / "run") is None
     assert is_taken(tmp_path / "run")
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=[lock.descriptor])
@@ -79,7 +78,6 @@ def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> Non
     assert ProcessLock.take(tmp_path / "run") is None, "the child still has it"
     child.communicate()
     again = ProcessLock.take(tmp_path / "run")
-    assert again is not None
     again.release()
     (tmp_path / "run" / FILE).chmod(0o444)
     assert not is_taken(tmp_path / "run")
@@ -90,7 +88,6 @@ def test_a_lock_is_had_once_and_as_long_as_a_child_has_it(tmp_path: Path) -> Non
 def test_whose_lock_it_is(tmp_path: Path) -> None:
     gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     lock = ProcessLock.take(tmp_path)
-    assert lock is not None
     assert not is_orphaned(tmp_path), "this process is there"
     host = (tmp_path / FILE).read_text().split()[0]
     for text, orphaned in ((f"{host} {gone.stdout}", True), (f"other {gone.stdout}", False), ("", False)):
@@ -382,7 +379,6 @@ def test_what_another_does_is_waited_for(here: Path) -> None:
     """An earlier `ablate` was killed; its fit goes on, has the lock, and is waited for; nothing trains twice."""
     one, two = task("one", "--gate", "gate"), task("two")
     lock = ProcessLock.take(one.directory)
-    assert lock is not None
     orphan = subprocess.Popen([*STAND_IN, "fit", *one.options], pass_fds=[lock.descriptor])
     lock.release()
     with meanwhile(Path("runs/g/two/1/measured.txt").exists, Path("gate").touch):
@@ -398,7 +394,6 @@ def test_what_another_does_is_waited_for(here: Path) -> None:
 def test_what_another_fails_at_is_told_and_not_tried_again(here: Path) -> None:
     one, two = task("one"), task("two", "--gate", "gate")
     lock = ProcessLock.take(one.directory)
-    assert lock is not None
 
     def fail() -> None:
         write_failure(one, Failure("fit", 1, "it broke there", "fit.log", "one"))
@@ -416,7 +411,6 @@ def test_orphans_take_places(here: Path) -> None:
     """Of two runs at a time one is still that of an `ablate` that is gone: only one more begins."""
     one, two, three = task("one"), task("two", "--gate", "gate"), task("three")
     lock = ProcessLock.take(one.directory)
-    assert lock is not None
     gone = subprocess.Popen(["true"])
     gone.wait()
     host = (one.directory / FILE).read_text().split()[0]

@@ -103,7 +103,6 @@ def test_a_grid_on_the_toy_world(here: Path) -> None:
     assert last.measure == {"toyworld": False, "cost": {}}
     assert shlex.split(last.training.command)[-len(last.training.options) - 1 :] == ["fit", *last.training.options]
     assert len({training.digest for training in found.trainings}) == 6
-    assert found.base_model is not None
     assert (found.base_model.path, found.base_model.measure) == ("toyworld", {"toyworld": {}})
     record = json.loads(json.dumps(found.record()))
     assert record["axes"] == {"alpha": ["0.25", "1"], "objective": ["CE, plain", "TS2"]}
@@ -328,7 +327,6 @@ def test_a_large_file_is_known_by_blocks_all_over_it(here: Path) -> None:
 def test_the_measures_of_a_base_model_are_those_of_its_content(here: Path) -> None:
     def directory(path: str) -> str:
         model = grid(base_model={}, set={"model.lm.path": path}).base_model
-        assert model is not None
         return model.directory
 
     first = directory("model")

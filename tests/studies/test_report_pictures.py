@@ -62,7 +62,6 @@ def test_a_plane_has_means_and_deviations(tmp_path: Path) -> None:
         row("TS2", [(4.0, 0.9), (4.5, 0.8), (5, 0.7)]),
     ]
     figure = plane(results_of(rows), X, Y)
-    assert figure is not None
     (axes,) = figure.axes
     drawn = [(float(bar[0].get_xdata()[0]), float(bar[0].get_ydata()[0])) for bar in bars(axes)]  # type: ignore[index]
     assert drawn == [(7.0, 0.8), pytest.approx((3.1, 0.91)), pytest.approx((4.5, 0.8))]
@@ -89,7 +88,6 @@ def test_a_plane_has_means_and_deviations(tmp_path: Path) -> None:
 )
 def test_the_legend_names_every_row(rows: list[Row], tmp_path: Path) -> None:
     figure = plane(results_of(rows), X, Y)
-    assert figure is not None
     (legend,) = figure.legends
     assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == [r.label for r in rows]
     figure.draw_without_rendering()
@@ -103,7 +101,6 @@ def test_rows_that_differ_in_a_number_are_joined_in_its_order() -> None:
     rows = [row("CE", [(0, 0)])]
     rows += [row(f"TS2 {a}", [(x, x)], {"loss": "TS2", "alpha": a}) for a, x in (("5", 1), ("0.25", 9), ("1", 4))]
     figure = plane(results_of(rows, alpha=("0.25", "1", "5")), X, Y)
-    assert figure is not None
     joined = [line for line in figure.axes[0].lines if line.get_color() == "0.75"]
     assert [list(line.get_xdata()) for line in joined] == [[9, 4, 1]]  # type: ignore[arg-type]
 
@@ -112,14 +109,12 @@ def test_noise_below_what_is_printed_is_not_magnified(tmp_path: Path) -> None:
     """Validity is printed with three decimals, and these are all 1.000."""
     rows = [row("CE", [(1.0, 0.99999)]), row("TS2", [(3.0, 0.99998)])]
     figure = plane(results_of(rows), X, Y)
-    assert figure is not None
     low, high = figure.axes[0].get_ylim()
     assert high - low == pytest.approx(0.01)
     assert low < 0.99998 < high
     ticks = [text for text in texts(figure, tmp_path) if text.startswith(("0.99", "1.00"))]
     assert len(ticks) > 2, "whole numbers, not what is left above an offset"
     wide = plane(results_of(spread_rows(5)), X, Y)
-    assert wide is not None
     assert np.ptp(wide.axes[0].get_ylim()) > 0.5
 
 
@@ -153,7 +148,6 @@ def test_a_line_for_each_choice_of_the_other_axes(tmp_path: Path) -> None:
     rows = [row("base", [(0, 9)], base=True), row("CE", [(0, 1), (0, 3)], {"loss": "CE"})]
     rows += dial("TS2", {"5": 0.5, "0.25": 0.1}) + dial("GEM", {"1": 0.3, "5": 0.7})
     figure = against(results_of(rows, alpha=("0.25", "1", "5")), "alpha", (Y, X))
-    assert figure is not None
     first = figure.axes[0]
     lines = [(list(bar[0].get_xdata()), list(bar[0].get_ydata())) for bar in bars(first)]  # type: ignore[arg-type, union-attr]
     assert lines == [([0.25, 5.0], pytest.approx([0.2, 0.6])), ([1.0, 5.0], pytest.approx([0.4, 0.8]))]
@@ -170,7 +164,6 @@ def test_a_line_for_each_choice_of_the_other_axes(tmp_path: Path) -> None:
 def test_the_scale_follows_the_range(choices: tuple[str, str], scale: str) -> None:
     rows = dial("TS2", dict(zip(choices, (0.1, 0.2), strict=True)))
     figure = against(results_of(rows, alpha=choices), "alpha", (Y,))
-    assert figure is not None
     assert figure.axes[0].get_xscale() == scale
 
 
@@ -191,7 +184,6 @@ def test_a_row_without_the_number_is_not_taken_for_the_line_of_its_name(
     """As TS2 without a hard threshold beside TS2 with several."""
     rows = [row("TS2", [(0, 0.5)], {"loss": "TS2"} | without), *dial("TS2", {"3": 0.1, "5": 0.2}, "k")]
     figure = against(results_of(rows, loss=("TS2",), k=("null", "3", "5")), "k", (Y,))
-    assert figure is not None
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["3", "5"]
     assert 0.5 in {float(line.get_ydata()[0]) for line in figure.axes[0].lines}  # type: ignore[arg-type, index]
     assert {"TS2", "TS2, without k"} <= set(texts(figure, tmp_path))
@@ -214,7 +206,6 @@ def learner(label: str, *of_seeds: dict[int, float], directory: str = "", name: 
 def test_curves_are_means_in_a_band(tmp_path: Path) -> None:
     rows = [learner("CE", {1: 1.0, 2: 0.5, 9: 0.1}, {1: 2.0, 2: 0.7}), learner("TS2", {1: 3.0, 2: 2.0, 3: math.nan})]
     figure = curves(results_of(rows), ["val/entropy", "val/never_logged"])
-    assert figure is not None
     (axes,) = figure.axes
     drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]  # type: ignore[arg-type]
     assert drawn == [([1, 2], pytest.approx([1.5, 0.6])), ([1, 2], [3.0, 2.0])], "the steps that all seeds have"
@@ -227,7 +218,6 @@ def test_curves_are_means_in_a_band(tmp_path: Path) -> None:
 def test_long_curves_are_thinned_and_say_so(tmp_path: Path) -> None:
     steps = 4 * POINTS - 1
     figure = curves(results_of([learner("CE", {s: float(s) for s in range(1, steps + 1)})]), ["val/entropy"])
-    assert figure is not None
     x, y = (np.asarray(values) for values in figure.axes[0].lines[0].get_data())
     assert len(x) == POINTS
     assert x[0] == 2.5
@@ -238,7 +228,6 @@ def test_long_curves_are_thinned_and_say_so(tmp_path: Path) -> None:
 def test_rows_that_share_a_training_have_one_curve(tmp_path: Path) -> None:
     rows = [learner("sparsemax", {1: 1.0}, directory="same"), learner("unified sparsemax", {1: 1.0}, directory="same")]
     figure = curves(results_of(rows), ["val/entropy"])
-    assert figure is not None
     assert len(figure.axes[0].lines) == 1
     assert "sparsemax = unified sparsemax" in " ".join(texts(figure, tmp_path))
 
@@ -247,7 +236,6 @@ def test_rows_that_share_a_training_have_one_curve(tmp_path: Path) -> None:
 def test_the_legend_of_the_curves_is_whole(count: int) -> None:
     rows = [learner(f"row {i} with a name of some length", {1: 1.0, 2: 0.5 * i}) for i in range(count)]
     figure = curves(results_of(rows), ["val/entropy"])
-    assert figure is not None
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()

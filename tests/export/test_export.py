@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.callbacks.publisher import Publisher, loader, make_rows
@@ -25,6 +24,7 @@ from tests.callbacks.tiny_llama import (
     teach_to_stop,
     write_base,
 )
+from tests.export.stand_ins import load, shake, stored
 from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, ExportHuggingFace
 from ts2_lightning.export import ExportSettings, export_model
@@ -32,20 +32,6 @@ from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.types import UserError
 
 MESSAGES = [{"role": "user", "content": "name a fruit"}]
-
-
-def load(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
-
-
-def train_a_little(model: PreTrainedModel) -> None:
-    """Anything that makes the weights differ from the base's."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    ids = torch.arange(12)[None]
-    for _ in range(3):
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def export(model: PreTrainedModel, out: Path, base: Path, **settings: Any) -> Path:
@@ -56,33 +42,26 @@ def export(model: PreTrainedModel, out: Path, base: Path, **settings: Any) -> Pa
 
 
 def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
-
-
-def saved(path: Path) -> dict[str, torch.Tensor]:
-    with safe_open(path / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_same_logits(tmp_path: Path, tied: bool) -> None:
     base = write_base(tmp_path / "base", tied=tied)
     model = load(base)
-    train_a_little(model)
+    shake(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     out = export(model, tmp_path / "export", base)
     ids = torch.arange(12)[None]
     assert torch.equal(load(out)(input_ids=ids).logits, model(input_ids=ids).logits)
     assert not torch.allclose(load(base)(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert ("lm_head.weight" in saved(out)) is not tied
+    assert ("lm_head.weight" in stored(out)) is not tied
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.config.dtype == torch.float32
     assert model.generation_config.eos_token_id == EOS
 
 
-def test_template_is_found_and_generation_stops(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_template_is_found_and_generation_stops(tmp_path: Path, base: Path) -> None:
     model = load(base)
     pear = WORDS.index("pear")
     teach_to_stop(model, after=pear)
@@ -100,8 +79,7 @@ def test_template_is_found_and_generation_stops(tmp_path: Path) -> None:
     assert len(answer) == 10
 
 
-def test_tokenizer_files_are_the_sources_own(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_tokenizer_files_are_the_sources_own(tmp_path: Path, base: Path) -> None:
     config = read(base / "tokenizer_config.json")
     assert config.pop("chat_template") == STALE_TEMPLATE
     (base / "tokenizer_config.json").write_text(json.dumps(config, indent=5, sort_keys=True))
@@ -117,8 +95,7 @@ def test_tokenizer_files_are_the_sources_own(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_stale_template_is_left(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_no_stale_template_is_left(tmp_path: Path, base: Path) -> None:
     (base / "chat_template.jinja").write_text(STALE_TEMPLATE)
     out = export(load(base), tmp_path / "export", base)
     assert (out / "chat_template.jinja").read_text() == TRAINED_TEMPLATE
@@ -127,16 +104,14 @@ def test_no_stale_template_is_left(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(kept).chat_template == STALE_TEMPLATE
 
 
-def test_tokenizer_class_that_others_refuse(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_tokenizer_class_that_others_refuse(tmp_path: Path, base: Path) -> None:
     edit(base / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
     out = export(load(base), tmp_path / "export", base)
     assert read(out / "tokenizer_config.json")["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<|end|>") == END
 
 
-def test_tokenizer_of_another_directory(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_tokenizer_of_another_directory(tmp_path: Path, base: Path) -> None:
     other = tmp_path / "instruct"
     other.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -148,8 +123,7 @@ def test_tokenizer_of_another_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "export2").exists()
 
 
-def test_config_is_the_bases(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_config_is_the_bases(tmp_path: Path, base: Path) -> None:
     edit(base / "config.json", a_note_of_the_base=1, transformers_version="4.40.0")
     model = load(base)
     model.config.use_cache = False  # as gradient checkpointing leaves it
@@ -162,8 +136,7 @@ def test_config_is_the_bases(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_config_of_a_changed_architecture(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_config_of_a_changed_architecture(tmp_path: Path, base: Path) -> None:
     model = load(base)
     model.resize_token_embeddings(20)
     out = export(model, tmp_path / "export", base)
@@ -179,10 +152,10 @@ def test_config_of_a_changed_architecture(tmp_path: Path) -> None:
 def test_dtype(tmp_path: Path, on_disk: str, asked: str | None, expected: str) -> None:
     base = write_base(tmp_path / "base", dtype=on_disk, tied=True)
     model = load(base)  # float32 masters
-    train_a_little(model)
+    shake(model)
     out = export(model, tmp_path / "export", base, dtype=asked)
     kind = getattr(torch, expected)
-    tensors = saved(out)
+    tensors = stored(out)
     assert {tensor.dtype for tensor in tensors.values()} == {kind}
     assert torch.equal(tensors["model.norm.weight"], model.model.norm.weight.to(kind))
     assert "lm_head.weight" not in tensors
@@ -196,19 +169,17 @@ def test_old_name_of_the_dtype(tmp_path: Path) -> None:
     config["torch_dtype"] = config.pop("dtype")
     (base / "config.json").write_text(json.dumps(config))
     out = export(load(base), tmp_path / "export", base)
-    assert saved(out)["model.norm.weight"].dtype == torch.bfloat16
+    assert stored(out)["model.norm.weight"].dtype == torch.bfloat16
     assert "torch_dtype" not in read(out / "config.json")
 
 
-def test_generation_settings_without_a_base_file(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_generation_settings_without_a_base_file(tmp_path: Path, base: Path) -> None:
     (base / "generation_config.json").unlink()
     out = export(load(base), tmp_path / "export", base, end_of_turn_ids=[EOS])
     assert read(out / "generation_config.json")["eos_token_id"] == EOS
 
 
-def test_failed_export_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = write_base(tmp_path / "base")
+def test_failed_export_keeps_the_earlier_one(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = export(load(base), tmp_path / "export", base)
     first = {name: (out / name).read_bytes() for name in os.listdir(out)}
 
@@ -217,7 +188,7 @@ def test_failed_export_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("ts2_lightning.export.export.copy_tokenizer", full)
     model = load(base)
-    train_a_little(model)
+    shake(model)
     with pytest.raises(UserError, match="no space left on the disk; the earlier export there is kept"):
         export(model, out, base)
     assert {name: (out / name).read_bytes() for name in os.listdir(out)} == first
@@ -229,9 +200,8 @@ def test_failed_export_keeps_the_earlier_one(tmp_path: Path, monkeypatch: pytest
 
 
 def test_interrupt_between_the_renames_brings_the_earlier_one_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = write_base(tmp_path / "base")
     out = export(load(base), tmp_path / "export", base)
     rename = Path.rename
 
@@ -247,8 +217,7 @@ def test_interrupt_between_the_renames_brings_the_earlier_one_back(
     load(out)
 
 
-def test_refuses_to_replace_what_is_no_export(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_refuses_to_replace_what_is_no_export(tmp_path: Path, base: Path) -> None:
     model = load(base)
     with pytest.raises(UserError, match="is the model's own source"):
         export(model, base, base)
@@ -268,21 +237,20 @@ def test_pretrained_model(tmp_path: Path, shared_data: Path) -> None:
     """A real tokenizer and tied weights; its base settings end at two tokens already."""
     base = shared_data / "models" / "stories260K"
     model = load(base)
-    train_a_little(model)
+    shake(model)
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
     out = export(model, tmp_path / "export", base, chat_template=template, end_of_turn_ids=[2])
     tokenizer = AutoTokenizer.from_pretrained(out)
     ids = tokenizer("Once upon a time, there was a little girl", return_tensors="pt")["input_ids"]
     assert torch.equal(load(out)(input_ids=ids).logits, model(input_ids=ids).logits)
-    assert "lm_head.weight" not in saved(out)
+    assert "lm_head.weight" not in stored(out)
     assert read(out / "generation_config.json")["eos_token_id"] == [1, 2]
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "<s>Hi</s>"
     assert (out / "tok512.model").read_bytes() == (base / "tok512.model").read_bytes()
 
 
-def test_tokenizer_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizer_from_the_hubs_cache(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network, the files that an earlier download left are found."""
-    base = write_base(tmp_path / "base")
     snapshot = tmp_path / "hub" / "models--lab--tiny" / "snapshots" / ("0" * 40)
     shutil.copytree(base, snapshot)
     (snapshot.parents[1] / "refs").mkdir()
@@ -329,15 +297,12 @@ class Data(LightningDataModule):
 
 def fit(tmp_path: Path, base: Path, callback: ExportHuggingFace, *losses: float, **settings: Any) -> None:
     ckpt_path = settings.pop("ckpt_path", None)
-    trainer = make_trainer(
-        tmp_path, callbacks=[callback, Checkpoints()], enable_checkpointing=True, max_epochs=len(losses), **settings
-    )
+    trainer = make_trainer(tmp_path, callbacks=[callback, Checkpoints()], max_epochs=len(losses), **settings)
     trainer.fit(Tuner(base, losses), datamodule=Data(base), ckpt_path=ckpt_path)
 
 
-def test_tokenizer_without_files(tmp_path: Path) -> None:
+def test_tokenizer_without_files(tmp_path: Path, base: Path) -> None:
     """A tokenizer that was built and not loaded; transformers 5 would save it under a class of its own."""
-    base = write_base(tmp_path / "base")
     data = Data(base)
     data.tokenizer.name_or_path = ""
     (base / "tokenizer.json").unlink()
@@ -350,50 +315,45 @@ def test_tokenizer_without_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("which", "norm"), [("last", 6.0), ("best", 4.0)])
-def test_callback(tmp_path: Path, which: Any, norm: float) -> None:
+def test_callback(tmp_path: Path, base: Path, which: Any, norm: float) -> None:
     """The norm's weights begin at 1 and gain 2 per epoch; the second of three epochs is the best."""
-    base = write_base(tmp_path / "base")
     fit(tmp_path / "run", base, ExportHuggingFace(which=which), 3.0, 1.0, 2.0)
     out = tmp_path / "run" / "export"
-    assert saved(out)["model.norm.weight"].tolist() == [1 + norm] * 16
+    assert stored(out)["model.norm.weight"].tolist() == [1 + norm] * 16
     assert read(out / "generation_config.json")["eos_token_id"] == [EOS, END]
     assert AutoTokenizer.from_pretrained(out).chat_template == TRAINED_TEMPLATE
 
 
-def test_best_without_validation_is_last(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_best_without_validation_is_last(tmp_path: Path, base: Path) -> None:
     fit(tmp_path / "run", base, ExportHuggingFace(which="best"), 1.0, limit_val_batches=0)
-    assert saved(tmp_path / "run/export")["model.norm.weight"][0] == 3
+    assert stored(tmp_path / "run/export")["model.norm.weight"][0] == 3
 
 
-def test_finished_run_exports_when_resumed(tmp_path: Path) -> None:
+def test_finished_run_exports_when_resumed(tmp_path: Path, base: Path) -> None:
     """A job that was killed within its export makes it when it is started again."""
-    base = write_base(tmp_path / "base")
     out = tmp_path / "export"
     fit(tmp_path / "run", base, ExportHuggingFace(str(out)), 1.0)
     shutil.rmtree(out)
     last = str(tmp_path / "run/checkpoints/last.ckpt")
     fit(tmp_path / "run", base, ExportHuggingFace(str(out)), 1.0, ckpt_path=last)
-    assert saved(out)["model.norm.weight"][0] == 3
+    assert stored(out)["model.norm.weight"][0] == 3
 
 
-def test_sharded_weights_come_from_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharded_weights_come_from_the_checkpoint(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What rank 0 does where it has but a part of the weights; `tests/e2e` does it with two ranks."""
-    base = write_base(tmp_path / "base")
     monkeypatch.setattr("ts2_lightning.callbacks.export_huggingface.is_sharded", lambda parameter: True)
     fit(tmp_path / "run", base, ExportHuggingFace(), 1.0, 2.0)
-    assert saved(tmp_path / "run/export")["model.norm.weight"][0] == 5
+    assert stored(tmp_path / "run/export")["model.norm.weight"][0] == 5
     last = str(tmp_path / "run/checkpoints/last.ckpt")
     fit(tmp_path / "other", base, ExportHuggingFace(), 1.0, 2.0, ckpt_path=last)  # it was over: nothing is written
-    assert saved(tmp_path / "other/export")["model.norm.weight"][0] == 5
+    assert stored(tmp_path / "other/export")["model.norm.weight"][0] == 5
     trainer = make_trainer(tmp_path / "bare", callbacks=[ExportHuggingFace()], max_epochs=1)
     with pytest.raises(UserError, match="no checkpoint of the last step"):
         trainer.fit(Tuner(base, (1.0,)), datamodule=Data(base))
     assert not (tmp_path / "bare" / "export").exists()
 
 
-def test_interrupted_fit_exports_nothing(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
+def test_interrupted_fit_exports_nothing(tmp_path: Path, base: Path) -> None:
     module = Tuner(base, (1.0,))
     module.on_validation_start = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]
     trainer = make_trainer(tmp_path, callbacks=[ExportHuggingFace()])
