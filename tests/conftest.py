@@ -22,3 +22,13 @@ def shared_data() -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's cache, for the toy world's rows."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows and tiny models for whole steps, see `tests.contract.steps.write_world`."""
+    from tests.contract.steps import write_world  # after the number of threads is set
+
+    directory = tmp_path_factory.mktemp("world")
+    write_world(directory)
+    return directory

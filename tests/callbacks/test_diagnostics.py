@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.callbacks import diagnostics_runs
 from tests.callbacks.diagnostics_runs import PROMPTS, TSPD, VALIDATION
-from tests.contract import steps
 from tests.metrics.plain import of_all
 from tests.support.errors import refused
 from tests.support.ranks import launch
@@ -56,13 +55,6 @@ def read(module: Any, batch: Any) -> dict[str, Tensor]:
     logits = module.language_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     kept = {name: batch[name].clone() for name in ("labels", "positions", "row_spans", "row_index")}
     return {"logits": logits.flatten(0, 1)[batch["supervised"]], **kept}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("world")
-    steps.write_world(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -57,13 +57,6 @@ micro-batch, and statistics count tokens on the edge of a support. The plain loo
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("world")
-    steps.write_world(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
     """What both ranks of a strategy found, under the name of each case; one launch per strategy."""
 

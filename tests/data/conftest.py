@@ -1,5 +1,7 @@
 """Fixtures of the data room."""
 
+from pathlib import Path
+
 import pytest
 from data_helpers import byte_level_tokenizer, sentencepiece_tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -29,3 +31,12 @@ def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> str:
     directory = tmp_path_factory.mktemp("tokenizer")
     byte_level_tokenizer().save_pretrained(directory)
     return str(directory)
+
+
+@pytest.fixture
+def library_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `datasets` would keep what it converts; the hub is out of reach."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "library")
+    for library in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
+    return tmp_path / "library"

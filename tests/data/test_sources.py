@@ -185,18 +185,6 @@ def test_settings_that_a_source_cannot_have(source: Source, reason: str) -> None
 CHATS = [{"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "a"}]} for n in range(5)]
 
 
-@pytest.fixture
-def library_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` keeps what it converts; the hub is out of reach."""
-    for name, value in {
-        "datasets.config.HF_DATASETS_CACHE": tmp_path / "library",
-        "datasets.config.HF_HUB_OFFLINE": True,
-        "huggingface_hub.constants.HF_HUB_OFFLINE": True,
-    }.items():
-        monkeypatch.setattr(name, value)
-    return tmp_path / "library"
-
-
 def rows_of(source: Source) -> list[dict[str, Any]]:
     return [dict(row.fields) for path in resolve_sources(source) for row in read_rows(path)]
 

@@ -408,12 +408,6 @@ def test_bad_rows_are_counted_and_listed(
     assert sum(len(steps[step]) for step in range(10)) == 57
 
 
-def test_too_many_bad_rows_at_the_end(tmp_path: Path) -> None:
-    path = broken_file(tmp_path / "x.jsonl", 60, [3, 20, 57])
-    with pytest.raises(UserError, match=r"; 3 of 60 rows are bad .* be at least 0.05$"):
-        fit([path], data={"max_rejects": 0.04}, default_root_dir=tmp_path)
-
-
 def test_a_share_is_judged_on_the_way_once_there_are_enough() -> None:
     def reads_until_error(bad_every: int, max_share: float) -> int:
         rejects = Rejects(max_share)
@@ -468,31 +462,26 @@ def test_ranks_that_read_other_rows_stop(files: list[str]) -> None:
         ledger.divisor(reports[0][6])
 
 
-def test_no_rows_at_all(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").touch()
-    with pytest.raises(UserError, match=r"data\.train: no rows in .*x\.jsonl"):
-        fit([str(tmp_path / "x.jsonl")])
-
-
-def test_tokens_outside_the_vocabulary(tmp_path: Path, tokenizer_directory: str) -> None:
-    path = write_jsonl(tmp_path / "x.jsonl", [{"input_ids": [1, 123456]}] * 3)
-    with pytest.raises(UserError, match="token id 123456 is outside the tokenizer's vocabulary"):
-        fit([path], data={"tokenizer": tokenizer_directory})
+@pytest.mark.parametrize(
+    ("bad", "tokens", "options", "told"),
+    [
+        ([3, 20, 57], None, {"data": {"max_rejects": 0.04}}, "; 3 of 60 rows are bad .* be at least 0.05$"),
+        ([], [], {}, r"data\.train: no rows in .*x\.jsonl"),
+        ([], [1, 123456], {}, "token id 123456 is outside the tokenizer's vocabulary"),
+        ([], [1, 2], {"limit_train_batches": 0.5}, r"trainer\.limit_train_batches is 0\..*whose length is not known"),
+        ([], [1, 2], {"val_check_interval": 0.25}, r"trainer\.val_check_interval is 0\..*whose length is not known"),
+    ],
+)
+def test_what_stops_a_run_is_told_in_one_line(
+    bad: list[int], tokens: list[int] | None, options: dict, told: str, tmp_path: Path, tokenizer_directory: str
+) -> None:
+    path = tmp_path / "x.jsonl"
+    broken_file(path, 60, bad) if tokens is None else write_jsonl(path, [{"input_ids": tokens}] * 3 if tokens else [])
+    with refused(told):
+        fit([str(path)], default_root_dir=tmp_path, **{"data": {"tokenizer": tokenizer_directory}, **options})
 
 
 # Sources and splits -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def library_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `datasets` would keep what it converts; the hub is out of reach."""
-    for name, value in {
-        "datasets.config.HF_DATASETS_CACHE": tmp_path / "library",
-        "datasets.config.HF_HUB_OFFLINE": True,
-        "huggingface_hub.constants.HF_HUB_OFFLINE": True,
-    }.items():
-        monkeypatch.setattr(name, value)
-    return tmp_path / "library"
 
 
 def data_folder(directory: Path) -> str:
@@ -632,12 +621,6 @@ def test_the_parts_of_a_selection_file_by_file(files: list[str]) -> None:
 def test_what_does_not_go_together(options: dict, reason: str) -> None:
     with refused(reason):
         data_of(**{"train": "x.jsonl", **options})
-
-
-@pytest.mark.parametrize("option", [{"limit_train_batches": 0.5}, {"val_check_interval": 0.25}])
-def test_shares_of_an_epoch_are_refused(option: dict, files: list[str]) -> None:
-    with pytest.raises(UserError, match=rf"trainer\.{next(iter(option))} is 0\..*whose length is not known"):
-        fit(files, **option)
 
 
 def test_what_is_not_known_is_said(files: list[str]) -> None:

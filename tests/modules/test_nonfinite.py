@@ -16,13 +16,6 @@ from ts2_lightning.modules.nonfinite import StepWatch, first_nonfinite
 from ts2_lightning.ops import LogitRows
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("world")
-    steps.write_world(directory)
-    return directory
-
-
 def test_stop_names_the_rows_of_the_micro_batch(world: Path) -> None:
     found = steps.run(POISONED_CASE, world, 4, poisoned=POISONED_ROW)
     assert found["weights"] == []

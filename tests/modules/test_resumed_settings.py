@@ -1,7 +1,6 @@
 """Settings that are given anew when a training goes on count from its next step: against AdamW written out by hand."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import Tensor
 
-from tests.contract import steps
 from tests.modules.normaliser import Watch
+from tests.modules.test_nonfinite import Overflowing
 from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints
 from ts2_lightning.data import SFTData
-from ts2_lightning.losses import CrossEntropyLoss, LossResult, TokenLoss
+from ts2_lightning.losses import CrossEntropyLoss, TokenLoss
 from ts2_lightning.modules import AdamWConfig, LanguageModelConfig, ScheduleConfig, SFTModule
-from ts2_lightning.ops import LogitRows
 from ts2_lightning.types import UserError
 
 BEFORE = AdamWConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
@@ -52,13 +50,6 @@ def fit(
     run = make_trainer(max_steps=last, callbacks=callbacks, **{"max_epochs": None, **trainer})
     run.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint))
     return watch
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("world")
-    steps.write_world(directory)
-    return directory
 
 
 def adamw(weights: dict[str, Tensor], gradients: list[dict[str, Tensor]], settings: list[Any]) -> dict[str, Tensor]:
@@ -118,15 +109,7 @@ def test_an_update_that_ruins_the_weights_is_no_checkpoint(world: Path, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == before, "the good one keeps its place"
 
 
-class Infinite(CrossEntropyLoss):
-    """Never finite."""
-
-    def evaluate(self, rows: LogitRows) -> LossResult:
-        result = super().evaluate(rows)
-        return result._replace(term=replace(result.term, value=torch.full_like(result.term.value, torch.inf)))
-
-
 def test_a_training_whose_every_step_is_left_out_has_failed(world: Path, tmp_path: Path) -> None:
     constant = ScheduleConfig("constant", warmup_ratio=0.0)
     with pytest.raises(UserError, match="each of the 2 steps was left out, as none had a finite gradient"):
-        fit(world, tmp_path, BEFORE, constant, 2, nonfinite="skip", loss=Infinite())
+        fit(world, tmp_path, BEFORE, constant, 2, nonfinite="skip", loss=Overflowing())
