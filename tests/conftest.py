@@ -9,9 +9,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
 
 
+LONGEST = ("e2e/test_ablate.py", "test_readme.py", "e2e", "cli", "contract")
+"""Files and directories whose slow tests take longest; they come first, so that no worker is left alone with one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first, so that in the end no worker is left alone with one."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests before the others, the longest first."""
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    if item.get_closest_marker("slow") is None:
+        return len(LONGEST) + 1
+    path = os.path.relpath(item.path, Path(__file__).parent)
+    return next((place for place, name in enumerate(LONGEST) if path.startswith(name)), len(LONGEST))
 
 
 @pytest.fixture(scope="session")
