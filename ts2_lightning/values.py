@@ -16,7 +16,7 @@ class Value:
     """Description of one number.
 
     Attributes:
-        name: name under which it is logged or stored, such as `tail_mass` or `toyworld/seen/validity_t1`.
+        name: name under which it is logged or stored, such as `tail_mass` or `validation/chat/cross_entropy`.
         title: short name in tables and pictures.
         meaning: half a sentence for readers who have not measured it, with its unit; empty where the title says it.
         better: direction that is better; None where neither is by itself.

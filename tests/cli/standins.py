@@ -69,6 +69,14 @@ class Failing(Callback):
             raise (UserError if self.users else RuntimeError)("step went\nwrong")
 
 
+class FailingRank(Callback):
+    """Raises an error in the last rank alone, which the others wait for."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            raise RuntimeError("this rank alone")
+
+
 class LineLogger(Logger):
     """A user's logger: appends a line of step and metrics to a file."""
 

@@ -12,6 +12,7 @@ import yaml
 from tests.cli import standins
 from tests.cli.conftest import Run
 from tests.e2e.command_line import QUICKSTART, ROOT
+from tests.support.ranks import free_port
 from ts2_lightning.cli import lightning_cli
 from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.settings import SettingsReader
@@ -172,26 +173,47 @@ def test_the_entry_points(here: Path) -> None:
         assert done.stderr == "error: no command 'fitt'; did you mean fit?\n"
 
 
+TWO_RANKS = f"""
+import atexit, sys
+sys.path.insert(0, {str(ROOT)!r})
+from torch import distributed
+from tests.cli import standins
+from ts2_lightning.cli import lightning_cli, main
+lightning_cli.classes = lambda: (standins.StandInModule, standins.StandInData)
+lightning_cli.default_callbacks = standins.default_callbacks
+atexit.register(lambda: print(f"in group: {{distributed.is_initialized()}}\\n", end=""))
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+
+
+def run_on_two_ranks(launcher: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """`fit` with the stand-ins, in the working directory."""
+    Path("start.py").write_text(TWO_RANKS)
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    start = [sys.executable, *(torchrun if launcher == "torchrun" else []), "start.py", "fit", *standins.FIT]
+    command = [*start, "--trainer.devices=2", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=standins.environment())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["lightning", "torchrun"])
 def test_two_processes_share_one_directory(here: Path, launcher: str) -> None:
-    (here / "start.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from tests.cli import standins\n"
-        "from ts2_lightning.cli import lightning_cli, main\n"
-        "lightning_cli.classes = lambda: (standins.StandInModule, standins.StandInData)\n"
-        "lightning_cli.default_callbacks = standins.default_callbacks\n"
-        "if __name__ == '__main__':\n    sys.exit(main())\n"
-    )
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29731"]
-    start = [sys.executable, *(torchrun if launcher == "torchrun" else []), "start.py", "fit", *standins.FIT]
-    command, environment = [*start, "--trainer.devices=2"], standins.environment()
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=300, env=environment)
+    done = run_on_two_ranks(launcher)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (here / "runs/run").iterdir()] == ["1"]
     assert done.stdout.count("Run: ") == 1
     assert not (here / "runs/.claims").exists()
+    assert done.stdout.count("in group: False") == 2, "a thread of gloo that outlives Python may abort the process"
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_ends_all(here: Path) -> None:
+    """The other one waits for it in a collective, and would wait for half an hour; so would who leaves the group."""
+    done = run_on_two_ranks("torchrun", "--trainer.callbacks=tests.cli.standins.FailingRank")
+    assert done.returncode == 1
+    assert "error: [rank 1]" in done.stderr or "[rank 1] error: " in done.stderr
+    assert "in group: False" not in done.stdout
 
 
 @pytest.mark.parametrize("options", [("--model.loss", "EntmaxLoss"), ("-c", "entmax.yaml")])

@@ -230,7 +230,7 @@ def write_record(grid: Grid) -> None:
 
 
 def prepare(points: Sequence[Point]) -> None:
-    """Makes what all runs share, once: the toy world's base model.
+    """Makes what all runs share, once: the base model, where a plug-in makes it.
 
     The tokenised rows need no preparation: of runs that need the same the first tokenises, and the others wait for it
     (`ts2_lightning.data.cache`).

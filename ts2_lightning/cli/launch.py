@@ -5,6 +5,7 @@ torchrun or SLURM start find it in a small file, the claim, whose name all of th
 requeued keeps its job id, so it finds its claim, and with it its directory, again.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -157,6 +158,29 @@ def choose_destination(
     if command == "fit":
         return Destination(str(run), checkpoint, fresh=False, older=older)
     return Destination(str(claim_next(run / command)), checkpoint, older=older)
+
+
+def leave_group_at_exit(finished: bool) -> None:
+    """Has this process leave the process group when the interpreter ends.
+
+    Without it the threads of gloo outlive the interpreter, and one that then lets go of a tensor aborts the process
+    ("terminate called without an active exception"), whose launcher takes a finished run for a failed one. It is left
+    no earlier, since a later command of the same process needs it.
+
+    Args:
+        finished: whether the command came to its end. If not, another rank may still wait in a collective; to leave
+            would wait for it, so the group is not left.
+    """
+    atexit.unregister(_leave_group)
+    if finished:
+        atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _slurm_starts_ranks() -> bool:

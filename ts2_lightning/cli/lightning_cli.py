@@ -34,6 +34,7 @@ from ts2_lightning.cli.launch import (
     choose_destination,
     is_rank_zero,
     is_started_by_lightning,
+    leave_group_at_exit,
     release,
 )
 from ts2_lightning.cli.loggers import join_defaults
@@ -180,6 +181,7 @@ class TS2CLI(LightningCLI):
                 self.lock.release()
             if self.destination is not None:
                 release(self._runs, self.argv, finished)
+            leave_group_at_exit(finished)
         if is_rank_zero() and self.run_dir is not None:
             if self.command in ("validate", "test"):
                 logged = self.trainer.callback_metrics.items()
@@ -298,7 +300,7 @@ class TS2CLI(LightningCLI):
         recorded.ckpt_path, recorded.weights_only = None, True
         self.recorded_config = self._subcommand_parsers[self.command].dump(recorded, skip_unset=False)
         self._settle_checkpoint()
-        # The toy world's base model takes minutes when it is made: what is wrong with the settings is told before.
+        # A plug-in may take minutes to make a base model: what is wrong with the settings is told before.
         self.check_model_and_data()  # first, as Lightning copies the settings then, and objects cannot be copied
         trainer.logger = built(trainer.logger, Logger, "trainer.logger")
         trainer.callbacks = built(trainer.callbacks, Callback, "trainer.callbacks")

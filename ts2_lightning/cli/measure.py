@@ -73,8 +73,8 @@ def read_spec(wanted: str) -> dict[str, Any]:
         UserError: no such file, or it cannot be read.
 
     Example:
-        >>> read_spec("{toyworld: {}, validation: {limit: 10}}")
-        {'toyworld': {}, 'validation': {'limit': 10}}
+        >>> read_spec("{cost: {}, validation: {limit: 10}}")
+        {'cost': {}, 'validation': {'limit': 10}}
     """
     said = f"--spec {one_line(wanted)}"
     try:

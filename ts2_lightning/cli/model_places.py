@@ -85,7 +85,7 @@ def find_model(name: str, option: str) -> ModelPlace:
 
     Args:
         name: a transformers directory, a run (its export, else its newest checkpoint), the directory of all runs of a
-            name (the newest), a checkpoint, `toyworld`, or a name on the hub.
+            name (the newest), a checkpoint, a plug-in's model, or a name on the hub.
         option: how the user called it, for messages.
 
     Raises:

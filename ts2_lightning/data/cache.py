@@ -1,7 +1,7 @@
 """The package's cache directory and the token cache in it: rows are encoded once, and read at every later start.
 
     $TS2_CACHE_DIR or ~/.cache/ts2_lightning
-        toyworld/...           the files of the toy world and its base model
+        NAME/...               files of a plug-in, such as rows and a base model
         tokens/KEY.arrow       the encoded rows of one split; KEY: a digest of all that determines them
         tokens/KEY.lock        held by the process that encodes them
         tokens/.KEY.../        what it has written so far

@@ -36,8 +36,8 @@ def describe(name: str, others: Mapping[str, Value] = MappingProxyType({})) -> V
             class (`described_by`), or of a file of its values (`Result.described`).
 
     Example:
-        >>> describe("toyworld/seen/distinct_t1").title, describe("mine/own").title
-        ('D, T 1', 'mine/own')
+        >>> describe("probes/tspd/share").title, describe("mine/own").title
+        ('TSPD(2, .1, .2)', 'mine/own')
         >>> describe("validation/chat/cross_entropy").title
         'CE, validation, chat'
         >>> describe("val/chat/token_accuracy").title

@@ -76,8 +76,8 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
         UserError: an unknown measure or setting, or a value that cannot be; names it.
 
     Example:
-        >>> check_spec({"validation": {"limit": 100}, "toyworld": {}, "cost": False}).measures
-        (ToyWorld(), Validation(rows=None, format=None, limit=100, max_length=None, batch_size=None, logit_scale=1.0))
+        >>> check_spec({"cost": {}, "validation": {"limit": 100}, "probes": False}).measures
+        (Validation(rows=None, format=None, limit=100, max_length=None, batch_size=None, logit_scale=1.0), Cost())
     """
     if not isinstance(spec, Mapping):
         raise UserError(f"{where} must be a mapping such as {{validation: {{}}, cost: {{}}}}, got {spec!r}")

@@ -16,7 +16,7 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 def is_hub_name(base: str) -> bool:
     """Whether a base model has a name on the hub, `owner/name`, and is not a local directory.
 
-    >>> is_hub_name("meta-llama/Llama-3.2-1B"), is_hub_name("/home/me/llama"), is_hub_name("toyworld?seed=1")
+    >>> is_hub_name("meta-llama/Llama-3.2-1B"), is_hub_name("/home/me/llama"), is_hub_name("mine?seed=1")
     (True, False, False)
     """
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not base.startswith(".") and not Path(base).exists()
