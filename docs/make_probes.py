@@ -15,8 +15,7 @@ from pathlib import Path
 
 from ts2_lightning.cli import main as command_line
 from ts2_lightning.cli.quickstart import fit, fits, latest_export, nearer
-from ts2_lightning.studies.configs import shipped_config
-from ts2_lightning.studies.names import slug
+from ts2_lightning.studies.names import shipped_config, slug
 
 OUT = Path(__file__).with_name("probes")
 OBJECTIVES = {"GEM": "gem", "TOFU": "tofu"}

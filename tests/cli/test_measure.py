@@ -25,7 +25,7 @@ from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.evaluation.measures import diversity
 from ts2_lightning.metrics import functional
 from ts2_lightning.toyworld import load_world
-from ts2_lightning.toyworld.exact import evaluate_toyworld
+from ts2_lightning.toyworld.measure import evaluate_toyworld
 
 RUN = Path("runs/toy/1")
 FEW = {"limit": 6, "samples": 4, "max_new_tokens": 6, "batch_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0}

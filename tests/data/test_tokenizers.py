@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.errors import refused
 from ts2_lightning.data import load_tokenizer, make_template
+from ts2_lightning.data.controls import TextEncoder
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.rows import SourceRow
 from ts2_lightning.data.templates import ChatTemplate
@@ -165,7 +166,7 @@ def test_a_text_that_a_tokenizer_fails_on_is_the_rows(tokenizer: PreTrainedToken
     class Wrapper:
         backend_tokenizer = Picky()
 
-    template.tokenizer = Wrapper()  # type: ignore[assignment]
+    template._texts = TextEncoder(Wrapper(), template._special)  # type: ignore[arg-type]
     rows = [SourceRow({"prompt": text, "completion": "yes"}, f"rows.jsonl:{text}") for text in ("a", "x", "b", "xx")]
     found = encode_rows(rows, template)
     assert found.counts.kept == 2

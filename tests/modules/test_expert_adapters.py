@@ -17,11 +17,11 @@ from tests.support.ranks import launch
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
-from ts2_lightning.modules.adapter_report import adapter_line
 from ts2_lightning.modules.adapter_targets import check_gathering, expert_parameters
 from ts2_lightning.modules.adapters import (
     adapted_layers,
     adapted_weights,
+    adapter_line,
     add_adapter,
     check_trained_state,
     merged_weights,

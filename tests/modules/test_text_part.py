@@ -23,8 +23,7 @@ from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.export import export_checkpoint
 from ts2_lightning.losses import CrossEntropyLoss
 from ts2_lightning.modules import AdamWConfig, AdapterConfig, LanguageModelConfig
-from ts2_lightning.modules.adapter_report import adapter_line
-from ts2_lightning.modules.adapters import adapted_weights, add_adapter
+from ts2_lightning.modules.adapters import adapted_weights, adapter_line, add_adapter
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.model_files import auto_class
 from ts2_lightning.modules.network import SFTNetwork

@@ -328,3 +328,11 @@ def settle_weights_only(settings: Any, options: Sequence[str]) -> None:
             f"{origin.describe('weights_only') if origin else 'weights_only'}: no file can switch this protection "
             "off; if you trust the checkpoint, type --weights_only false"
         )
+
+
+def more_than_values(checkpoint: str) -> str:
+    """What is said of a checkpoint that the protection has stopped from being loaded."""
+    return (
+        f"--ckpt_path {checkpoint}: it holds more than tensors and plain values, and loading it may run code; if you "
+        "trust it, type --weights_only false"
+    )

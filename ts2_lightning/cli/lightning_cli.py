@@ -1,6 +1,5 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI with a module and a datamodule, and manners."""
 
-import json
 import pickle
 import signal
 from collections.abc import Sequence
@@ -27,7 +26,14 @@ from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.errors.origins import check_config_files, check_order, config_files, place_of
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
-from ts2_lightning.cli.going_on import differences, readable, settle_weights_only, tell_differences, with_config_of_run
+from ts2_lightning.cli.going_on import (
+    differences,
+    more_than_values,
+    readable,
+    settle_weights_only,
+    tell_differences,
+    with_config_of_run,
+)
 from ts2_lightning.cli.launch import (
     Destination,
     agree,
@@ -41,7 +47,7 @@ from ts2_lightning.cli.loggers import join_defaults
 from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.record import RunRecord, settings_of
-from ts2_lightning.cli.summary import RESULTS, closing_lines, interruption_line
+from ts2_lightning.cli.summary import closing_lines, interruption_line, write_results
 from ts2_lightning.cli.terminal import quieten
 from ts2_lightning.cli.trainer_settings import (
     built,
@@ -161,10 +167,7 @@ class TS2CLI(LightningCLI):
             if self.destination is None or self.destination.checkpoint is None:
                 raise
             self._discard_unused_directory()
-            raise UserError(
-                f"--ckpt_path {self.destination.checkpoint}: it holds more than tensors and plain values, and loading "
-                "it may run code; if you trust it, type --weights_only false"
-            ) from error
+            raise UserError(more_than_values(self.destination.checkpoint)) from error
         except Exception as error:
             users = users_error(error)
             if users is not None:
@@ -184,9 +187,7 @@ class TS2CLI(LightningCLI):
             leave_group_at_exit(finished)
         if is_rank_zero() and self.run_dir is not None:
             if self.command in ("validate", "test"):
-                logged = self.trainer.callback_metrics.items()
-                metrics = {name: float(value) for name, value in logged if name != "step"}
-                (self.run_dir / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+                write_results(self.run_dir, self.trainer.callback_metrics)
             print("\n".join(closing_lines(self.command, self.run_dir)), flush=True)
 
     def _raise_with_place(self, error: BaseException) -> NoReturn:

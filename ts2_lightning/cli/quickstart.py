@@ -20,8 +20,7 @@ from ts2_lightning.ranges import SEED, check_numbers
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.writing import write_whole
-from ts2_lightning.studies.configs import shipped_config
-from ts2_lightning.studies.names import slug
+from ts2_lightning.studies.names import shipped_config, slug
 from ts2_lightning.studies.report import Results, Row, Run
 from ts2_lightning.studies.report.tables import plain, results_table
 from ts2_lightning.toyworld import load_world

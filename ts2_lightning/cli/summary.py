@@ -3,7 +3,9 @@
 import json
 import shlex
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ts2_lightning.checkpoint_files.reading import read_checkpoint
 from ts2_lightning.cli import program
@@ -14,6 +16,12 @@ from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
 RESULTS = "metrics.json"
+
+
+def write_results(run: Path, logged: Mapping[str, Any]) -> None:
+    """Writes what `validate` or `test` has measured into the run's directory."""
+    metrics = {name: float(value) for name, value in logged.items() if name != "step"}
+    (run / RESULTS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def closing_lines(command: str, run: Path) -> list[str]:

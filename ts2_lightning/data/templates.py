@@ -8,22 +8,19 @@ the closing token (a newline). See `text_layout` for turns that a template write
 
 import copy
 import hashlib
-import itertools
 import json
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from ts2_lightning.data.alignment import PieceTokens, WholeTokens, aligned, tokenizing
+from ts2_lightning.data.alignment import PieceTokens, WholeTokens, aligned
 from ts2_lightning.data.bundled import TEMPLATES
-from ts2_lightning.data.controls import special_tokens
+from ts2_lightning.data.controls import TextEncoder, special_tokens
 from ts2_lightning.data.formats import Conversation, Message, arguments_of
 from ts2_lightning.data.naming import check_literal
 from ts2_lightning.data.renderer import Rendered, Renderer, TrainOn
@@ -105,6 +102,7 @@ class ChatTemplate:
         self._source = jinja
         self._controls = tuple(controls)
         self._special = special_tokens(tokenizer, self._controls, name)
+        self._texts = TextEncoder(tokenizer, self._special)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._lead = 0  # characters of white space before what is learnt that belong to its first token
@@ -230,7 +228,7 @@ class ChatTemplate:
         prompt: list[Message] = [{"role": "user", "content": "Hello"}]
         text = self._renderer.write(prompt, self.arguments, True)  # type: ignore[arg-type]
         trained = self.encode([self._probing([*prompt, {"role": "assistant", "content": "Hello"}])])[0]
-        before, generated = trained.ids[: trained.spans[-1][0]], self._encode_texts([text])[0].ids
+        before, generated = trained.ids[: trained.spans[-1][0]], self._texts.encode([text])[0].ids
         if before != generated:
             rank_zero_warn(
                 f"template {self.name!r}: in training an answer follows {self.tokenizer.decode(before)!r}, but "
@@ -239,7 +237,7 @@ class ChatTemplate:
 
     def _leading_space(self, rendering: Rendering) -> int:
         """Characters of white space before what is learnt that are part of its first token, as in SentencePiece."""
-        tokens = WholeTokens(self._encode_texts([rendering.text])[0])
+        tokens = WholeTokens(self._texts.encode([rendering.text])[0])
         start = rendering.turns[0].start
         return max(start - tokens.start_of(tokens.at(start)), 0)
 
@@ -275,7 +273,7 @@ class ChatTemplate:
         Raises:
             RowError: if a turn's closing token is not where the template wrote it.
         """
-        encodings = self._encode_texts([rendering.text for rendering in renderings])
+        encodings = self._texts.encode([rendering.text for rendering in renderings])
         return [
             self._encode_one(rendering, aligned(encoding, len(rendering.turns)))
             for rendering, encoding in zip(renderings, encodings, strict=True)
@@ -305,81 +303,19 @@ class ChatTemplate:
         start, end = encoded.spans[-1]
         return encoded.ids[: end - self.train_on_end] if opening else encoded.ids[:start]
 
-    def _encode_texts(self, texts: list[str], as_text: bool = False) -> list[Encoding]:
-        """Encodings of texts; `as_text` leaves special tokens unparsed.
-
-        They are those of `tokenizer(texts)`, which would also make lists of the ids of all texts.
-        """
-        tokenizer: Any = self.tokenizer
-        backend = tokenizer.backend_tokenizer
-        backend.no_truncation()  # rows that are too long are cut afterwards
-        backend.no_padding()
-        backend.encode_special_tokens = as_text
-        with tokenizing():
-            return backend.encode_batch(texts, add_special_tokens=False)
-
-    @cached_property
-    def _inside(self) -> Tokenizer:
-        """Encodes a part of a text, special tokens unparsed, without the space that SentencePiece puts first."""
-        tokenizer: Any = self.tokenizer
-        source = tokenizer.backend_tokenizer.to_str()
-        backend = Tokenizer.from_str(source.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"'))
-        backend.encode_special_tokens = True
-        return backend
-
     def _encode_one(self, rendering: Rendering, whole: WholeTokens | PieceTokens) -> Encoded:
-        tokens = whole if rendering.plain else self._encode_pieces(rendering, [])
+        tokens = whole if rendering.plain else self._texts.encode_pieces(rendering, [])
         starts = [self._start(rendering.text, turn) for turn in rendering.turns]
         # In generation no token reaches from the prompt into the answer.
         cuts = [start for start in starts if tokens.start_of(tokens.at(start)) < start]
         if cuts:
-            tokens = self._encode_pieces(rendering, cuts)
+            tokens = self._texts.encode_pieces(rendering, cuts)
         return self._spans(rendering, tokens)
 
     def _start(self, text: str, turn: Turn) -> int:
         """The first character that is learnt of a turn."""
         before = turn.start - self._lead
         return before if text[before : turn.start].isspace() else turn.start
-
-    def _encode_pieces(self, rendering: Rendering, cuts: list[int]) -> PieceTokens:
-        """Encode the text between the template's control tokens as nothing but text, cut at `cuts` too."""
-        text, position = rendering.text, 0
-        ids: list[int] = []
-        offsets: list[Span] = []
-        for start, end in [*rendering.controls, (len(text), len(text))]:
-            control = self._special.get(text[start:end])
-            end_of_text = start
-            if control is not None and control.lstrip:
-                end_of_text = position + len(text[position:start].rstrip())
-            inside = cuts[bisect_right(cuts, position) : bisect_left(cuts, end_of_text)]
-            edges = [position, *inside, end_of_text]
-            for left, right in itertools.pairwise(edges):
-                part = text[left:right]
-                with tokenizing():
-                    encoding = (
-                        self._inside.encode(part, add_special_tokens=False)
-                        if left
-                        else self._encode_texts([part], as_text=True)[0]
-                    )
-                ids += encoding.ids
-                offsets += [(left + first, left + last) for first, last in encoding.offsets]
-            position = end
-            if control is not None:
-                if control.rstrip:
-                    kept = next((cut for cut in cuts if cut >= end), len(text))
-                    position = kept - len(text[end:kept].lstrip())
-                ids.append(control.number)
-                offsets.append((end_of_text, position))
-        self._check_text(ids, len(rendering.controls))
-        return PieceTokens(ids, offsets)
-
-    def _check_text(self, ids: list[int], written: int) -> None:
-        """Make sure that no control token came from a content. Characters that are unknown may well do."""
-        forbidden = {control.number for control in self._special.values()} - {self.tokenizer.unk_token_id}
-        occurring = sum(number in forbidden for number in ids)
-        if occurring != written:
-            reason = "a content has the text of a control token, which this tokenizer cannot encode as text"
-            raise RowError(reason, "template")
 
     def _spans(self, rendering: Rendering, tokens: WholeTokens | PieceTokens) -> Encoded:
         ids, spans = tokens.ids, []

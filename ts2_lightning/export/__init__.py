@@ -5,8 +5,7 @@ In: a model or a checkpoint, and `ExportSettings`; out: a directory. It may impo
 
 hub_names          the names and shapes of the hub's checkpoints, ties once
 rounding           the part of the training's changes that an export rounds away
-finite             weights as they are written
-shards             safetensors files of bounded size
+shards             weights as they are written, in safetensors files of bounded size
 companions         config.json, generation settings, tokenizer, chat template
 adapter_files      an adapter by itself
 output_directory   a directory that appears when it is complete

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from ts2_lightning.export.finite import as_written
+from ts2_lightning.export.shards import as_written
 from ts2_lightning.modules.adapters import NAME
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

@@ -39,11 +39,10 @@ from ts2_lightning.export.companions import (
     write_config,
     write_generation_config,
 )
-from ts2_lightning.export.finite import as_written
 from ts2_lightning.export.hub_names import Ties, in_file_layout, plain_structure, recall_conversions
 from ts2_lightning.export.output_directory import check_place, check_room, replacing
 from ts2_lightning.export.rounding import ExportedWeight, Rounding
-from ts2_lightning.export.shards import SHARD_BYTES, write_shards
+from ts2_lightning.export.shards import SHARD_BYTES, as_written, write_shards
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_weights
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype

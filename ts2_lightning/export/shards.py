@@ -4,10 +4,14 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ts2_lightning.modules.nonfinite import first_nonfinite
+from ts2_lightning.types import UserError
 
 SHARD_BYTES = 5_000_000_000
 """A file is not larger, unless a single tensor is; as the hub recommends."""
@@ -62,3 +66,29 @@ def _name(files: list[dict[str, int]], directory: Path) -> None:
 
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+def as_written(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight on the CPU and in the dtype of the export.
+
+    Args:
+        name: name of the weight, for messages.
+        tensor: value of the weight.
+        dtype: dtype of a floating-point weight; None leaves it as it is.
+
+    Raises:
+        UserError: if it has a nan or an infinity: a model with such a weight writes nothing, without an error.
+
+    Example:
+        >>> as_written("head", torch.tensor([1e5]), torch.float16)
+        Traceback (most recent call last):
+        ts2_lightning.types.UserError: cannot export in torch.float16, into which weights do not fit: head (1 of its 1 \
+numbers); choose another
+    """
+    written = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None)
+    weight = first_nonfinite([(name, written)])
+    if weight is None:
+        return written
+    if first_nonfinite([(name, tensor)]) is None:
+        raise UserError(f"cannot export in {written.dtype}, into which weights do not fit: {weight}; choose another")
+    raise UserError(f"cannot export NaN or infinite weights: {weight}; export an earlier checkpoint")

@@ -5,8 +5,7 @@ In: logits and labels, or several texts to one prompt; out: numbers. torchmetric
 """
 
 from ts2_lightning.metrics import functional
-from ts2_lightning.metrics.by_set import BySet
-from ts2_lightning.metrics.support_sizes import SupportSizes
+from ts2_lightning.metrics.means import BySet
 from ts2_lightning.metrics.texts import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.token_means import TokenMeans
 from ts2_lightning.metrics.tokens import (
@@ -16,6 +15,7 @@ from ts2_lightning.metrics.tokens import (
     GoldRank,
     MeanSelectedProbability,
     SupportSize,
+    SupportSizes,
     TailMass,
     TokenEntropy,
     TokenStatistics,

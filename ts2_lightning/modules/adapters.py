@@ -3,18 +3,20 @@
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ts2_lightning.modules.adapter_targets import check_parameters, linear_targets, parameter_targets
+from ts2_lightning.modules.adapter_targets import check_parameters, expert_parameters, linear_targets, parameter_targets
 from ts2_lightning.modules.buffers import persistent_buffers
 from ts2_lightning.modules.config import AdapterConfig
-from ts2_lightning.modules.text_part import left_out
+from ts2_lightning.modules.text_part import is_below, left_out
 from ts2_lightning.types import UserError
 
 NAME = "default"
@@ -242,3 +244,56 @@ def _change(layer: Any) -> Tensor:
     if getattr(layer.get_base_layer(), "is_transposed", False):  # [E, inputs, outputs]
         change = change.transpose(1, 2)
     return change if layer.get_param().dim() == 3 else change[0]
+
+
+def tell_adapted(model: PreTrainedModel) -> None:
+    """One line that says how much an adapter trains, and names the matrices without one with their share."""
+    if is_adapted(model):
+        rank_zero_info(adapter_line(model))
+
+
+def adapter_line(model: PreTrainedModel) -> str:
+    """The line.
+
+    Args:
+        model: with an adapter, whole or sharded.
+    """
+    adapted = adapted_weights(model).keys()
+    experts = {plain_name(name) for name in expert_parameters(model) if not is_below(name, left_out(model))}
+    trained = total = 0
+    left: Counter[str] = Counter()
+    outside = left_out(model)  # which a line of its own tells
+    for name, parameter in model.named_parameters():
+        size = int(getattr(parameter, "ds_numel", parameter.numel()))
+        if ".lora_" in name:
+            trained += size
+            continue
+        total += size
+        plain = plain_name(name)
+        if plain not in adapted and not is_below(name, outside) and _dimensions(parameter) >= 2:
+            left[_kind(plain)] += size
+    frozen_experts = sorted({_kind(name) for name in experts - adapted})
+    parts = [f"{kind} {size / total:.1%}" for kind, size in left.most_common()]
+    hint = (
+        f"; model.lm.adapter.target_parameters: all-experts adapts {' and '.join(frozen_experts)} too"
+        if frozen_experts
+        else ""
+    )
+    return (
+        f"LoRA trains {trained:,} weights beside the {total:,} of the model; not adapted: "
+        f"{', '.join(parts) or 'no matrix'}{hint}"
+    )
+
+
+def _kind(name: str) -> str:
+    """What the matrices of all layers are called: the last two parts of a weight's name, without `weight`.
+
+    >>> _kind("model.layers.3.mlp.experts.gate_up_proj"), _kind("lm_head.weight"), _kind("h.0.mlp.gate.weight")
+    ('experts.gate_up_proj', 'lm_head', 'mlp.gate')
+    """
+    parts = [part for part in name.removesuffix(".weight").split(".") if not re.fullmatch(r"[0-9]+", part)]
+    return ".".join(parts[-2:])
+
+
+def _dimensions(parameter: Tensor) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))

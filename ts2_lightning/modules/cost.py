@@ -1,6 +1,8 @@
-"""What an objective costs: the loss head timed under several losses, on the same hidden states."""
+"""What a step costs: the loss head timed under several losses on the same hidden states, padding, peak memory."""
 
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -62,3 +64,17 @@ def _time(head: Any, loss: TokenLoss, hidden_states: Tensor, targets: Targets) -
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def padding(batch: Batch) -> Tensor:
+    """One number for each of the B x T places of a batch, of which as many are 1 as there are places of no row."""
+    places = torch.arange(batch["input_ids"].numel(), device=batch["input_ids"].device)
+    return (places >= batch["row_spans"].diff().sum()).float()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory in GB (1e9 bytes): of the GPU's tensors, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

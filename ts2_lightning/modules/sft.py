@@ -1,8 +1,6 @@
 """The LightningModule: it wires model, loss and engine, normalises, and publishes."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
@@ -20,7 +18,7 @@ from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.adapters import check_trained_state, trained_state
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
-from ts2_lightning.modules.cost import time_losses
+from ts2_lightning.modules.cost import padding, peak_memory_gb, time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
@@ -395,17 +393,3 @@ class SFTModule(L.LightningModule):
             for b, row in enumerate(rows)
             if row >= 0
         ]
-
-
-def padding(batch: Batch) -> Tensor:
-    """One number for each of the B x T places of a batch, of which as many are 1 as there are places of no row."""
-    places = torch.arange(batch["input_ids"].numel(), device=batch["input_ids"].device)
-    return (places >= batch["row_spans"].diff().sum()).float()
-
-
-def peak_memory_gb(device: torch.device) -> float:
-    """Peak memory in GB (1e9 bytes): of the GPU's tensors, or of this process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

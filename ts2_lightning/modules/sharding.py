@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 
 from ts2_lightning.engines import LossEngine
 from ts2_lightning.losses import TokenLoss
-from ts2_lightning.modules.adapter_report import tell_adapted
 from ts2_lightning.modules.adapter_targets import check_gathering
-from ts2_lightning.modules.adapters import adapted_layers, is_adapted
+from ts2_lightning.modules.adapters import adapted_layers, is_adapted, tell_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork

@@ -2,9 +2,8 @@
 
 from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, this_machine
 from ts2_lightning.planning.counting import MicroBatch
-from ts2_lightning.planning.duration import EFFICIENCY, Duration
+from ts2_lightning.planning.duration import EFFICIENCY, WARNING_SECONDS, WRITE_SPEED, Duration, Saving
 from ts2_lightning.planning.estimate import Job, Memory, Plan, make_plan
-from ts2_lightning.planning.saving import WARNING_SECONDS, WRITE_SPEED, Saving
 
 __all__ = [
     "EFFICIENCY",

@@ -10,11 +10,10 @@ from ts2_lightning.hardware import GPU, Machine
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.planning.counting import MicroBatch
-from ts2_lightning.planning.duration import EFFICIENCY, Duration, duration
+from ts2_lightning.planning.duration import EFFICIENCY, WRITE_SPEED, Duration, Saving, duration
 from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.loss import loss_bytes
 from ts2_lightning.planning.model import Sizes, measure
-from ts2_lightning.planning.saving import WRITE_SPEED, Saving
 from ts2_lightning.planning.state import frozen_copy, state_of
 from ts2_lightning.ranges import COUNT, POSITIVE, Range, check_numbers
 
