@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jsonargparse
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -24,7 +23,7 @@ from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
-from ts2_lightning.cli.errors.origins import check_config_files, check_order, config_files, place_of
+from ts2_lightning.cli.errors.origins import check_options, config_files, place_of
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import (
     differences,
@@ -75,7 +74,7 @@ _HELP = {
 }
 
 _NAME_HELP = "Name of the run, which is kept in RUNS_DIR/NAME/N; null: the stem of the last configuration file, or run."
-_DEFAULT_CLASSES = {"model.loss": "ts2_lightning.losses.TS2Loss", "model.engine": "ts2_lightning.engines.ChunkedEngine"}
+DEFAULT_CLASSES = {"model.loss": "ts2_lightning.losses.TS2Loss", "model.engine": "ts2_lightning.engines.ChunkedEngine"}
 _TRAINER_DEFAULTS = {"use_distributed_sampler": False, "num_sanity_val_steps": 0, "enable_model_summary": False}
 _EPOCHS = 3  # as in all three papers; Lightning's own default is a thousand
 
@@ -93,21 +92,10 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
     """
     quieten(command)
     options = with_module_class(with_config_of_run(options))
-    check_options(options)
+    check_options(options, DEFAULT_CLASSES)
     module, data = classes()
     (cli or TS2CLI)(command, options, chosen_module(options, module), data).run()
     return 0
-
-
-def check_options(options: Sequence[str]) -> None:
-    """Checks the configuration files and the order of the options, before the parser sees the command line.
-
-    Raises:
-        CommandLineError: see `check_config_files` and `check_order`.
-    """
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    check_config_files(options)
-    check_order(options, _DEFAULT_CLASSES)
 
 
 def classes() -> tuple[type[LightningModule], type[LightningDataModule]]:
@@ -229,7 +217,7 @@ class TS2CLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: Any) -> None:
         """Names the loss and the engine that the module takes when it is given none, so that they are recorded."""
         super().add_core_arguments_to_parser(parser)
-        for key, class_path in _DEFAULT_CLASSES.items():
+        for key, class_path in DEFAULT_CLASSES.items():
             with suppress(KeyError):  # a module that takes neither
                 if parser.get_default(key) is None:
                     parser.set_defaults({key: {"class_path": class_path}})

@@ -7,7 +7,8 @@ import yaml
 from lightning.pytorch import Callback
 
 from ts2_lightning.cli.errors.guard import CommandLineError
-from ts2_lightning.cli.lightning_cli import TS2CLI, check_options, classes
+from ts2_lightning.cli.errors.origins import check_options
+from ts2_lightning.cli.lightning_cli import DEFAULT_CLASSES, TS2CLI, classes
 from ts2_lightning.cli.module_class import chosen_module, named_module, with_module_class
 from ts2_lightning.cli.trainer_settings import built
 from ts2_lightning.types import UserError
@@ -42,7 +43,7 @@ class SettingsReader(TS2CLI):
             self._raise_with_place(error)
 
     def _read(self) -> dict[str, Any]:
-        check_options(self.options)
+        check_options(self.options, DEFAULT_CLASSES)
         path = named_module(self.options)
         if path != self._module_path:  # its settings are others, and need another parser
             module, data = classes()

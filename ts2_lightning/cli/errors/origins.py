@@ -131,6 +131,20 @@ def _keys_of_class(value: Any, name: str, key: str = "") -> Iterator[str]:
             yield from _keys_of_class(inner, name, key if part in _ELIDED else f"{key}.{part}".strip("."))
 
 
+def check_options(arguments: Sequence[str], classes: Iterable[str]) -> None:
+    """Checks the configuration files and the order of the options, before the parser sees the command line.
+
+    Args:
+        arguments: Command line after the command.
+        classes: Settings that name a class, such as `model.loss`.
+
+    Raises:
+        CommandLineError: see `check_config_files` and `check_order`.
+    """
+    check_config_files(arguments)
+    check_order(arguments, classes)
+
+
 def check_config_files(arguments: Sequence[str]) -> None:
     """Reads every configuration file once, so that what is wrong with a file is told with its name and line.
 

@@ -19,6 +19,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
+# Paths in `${...}` begin where the file begins that has them, not at the command that is in front of all settings.
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
 class ParserMessage(SystemExit):
     """What is wrong with a command line, in the parser's words.
 
