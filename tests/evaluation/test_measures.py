@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import math
+import pickle
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -26,11 +27,12 @@ from ts2_lightning.evaluation import (
     place_of,
     registered_measures,
 )
+from ts2_lightning.evaluation import model as model_file
 from ts2_lightning.evaluation.measure import Measured
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.responses import ResponseFile
 from ts2_lightning.evaluation.results import kept_values, read_result, write_result
-from ts2_lightning.types import UserError
+from ts2_lightning.types import SettingError, UserError
 from ts2_lightning.values import Value
 
 
@@ -280,6 +282,20 @@ def test_whoever_asks_says_whose_descriptions_count(own_file: str, tmp_path: Pat
     assert describe("own/a", in_files["own"]).title == "of the file"
     assert describe("own/a").title == "own/a", "nothing that was read before is remembered"
     assert describe("toyworld/accuracy", in_files["toyworld"]) == describe("toyworld/accuracy")
+
+
+def test_the_data_rooms_errors_name_the_settings_of_who_asks() -> None:
+    read = model_file._of_option
+    error = SettingError(
+        "data.validation.chat", ": rows.jsonl:3: data.validation is too long; set ", "data.max_length", " to 3"
+    )
+    assert str(error) == "data.validation.chat: rows.jsonl:3: data.validation is too long; set data.max_length to 3"
+    said = "probes.rows.chat: rows.jsonl:3: data.validation is too long; set probes.max_length to 3"
+    assert str(read("probes.rows", error)) == said, "the text of a row stays as it is"
+    assert str(read("--rows", SettingError("data.validationed", ": none"))) == "data.validationed: none"
+    assert str(read("--rows", UserError("no file rows.jsonl"))) == "--rows: no file rows.jsonl"
+    again = pickle.loads(pickle.dumps(error))
+    assert str(again) == str(error)
 
 
 def test_a_value_that_an_older_version_called_otherwise_is_read(tmp_path: Path) -> None:
