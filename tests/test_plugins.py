@@ -13,7 +13,7 @@ import pytest
 from ts2_lightning import plugins
 from ts2_lightning.data.sources import resolve_sources
 from ts2_lightning.data.tokenizer import load_tokenizer
-from ts2_lightning.evaluation import Measure, Measured, Model, check_spec, registry
+from ts2_lightning.evaluation import Measure, Measured, Model, check_spec, descriptions, registry
 from ts2_lightning.types import UserError
 
 PACKAGE = Path(__file__).parents[1] / "ts2_lightning"
@@ -61,7 +61,7 @@ def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def forget() -> None:
-    for function in (plugins.offered, registry.registered_measures, registry.described):
+    for function in (plugins.offered, registry.registered_measures, descriptions.described):
         function.cache_clear()
 
 
