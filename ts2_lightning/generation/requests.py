@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.generation.decoders import Decoder
 
 Asked = tuple[int, ...] | str | tuple[Mapping[str, str], ...]
 """Token ids; text, which is continued; or messages, which a served model puts into its own tokens."""

@@ -23,6 +23,13 @@ class Backend(ABC):
             UserError: a prompt that the model does not take, or a backend that cannot go on.
         """
 
+    def check(self, requests: Sequence[Request]) -> None:  # noqa: B027 - most can only ask
+        """Looks at requests, before any of them is made.
+
+        Raises:
+            UserError: a prompt that the model does not take.
+        """
+
     @property
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
