@@ -1,26 +1,69 @@
-"""The progress bar of everything that makes responses."""
+"""What is shown of the progress of everything that makes responses."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 
 from tqdm.auto import tqdm
 
 from ts2_lightning.generation.requests import Response
 
+_ESTIMATED_AFTER = 64, 10.0
+"""Responses and seconds after which the rest is estimated: those that end first are the shortest."""
 
-def shown(responses: Iterable[Response], total: int, title: str, before: int = 0) -> Iterator[Response]:
-    """Hands responses on, and shows how many there are, tokens per second, and the time that is left.
+
+class Progress:
+    """A bar with responses, tokens per second and the time that is left.
+
+    Args:
+        total: number of responses that are wanted.
+        title: title of the bar; empty shows none.
+        there: number of those that were there before.
+        say: takes one line with an estimate, when there is one; for those who see no bar.
+    """
+
+    def __init__(self, total: int, title: str, there: int = 0, say: Callable[[str], None] | None = None) -> None:
+        self._total, self._say = total, say
+        self._started, self._tokens, self._made = time.perf_counter(), 0, 0
+        self._bar = tqdm(total=total, initial=there, desc=title, unit=" responses", disable=not title, leave=False)
+
+    def add(self, response: Response) -> None:
+        """Counts a response that was made here."""
+        self._tokens += response.tokens
+        self._made += 1
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s", refresh=False)
+        self._bar.update()
+        if self._say is not None and self._made >= _ESTIMATED_AFTER[0] and seconds >= _ESTIMATED_AFTER[1]:
+            left = self._total - self._bar.n if self._bar.total else 0
+            self._say(
+                f"{self._tokens / seconds:,.0f} tokens a second, {self._tokens / self._made:,.0f} tokens a response: "
+                f"about {left * seconds / self._made / 3600:.2f} hours left"
+            )
+            self._say = None
+
+    def set_there(self, count: int) -> None:
+        """Says how many responses are there by now, whoever made them."""
+        self._bar.update(count - self._bar.n)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+
+def shown(responses: Iterable[Response], total: int, title: str) -> Iterator[Response]:
+    """Hands responses on, and shows their progress.
 
     Args:
         responses: responses as they are made.
         total: number of responses that are wanted.
         title: title of the bar; empty shows none.
-        before: number of those that were there before.
     """
-    started, tokens = time.perf_counter(), 0
-    with tqdm(total=total, initial=before, desc=title, unit=" responses", disable=not title, leave=False) as bar:
+    with Progress(total, title) as progress:
         for response in responses:
-            tokens += response.tokens
-            bar.set_postfix_str(f"{tokens / max(time.perf_counter() - started, 1e-9):,.0f} tokens/s", refresh=False)
-            bar.update()
+            progress.add(response)
             yield response

@@ -10,22 +10,25 @@ holds the locks of its blocks, which the system takes from it when it dies, and 
 there. Whole lines are added at once, so a process that is killed leaves at most one that is cut, which readers drop.
 """
 
+import errno
 import fcntl
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ts2_lightning import __version__
 from ts2_lightning.generation.backends.base import Backend
-from ts2_lightning.generation.progress import shown
+from ts2_lightning.generation.progress import Progress
 from ts2_lightning.generation.requests import FINISHES, GenerationSettings, Request, Response
 from ts2_lightning.runs.process_lock import lock_file
 from ts2_lightning.runs.stamps import digest
+from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError
 
 FORMAT = 1
@@ -34,18 +37,15 @@ FORMAT = 1
 DIRECTORY = "responses"
 
 _ITEMS, _PART, _CLAIMS = "items.jsonl", "part-{:05d}.jsonl", ".claims"
-_BLOCKS = 256
-_AT_A_TIME = 2048
-"""Responses that a process claims at once, at most."""
-_SHARE = 4
-"""A process claims at most so small a part of what is left, so that all end at about the same time."""
+_NO_LOCKS = "nothing would keep two processes from the same responses; choose another directory"
 _WRITE_AFTER = 1.0
 """Seconds after which responses are written."""
 _LOOK_AFTER = 2.0
 """Seconds after which a process that waits for others looks again."""
 
 
-class Line(NamedTuple):
+@dataclass(frozen=True)
+class Line:
     """One response on disk.
 
     Attributes:
@@ -92,8 +92,9 @@ class ResponseStore:
         >>> settings = GenerationSettings("model", Decoder(), 16)
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     store = ResponseStore(Path(directory), "gsm8k", settings)
-        ...     store.missing({"0": [Request((1, 2), 0, settings)]}), store.directory.name[:6]
-        ({'0': [Request(prompt=(1, 2), index=0, settings=GenerationSettings(model='model', decoder=Decoder(projection='softmax', alpha=1.5, logit_scale=1.0, temperature=1.0, top_k=0, top_p=1.0), max_new_tokens=16, end_ids=(), seed=0))]}, 'gsm8k-')
+        ...     left = store.missing({"question 1": [Request((1, 2), 0, settings)]})
+        >>> store.directory.name[:6], list(left)
+        ('gsm8k-', ['question 1'])
     """
 
     def __init__(self, directory: Path, name: str, settings: GenerationSettings, model: str = "") -> None:
@@ -101,17 +102,27 @@ class ResponseStore:
         self.directory = directory / DIRECTORY / f"{name}-{digest([name, asdict(settings)])[:8]}"
         self._name, self._model = name, model
         self._reader = _Reader(self.directory)
+        self._part: int | None = None
+        self._pending: list[bytes] = []
+        self._written_at = time.monotonic()
         with _told(self.directory):
             (self.directory / _CLAIMS).mkdir(parents=True, exist_ok=True)
 
     def add_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
-        """Writes what is asked, as far as it is not there: plain values by the id of the item.
+        """Writes what is asked: plain values by the id of the item; of one that is there already, the new ones.
 
         Raises:
             UserError: a full disk, or a directory that cannot be written to.
         """
+        file = self.directory / _ITEMS
+        with _told(file), _waited_for(self.directory / _CLAIMS / "items"):  # two processes may each have some
+            there = read_items(self.directory)
+            merged = {**there, **{item: {"item": item, **values} for item, values in items.items()}}
+            if merged != there:
+                text = "".join(f"{json.dumps(values, ensure_ascii=False)}\n" for values in merged.values())
+                write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
 
-    def responses(self) -> Mapping[str, Response]:
+    def responses(self) -> dict[str, Response]:
         """Every response that is there, by its key; what other processes have written meanwhile is read.
 
         Raises:
@@ -120,16 +131,22 @@ class ResponseStore:
         return {key: line.response for key, line in self._reader.read().items()}
 
     def missing(self, wanted: Mapping[str, Sequence[Request]]) -> dict[str, list[Request]]:
-        """Of the requests of each item those without a response; items without one are left out."""
-        there = self._reader.read()
-        left = {item: [one for one in requests if one.key not in there] for item, requests in wanted.items()}
-        return {item: requests for item, requests in left.items() if requests}
+        """Of the requests of each item those without a response, each once; items without such are left out."""
+        seen = set(self._reader.read())
+        left: dict[str, list[Request]] = {}
+        for item, requests in wanted.items():
+            for request in requests:
+                if request.key not in seen:
+                    seen.add(request.key)
+                    left.setdefault(item, []).append(request)
+        return left
 
     def fill(
         self,
         wanted: Mapping[str, Sequence[Request]],
         backend: Callable[[], Backend],
         title: str = "",
+        say: Callable[[str], None] | None = None,
         keep_ids: bool = False,
     ) -> dict[str, list[Response]]:
         """Makes the responses that are missing, together with whoever else does; waits for what others are making.
@@ -138,6 +155,7 @@ class ResponseStore:
             wanted: requests of each item by its id, with the store's settings.
             backend: gives what makes them; called if any is missing.
             title: title of the progress bar; empty shows none.
+            say: takes a line on what is to be made, and one with an estimate of the time.
             keep_ids: whether token ids are written too.
 
         Returns:
@@ -147,3 +165,326 @@ class ResponseStore:
             UserError: a full disk, a directory that cannot be written to, a line that is no response, or a prompt that
                 the model does not take.
         """
+        left = self.missing(wanted)
+        if left:
+            maker = backend()
+            maker.check([request for requests in left.values() for request in requests])
+            total = len({request.key for requests in wanted.values() for request in requests})
+            if say is not None:
+                say(self._plan(total, left))
+            with Progress(total, title, total - _count(left), say) as progress:
+                while left := self.missing(wanted):
+                    progress.set_there(total - _count(left))
+                    if not self._make(left, maker, progress, keep_ids):
+                        time.sleep(_LOOK_AFTER)  # others have all that is missing
+        there = self._reader.read()
+        return {item: [there[one.key].response for one in requests] for item, requests in wanted.items()}
+
+    def _plan(self, total: int, left: Mapping[str, Sequence[Request]]) -> str:
+        count = _count(left)
+        return (
+            f"{total:,} responses, of which {total - count:,} are there; {count:,} are to be made, of at most "
+            f"{count * self.settings.max_new_tokens:,} tokens -> {self.directory}"
+        )
+
+    # One process among several -----------------------------------------------------------------------------------
+
+    def _make(
+        self, left: Mapping[str, Sequence[Request]], backend: Backend, progress: Progress, keep_ids: bool
+    ) -> bool:
+        """Makes what nobody else is making; false if there was no such."""
+        with _Claims(self.directory / _CLAIMS) as claims:
+            source = self._claimed(left, claims)
+            first = next(source, None)
+            if first is None:
+                return False
+            try:
+                for response in backend.complete(chain([first], source)):
+                    item, request = claims.asked[response.key]
+                    self._pending.append(_as_line(item, request, response, keep_ids))
+                    progress.add(response)
+                    if time.monotonic() - self._written_at > _WRITE_AFTER:
+                        self._write(backend)
+                        claims.release(self._reader.read())
+            finally:
+                self._write(backend)
+            if unmade := [key for key in claims.asked if key not in self._reader.read()]:
+                raise RuntimeError(f"the backend has made no response to {len(unmade)} requests, such as {unmade[0]}")
+        return True
+
+    def _claimed(self, left: Mapping[str, Sequence[Request]], claims: "_Claims") -> Iterator[Request]:
+        """Takes a block of requests after the other, when it is asked for the next one, and leaves out those of others.
+
+        Which block it is follows from the prompt, which all samples of an item share.
+        """
+        blocks: dict[str, list[tuple[str, Request]]] = {}
+        for item, requests in left.items():
+            for request in requests:
+                blocks.setdefault(digest(request.prompt)[:2], []).append((item, request))
+        for block, asked in blocks.items():
+            if claims.take(block):
+                there = self._reader.read()  # again: whoever had it may have ended since
+                mine = [(item, request) for item, request in asked if request.key not in there]
+                claims.put(block, mine)
+                yield from (request for _, request in mine)
+
+    def _write(self, backend: Backend) -> None:
+        """Adds what is pending to this process's part, whole lines at once, so that it is on disk afterwards."""
+        if not self._pending:
+            return
+        lines = self._pending
+        with _told(self.directory):
+            if self._part is None:
+                self._part = _new_part(self.directory)
+                lines = [_encoded(self._head(backend)), *lines]
+            text = b"".join(lines)
+            if os.write(self._part, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._part)
+        self._pending = []
+        self._written_at = time.monotonic()
+
+    def _head(self, backend: Backend) -> dict[str, Any]:
+        versions = dict(backend.versions)
+        return {
+            "format": FORMAT,
+            "name": self._name,
+            "settings": asdict(self.settings),
+            "model": self._model,
+            "backend": versions.pop("backend", type(backend).__name__),
+            "versions": {"ts2_lightning": __version__, **versions},
+        }
+
+
+class _Claims:
+    """The blocks of requests that this process has the locks of, until their responses are on disk.
+
+    Args:
+        directory: directory of the locks.
+
+    Attributes:
+        asked: item and request by the request's key.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.asked: dict[str, tuple[str, Request]] = {}
+        self._directory = directory
+        self._held: dict[str, tuple[int, set[str]]] = {}
+
+    def take(self, block: str) -> bool:
+        """Takes the lock of a block; false if another process has it."""
+        file = self._directory / block
+        with _told(file):
+            descriptor = lock_file(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, _NO_LOCKS)
+        if descriptor is not None:
+            self._held[block] = descriptor, set()
+        return descriptor is not None
+
+    def put(self, block: str, asked: Sequence[tuple[str, Request]]) -> None:
+        """Says what is made of a block."""
+        self.asked |= {request.key: (item, request) for item, request in asked}
+        self._held[block][1].update(request.key for _, request in asked)
+        self.release(())
+
+    def release(self, there: Container[str]) -> None:
+        """Lets go of the blocks whose responses are there."""
+        for block, (descriptor, keys) in list(self._held.items()):
+            if all(key in there for key in keys):
+                os.close(descriptor)
+                del self._held[block]
+
+    def __enter__(self) -> "_Claims":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor, _keys in self._held.values():
+            os.close(descriptor)
+        self._held = {}
+
+
+# Reading --------------------------------------------------------------------------------------------------------
+
+
+def read_store(directory: Path) -> Stored:
+    """What a directory of responses holds, whoever has made it.
+
+    Args:
+        directory: the directory `NAME-DIGEST` itself.
+
+    Raises:
+        UserError: no responses are there; or naming file and line of what is none.
+    """
+    reader = _Reader(directory)
+    lines = list(reader.read().values())
+    if not lines:
+        raise UserError(f"{directory}: no responses; name a directory such as DIR/{DIRECTORY}/gsm8k-1a2b3c4d")
+    items = read_items(directory)
+    order = {item: place for place, item in enumerate(items)}
+    lines.sort(key=lambda line: (order.get(line.item, len(order)), line.item, line.index))
+    return Stored(reader.head, items, lines)
+
+
+def read_items(directory: Path) -> dict[str, dict[str, Any]]:
+    """The items of a directory of responses, by their ids; none if they were not written.
+
+    Raises:
+        UserError: naming file and line of what is no item.
+    """
+    file = directory / _ITEMS
+    items: dict[str, dict[str, Any]] = {}
+    for number, text in enumerate(_whole_lines(file, 0), 1):
+        try:
+            values = json.loads(text)
+            items[str(values["item"])] = values
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: no item ({error!r}); remove the file, it is written again") from error
+    return items
+
+
+class _Reader:
+    """Reads the responses of a directory, and later what was added since.
+
+    Args:
+        directory: the directory.
+
+    Attributes:
+        head: first line of the first part.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.head: Mapping[str, Any] = {}
+        self._directory = directory
+        self._lines: dict[str, Line] = {}
+        self._read: dict[Path, tuple[int, int]] = {}
+
+    def read(self) -> Mapping[str, Line]:
+        """Every response by its key; of two with the same one the first counts."""
+        for part in sorted(self._directory.glob("part-*.jsonl")):
+            at, number = self._read.get(part, (0, 0))
+            for text in _whole_lines(part, at):
+                at, number = at + len(text) + 1, number + 1
+                if number == 1:
+                    self._check_head(part, text)
+                else:
+                    key, line = _line_of(part, number, text)
+                    self._lines.setdefault(key, line)
+                self._read[part] = at, number
+        return self._lines
+
+    def _check_head(self, part: Path, text: bytes) -> None:
+        try:
+            head = json.loads(text)
+            number = head["format"]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise UserError(f"{part}:1: not the first line of responses ({error!r}); remove the file") from error
+        if number != FORMAT:
+            raise UserError(f"{part}:1: format {number!r}, of another version; this one reads format {FORMAT}")
+        self.head = self.head or head
+
+
+def _line_of(part: Path, number: int, text: bytes) -> tuple[str, Line]:
+    """Key and response of a line; names that are not known are left out."""
+    try:
+        plain = json.loads(text)
+        ids, probability = plain.get("ids"), plain["mean_probability"]
+        response = Response(
+            key=_of_type(plain, "key", str),
+            text=_of_type(plain, "text", str),
+            tokens=_of_type(plain, "tokens", int),
+            finish=plain["finish"],
+            mean_probability=None if probability is None else float(probability),
+            ids=None if ids is None else tuple(map(int, ids)),
+        )
+        if response.finish not in FINISHES:
+            raise ValueError(f"finish {response.finish!r}")
+        return response.key, Line(_of_type(plain, "item", str), _of_type(plain, "index", int), response)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise UserError(
+            f"{part}:{number}: no response ({error!r}); remove the line, and its response is made again"
+        ) from error
+
+
+def _of_type(plain: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
+    value = plain[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} {value!r}")
+    return value
+
+
+def _whole_lines(file: Path, start: int) -> list[bytes]:
+    """The lines of a file from a place on, without the last one if it was cut short; none if there is no file.
+
+    They are cut as bytes: what was cut short may end within a character.
+    """
+    try:
+        with file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+# Writing --------------------------------------------------------------------------------------------------------
+
+
+def _as_line(item: str, request: Request, response: Response, keep_ids: bool) -> bytes:
+    plain: dict[str, Any] = {
+        "key": response.key,
+        "item": item,
+        "index": request.index,
+        "seed": request.settings.seed,
+        "text": response.text,
+        "tokens": response.tokens,
+        "finish": response.finish,
+        "mean_probability": None if response.mean_probability is None else round(response.mean_probability, 6),
+    }
+    if keep_ids and response.ids is not None:
+        plain["ids"] = response.ids
+    return _encoded(plain)
+
+
+def _encoded(plain: Mapping[str, Any]) -> bytes:
+    """A line of JSON; half a character, which a served model may send, is written as its number."""
+    try:
+        return f"{json.dumps(plain, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:
+        return f"{json.dumps(plain)}\n".encode()
+
+
+def _new_part(directory: Path) -> int:
+    """The descriptor of a new file for this process alone."""
+    for number in count(len(list(directory.glob("part-*.jsonl")))):
+        try:
+            return os.open(directory / _PART.format(number), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            continue
+    raise AssertionError("numbers do not end")
+
+
+def _count(left: Mapping[str, Sequence[Request]]) -> int:
+    return sum(map(len, left.values()))
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Tells what the file system refuses in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{place}: cannot be written ({error.strerror or error}); what was written before stays, and the same "
+            "command goes on from there"
+        ) from error
+
+
+@contextmanager
+def _waited_for(file: Path) -> Iterator[None]:
+    """Holds the lock of a file, once whoever has it lets go."""
+    while (descriptor := lock_file(file, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, _NO_LOCKS)) is None:
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        os.close(descriptor)

@@ -74,17 +74,34 @@ def is_orphaned(directory: Path) -> bool:
     return False
 
 
-def _locked(directory: Path, flags: int, operation: int) -> int | None:
-    """The descriptor of a lock's file, opened and locked; None if someone else has locked it."""
-    descriptor = os.open(directory / FILE, flags, 0o644)
+def lock_file(file: Path, flags: int, operation: int, hint: str) -> int | None:
+    """Opens and locks a file; the system takes the lock from a process that dies.
+
+    Args:
+        file: the file.
+        flags: how it is opened, as `os.open` has them.
+        operation: `fcntl.LOCK_EX` or `fcntl.LOCK_SH`.
+        hint: end of the message to who has a file system without locks: what for they are, and what to do.
+
+    Returns:
+        The descriptor; None if someone else has locked it.
+
+    Raises:
+        UserError: if the file system knows no locks.
+        OSError: if the file cannot be opened.
+    """
+    descriptor = os.open(file, flags, 0o644)
     try:
         fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
             return None
-        raise UserError(
-            f"{directory / FILE}: the file system cannot lock it ({error.strerror}), so nothing would keep two "
-            "processes from the same run; choose another --runs_dir"
-        ) from error
+        raise UserError(f"{file}: the file system cannot lock it ({error.strerror}), so {hint}") from error
     return descriptor
+
+
+def _locked(directory: Path, flags: int, operation: int) -> int | None:
+    """The descriptor of a run's lock; None if someone else has it."""
+    hint = "nothing would keep two processes from the same run; choose another --runs_dir"
+    return lock_file(directory / FILE, flags, operation, hint)

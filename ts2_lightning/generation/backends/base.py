@@ -1,7 +1,7 @@
 """What every backend can do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ts2_lightning.generation.requests import Request, Response
 
@@ -10,11 +10,12 @@ class Backend(ABC):
     """Makes responses to requests."""
 
     @abstractmethod
-    def complete(self, requests: Sequence[Request]) -> Iterator[Response]:
+    def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Makes one response to each request, and hands each over as soon as it is made.
 
         Args:
-            requests: requests with the same settings, of different keys.
+            requests: requests with the same settings, of different keys. Whoever shares them with other processes
+                takes one only when it can be worked on: an iterable that is no sequence claims them for this process.
 
         Returns:
             The responses, in any order.

@@ -49,13 +49,16 @@ def select_rows(cache: DynamicCache, rows: Sequence[int], device: torch.device) 
 
 def trim(cache: DynamicCache, columns: int) -> None:
     """Leaves out columns at the left, which the mask of every row leaves out."""
-    for layer in cache.layers:
+    layers: Sequence[Any] = cache.layers
+    for layer in layers:
         _set_width(layer, layer.get_seq_length() - columns)
 
 
 def join_rows(cache: DynamicCache, other: DynamicCache) -> None:
     """Adds the rows of another cache behind those of a cache; the narrower one gets columns at its left."""
-    for layer, more in zip(cache.layers, other.layers, strict=True):
+    layers: Sequence[Any] = cache.layers
+    others: Sequence[Any] = other.layers
+    for layer, more in zip(layers, others, strict=True):
         width = max(layer.get_seq_length(), more.get_seq_length())
         _set_width(layer, width)
         _set_width(more, width)

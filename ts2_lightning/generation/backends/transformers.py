@@ -9,8 +9,9 @@ global random generators are not touched.
 import gc
 import inspect
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import transformers
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -96,11 +98,12 @@ class TransformersBackend(Backend):
         """Raises UserError for a prompt without a token, without room for a response, or with a foreign token."""
         self._jobs(requests)
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[Response]:
+    def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Makes one response to each request, and hands each over as soon as it is made.
 
         Args:
-            requests: requests with the same settings, of different keys.
+            requests: requests with the same settings, of different keys. Those of a sequence are sorted by the length
+                of their prompts; of another iterable, a batch is taken beforehand and sorted.
 
         Returns:
             The responses, in any order.
@@ -108,21 +111,24 @@ class TransformersBackend(Backend):
         Raises:
             UserError: a prompt that the model does not take, or memory that does not do for one response.
         """
-        if not requests:
+        source = iter(requests)
+        first = next(source, None)
+        if first is None:
             return
-        settings = requests[0].settings
-        waiting = deque(sorted(self._jobs(requests), key=lambda job: (len(job.ids), job.ids)))
-        cut = 0
+        settings, count, cut = first.settings, 0, 0
+        is_whole = self._synced or isinstance(requests, Sequence)
+        waiting = _Waiting(chain([first], source), self._jobs, is_whole)
         make = self._by_rows if has_rows(self.model) else self._by_generate
         with _evaluating(self.model):
             for job in make(waiting, settings):
                 response = self._response(job)
+                count += 1
                 cut += response.finish == "length" and job.limit < settings.max_new_tokens
                 yield response
         if cut:
             rank_zero_warn(
-                f"{cut:,} of {len(requests):,} responses were cut off before max_new_tokens, "
-                f"{settings.max_new_tokens:,}: with their prompts they fill {limits_of(self.model.config).context_text}"
+                f"{cut:,} of {count:,} responses were cut off before max_new_tokens, {settings.max_new_tokens:,}: "
+                f"with their prompts they fill {limits_of(self.model.config).context_text}"
             )
 
     def _jobs(self, requests: Sequence[Request]) -> list["_Job"]:
@@ -146,19 +152,21 @@ class TransformersBackend(Backend):
             log_probabilities=tuple(job.log_probabilities) if self._keep else None,
         )
 
-    # Rows that come and go ------------------------------------------------------------------------------------------
+    # Rows that come and go ---------------------------------------------------------------------------------------
 
-    def _by_rows(self, waiting: "deque[_Job]", settings: GenerationSettings) -> Iterator["_Job"]:
+    def _by_rows(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator["_Job"]:
         """Decodes all jobs, and hands each over when it has ended."""
         rows = _Rows(self.model, settings)
-        while waiting or rows.jobs:
+        while True:
             free = self.batch_size - len(rows.jobs)
             is_due = not rows.jobs or (2 * free >= self.batch_size and not self._synced)
-            taken = [waiting.popleft() for _ in range(min(free, len(waiting)) if is_due else 0)]
+            taken = waiting.take(free) if is_due else []
             jobs = [*rows.jobs, *taken]
+            if not jobs:
+                return
             if not self._advance(rows, taken):
                 rows = _Rows(self.model, settings)
-                waiting.extendleft(job for job in reversed(jobs) if not job.has_ended)
+                waiting.put_back([job for job in jobs if not job.has_ended])
                 self._halve()
             yield from (job for job in jobs if job.has_ended)
 
@@ -182,18 +190,18 @@ class TransformersBackend(Backend):
         self.batch_size //= 2
         rank_zero_warn(f"out of memory: batch_size is {self.batch_size:,} from here on; nothing is lost")
 
-    # Models without such rows -----------------------------------------------------------------------------------------
+    # Models without such rows ------------------------------------------------------------------------------------
 
-    def _by_generate(self, waiting: "deque[_Job]", settings: GenerationSettings) -> Iterator["_Job"]:
+    def _by_generate(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator["_Job"]:
         """The same with `generate`, batch by batch: slower, and for any model that can generate."""
-        jobs = list(waiting)
-        while jobs:
+        while jobs := waiting.take(self.batch_size):
             # With left padding a batch has one limit for all its rows, whose prompts may differ in length.
-            batch = [job for job in jobs[: self.batch_size] if job.limit == jobs[0].limit]
+            batch = [job for job in jobs if job.limit == jobs[0].limit]
+            waiting.put_back(jobs[len(batch) :])  # they are sorted, so those of one limit come first
             if self._generate(batch, settings):
                 yield from batch
-                jobs = jobs[len(batch) :]
             else:
+                waiting.put_back(batch)
                 self._halve()
 
     def _generate(self, batch: list["_Job"], settings: GenerationSettings) -> bool:
@@ -253,6 +261,36 @@ class _Job:
         self.has_ended = token in self.request.settings.end_ids or len(self.tokens) == self.limit
 
 
+class _Waiting:
+    """Responses that nobody works on yet, in the order of the length of their prompts.
+
+    Args:
+        source: requests that are still to be taken.
+        jobs: function that makes jobs of requests.
+        is_whole: whether all of them are taken at once.
+    """
+
+    def __init__(
+        self, source: Iterator[Request], jobs: Callable[[Sequence[Request]], list[_Job]], is_whole: bool
+    ) -> None:
+        self._source = source
+        self._make = jobs
+        self._is_whole = is_whole
+        self._jobs: deque[_Job] = deque()
+
+    def take(self, count: int) -> list[_Job]:
+        """The next jobs, at most so many; a batch more is taken from the source, so that there are some to sort."""
+        missing = 2 * count - len(self._jobs)
+        if missing > 0 and (more := list(self._source if self._is_whole else islice(self._source, missing))):
+            jobs = [*self._jobs, *self._make(more)]
+            self._jobs = deque(sorted(jobs, key=lambda job: (len(job.ids), job.ids)))
+        return [self._jobs.popleft() for _ in range(min(count, len(self._jobs)))]
+
+    def put_back(self, jobs: Sequence[_Job]) -> None:
+        """Puts jobs before all others."""
+        self._jobs.extendleft(reversed(jobs))
+
+
 class _Rows:
     """Responses that are decoded together, a row of the cache for each.
 
@@ -271,6 +309,12 @@ class _Rows:
         self._takes = set(inspect.signature(model.forward).parameters)
         self._last = (limits_of(model.config).context or torch.iinfo(torch.int64).max) - 1
         """The last position: rows that have ended stay there until they are dropped."""
+        self._cache: DynamicCache
+        self._mask: Tensor  # [B, width]
+        self._uniforms: Tensor  # [B, T], of which each row has used as many as it has tokens
+        self._done: Tensor  # [B], how many these are
+        self._positions: Tensor  # [B], of the last token
+        self._logits: Tensor  # [B, K], of the next one
 
     @torch.no_grad()
     def add(self, jobs: list[_Job]) -> None:
@@ -386,7 +430,7 @@ class _Draws(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
 
 
-# Prompts --------------------------------------------------------------------------------------------------------------
+# Prompts --------------------------------------------------------------------------------------------------------
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Asked) -> list[int]:
@@ -428,7 +472,7 @@ def _hashable(prompt: Asked) -> Any:
     return repr(prompt) if is_messages else prompt
 
 
-# Tensors --------------------------------------------------------------------------------------------------------------
+# Tensors --------------------------------------------------------------------------------------------------------
 
 
 def _padded(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -462,7 +506,7 @@ def _right_padded(numbers: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(numbers, (0, width - numbers.shape[1]))
 
 
-# The model ------------------------------------------------------------------------------------------------------------
+# The model ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
