@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from ts2_lightning.callbacks.step_lines import StepLines
-from ts2_lightning.generation import Decoder, Sample, sample
-from ts2_lightning.generation.sampling import end_ids
+from ts2_lightning.generation import Decoder, GenerationSettings, Response, sample
+from ts2_lightning.generation.backends import TransformersBackend, end_ids
 from ts2_lightning.metrics.functional import distinct_n, self_bleu
 from ts2_lightning.ranges import COUNT, SEED, check_numbers
 from ts2_lightning.types import UserError
@@ -76,7 +76,7 @@ class SampleGenerations(Callback):
             seed=SEED,
             batch_size=COUNT,
         )
-        self.latest: list[list[Sample]] = []
+        self.latest: list[list[Response]] = []
         """For each prompt its samples, as of the last time."""
         self._last_step = 0
         self._sampled_at: int | None = None
@@ -110,26 +110,25 @@ class SampleGenerations(Callback):
             raise UserError("SampleGenerations needs a tokenizer; set data.tokenizer")
         model = pl_module.language_model
         prompts = self.prompts if template is None else [_rendered(template, prompt) for prompt in self.prompts]
-        ends = {*end_ids(model, tokenizer), *getattr(template, "end_of_turn_ids", ())}
+        ends = sorted({*end_ids(model.generation_config, tokenizer), *getattr(template, "end_of_turn_ids", ())})
+        settings = GenerationSettings("", self.decoder, self.max_new_tokens, tuple(ends), self.seed)
         with torch.no_grad(), trainer.precision_plugin.forward_context(), whole_root(pl_module.network) as sharded:
-            self.latest = sample(
-                model, tokenizer, prompts, self.n, self.decoder, self.max_new_tokens, self.seed, sorted(ends),
-                self.batch_size, synced=sharded,
-            )  # fmt: skip
+            backend = TransformersBackend(model, tokenizer, self.batch_size, synced=sharded)
+            self.latest = sample(backend, prompts, settings, self.n)
         if trainer.is_global_zero:
-            self._write(trainer, sorted(ends))
+            self._write(trainer)
 
     @staticmethod
     def _lines(trainer: Trainer) -> StepLines:
         return StepLines(Path(trainer.default_root_dir) / "samples.jsonl")
 
-    def _write(self, trainer: Trainer, ends: Sequence[int]) -> None:
+    def _write(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        metrics = {f"samples/{name}": value for name, value in summary(self.latest, ends).items()}
+        metrics = {f"samples/{name}": value for name, value in summary(self.latest).items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
         for number, (prompt, samples) in enumerate(zip(self.prompts, self.latest, strict=True)):
-            records = [{"text": one.text, "mean_probability": round(one.mean_probability, 4)} for one in samples]
+            records = [{"text": one.text, "mean_probability": round(_mean_probability(one), 4)} for one in samples]
             self._lines(trainer).add(step, prompt=prompt, samples=records)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
@@ -151,16 +150,15 @@ def read_prompts(prompts: list[str] | str) -> list[str]:
     return list(prompts)
 
 
-def summary(answers: Sequence[Sequence[Sample]], ends: Sequence[int]) -> dict[str, float]:
+def summary(answers: Sequence[Sequence[Response]]) -> dict[str, float]:
     """Means over prompts: see `SampleGenerations`.
 
     Args:
-        answers: samples of each prompt, equally many.
-        ends: ids that end a response.
+        answers: responses to each prompt, equally many.
 
     Example:
-        >>> answers = [[Sample("a b", [5, 6, 0], [0.0, 0.0, 0.0]), Sample("a b", [5, 6], [0.0, 0.0])]]
-        >>> means = summary(answers, ends=[0])
+        >>> answers = [[Response("1", "a b", 3, "stop", 1.0), Response("2", "a b", 2, "length", 1.0)]]
+        >>> means = summary(answers)
         >>> means["tokens"], means["ended"], round(means["self_bleu"])
         (2.5, 0.5, 100)
     """
@@ -168,22 +166,22 @@ def summary(answers: Sequence[Sequence[Sample]], ends: Sequence[int]) -> dict[st
     every = [one for samples in answers for one in samples]
     means = {
         "distinct": _mean([_mean([distinct_n(of_prompt, n) for n in (1, 2, 3)]) for of_prompt in texts]),
-        "tokens": _mean([len(one.ids) for one in every]),
-        "ended": _mean([one.ids[-1] in ends for one in every]),
-        "mean_probability": _mean([one.mean_probability for one in every]),
+        "tokens": _mean([one.tokens for one in every]),
+        "ended": _mean([one.finish == "stop" for one in every]),
+        "mean_probability": _mean([_mean_probability(one) for one in every]),
     }
     if len(texts[0]) > 1:
         means["self_bleu"] = _mean([self_bleu(of_prompt) for of_prompt in texts])
     return means
 
 
-def table(prompt: str, samples: Sequence[Sample]) -> str:
+def table(prompt: str, samples: Sequence[Response]) -> str:
     """Samples of a prompt in Markdown."""
 
     def cell(text: str) -> str:
         return text.replace("|", "\\|").replace("\n", " ")
 
-    rows = [f"| {one.mean_probability:.3f} | {cell(one.text)} |" for one in samples]
+    rows = [f"| {_mean_probability(one):.3f} | {cell(one.text)} |" for one in samples]
     return "\n".join([f"**{cell(prompt)}**", "", "| mean probability | response |", "| --- | --- |", *rows])
 
 
@@ -209,6 +207,11 @@ def whole_root(network: torch.nn.Module) -> Iterator[bool]:
 
 def _rendered(template: Any, prompt: str) -> list[int]:
     return list(template.render_prompt([{"role": "user", "content": prompt}]))
+
+
+def _mean_probability(response: Response) -> float:
+    assert response.mean_probability is not None  # the backend reads it
+    return response.mean_probability
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.generation import Decoder
 from ts2_lightning.ops import entmax_probabilities
 
 DECODINGS = {

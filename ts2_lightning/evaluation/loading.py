@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.engines.chunked import logits_in_chunks
 from ts2_lightning.model_limits import ModelLimits, limits_of
@@ -45,6 +45,22 @@ def read_limits(path: str | Path) -> ModelLimits:
     """
     with _explained(path):
         return limits_of(read_architecture(str(path), pretrained=False))
+
+
+def read_generation_settings(path: str | Path) -> GenerationConfig:
+    """The generation settings that a loaded model would have; no weights are read.
+
+    Args:
+        path: a transformers directory, or a name on the hub.
+
+    Raises:
+        UserError: its config cannot be read.
+    """
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except (OSError, ValueError, TypeError):  # there are none, and the config has to do
+        with _explained(path):
+            return GenerationConfig.from_model_config(read_architecture(str(path), pretrained=False))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The model that is measured, with the rows and prompts that it is asked."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from ts2_lightning.data.sets import SPLITS, Files
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.domains import Domain, domain_of
-from ts2_lightning.evaluation.loading import load_model, read_limits
+from ts2_lightning.evaluation.loading import load_model, read_generation_settings, read_limits
 from ts2_lightning.evaluation.prompts import Prompt, Question, read_questions
-from ts2_lightning.generation.sampling import Decoder, end_ids
+from ts2_lightning.generation import Decoder, GenerationSettings
+from ts2_lightning.generation.backends import Backend, end_ids, make_backend
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules.head import check_head
-from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import Batch, SettingError, UserError
 
 Rows = Files | dict[str, Files]
@@ -48,6 +49,7 @@ class Model:
         decoding: one of `DECODINGS`.
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with.
         device: where it computes.
+        backend: what makes its responses, one of `generation.backends.BACKENDS`; they do not depend on it.
         tables: numbers of every supervised token of rows, by a digest of the rows, that several probes read.
     """
 
@@ -62,6 +64,7 @@ class Model:
     decoding: str = "softmax"
     template: str = "auto"
     device: str = "cpu"
+    backend: str = "transformers"
     tables: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -152,10 +155,23 @@ class Model:
         """The domain whose requests have known answers, if the model's tokenizer is that of one."""
         return domain_of(self.tokenizer)
 
-    @property
+    @cached_property
     def end_ids(self) -> list[int]:
-        """Tokens that end its responses."""
-        return sorted({*self.chat_template.end_of_turn_ids, *end_ids(self.network, self.tokenizer)})
+        """Tokens that end its responses. The model itself is not loaded for them."""
+        loaded: Any = self.__dict__.get("network")
+        settings = read_generation_settings(self.place) if loaded is None else loaded.generation_config
+        return sorted({*self.chat_template.end_of_turn_ids, *end_ids(settings, self.tokenizer)})
+
+    def generation_settings(
+        self, max_new_tokens: int, seed: int = 0, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> GenerationSettings:
+        """What its responses are made with: its decoding, with these settings behind it."""
+        decoder = replace(self.projection, temperature=temperature, top_k=top_k, top_p=top_p)
+        return GenerationSettings(digest(self.identity), decoder, max_new_tokens, tuple(self.end_ids), seed)
+
+    def make_backend(self, batch_size: int) -> Backend:
+        """What makes its responses, a batch of so many at a time."""
+        return make_backend(self.backend, self, batch_size)
 
     def forget(self) -> None:
         """Lets go of the loaded model and of the tables of its tokens; they are made again when they are needed."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.evaluation.distributions import PAPERS, PLAIN, log_probabilities, support_mask
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.generation import Decoder
 from ts2_lightning.toyworld import Family, World
 from ts2_lightning.types import UserError
 

@@ -2,23 +2,20 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tqdm.auto import tqdm
-
 from ts2_lightning.data import SFTData
-from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measure import Measure, Measured
-from ts2_lightning.evaluation.measures.responses import Response, ResponseFile
 from ts2_lightning.evaluation.model import Model, Rows
 from ts2_lightning.evaluation.prompts import Prompt
-from ts2_lightning.generation.sampling import DECODING, Decoder, sample
+from ts2_lightning.generation import DECODING, Request, Response
+from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
-from ts2_lightning.runs.stamps import digest, file_stamps
+from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.values import Value
 
 ORDERS = (1, 2, 3)
@@ -30,8 +27,8 @@ _SENTENCE_BERT = "100 times the Sent-BERT diversity of the samples of a prompt"
 
 @dataclass(frozen=True)
 class Diversity(Measure):
-    """Diversity of sampled responses. They are kept beside the values, a line for each prompt; a sampling that was
-    killed goes on behind the last.
+    """Diversity of sampled responses. They are kept in `responses/` beside `measures/`; a sampling that was killed goes
+    on with those that are missing, and more samples or prompts are made in addition.
 
     Attributes:
         prompts: sources of prompts, in any format of the data room; an answer in a row is left out. Null takes the
@@ -109,13 +106,13 @@ class Diversity(Measure):
         end; `responses`, how many.
         """
         prompts = model.prompts("diversity.prompts", self._data(model), self.limit)
-        answered = self._responses(model, prompts, beside)
-        texts = [[response["text"] for response in of_prompt] for of_prompt in answered]
+        answered = self._responses(model, prompts)
+        texts = [[response.text for response in of_prompt] for of_prompt in answered]
         every = [response for of_prompt in answered for response in of_prompt]
         of_responses = {
-            "tokens": statistics.fmean(response["tokens"] for response in every),
-            "mean_probability": statistics.fmean(response["mean_probability"] for response in every),
-            "ended": statistics.fmean(response["ended"] for response in every),
+            "tokens": statistics.fmean(response.tokens for response in every),
+            "mean_probability": statistics.fmean(response.mean_probability or 0.0 for response in every),
+            "ended": statistics.fmean(response.finish == "stop" for response in every),
             "responses": len(every),
         }
         return Measured({**self._of_texts(texts, model.device), **of_responses})
@@ -136,48 +133,15 @@ class Diversity(Measure):
     def _data(self, model: Model) -> SFTData:
         return model.validation_data("diversity.prompts", self.prompts, format=self.format)
 
-    def _decoder(self, decoding: str) -> Decoder:
-        projection = DECODINGS[decoding]
-        return replace(projection, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
-
-    def _responses(self, model: Model, prompts: Sequence[Prompt], beside: Path) -> list[list[Response]]:
-        """For each prompt its responses; those that an earlier call has kept are not sampled again."""
-        sampling = {name: value for name, value in asdict(self).items() if name not in ("limit", "sentence_bert")}
-        asked = [sampling, model.decoding, model.template]
-        key = digest([asked, model.identity, model.row_identity("diversity.prompts", self._data(model))])
-        at_a_time = max(1, self.batch_size // self.samples)
-        file = ResponseFile(beside.with_name(f"responses-{digest(asked)[:8]}.jsonl"), key, at_a_time)
-        done = len(file.answered)
-        total = len(prompts) * self.samples
-        with tqdm(total=total, initial=done * self.samples, desc="Sampling", disable=None, leave=False) as bar:
-            for start in range(done, len(prompts), at_a_time):
-                some = prompts[start : start + at_a_time]
-                file.append([prompt.text for prompt in some], self._sample(model, some, start))
-                bar.update(len(some) * self.samples)
-        return file.answered[: len(prompts)]
-
-    def _sample(self, model: Model, prompts: Sequence[Prompt], start: int) -> list[list[Response]]:
-        ends = model.end_ids
-        answers = sample(
-            model.network,
-            model.tokenizer,
-            [prompt.ids for prompt in prompts],
-            n=self.samples,
-            decoder=self._decoder(model.decoding),
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed + start,  # prompts count from 0 in every call
-            eos_ids=ends,
-            batch_size=self.batch_size,
+    def _responses(self, model: Model, prompts: Sequence[Prompt]) -> list[list[Response]]:
+        """For each prompt its responses; those that are there are not made again."""
+        settings = model.generation_settings(self.max_new_tokens, self.seed, self.temperature, self.top_k, self.top_p)
+        store = ResponseStore(model.out, self.name, settings, model.name)
+        store.add_items({str(number): {"text": prompt.text} for number, prompt in enumerate(prompts)})
+        wanted = {
+            str(number): [Request(tuple(prompt.ids), index, settings) for index in range(self.samples)]
+            for number, prompt in enumerate(prompts)
+        }
+        return list(
+            store.fill(wanted, lambda: model.make_backend(self.batch_size), f"Sampling, {model.title}").values()
         )
-        return [
-            [
-                Response(
-                    text=one.text,
-                    tokens=len(one.ids),
-                    ended=one.ids[-1] in ends,
-                    mean_probability=round(one.mean_probability, 6),
-                )
-                for one in samples
-            ]
-            for samples in answers
-        ]

@@ -14,7 +14,7 @@ from ts2_lightning.evaluation.model import Model, Rows, ValidationBatches
 from ts2_lightning.evaluation.probes import PROBES, macro, micro, tail, tspd, write_probe
 from ts2_lightning.evaluation.probes.tokens import token_table
 from ts2_lightning.evaluation.prompts import Prompt, Question
-from ts2_lightning.generation.sampling import DECODING
+from ts2_lightning.generation import DECODING
 from ts2_lightning.ranges import COUNT, NULL, SEED, check_numbers
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.types import UserError

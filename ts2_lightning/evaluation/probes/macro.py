@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ts2_lightning.evaluation.loading import supervised_logits
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.prompts import Prompt
-from ts2_lightning.generation.sampling import Decoder, Sample, sample
+from ts2_lightning.generation import Decoder, Response, sample
 from ts2_lightning.metrics.functional import gold_probability
 from ts2_lightning.types import Batch
 
@@ -42,27 +41,20 @@ def measure(
         `mean`, `standard_deviation` and `median` over the responses; for each of them its `mean_probability`, `tokens`
         (how many, with the ending one) and `prompt` (its number).
     """
-    means: list[float] = []
-    tokens: list[int] = []
-    at_a_time = max(1, _AT_A_TIME // samples)
-    with tqdm(total=len(prompts) * samples, desc=f"Sampling, {model.title}", unit=" responses") as bar:
-        for start in range(0, len(prompts), at_a_time):
-            some = prompts[start : start + at_a_time]
-            answers = sample(
-                model.network,
-                model.tokenizer,
-                [prompt.ids for prompt in some],
-                n=samples,
-                decoder=decoder,
-                max_new_tokens=max_new_tokens,
-                seed=seed + start,  # prompts count from 0 in every call
-                eos_ids=model.end_ids,
-                batch_size=_AT_A_TIME,
-            )
-            for prompt, of_prompt in zip(some, answers, strict=True):
-                means += mean_probabilities(model, prompt, of_prompt)
-                tokens += [len(answer.ids) for answer in of_prompt]
-            bar.update(sum(map(len, answers)))
+    settings = model.generation_settings(max_new_tokens, seed, decoder.temperature, decoder.top_k, decoder.top_p)
+    answers = sample(
+        model.make_backend(_AT_A_TIME),
+        [prompt.ids for prompt in prompts],
+        settings,
+        n=samples,
+        progress=f"Sampling, {model.title}",
+    )
+    means = [
+        mean
+        for prompt, of_prompt in zip(prompts, answers, strict=True)
+        for mean in mean_probabilities(model, prompt, of_prompt)
+    ]
+    tokens = [answer.tokens for of_prompt in answers for answer in of_prompt]
     return {
         "mean": statistics.fmean(means),
         "standard_deviation": statistics.pstdev(means),
@@ -73,11 +65,11 @@ def measure(
     }
 
 
-def mean_probabilities(model: Model, prompt: Prompt, samples: Sequence[Sample]) -> list[float]:
-    """Mean probability of each sample's tokens under the distribution that the model is decoded with."""
+def mean_probabilities(model: Model, prompt: Prompt, responses: Sequence[Response]) -> list[float]:
+    """Mean probability of each response's tokens under the distribution that the model is decoded with."""
     if model.decoding == "softmax":
-        return [answer.mean_probability for answer in samples]  # which the sampler has read
-    return [_under_projection(model, prompt.ids, answer.ids) for answer in samples]
+        return [response.mean_probability or 0.0 for response in responses]  # which was read while it was decoded
+    return [_under_projection(model, prompt.ids, list(response.ids or ())) for response in responses]
 
 
 def _under_projection(model: Model, prompt: list[int], answer: list[int]) -> float:

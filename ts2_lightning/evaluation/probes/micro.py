@@ -11,7 +11,7 @@ from ts2_lightning.evaluation.distributions import support_mask
 from ts2_lightning.evaluation.loading import supervised_logits
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.prompts import Prompt
-from ts2_lightning.generation.sampling import sample
+from ts2_lightning.generation import sample
 from ts2_lightning.metrics.functional import support_size, tail_mass, token_entropy
 from ts2_lightning.types import Batch
 
@@ -29,6 +29,7 @@ TOP = 300
 
 _ANSWER_TOKENS = 32  # in which a digit is waited for
 _DIGITS = "0123456789"
+_AT_A_TIME = 32  # answers
 _ROWS = 16  # of a forward pass
 _SPACES = "\u0120\u2581"  # as byte-level tokenizers and SentencePiece write them
 SPACE = "\u2423"
@@ -77,22 +78,14 @@ def _measure_one(model: Model, question: Prompt, first_token: bool, queries: int
 
 def _sampled_digits(model: Model, question: Prompt, queries: int, seed: int) -> tuple[list[list[int]], list[list[int]]]:
     """Prompt and answer of each query, and the places at which its single digits stand."""
-    [answers] = sample(
-        model.network,
-        model.tokenizer,
-        [question.ids],
-        n=queries,
-        decoder=model.projection,
-        max_new_tokens=_ANSWER_TOKENS,
-        seed=seed,
-        eos_ids=model.end_ids,
-        progress=f"Asking, {model.title}",
+    settings = model.generation_settings(_ANSWER_TOKENS, seed)
+    [responses] = sample(
+        model.make_backend(_AT_A_TIME), [question.ids], settings, n=queries, progress=f"Asking, {model.title}"
     )
+    answers = [list(response.ids or ()) for response in responses]
     before = len(question.ids)
-    places = [
-        [before + i for i, token in enumerate(answer.ids) if _is_digit(model.tokenizer, token)] for answer in answers
-    ]
-    return [question.ids + answer.ids for answer in answers], places
+    places = [[before + i for i, token in enumerate(answer) if _is_digit(model.tokenizer, token)] for answer in answers]
+    return [question.ids + answer for answer in answers], places
 
 
 def _batches(sequences: list[list[int]], places: list[list[int]]) -> Iterator[Batch]:

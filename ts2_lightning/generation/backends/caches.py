@@ -33,8 +33,9 @@ def has_rows(model: PreTrainedModel) -> bool:
     config: Any = model.config
     if config.is_encoder_decoder or getattr(config, "add_cross_attention", False) or model._is_stateful:
         return False
-    own = type(model).prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
-    if own and type(model).__name__ not in _FED_ALIKE:
+    kind: Any = type(model)
+    is_own = kind.prepare_inputs_for_generation is not GenerationMixin.prepare_inputs_for_generation
+    if is_own and kind.__name__ not in _FED_ALIKE:
         return False
     try:
         return set(get_layer_types_and_kwargs(config.get_text_config(decoder=True))[0]) <= _LAYERS

@@ -443,9 +443,9 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Asked) -> list[int]:
     return list(prompt)  # type: ignore[arg-type]
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a response, as the model's generation settings name them, or else its tokenizer."""
-    ids = getattr(model.generation_config, "eos_token_id", None)
+def end_ids(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end a response, as a model's generation settings name them, or else its tokenizer."""
+    ids = getattr(settings, "eos_token_id", None)
     ids = tokenizer.eos_token_id if ids is None else ids
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
