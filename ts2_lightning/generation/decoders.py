@@ -1,6 +1,6 @@
 """Decoders: the steps from a model's logits to the distribution of the next token, and a draw from it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +17,8 @@ from ts2_lightning.ops import ENTMAX_ORDERS
 from ts2_lightning.ranges import COUNT_OR_ZERO, POSITIVE, Allowed, Only, Range, check_numbers
 from ts2_lightning.types import UserError
 
-SORTED_AT_FIRST = 1024
-"""Largest logits of a row that top-p sorts before it sorts the whole row."""
+SORTED_FIRST = (128, 1024)
+"""Numbers of the largest logits of a row that top-p sorts before it sorts the whole row."""
 
 _CLOSE = 1e-5
 """Distance of a sum from top-p within which float32 sums in another order may fall on the other side of it."""
@@ -88,7 +88,7 @@ class Decoder:
         if self.top_k:
             yield TopKLogitsWarper(self.top_k)
         if self.top_p < 1:
-            yield NucleusWarper(self.top_p, at_first=self.top_k or SORTED_AT_FIRST)
+            yield NucleusWarper(self.top_p, (self.top_k,) if self.top_k else SORTED_FIRST)
 
 
 class NucleusWarper(LogitsProcessor):
@@ -100,25 +100,30 @@ class NucleusWarper(LogitsProcessor):
 
     Args:
         top_p: sum of probabilities that the fewest kept tokens reach.
-        at_first: number of the largest logits that are sorted first.
+        sorted_first: numbers of the largest logits that are sorted, the next one where the last does not do.
 
     Example:
-        >>> warp = NucleusWarper(0.7, at_first=2)
+        >>> warp = NucleusWarper(0.7, sorted_first=(2,))
         >>> warp(torch.tensor([[0]]), torch.tensor([[0.2, 0.5, 0.3]]).log()).softmax(-1).tolist()
         [[0.0, 0.625, 0.375]]
     """
 
-    def __init__(self, top_p: float, at_first: int = SORTED_AT_FIRST) -> None:
+    def __init__(self, top_p: float, sorted_first: Sequence[int] = SORTED_FIRST) -> None:
         self._top_p = top_p
-        self._at_first = at_first
+        self._sorted_first = sorted_first
         self._whole = TopPLogitsWarper(top_p)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Logits [B, K], minus infinity for the tokens that are removed. `scores`: [B, K]."""
         if scores.dtype not in (torch.float32, torch.float64):  # transformers sums in the dtype of the logits
             return self._whole(input_ids, scores)
+        return self._warped(input_ids, scores, self._sorted_first)
+
+    def _warped(self, input_ids: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
+        if not sizes or (sizes[0] >= scores.shape[-1] and len(sizes) > 1):
+            return self._whole(input_ids, scores)
         # One more than may be kept, so that the first that is not is seen too.
-        largest = scores.topk(min(self._at_first + 1, scores.shape[-1]), sorted=True).values
+        largest = scores.topk(min(sizes[0] + 1, scores.shape[-1]), sorted=True).values
         sums = (largest - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
         kept = (sums < self._top_p).sum(-1) + 1  # the token with which the sum is reached is kept
         at = (kept - 1).clamp(max=largest.shape[-1] - 1)[:, None]
@@ -128,7 +133,7 @@ class NucleusWarper(LogitsProcessor):
         warped = scores.masked_fill(scores < least, -torch.inf)
         unsure = (~is_sure).nonzero()[:, 0]
         if len(unsure):
-            warped[unsure] = self._whole(input_ids, scores[unsure])
+            warped[unsure] = self._warped(input_ids, scores[unsure], sizes[1:])
         return warped
 
 

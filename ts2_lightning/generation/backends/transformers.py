@@ -20,7 +20,6 @@ import transformers
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from transformers import (
-    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -29,7 +28,7 @@ from transformers import (
 )
 
 from ts2_lightning.generation.backends.base import Backend
-from ts2_lightning.generation.backends.caches import has_rows, join_rows, new_cache, select_rows, trim
+from ts2_lightning.generation.backends.caches import RowCache, has_rows
 from ts2_lightning.generation.decoders import Decoder, draw
 from ts2_lightning.generation.requests import Asked, GenerationSettings, Request, Response
 from ts2_lightning.model_limits import ModelLimits, limits_of
@@ -309,7 +308,7 @@ class _Rows:
         self._takes = set(inspect.signature(model.forward).parameters)
         self._last = (limits_of(model.config).context or torch.iinfo(torch.int64).max) - 1
         """The last position: rows that have ended stay there until they are dropped."""
-        self._cache: DynamicCache
+        self._cache: RowCache
         self._mask: Tensor  # [B, width]
         self._uniforms: Tensor  # [B, T], of which each row has used as many as it has tokens
         self._done: Tensor  # [B], how many these are
@@ -324,18 +323,18 @@ class _Rows:
         texts = [tuple(job.ids + job.tokens) for job in jobs]
         distinct = list(dict.fromkeys(texts))
         ids, mask = _padded(distinct, self._model)
-        cache = new_cache(self._model)
+        cache = RowCache(self._model)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         logits = self._forward(ids, mask, positions, cache)
         rows = [distinct.index(text) for text in texts] if len(distinct) < len(texts) else None
         positions = positions[:, -1]
         if rows is not None:
-            select_rows(cache, rows, logits.device)
+            cache.select(rows)
             logits, mask, positions = logits[rows], mask[rows], positions[rows]
         done = torch.tensor([len(job.tokens) for job in jobs], device=logits.device)
         uniforms = _uniforms(jobs, logits.device)
         if self.jobs:
-            join_rows(self._cache, cache)
+            self._cache.join(cache)
             width = max(mask.shape[1], self._mask.shape[1])
             mask = torch.cat([_left_padded(self._mask, width), _left_padded(mask, width)])
             width = max(uniforms.shape[1], self._uniforms.shape[1])
@@ -388,15 +387,18 @@ class _Rows:
         self._logits = self._forward(self._tokens[:, None], self._mask, self._positions[:, None], self._cache)
 
     def _drop_ended(self) -> None:
-        rows = [row for row, job in enumerate(self.jobs) if not job.has_ended]
+        left = [row for row, job in enumerate(self.jobs) if not job.has_ended]
+        # The last ones take the places of those that have ended, so that the others stay where they are.
+        last = [row for row in left if row >= len(left)]
+        rows = [last.pop() if job.has_ended else row for row, job in enumerate(self.jobs[: len(left)])]
         self.jobs = [self.jobs[row] for row in rows]
         if not rows:
             return
-        select_rows(self._cache, rows, self._logits.device)
+        self._cache.select(rows)
         self._mask, self._uniforms, self._tokens = self._mask[rows], self._uniforms[rows], self._tokens[rows]
         self._positions, self._done = self._positions[rows], self._done[rows]
         if unread := int(self._mask.argmax(-1).min()):  # columns that only rows that have ended had a token in
-            trim(self._cache, unread)
+            self._cache.trim(unread)
             self._mask = self._mask[:, unread:]
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
