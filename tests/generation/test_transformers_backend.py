@@ -27,7 +27,7 @@ from transformers import (
 
 from tests.callbacks.tiny_llama import END, EOS, TRAINED_TEMPLATE, WORDS, edit, teach_to_stop, write_base
 from tests.support.ranks import launch
-from ts2_lightning.generation import Decoder, GenerationSettings, Request, Response, sample
+from ts2_lightning.generation import Decoder, GenerationSettings, Request, sample
 from ts2_lightning.generation.backends import TransformersBackend, end_ids, prompt_ids
 from ts2_lightning.generation.backends.caches import has_rows
 from ts2_lightning.generation.decoders import draw
@@ -97,7 +97,10 @@ def one_at_a_time(model: PreTrainedModel, request: Request, context: int = 10**9
     return tokens
 
 
-def requests(decoder: Decoder = Decoder(), n: int = 4, most: int = 30, ends: Sequence[int] = ENDS) -> list[Request]:
+PLAIN = Decoder()
+
+
+def requests(decoder: Decoder = PLAIN, n: int = 4, most: int = 30, ends: Sequence[int] = ENDS) -> list[Request]:
     asked = GenerationSettings("model", decoder, most, tuple(ends))
     return [Request(prompt, index, asked) for prompt in PROMPTS for index in range(n)]
 
@@ -148,9 +151,14 @@ def test_it_gives_the_tokens_of_the_plain_loop(kind: str, tokenizer: PreTrainedT
 
 @pytest.mark.parametrize(
     "decoder",
-    [Decoder(temperature=0), Decoder("sparsemax"), Decoder("entmax", 1.3, 0.5), Decoder(temperature=0.7, top_k=4, top_p=0.9)],
+    [
+        Decoder(temperature=0),
+        Decoder("sparsemax"),
+        Decoder("entmax", 1.3, 0.5),
+        Decoder(temperature=0.7, top_k=4, top_p=0.9),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_decoder(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> None:
     model = of_kind("llama")
     asked = requests(decoder, n=3)

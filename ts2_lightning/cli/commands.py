@@ -68,6 +68,7 @@ COMMANDS: dict[str, Command] = {
     "probe": Command("ts2_lightning.cli.probe:run", "what trained models think, side by side, in numbers and pictures"),
     "ablate": Command("ts2_lightning.cli.ablate:run", "a grid of runs, its measures and its report, from one file"),
     "measure": Command("ts2_lightning.cli.measure:run", "the measures of runs and models, written beside them"),
+    "generate": Command("ts2_lightning.cli.generate:run", "responses of a model to prompts, shared by any processes"),
     "report": Command("ts2_lightning.cli.report:run", "runs side by side: tables over seeds, and pictures"),
     "losses": Command("ts2_lightning.cli.catalogue:run", "the objectives: formula, defaults and paper of each"),
 }

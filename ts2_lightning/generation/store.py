@@ -168,7 +168,7 @@ class ResponseStore:
         left = self.missing(wanted)
         if left:
             maker = backend()
-            maker.check([request for requests in left.values() for request in requests])
+            maker.check([request for requests in left.values() for request in requests])  # not after hours
             total = len({request.key for requests in wanted.values() for request in requests})
             if say is not None:
                 say(self._plan(total, left))

@@ -305,7 +305,7 @@ class _Rows:
         self.jobs: list[_Job] = []
         self._model = model
         self._decoder = settings.decoder
-        self._takes = set(inspect.signature(model.forward).parameters)
+        self._takes = set(inspect.signature(type(model).forward).parameters)
         self._last = (limits_of(model.config).context or torch.iinfo(torch.int64).max) - 1
         """The last position: rows that have ended stay there until they are dropped."""
         self._cache: RowCache
