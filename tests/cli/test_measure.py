@@ -23,6 +23,9 @@ from ts2_lightning.evaluation import describe
 from ts2_lightning.evaluation import model as model_file
 from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.evaluation.measures import diversity
+from ts2_lightning.generation import Request, Response
+from ts2_lightning.generation.backends import TransformersBackend
+from ts2_lightning.generation.store import read_store
 from ts2_lightning.metrics import functional
 from ts2_lightning.toyworld import load_world
 from ts2_lightning.toyworld.measure import evaluate_toyworld
@@ -199,10 +202,10 @@ def test_nothing_is_measured_twice(ts2: CommandLine, monkeypatch: pytest.MonkeyP
 
 def test_diversity_is_that_of_the_responses_on_disk(ts2: CommandLine) -> None:
     measure(ts2, {"diversity": {"prompts": "toyworld:test", **FEW}})
-    [file] = (RUN / "measures").glob("responses-*.jsonl")
-    _, *lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len({line["prompt"] for line in lines}) == len(lines) == 6
-    texts = [[response["text"] for response in line["responses"]] for line in lines]
+    [directory] = (RUN / "responses").glob("diversity-*")
+    stored = read_store(directory)
+    assert len({item["text"] for item in stored.items.values()}) == len(stored.items) == 6
+    texts = [[line.response.text for line in stored.lines if line.item == item] for item in stored.items]
     assert {len(of_prompt) for of_prompt in texts} == {4}
     shares = {n: [] for n in (1, 2, 3)}
     for n, found in shares.items():
@@ -220,9 +223,9 @@ def test_diversity_is_that_of_the_responses_on_disk(ts2: CommandLine) -> None:
     assert found["diversity/ngram"] == pytest.approx(100 * statistics.fmean(distinct))
     bleu = statistics.fmean(functional.self_bleu(of_prompt) for of_prompt in texts)
     assert found["diversity/self_bleu_diversity"] == pytest.approx(100 - bleu)
-    every = [response for line in lines for response in line["responses"]]
-    assert found["diversity/tokens"] == statistics.fmean(response["tokens"] for response in every)
-    assert found["diversity/ended"] == statistics.fmean(response["ended"] for response in every)
+    every = [line.response for line in stored.lines]
+    assert found["diversity/tokens"] == statistics.fmean(response.tokens for response in every)
+    assert found["diversity/ended"] == statistics.fmean(response.finish == "stop" for response in every)
     assert 0 < found["diversity/mean_probability"] < 1
     assert found["diversity/responses"] == 24
     assert all(describe(name).title != name for name in found)
@@ -231,25 +234,28 @@ def test_diversity_is_that_of_the_responses_on_disk(ts2: CommandLine) -> None:
 def test_a_killed_measurement_goes_on(ts2: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {"validation": {}, "diversity": FEW}  # its prompts are those of the run's validation rows
     measure(ts2, spec, "--out", "whole")
-    asked: list[int] = []
-    sample = diversity.sample
+    made: list[str] = []
+    complete = TransformersBackend.complete
 
-    def killed(*arguments: Any, **settings: Any) -> Any:
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(settings["seed"])
-        return sample(*arguments, **settings)
+    def killed(self: TransformersBackend, requests: Iterator[Request]) -> Iterator[Response]:
+        for response in complete(self, requests):
+            made.append(response.key)
+            yield response
+            if len(made) == 9:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(diversity, "sample", killed)
+    monkeypatch.setattr(TransformersBackend, "complete", killed)
     assert ts2("measure", str(RUN), "--spec", json.dumps(spec)).status == 130
     assert [name.partition("-")[0] for name in results()] == ["validation"]
-    asked.append(-1)  # from now on nothing is killed
+    made.append("from now on nothing is killed")
     answer = measure(ts2, spec)
     assert "validation: " in answer.out
     assert ", kept in " in answer.out
-    assert asked == [0, 2, -1, 4]  # two prompts at a time; those that were answered are not asked again
+    assert len(made) == len(set(made)) == 25  # those that were made are not made again
     assert values() == values("whole")
-    responses = [next(Path(run, "measures").glob("*.jsonl")).read_text() for run in (RUN, "whole")]
+    responses = [
+        {line.response for line in read_store(next(Path(run, "responses").iterdir())).lines} for run in (RUN, "whole")
+    ]
     assert responses[0] == responses[1]
 
 
@@ -271,9 +277,9 @@ def test_embeddings_need_their_extra_before_anything_is_sampled(
 
     monkeypatch.setattr(diversity, "sentence_embedder", embedder)
     measure(ts2, spec, "--device", "cpu")
-    [file] = (RUN / "measures").glob("responses-*.jsonl")
-    lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    odd = [sum(len(response["text"]) % 2 for response in line["responses"]) for line in lines]
+    [directory] = (RUN / "responses").glob("diversity-*")
+    stored = read_store(directory)
+    odd = [sum(len(line.response.text) % 2 for line in stored.lines if line.item == item) for item in stored.items]
     expected = [100 * (1 - (k * (k - 1) + (4 - k) * (3 - k)) / 12) for k in odd]  # pairs that are alike, of 12
     assert values()["diversity/sentence_bert"] == pytest.approx(statistics.fmean(expected))
 

@@ -30,7 +30,6 @@ from ts2_lightning.evaluation import (
 from ts2_lightning.evaluation import model as model_file
 from ts2_lightning.evaluation.measure import Measured
 from ts2_lightning.evaluation.measures.probes import Probes
-from ts2_lightning.evaluation.measures.responses import ResponseFile
 from ts2_lightning.evaluation.results import kept_values, read_result, write_result
 from ts2_lightning.types import SettingError, UserError
 from ts2_lightning.values import Value
@@ -425,38 +424,3 @@ def test_the_key_has_the_length_that_null_stands_for(tmp_path: Path) -> None:
         return model.row_identity("rows", model.validation_data("rows", None))["max_length"]
 
     assert [length(64, None), length(4096, None), length(64, 32)] == [64, 2048, 32]
-
-
-def answer(text: str) -> dict:
-    return {"text": text, "tokens": 2, "ended": True, "mean_probability": 0.5}
-
-
-def test_responses_survive_a_kill_up_to_the_last_whole_group(tmp_path: Path) -> None:
-    path = tmp_path / "responses.jsonl"
-    file = ResponseFile(path, "key", at_a_time=2)
-    assert file.answered == []
-    file.append(["a", "b\u2028c"], [[answer("one")], [answer("two\u2028three\n")]])
-    file.append(["d", "e"], [[answer("four")], [answer("five")]])
-    whole = path.read_text()
-    assert ResponseFile(path, "key", at_a_time=2).answered == file.answered
-    assert path.read_text() == whole
-    path.write_text(whole[:-5])  # the fourth prompt's line was cut short, and its group is sampled together
-    again = ResponseFile(path, "key", at_a_time=2)
-    assert again.answered == file.answered[:2]
-    again.append(["d", "e"], [[answer("four")], [answer("five")]])
-    assert path.read_text() == whole
-    assert ResponseFile(path, "another", at_a_time=2).answered == []
-    assert json.loads(path.read_text()) == {"key": "another"}
-
-
-def test_responses_survive_a_kill_at_every_byte(tmp_path: Path) -> None:
-    """Also in the middle of a character, and of the key."""
-    path = tmp_path / "responses.jsonl"
-    file = ResponseFile(path, "key", at_a_time=1)
-    file.append(["\u00fc", "b"], [[answer("\u4f60\U0001f600")], [answer("\u00e9")]])
-    whole = path.read_bytes()
-    ends = [end for end, byte in enumerate(whole, start=1) if byte == ord("\n")]
-    for cut in range(len(whole) + 1):
-        path.write_bytes(whole[:cut])
-        again = ResponseFile(path, "key", at_a_time=1)
-        assert again.answered == file.answered[: max(0, sum(end <= cut for end in ends) - 1)]

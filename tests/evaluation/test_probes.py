@@ -19,12 +19,14 @@ from ts2_lightning.evaluation.loading import load_model, supervised_logits
 from ts2_lightning.evaluation.probes import PROBES, macro, micro, tail, tspd
 from ts2_lightning.evaluation.probes import write_probe as write
 from ts2_lightning.evaluation.probes.tokens import TSPD_ORDERS, token_table
-from ts2_lightning.generation.sampling import Decoder, sample
+from ts2_lightning.generation import Decoder, GenerationSettings, Request, sample
+from ts2_lightning.generation.backends import TransformersBackend
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.toyworld import build_tokenizer, load_world, model_config
 from ts2_lightning.toyworld.exact import encode_exchange, next_token_log_probabilities
 from ts2_lightning.types import UserError
 
+SETTINGS = GenerationSettings("model", Decoder(), 3)
 K = 23
 
 
@@ -173,14 +175,13 @@ def test_macro_is_the_mean_probability_of_what_was_sampled(model, tokenizer, dec
     prompts = [Prompt("a", [0, 14, 15]), Prompt("b", [0, 16]), Prompt("c", [0, 20, 21, 22])]
     found = macro.measure(in_memory(model, tokenizer, decoding), prompts, Decoder(decoding), 3, max_new_tokens=6)
     assert found["prompt"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    answers = sample(
-        model, tokenizer, [p.ids for p in prompts], n=3, decoder=Decoder(decoding), max_new_tokens=6, eos_ids=(1,)
-    )
+    asked = GenerationSettings("model", Decoder(decoding), 6, (1,))
+    answers = sample(TransformersBackend(model, tokenizer), [p.ids for p in prompts], asked, n=3)
     means = []
     for prompt, samples in zip(prompts, answers, strict=True):
         for answer in samples:
             p = [
-                projections[decoding](model(torch.tensor([prompt.ids + answer.ids[:t]])).logits[:, -1].detach(), -1)[
+                projections[decoding](model(torch.tensor([[*prompt.ids, *answer.ids[:t]]])).logits[:, -1].detach(), -1)[
                     0, token
                 ]
                 for t, token in enumerate(answer.ids)
@@ -192,11 +193,14 @@ def test_macro_is_the_mean_probability_of_what_was_sampled(model, tokenizer, dec
 
 
 def test_macro_draws_different_numbers_for_every_prompt(model, tokenizer):
-    """Also for those that are sampled in another call."""
-    prompts = [Prompt("same", [0, 14, 15])] * 40
-    found = macro.measure(in_memory(model, tokenizer), prompts, Decoder(top_k=50, top_p=0.9), max_new_tokens=5)
+    """And for every sample of a prompt; they follow from its tokens, so the same prompt has the same ones."""
+    prompts = [Prompt("one", [0, 14, 15]), Prompt("other", [0, 15, 14]), Prompt("one again", [0, 14, 15])]
+    found = macro.measure(in_memory(model, tokenizer), prompts, Decoder(top_k=50, top_p=0.9), 40, max_new_tokens=5)
     values = found["mean_probability"]
-    assert values[:8] != pytest.approx(values[32:])
+    assert values[:40] != pytest.approx(values[40:80])
+    assert values[:40] == values[80:]
+    assert len(set(values[:40])) > 20
+    assert len({tuple(Request((0, i), j, SETTINGS).uniforms(3)) for i in range(9) for j in range(9)}) == 81
 
 
 @pytest.mark.parametrize("decoding", ["softmax", "sparsemax"])
@@ -204,14 +208,13 @@ def test_micro_records_where_a_digit_came(model, tokenizer, decoding):
     question = Prompt(micro.DIGIT_QUESTION, [0, 14, 15])
     asked = in_memory(model, tokenizer, decoding)
     [found] = micro.measure(asked, [question], first_token=False, queries=6, seed=3)["questions"]
-    [answers] = sample(
-        model, tokenizer, [question.ids], n=6, decoder=Decoder(decoding), max_new_tokens=32, seed=3, eos_ids=(1,)
-    )
+    settings = GenerationSettings("model", Decoder(decoding), 32, (1,), seed=3)
+    [answers] = sample(TransformersBackend(model, tokenizer), [question.ids], settings, n=6)
     records = []
     for answer in answers:
         for t, token in enumerate(answer.ids):
             if 2 <= token <= 11:
-                z = model(torch.tensor([question.ids + answer.ids[:t]])).logits[0, -1].detach()
+                z = model(torch.tensor([[*question.ids, *answer.ids[:t]]])).logits[0, -1].detach()
                 records.append(z.softmax(-1) if decoding == "softmax" else entmax.sparsemax(z[None])[0])
     mean = torch.stack(records).mean(0)
     assert found["records"] == len(records) > 3

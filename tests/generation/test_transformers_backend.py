@@ -141,7 +141,7 @@ def test_it_gives_the_tokens_of_the_plain_loop(kind: str, tokenizer: PreTrainedT
     wanted = {one.key: one_at_a_time(model, one) for one in asked}
     lengths = {len(tokens) for tokens in wanted.values()}
     assert len(lengths) > 7
-    assert max(lengths) > 20
+    assert max(lengths) > 16
     for batch_size in (1, 5, 64):
         responses = list(TransformersBackend(model, tokenizer, batch_size).complete(asked))
         assert tokens_of(responses) == wanted
