@@ -16,6 +16,7 @@ from hypothesis import strategies as some
 
 from ts2_lightning.generation import Decoder, GenerationSettings, Request, Response
 from ts2_lightning.generation.backends.base import Backend
+from ts2_lightning.generation.progress import Progress
 from ts2_lightning.generation.store import ResponseStore, read_items, read_store
 from ts2_lightning.types import UserError
 
@@ -321,3 +322,17 @@ def test_half_a_character_of_a_served_model(tmp_path: Path) -> None:
 def test_a_directory_without_responses(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no responses; name a directory such as"):
         read_store(tmp_path)
+
+
+def test_an_estimate_counts_what_others_have_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 36.0])
+    monkeypatch.setattr("ts2_lightning.generation.progress.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("ts2_lightning.generation.progress._ESTIMATED_AFTER", (2, 20.0))
+    said: list[str] = []
+    with Progress(1000, "", there=98, say=said.append) as progress:
+        progress.add(answer(wanted()["q0"][0]))
+        progress.set_there(199)
+        progress.add(answer(wanted()["q0"][2]))
+    assert said == [
+        "0 tokens a second, 2 tokens a response: about 4.00 hours left for this process alone"
+    ]  # 800 responses, 18 s each

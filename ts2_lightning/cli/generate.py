@@ -1,6 +1,5 @@
 """`generate`: responses of a model to prompts, on disk, made by any number of processes together."""
 
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +79,7 @@ def _generate(model: Model, options: Any) -> None:
         str(number): [Request(tuple(prompt.ids), index, settings) for index in range(options.n)]
         for number, prompt in enumerate(prompts)
     }
-    title = "Generating" if sys.stderr.isatty() else ""
-    made = store.fill(wanted, lambda: model.make_backend(options.batch_size), title, put, options.ids)
+    made = store.fill(wanted, lambda: model.make_backend(options.batch_size), "Generating", put, options.ids)
     put(_summary([response for of_item in made.values() for response in of_item], store.directory))
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 
 from tqdm.auto import tqdm
 
@@ -13,7 +12,7 @@ _ESTIMATED_AFTER = 64, 10.0
 
 
 class Progress:
-    """A bar with responses, tokens per second and the time that is left.
+    """A bar with responses, tokens per second and the time that is left; only where there is a terminal.
 
     Args:
         total: number of responses that are wanted.
@@ -23,35 +22,37 @@ class Progress:
     """
 
     def __init__(self, total: int, title: str, there: int = 0, say: Callable[[str], None] | None = None) -> None:
-        self._total, self._say = total, say
+        self._total, self._there, self._say = total, there, say
         self._started, self._tokens, self._made = time.perf_counter(), 0, 0
-        self._bar = tqdm(total=total, initial=there, desc=title, unit=" responses", disable=not title, leave=False)
+        self._bar = tqdm(
+            total=total, initial=there, desc=title, unit=" responses", disable=None if title else True, leave=False
+        )
 
     def add(self, response: Response) -> None:
         """Counts a response that was made here."""
         self._tokens += response.tokens
         self._made += 1
+        self._there += 1
         seconds = max(time.perf_counter() - self._started, 1e-9)
         self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s", refresh=False)
         self._bar.update()
         if self._say is not None and self._made >= _ESTIMATED_AFTER[0] and seconds >= _ESTIMATED_AFTER[1]:
-            left = self._total - self._bar.n if self._bar.total else 0
+            left = self._total - self._there
             self._say(
                 f"{self._tokens / seconds:,.0f} tokens a second, {self._tokens / self._made:,.0f} tokens a response: "
-                f"about {left * seconds / self._made / 3600:.2f} hours left"
+                f"about {left * seconds / self._made / 3600:.2f} hours left for this process alone"
             )
             self._say = None
 
     def set_there(self, count: int) -> None:
         """Says how many responses are there by now, whoever made them."""
-        self._bar.update(count - self._bar.n)
+        self._bar.update(count - self._there)
+        self._there = count
 
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
 
