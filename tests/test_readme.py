@@ -118,6 +118,8 @@ def toy_sized(words: list[str]) -> list[str]:
         ]
     if words[0] == "probe":
         return [*words, "--queries=2", "--max_new_tokens=4", "--limit=2"]
+    if words[0] == "generate":
+        return [*words, "--max_new_tokens=4", "--limit=2", "--device=cpu"]
     if words[0] == "plan":
         return [*words, f"--model.lm.path={HUB_MODEL.findall(' '.join(blocks('sh')))[0]}"]
     more: dict[str, Any] = {"trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu"}
