@@ -9,7 +9,7 @@ from hypothesis import strategies as some
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from ts2_lightning.generation import Decoder
-from ts2_lightning.generation.decoders import NucleusWarper, draw
+from ts2_lightning.generation.decoders import _NucleusWarper, draw
 from ts2_lightning.types import UserError
 
 NOTHING = torch.empty(0, 0, dtype=torch.long)
@@ -17,7 +17,7 @@ NOTHING = torch.empty(0, 0, dtype=torch.long)
 
 def same(logits: torch.Tensor, top_p: float, sizes: tuple[int, ...]) -> None:
     wanted = TopPLogitsWarper(top_p)(NOTHING, logits)
-    assert torch.equal(NucleusWarper(top_p, sizes)(NOTHING, logits), wanted)
+    assert torch.equal(_NucleusWarper(top_p, sizes)(NOTHING, logits), wanted)
 
 
 @settings(max_examples=300, derandomize=True, deadline=None)

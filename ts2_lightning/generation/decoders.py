@@ -88,10 +88,10 @@ class Decoder:
         if self.top_k:
             yield TopKLogitsWarper(self.top_k)
         if self.top_p < 1:
-            yield NucleusWarper(self.top_p, (self.top_k,) if self.top_k else SORTED_FIRST)
+            yield _NucleusWarper(self.top_p, (self.top_k,) if self.top_k else SORTED_FIRST)
 
 
-class NucleusWarper(LogitsProcessor):
+class _NucleusWarper(LogitsProcessor):
     """transformers' `TopPLogitsWarper`, which sorts the largest logits first and the others only where it has to.
 
     It keeps the very tokens that transformers keeps. Sums of the largest probabilities say which, unless one of them
@@ -103,7 +103,7 @@ class NucleusWarper(LogitsProcessor):
         sorted_first: numbers of the largest logits that are sorted, the next one where the last does not do.
 
     Example:
-        >>> warp = NucleusWarper(0.7, sorted_first=(2,))
+        >>> warp = _NucleusWarper(0.7, sorted_first=(2,))
         >>> warp(torch.tensor([[0]]), torch.tensor([[0.2, 0.5, 0.3]]).log()).softmax(-1).tolist()
         [[0.0, 0.625, 0.375]]
     """
