@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.generation.sampling import Decoder
+from ts2_lightning.generation import Decoder
 from ts2_lightning.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items, load_world
 from ts2_lightning.toyworld.descriptions import VALUES
 from ts2_lightning.toyworld.domain import ToyWorldDomain
