@@ -10,7 +10,7 @@ import queue
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -81,9 +81,7 @@ class Endpoint(Backend):
         UserError: an address that cannot be used, or a field that cannot be left out.
     """
 
-    def __init__(
-        self, address: Address, settings: ClientSettings | None = None, leave_out: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, address: Address, settings: ClientSettings | None = None, leave_out: Sequence[str] = ()) -> None:
         if wrong := next((name for name in leave_out if name not in OPTIONAL), None):
             raise UserError(
                 f"endpoint: leave_out must be of {', '.join(OPTIONAL)}, got {wrong!r}; what else is sent changes the "
@@ -109,54 +107,34 @@ class Endpoint(Backend):
         """Closes the connections."""
         self.client.close()
 
-    def complete(self, requests: Sequence[Request]) -> Iterator[Response]:
-        """As the base class. Ctrl-C ends at once; responses that have come are handed over before."""
-        self._check(requests)
-        if not requests:
-            return
-        _ = self._server  # whether server, key and model are right, before many ask
-        self._finishes.clear()
-        stopped = threading.Event()
-        waiting: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        for request in requests:
-            waiting.put(request)
-        done: queue.SimpleQueue[Response | Exception | None] = queue.SimpleQueue()
-        number = min(len(requests), self.client.settings.concurrency)
-        for _ in range(number):  # no pool: Python waits for the threads of one before it exits
-            threading.Thread(target=self._work, args=(waiting, done, stopped), daemon=True).start()
-        try:
-            yield from _handed_over(done, number)
-        finally:
-            stopped.set()
-        if self._finishes:
-            unusual = ", ".join(f"{reason}: {count:,}" for reason, count in self._finishes.most_common(5))
-            rank_zero_warn(f"{self.address.url}: responses that ended in an unusual way, taken as they are ({unusual})")
-
-    def _work(
-        self,
-        waiting: "queue.SimpleQueue[Request]",
-        done: "queue.SimpleQueue[Response | Exception | None]",
-        stopped: threading.Event,
-    ) -> None:
-        """Makes one response after the other until none is wanted; None at the end."""
-        try:
-            while not stopped.is_set():
-                done.put(self._ask(waiting.get_nowait(), stopped))
-        except (queue.Empty, Stopped):
-            pass
-        except Exception as error:
-            stopped.set()
-            done.put(error)
-        finally:
-            done.put(None)
-
-    def _check(self, requests: Sequence[Request]) -> None:
+    def check(self, requests: Sequence[Request]) -> None:
+        """Raises UserError for a decoder that servers do not have, or a server that does not have the model."""
         for settings in {id(request.settings): request.settings for request in requests}.values():
             if settings.decoder.projection != "softmax":
                 raise UserError(
                     f"an endpoint samples from the softmax only, not with {settings.decoder.projection}; take the "
                     "transformers backend"
                 )
+        if requests:
+            _ = self._server
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
+        """As the base class. Ctrl-C ends at once; responses that have come are handed over before."""
+        self._finishes.clear()
+        pool = _Pool(self._ask, self.client.settings.concurrency)
+        try:
+            for request in requests:
+                self.check([request])  # the first asks whether server, key and model are right, before many do
+                yield from pool.take(request)
+            yield from pool.rest()
+        except KeyboardInterrupt:
+            yield from pool.arrived()
+            raise
+        finally:
+            pool.stop()
+        if self._finishes:
+            unusual = ", ".join(f"{reason}: {count:,}" for reason, count in self._finishes.most_common(5))
+            rank_zero_warn(f"{self.address.url}: responses that ended in an unusual way, taken as they are ({unusual})")
 
     # The server -------------------------------------------------------------------------------------------------------
 
@@ -297,27 +275,80 @@ class Endpoint(Backend):
         return UserError(f"{error}; the prompt was {_shown(request)}")
 
 
-def _handed_over(done: "queue.SimpleQueue[Response | Exception | None]", threads: int) -> Iterator[Response]:
-    """What threads put there until the last has ended, and then the first error."""
-    error: Exception | None = None
-    try:
-        while threads:
-            item = done.get(timeout=_GRACE_SECONDS if error else None)
-            if isinstance(item, Response):
+class _Pool:
+    """Threads that make responses. Not one of `concurrent.futures`, for whose threads Python waits before it exits.
+
+    Args:
+        make: makes one response, and stops when the event happens.
+        size: number of threads; twice as many requests are taken before their time.
+    """
+
+    def __init__(self, make: Callable[[Request, threading.Event], Response], size: int) -> None:
+        self._make = make
+        self._size = size
+        self._stopped = threading.Event()
+        self._waiting: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Response | Exception] = queue.SimpleQueue()
+        self._open = 0
+        self._threads = 0
+
+    def take(self, request: Request) -> Iterator[Response]:
+        """Takes a request, and hands over what is done, waiting for some of it if there is much to do.
+
+        Raises:
+            Exception: the first error, once what is under way has ended.
+        """
+        if self._threads < self._size:
+            self._threads += 1
+            threading.Thread(target=self._work, daemon=True).start()
+        self._waiting.put(request)
+        self._open += 1
+        while self._open and (self._open >= 2 * self._size or not self._done.empty()):
+            yield from self._next()
+
+    def rest(self) -> Iterator[Response]:
+        """Hands over all that is still to be made."""
+        while self._open:
+            yield from self._next()
+
+    def arrived(self) -> Iterator[Response]:
+        """Hands over what is there, without waiting."""
+        while not self._done.empty():
+            if isinstance(item := self._done.get(), Response):
                 yield item
-            elif item is None:
-                threads -= 1
-            else:
-                error = error or item
-    except queue.Empty:  # one of those under way hangs
-        pass
-    except KeyboardInterrupt:
-        while not done.empty():
-            if isinstance(item := done.get(), Response):
-                yield item
-        raise
-    if error is not None:
-        raise error
+
+    def stop(self) -> None:
+        """Ends the threads, each when its call ends."""
+        self._stopped.set()
+        for _ in range(self._threads):
+            self._waiting.put(None)
+
+    def _next(self) -> Iterator[Response]:
+        item = self._done.get()
+        self._open -= 1
+        if isinstance(item, Response):
+            yield item
+            return
+        self._stopped.set()
+        try:
+            while self._open:
+                under_way = self._done.get(timeout=_GRACE_SECONDS)
+                self._open -= 1
+                if isinstance(under_way, Response):
+                    yield under_way
+        except queue.Empty:  # one of them hangs
+            pass
+        raise item
+
+    def _work(self) -> None:
+        while (request := self._waiting.get()) is not None:
+            try:
+                if self._stopped.is_set():
+                    raise Stopped
+                self._done.put(self._make(request, self._stopped))
+            except Exception as error:
+                self._stopped.set()
+                self._done.put(error)
 
 
 def _plain(prompt: Any) -> str | list[int]:
