@@ -22,6 +22,7 @@ class EngineArgs:
     max_model_len: int = 64
     max_num_seqs: int = 4
     tensor_parallel_size: int = 1
+    enable_chunked_prefill: bool = True
     skip_tokenizer_init: bool = False
     generation_config: str = "auto"
     logprobs_mode: str = "processed"

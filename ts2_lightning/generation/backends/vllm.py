@@ -44,6 +44,9 @@ OWN_ARGUMENTS: Mapping[str, Any] = {
 }
 """What vLLM's engine is always given."""
 
+_ON_CPU: Mapping[str, Any] = {"enable_chunked_prefill": False}
+"""There vLLM cannot put back the random number of a token that it drops, one after a part of a prompt: it dies."""
+
 _REFUSED = {
     *OWN_ARGUMENTS, "model", "tokenizer", "override_generation_config", "data_parallel_size", "logits_processors",
     "worker_cls", "worker_extension_cls", "scheduler_cls",
@@ -180,7 +183,7 @@ class VLLMBackend(Backend):
         if not self._workers:
             count = len(self._slots)
             rank_zero_info(f"vLLM {self._installation.vllm} loads {self._model}" + f" {count} times" * (count > 1))
-        arguments = {**self._arguments, **OWN_ARGUMENTS}
+        arguments = {**({} if self._installation.gpus else _ON_CPU), **self._arguments, **OWN_ARGUMENTS}
         return Worker(self._interpreter, self._slots[slot], {"model": self._model, "arguments": arguments})
 
     @cached_property
