@@ -327,6 +327,13 @@ def test_interpreters_that_do_not_do(lines: str, message: str, make: Any, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_a_home_directory_is_written_as_in_a_shell(
+    make: Any, interpreter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(interpreter).parent))
+    assert len(list(make("~/python").complete(ask()))) == 1
+
+
 def test_no_interpreter(make: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"^vllm:/no/such/python: not a Python interpreter \(No such file or directory\)"
@@ -415,6 +422,8 @@ def test_a_context_that_was_made_shorter_cuts_nothing_off(make: Any) -> None:
 def test_what_vllm_refuses_is_told(make: Any) -> None:
     with pytest.raises(UserError, match=r"vLLM does not take the prompt '\.'... \(ValueError: no thirteens\)"):
         list(make().complete(ask(prompt=(WORDS.index("."),))))
+    with pytest.raises(UserError, match=r"vLLM ended a response to 'pear'... with 'abort'"):
+        list(make().complete(ask(prompt=(WORDS.index("pear"),))))
 
 
 @pytest.mark.parametrize("name", ["load_format", "trust_remote_code", "model", "logits_processors", "seed"])

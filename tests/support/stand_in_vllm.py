@@ -69,7 +69,7 @@ class LLMEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
         ids = [(params.seed + number) % 12 for number in range(min(params.max_tokens, 1 + params.seed % 3))]
         entries = [{number: Plain(logprob=-0.5)} for number in ids]
-        reason = "length" if len(ids) == params.max_tokens else "stop"
+        reason = "abort" if prompt == [12] else "length" if len(ids) == params.max_tokens else "stop"
         answer = Plain(token_ids=ids, logprobs=entries, finish_reason=reason)
         unfinished = Plain(request_id="?", finished=False)
         return [unfinished, Plain(request_id=name, finished=True, outputs=[answer])]

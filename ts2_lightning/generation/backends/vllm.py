@@ -22,7 +22,7 @@ from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ts2_lightning.generation.backends.base import Backend
 from ts2_lightning.generation.backends.vllm_processes import WORKER, Answer, Job, Run, Worker, end_all, environment
-from ts2_lightning.generation.requests import Asked, Request, Response
+from ts2_lightning.generation.requests import FINISHES, Asked, Request, Response
 from ts2_lightning.generation.sampling import Decoder, prompt_ids
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_number
@@ -94,8 +94,8 @@ class Installation:
                 f"{PREFIX}{interpreter}: not a Python interpreter ({reason}); name its bin/python"
             ) from None
         try:
-            told = cls(**json.loads(asked.stdout))
-        except (ValueError, TypeError):
+            told = cls(**json.loads(asked.stdout.strip().splitlines()[-1]))
+        except (ValueError, TypeError, IndexError):
             last = next(
                 reversed((asked.stderr or asked.stdout).strip().splitlines()), f"exit status {asked.returncode}"
             )
@@ -138,12 +138,12 @@ class VLLMBackend(Backend):
         self._arguments = dict(arguments or {})
         if wrong := next((name for name in self._arguments if name in _REFUSED), None):
             raise UserError(f"vllm_args: {wrong} cannot be set, because responses would not follow from what is asked")
-        self._interpreter = interpreter
+        self._interpreter = os.path.expanduser(interpreter)  # no shell does, behind a colon
         self._model = model
         self._tokenizer = tokenizer
         self._restarts = restarts
         self._last: tuple[Asked, list[int]] | None = None
-        self._installation = Installation.of(interpreter)
+        self._installation = Installation.of(self._interpreter)
         self._slots = _slots(self._installation.gpus, self._arguments)
         self._workers: dict[int, Worker] = {}
         self._at_exit = weakref.finalize(self, end_all, self._workers)
@@ -237,12 +237,16 @@ class VLLMBackend(Backend):
     def _response(self, job: Job, answer: Answer) -> Response:
         if (error := answer.get("error")) is not None:
             raise UserError(f"vLLM does not take the prompt {self._beginning(job.ids)} ({error})")
+        if answer["finish"] not in FINISHES:
+            raise UserError(
+                f"vLLM ended a response to {self._beginning(job.ids)} with {answer['finish']!r}; start again"
+            )
         ids, log_probabilities = tuple(answer["ids"]), tuple(map(float, answer["log_probabilities"]))
         return Response(
             key=job.request.key,
             text=str(self._tokenizer.decode(list(ids), skip_special_tokens=True)),
             tokens=len(ids),
-            finish="stop" if answer["finish"] == "stop" else "length",
+            finish=answer["finish"],
             mean_probability=math.fsum(map(math.exp, log_probabilities)) / len(ids) if ids else None,
             ids=ids,
             log_probabilities=log_probabilities,

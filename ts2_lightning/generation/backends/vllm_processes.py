@@ -173,7 +173,8 @@ class Run:
         self._restarts = restarts
         self._deaths = dict.fromkeys(range(count), 0)
         self._waiting: deque[Job] = deque()
-        """Requests that a worker had that died, and the first."""
+        """Requests that were taken and that no worker has: those of one that died, and the first."""
+        self._is_dry = False
         self._arrived: deque[tuple[Job, Answer]] = deque()
 
     def answers(self) -> Iterator[tuple[Job, Answer]]:
@@ -183,9 +184,9 @@ class Run:
             UserError: a model that vLLM does not load, a request that it has no room for, or workers that die again
                 and again.
         """
-        self._waiting.extend(job for job in [next(self._jobs, None)] if job is not None)
+        self._waiting.extend(self._next())
         while True:
-            if self._waiting:
+            if self._waiting or not self._is_dry:
                 for number in range(self._count):
                     if number not in self._workers:
                         self._workers[number] = self._start(number)
@@ -218,9 +219,10 @@ class Run:
         """Gives a worker as much as it works on at once, and as much again that it can go on with."""
         jobs: list[Job] = []
         while len(worker.jobs) + len(jobs) < 2 * worker.at_once:
-            job = self._waiting.popleft() if self._waiting else next(self._jobs, None)
-            if job is None:
+            self._waiting.extend([] if self._waiting else self._next())
+            if not self._waiting:
                 break
+            job = self._waiting.popleft()
             if len(job.ids) + job.limit > worker.context:
                 raise UserError(
                     f"a prompt of {len(job.ids):,} tokens with {job.limit:,} new ones is more than vLLM's "
@@ -229,6 +231,12 @@ class Run:
             jobs.append(job)
         if jobs:
             worker.give(jobs)
+
+    def _next(self) -> list[Job]:
+        """The next request of the stream; none at its end."""
+        job = next(self._jobs, None)
+        self._is_dry = job is None
+        return [] if job is None else [job]
 
     def _hear(self, number: int) -> None:
         worker = self._workers[number]

@@ -47,7 +47,7 @@ def versions() -> dict[str, Any]:
 
 
 def die_with_the_parent() -> None:
-    """Has the kernel kill this process when the one that started it is gone, however it went, on Linux."""
+    """Has the kernel kill this process when the thread that started it is gone, however it went, on Linux."""
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
