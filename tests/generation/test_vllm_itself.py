@@ -216,8 +216,10 @@ def served(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 
 @pytest.fixture
-def endpoint(served: str) -> Endpoint:
-    return Endpoint(Address.parse(f"endpoint:{served}#tiny"), ClientSettings(api_key_env="", tries=2, timeout=120))
+def endpoint(served: str) -> Iterator[Endpoint]:
+    made = Endpoint(Address.parse(f"endpoint:{served}#tiny"), ClientSettings(api_key_env="", tries=2, timeout=120))
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("how", [{"temperature": 0}, {}, {"temperature": 0.5, "top_k": 4, "top_p": 0.9}], ids=str)
@@ -246,6 +248,7 @@ def test_a_served_model_is_asked_by_messages(endpoint: Endpoint, model: LlamaFor
 def test_what_a_served_model_does_not_take(endpoint: Endpoint, served: str) -> None:
     with pytest.raises(UserError, match=r"the prompt .* with 12 new tokens does not fit \(.*\); shorten it or lower"):
         list(endpoint.complete(ask([(8,) * 70])))
-    other = Endpoint(Address.parse(f"endpoint:{served}#tyni"), ClientSettings(api_key_env=""))
-    with pytest.raises(UserError, match=r"has no model 'tyni'; did you mean tiny\?"):
+    other = Endpoint(Address.parse(f"endpoint:{served}#tinny"), ClientSettings(api_key_env=""))
+    with pytest.raises(UserError, match=r"has no model 'tinny'; did you mean tiny\?"):
         list(other.complete(ask(PROMPTS)))
+    other.close()
