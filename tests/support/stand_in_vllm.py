@@ -1,7 +1,8 @@
 """A stand-in for vLLM in an environment of its own: an interpreter whose `vllm` answers from the request alone.
 
-Environment variables say how it behaves: `STAND_IN_CRASHES`, a file with the number of crashes that are left, each in
-the middle of a batch; `STAND_IN_GPUS`; `STAND_IN_LOAD`, an error's text; `STAND_IN_SLEEP`, seconds for a response.
+Environment variables say how it behaves: `STAND_IN_CRASHES`, a file with the number of crashes that are left, each
+after `STAND_IN_CRASH_AFTER` responses, 1 if it is not set; `STAND_IN_GPUS`; `STAND_IN_LOAD`, an error's text;
+`STAND_IN_SLEEP`, seconds for a response.
 """
 
 import subprocess
@@ -48,6 +49,7 @@ class LLMEngine:
         self.model_config = Plain(max_model_len=args.max_model_len)
         self.vllm_config = Plain(scheduler_config=Plain(max_num_seqs=args.max_num_seqs))
         self._asked = []
+        self._made = 0
 
     def add_request(self, name, prompt, params):
         if prompt["prompt_token_ids"][0] == 13:
@@ -61,7 +63,9 @@ class LLMEngine:
         print("a step")
         time.sleep(float(os.environ.get("STAND_IN_SLEEP", 0)))
         name, prompt, params = self._asked.pop()
-        if name.endswith(("0", "1", "2", "3")) and (file := os.environ.get("STAND_IN_CRASHES")):
+        self._made += 1
+        is_time = self._made > int(os.environ.get("STAND_IN_CRASH_AFTER", 1))
+        if is_time and (file := os.environ.get("STAND_IN_CRASHES")):
             left = int(open(file).read())
             if left:
                 open(file, "w").write(str(left - 1))

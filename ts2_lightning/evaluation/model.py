@@ -50,6 +50,7 @@ class Model:
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with.
         device: where it computes.
         backend: what makes its responses, one of `generation.backends.BACKENDS`; they do not depend on it.
+        vllm_args: arguments of vLLM's engine, where that is the backend.
         tables: numbers of every supervised token of rows, by a digest of the rows, that several probes read.
     """
 
@@ -65,7 +66,9 @@ class Model:
     template: str = "auto"
     device: str = "cpu"
     backend: str = "transformers"
+    vllm_args: Mapping[str, Any] = field(default_factory=dict)
     tables: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    _backend: Backend | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def in_memory(cls, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model") -> "Model":
@@ -99,6 +102,7 @@ class Model:
     @cached_property
     def network(self) -> PreTrainedModel:
         """The loaded model, in evaluation mode on the device."""
+        self._close_backend()  # it may hold the memory of the device
         network, _ = load_model(self.place, self.device)
         try:
             check_head(network)
@@ -170,12 +174,22 @@ class Model:
         return GenerationSettings(digest(self.identity), decoder, max_new_tokens, tuple(self.end_ids), seed)
 
     def make_backend(self, batch_size: int) -> Backend:
-        """What makes its responses, a batch of so many at a time."""
-        return make_backend(self.backend, self, batch_size)
+        """What makes its responses, a batch of so many at a time. One that holds a model of its own is kept."""
+        if self.backend == "transformers":
+            return make_backend(self.backend, self, batch_size)
+        if self._backend is None:
+            self._backend = make_backend(self.backend, self, batch_size, self.vllm_args)
+        return self._backend
+
+    def _close_backend(self) -> None:
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
 
     def forget(self) -> None:
         """Lets go of the loaded model and of the tables of its tokens; they are made again when they are needed."""
         self.__dict__.pop("network", None)
+        self._close_backend()
         self.tables.clear()
 
     def encode(self, questions: list[Question], opening: str = "") -> list[Prompt]:

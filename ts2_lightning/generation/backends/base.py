@@ -31,6 +31,9 @@ class Backend(ABC):
             UserError: a prompt that the model does not take.
         """
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Lets go of processes and connections; later requests may make them anew."""
+
     @property
     @abstractmethod
     def versions(self) -> Mapping[str, str]:

@@ -104,7 +104,7 @@ class Endpoint(Backend):
         return {"backend": "endpoint", "url": self.address.url, "model": self.address.model} | self._server
 
     def close(self) -> None:
-        """Closes the connections."""
+        """As the base class: it closes the connections."""
         self.client.close()
 
     def check(self, requests: Sequence[Request]) -> None:

@@ -136,7 +136,7 @@ class TransformersBackend(Backend):
         for request in requests:
             if _hashable(request.prompt) not in ids:
                 of_prompt = prompt_ids(self.tokenizer, request.prompt)
-                _check_prompt(of_prompt, limits, self.tokenizer)
+                check_prompt(of_prompt, limits, self.tokenizer)
                 ids[_hashable(request.prompt)] = of_prompt
         return [_Job(request, ids[_hashable(request.prompt)], limits) for request in requests]
 
@@ -452,7 +452,8 @@ def end_ids(settings: GenerationConfig | None, tokenizer: PreTrainedTokenizerBas
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def _check_prompt(ids: list[int], limits: ModelLimits, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_prompt(ids: list[int], limits: ModelLimits, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises UserError for a prompt without a token, without room for a response, or with a foreign token."""
     if not ids:
         raise UserError("a prompt has no token; leave it out")
     largest = max(ids)

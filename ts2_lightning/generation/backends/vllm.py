@@ -21,9 +21,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ts2_lightning.generation.backends.base import Backend
+from ts2_lightning.generation.backends.transformers import check_prompt, prompt_ids
 from ts2_lightning.generation.backends.vllm_processes import WORKER, Answer, Job, Run, Worker, end_all, environment
+from ts2_lightning.generation.decoders import Decoder
 from ts2_lightning.generation.requests import FINISHES, Asked, Request, Response
-from ts2_lightning.generation.sampling import Decoder, prompt_ids
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_number
 from ts2_lightning.types import UserError
@@ -155,7 +156,7 @@ class VLLMBackend(Backend):
         return {"backend": "vllm", "vllm": told.vllm, "torch": str(told.torch), "python": told.python}
 
     def close(self) -> None:
-        """Ends the workers; a later request starts them again."""
+        """As the base class: it ends the workers."""
         end_all(self._workers)
 
     def check(self, requests: Sequence[Request]) -> None:
@@ -203,20 +204,9 @@ class VLLMBackend(Backend):
         """
         _check_decoder(request.settings.decoder)
         ids, limits = self._ids(request.prompt), self._limits
-        if not ids:
-            raise UserError("a prompt has no token; leave it out")
-        if (largest := max(ids)) >= limits.embeddings:
-            raise UserError(
-                f"token id {largest} of a prompt has no row in the embedding of {limits.model}, which has "
-                f"{limits.embeddings:,}; take the model's own tokenizer"
-            )
+        check_prompt(ids, limits, self._tokenizer)
         limit = request.settings.max_new_tokens
         if limits.context is not None:
-            if len(ids) >= limits.context:
-                raise UserError(
-                    f"the prompt {self._beginning(ids)} has {len(ids):,} tokens, which leaves no room for a response "
-                    f"in {limits.context_text}; shorten it"
-                )
             limit = min(limit, limits.context - len(ids))
         longest = self._arguments.get("max_model_len")
         if isinstance(longest, int) and len(ids) + limit > longest:  # a response depends on the model's context alone
