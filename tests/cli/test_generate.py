@@ -15,6 +15,7 @@ import pytest
 from tests.callbacks.tiny_llama import write_base
 from tests.cli.conftest import Run
 from tests.support.ranks import ROOT
+from tests.support.stand_in_vllm import write_interpreter
 from ts2_lightning.generation.store import read_store
 
 QUESTIONS = ["name a fruit", "name", "the answer is pear . name a fruit"]
@@ -58,6 +59,21 @@ def test_more_are_made_in_addition(ts2: Run, base: str) -> None:
     assert len(list(Path("out/responses").glob("few-*"))) == 2
 
 
+def test_vllm_makes_what_another_backend_has_left(ts2: Run, base: str, here: Path) -> None:
+    """A response's name does not say who has made it. (A stand-in for vLLM.)"""
+    command = ("generate", base, "--prompts", "few.jsonl", *FEW, "--out=out")
+    assert ts2(*command, "--limit=1").status == 0
+    python = write_interpreter(here / "environment")
+    answer = ts2(*command, "--n=4", f"--backend=vllm:{python}", "--vllm_args={max_num_seqs: 3}", "--ids")
+    assert answer.status == 0, answer.err
+    assert "12 responses, of which 1 are there; 11 are to be made" in answer.out
+    heads = [json.loads(part.read_text().splitlines()[0]) for part in sorted(Path("out").glob("responses/*/part-*"))]
+    assert [head["backend"] for head in heads] == ["transformers", "vllm"]
+    assert heads[1]["versions"]["vllm"] == "0.32.0"
+    assert len({line["key"] for line in lines()}) == len(lines()) == 12
+    assert all(len(line["ids"]) == line["tokens"] for line in lines()[1:])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -66,6 +82,10 @@ def test_more_are_made_in_addition(ts2: Run, base: str) -> None:
         (["--top_p=0"], "--top_p must be"),
         (["--decoding=sparsmax"], "no decoding 'sparsmax'; did you mean sparsemax"),
         (["--backend=vlm"], "--backend: no backend 'vlm'"),
+        (["--backend=vllm:/no/python"], "vllm:/no/python: not a Python interpreter (No such file or directory)"),
+        (["--backend=endpoint:http://h#m"], "--backend: endpoint:http://h#m is no backend but a model"),
+        (["--backend=vllm:x", "--vllm_args=none.yaml"], "--vllm_args: none.yaml: must be a mapping"),
+        (["--vllm_args={dtype: float32}"], "--vllm_args: is for --backend vllm:PYTHON"),
         (["--name=a/b"], "--name a/b: it begins the name of a directory"),
         (["--prompts=none.jsonl"], "none.jsonl"),
         (["--slurm={partition: gpu}"], "--slurm: how many jobs share the work?"),

@@ -7,12 +7,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.cli.backend_options import add_backend_options, vllm_arguments
 from ts2_lightning.cli.model_places import add_device, begin, find_model, model_help
 from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Model
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.generation import DECODING, Request, Response
-from ts2_lightning.generation.backends import BACKENDS, check_backend
 from ts2_lightning.generation.store import DIRECTORY, ResponseStore
 from ts2_lightning.ranges import COUNT, NULL, SEED, check_number, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
@@ -60,6 +60,7 @@ def run(argv: Sequence[str]) -> int:
             template=options.template,
             device=options.device,
             backend=options.backend,
+            vllm_args=vllm_arguments(options),
         )
         _generate(model, options)
     return 0
@@ -100,10 +101,7 @@ def _check(options: Any) -> None:
         raise UserError(f"--decoding: no decoding {options.decoding!r}{hint}")
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise UserError(f"--name {options.name}: it begins the name of a directory; write a word without slashes")
-    try:
-        check_backend(options.backend)
-    except UserError as error:
-        raise UserError(f"--backend: {error}") from error
+    vllm_arguments(options)
 
 
 # Jobs of SLURM --------------------------------------------------------------------------------------------------
@@ -188,11 +186,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens of a response, at most (default: 512)")
     parser.add_argument("--decoding", default="softmax", help=f"{', '.join(DECODINGS)} (default: softmax)")
     parser.add_argument("--template", default="auto", help="chat template (default: that of the model, else plain)")
-    parser.add_argument(
-        "--backend",
-        default="transformers",
-        help=f"what makes them: {'; '.join(f'{name}, {what}' for name, what in BACKENDS.items())}",
-    )
+    add_backend_options(parser)
     parser.add_argument("--out", metavar="DIR", help=f"responses go to DIR/{DIRECTORY} (default: the run)")
     parser.add_argument("--name", help="begins the name of their directory (default: the file's name)")
     parser.add_argument("--ids", action="store_true", help="write token ids too")

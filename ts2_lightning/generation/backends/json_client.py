@@ -135,7 +135,7 @@ class JsonClient:
         if self._key and scheme == "http" and not is_local and not settings.key_over_http:
             raise UserError(
                 f"{self.url}: the key in {settings.api_key_env} would travel unencrypted; take https, --api_key_env '' "
-                "to send none, or --key_over_http true if the network is trusted"
+                "to send none, or --key_over_http if the network is trusted"
             )
         self._client = httpx2.Client(
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
