@@ -140,28 +140,29 @@ class MathVerifier:
         """Compares answers with references.
 
         Args:
-            pairs: reference and answer of each comparison, as LaTeX or plain text without dollar signs around it.
+            pairs: reference and answer of each comparison, as LaTeX or plain text.
 
         Returns:
             The verdicts, in the order of the pairs.
         """
-        unique = dict.fromkeys(pair for pair in pairs if pair not in self._verdicts)
+        plain = [(_unwrapped(gold), _unwrapped(answer)) for gold, answer in pairs]
+        unique = dict.fromkeys(pair for pair in plain if pair not in self._verdicts)
         waiting = deque(pair for pair in unique if not self._is_plain(pair))
         try:
             self._compare(waiting)
         except BaseException:
             self.close()  # a worker in the middle of a pair would answer the next one with it
             raise
-        return [self._verdicts[pair] for pair in pairs]
+        return [self._verdicts[pair] for pair in plain]
 
     def _is_plain(self, pair: tuple[str, str]) -> bool:
         """Whether the verdict needs no worker; it is kept."""
         gold, answer = pair
-        if not answer.strip() or not gold.strip():
+        if not answer or not gold:
             self._verdicts[pair] = Verdict(False, "empty")
         elif max(len(gold), len(answer)) > _LONGEST:
             self._verdicts[pair] = Verdict(False, f"longer than {_LONGEST:,} characters")
-        elif gold.strip() == answer.strip():
+        elif gold == answer:
             self._verdicts[pair] = Verdict(True)
         elif _differ_in_base(gold, answer):
             self._verdicts[pair] = Verdict(False)
@@ -259,6 +260,24 @@ class _Worker:
         self._process.wait()
         cast(IO[bytes], self._process.stdin).close()
         self.output.close()
+
+
+def _unwrapped(text: str) -> str:
+    r"""A text without what may stand around it: spaces, dollar signs, `\(`, a full stop, a pair of braces.
+
+    >>> _unwrapped("$\\displaystyle {x_{1}}$."), _unwrapped("{a} + {b}"), _unwrapped("\\(5\\)"), _unwrapped("{{2}}")
+    ('x_{1}', '{a} + {b}', '5', '2')
+    """
+    before = None
+    while text != before:
+        before, text = text, text.strip().removesuffix(".").strip("$").removeprefix("\\displaystyle").strip()
+        if text.startswith(("\\(", "\\[")) and text.endswith(("\\)", "\\]")):
+            text = text[2:-2]
+        if text.startswith("{") and last_boxed(f"\\boxed{text}") == text[1:-1].strip():
+            text = text[1:-1]
+        if len(text) > _LONGEST:
+            break
+    return text
 
 
 _IN_BASE = re.compile(r"\s*([0-9A-Fa-f]{1,99})\s?_\s?\{?\s?(?:\\text\{)?([0-9]{1,3})\}{0,2}\s*")
