@@ -65,6 +65,9 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command("ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone"),
     "export": Command("ts2_lightning.cli.export:run", "a checkpoint as a directory that transformers and vLLM load"),
+    "export-responses": Command(
+        "ts2_lightning.cli.export_responses:run", "sampled responses as files that other evaluation tools read"
+    ),
     "probe": Command("ts2_lightning.cli.probe:run", "what trained models think, side by side, in numbers and pictures"),
     "ablate": Command("ts2_lightning.cli.ablate:run", "a grid of runs, its measures and its report, from one file"),
     "measure": Command("ts2_lightning.cli.measure:run", "the measures of runs and models, written beside them"),

