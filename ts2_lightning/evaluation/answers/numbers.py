@@ -227,9 +227,9 @@ _PAPERS_NUMBER = re.compile(r"[-+]?\d*[.,/]?\d+")
 def gem_papers_code(text: str) -> int | None:
     """The number by the rule of GEM's public code for GSM8K, which rounds to an integer, mistakes included.
 
-    Behind the last "The answer is" (or "the answer is") it takes digits with one mark between them: "1,234,567" is
-    1234. A half is rounded to the even neighbour, and "5/0" is 5. Where that code raises an error, the answer is None,
-    as its vote has it.
+    Behind the last "The answer is" (or "the answer is") it takes digits with one mark between them: of "1,234,567"
+    that is 1234. A half is rounded to the even neighbour, and "5/0" is 5. Where that code raises an error, the answer
+    is None, as its vote has it.
 
     Source: GEM's repository, `evaluation/utils/gsm8k.py` and `evaluation_gsm8k_voting.py`.
 
