@@ -1,6 +1,9 @@
 """Letters in responses as chat models and base models write them."""
 
+import gzip
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +75,7 @@ RESPONSES = [
     ("The answer is: 2", None),
     ("None of the choices is right.", None),
     ("Question: What do plants need?\nA:", None),
+    ("Compiled:\n\n* C\n* C++\n", None),  # entries of a list
     ("", None),
     ("Choices: A. gold B. iron C. tin D. lead", None),
     ("The answer is: b", None),  # capital letters: a lower-case one may be a word
@@ -110,6 +114,17 @@ def test_a_statement_is_read_whatever_stands_around_it(before: str, letter: str,
 def test_no_text_gives_a_letter_beyond_the_choices(text: str, choices: int) -> None:
     letter = read_letter(text, choices)
     assert letter is None or letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[:choices]
+
+
+def test_answers_to_open_questions_have_no_letters(shared_data: Path) -> None:
+    """Real ones of a chat model. The few that ours reads answer questions with choices; TS2's reads the article."""
+    file = shared_data / "eval" / "tulu2_dpo_13b_16samples_100prompts.jsonl.gz"
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        texts = [text for line in lines for text in json.loads(line)["outputs"]]
+    letters_read = [read_letter(text, 5) for text in texts]
+    assert len(texts) == 1_600
+    assert sum(letter is not None for letter in letters_read) == 7
+    assert sum(ts2_papers_code(text, []) is not None for text in texts) == 1_477
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ _BOXED = (
     r"\\f?box(?:ed)?\s{0,4}\{\s{0,4}(?:\\(?:text|textbf|mathbf|mathrm)\s{0,4}\{)?[\s(]{0,4}"
     r"(?P<boxed>[A-Z])(?=\s{0,4}[).:}])"
 )
-_ALONE = r"^[ \t>*_(\[]{0,8}(?P<alone>[A-Z])[).\]*_ \t\r]{0,8}$"
+_ALONE = r"^[ \t>]{0,8}[*_(\[]{0,6}(?P<alone>[A-Z])[).\]*_ \t\r]{0,8}$"  # "* C" is an entry of a list
 _STATEMENT = re.compile(rf"{_STATED}|{_BOXED}|{_ALONE}", re.MULTILINE)
 
 # What may follow a letter that is also a word: "A because ..." is choice A, "A good answer" is not.

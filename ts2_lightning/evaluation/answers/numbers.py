@@ -26,17 +26,19 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_])(?<![0-9][.,/:])"
     r"(?P<minus>(?<![A-Za-z0-9)}\]])-(?=[$€£¥₹.0-9])|^\s{0,4}-\s|(?i:\b(?:minus|negative)\s))?"
     r"(?:[$€£¥₹]\s?(?P<late_minus>-)?)?"
+    r"(?:(?P<ten>10\s?\^\s?\(?(?P<ten_power>[+-]?[0-9]{1,9})\)?)|"
     rf"(?P<number>{_DECIMAL})"
     r"(?:\s?/\s?(?P<denominator>[0-9]{1,300}(?:\.[0-9]{1,300})?)|\s(?P<upper>[0-9]{1,30})/(?P<lower>[0-9]{1,30}))?"
-    r"(?:\s?[eE](?P<e>[+-]?[0-9]{1,9})(?![0-9A-Za-z])|\s?[x×*·]\s?10\s?\^\s?\{?\(?(?P<power>[+-]?[0-9]{1,9})\)?\}?)?"
+    r"(?:\s?[eE](?P<e>[+-]?[0-9]{1,9})(?![0-9A-Za-z])|\s?[x×*·]\s?10\s?\^\s?\{?\(?(?P<power>[+-]?[0-9]{1,9})\)?\}?)?)"
     r"(?:\s(?P<scale>(?i:thousand|million|billion|trillion))\b)?"
 )
 # What cannot stand behind a number: digits that belong to it in some other notation (1.234.567, 2:30, 7/4/2024, 3,5).
 _BROKEN_OFF = re.compile(r"[.,:/'-][0-9]|[0-9²³¹⁰⁴-⁹^]|\s[0-9]{3}(?![0-9])")
 _OPERATOR = re.compile(
     r"[\s)%$]{0,4}(?:[+*×·÷/]|(?<=\s)[-x])[\s($]{0,4}[0-9.]"
-    r"|\s{0,4}[A-Za-z$€£%]{1,15}\s{1,4}[-+*×·÷/]\s{1,4}[($]{0,3}[0-9.]"
+    r"|\s{0,4}[A-Za-z$€£%]{1,15}\s{1,4}[-+*×·÷/x]\s{1,4}[($]{0,3}[0-9.]"
 )
+_SENTENCE = re.compile(r"(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\bRs)(?<!\bSt)(?<!\bNo)[.!?]\s")
 _EQUALS = re.compile(r"[=≈]")
 _MARKER = re.compile(
     r"(?i:\banswer[*_]{0,4}(?:\s{0,4}[:=]|\s{1,4}is\b(?!\s{1,4}not\b)|[*_]{0,4}[ \t]{0,4}$))"
@@ -48,9 +50,9 @@ _MARKER = re.compile(
 def read_number(text: str) -> Fraction | None:
     r"""The number that a response settles on.
 
-    It stands behind the last "answer is", "answer:" or "####", or in the last `\boxed{}`, that a number follows on the
-    same line or on the next one that says something. Of a calculation ("16 - 7 = 9") it is the result; a calculation
-    without a result, a date, a time and a range are no numbers.
+    It stands behind the last "answer is", "answer:" or "####", or in the last `\boxed{}`, that a number follows in the
+    same sentence or on the next line that says something. Of a calculation ("16 - 7 = 9") it is the result; a
+    calculation without a result, a date, a time and a range are no numbers.
 
     Args:
         text: response of the model.
@@ -131,8 +133,9 @@ _CHARACTERS = str.maketrans(
 _LATEX: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"<<[^<>\n]{0,200}>>"), ""),  # calculations as GSM8K annotates them
     (re.compile(r"(?<=[0-9])(?:\\[,;: !]|\{,\})(?=[0-9]{3}(?![0-9]))"), ","),
-    (re.compile(r"\\[dt]?frac\s{0,2}\{([^{}]{1,40})\}\s{0,2}\{([^{}]{1,40})\}"), r" \1/\2 "),
-    (re.compile(r"\\[dt]?frac\s{0,2}([0-9])\s{0,2}([0-9])"), r" \1/\2 "),
+    (re.compile(r"(?<=[0-9])(?=\\[dt]?frac)"), " "),  # a mixed number
+    (re.compile(r"\\[dt]?frac\s{0,2}\{([^{}]{1,40})\}\s{0,2}\{([^{}]{1,40})\}"), r"\1/\2 "),
+    (re.compile(r"\\[dt]?frac\s{0,2}([0-9])\s{0,2}([0-9])"), r"\1/\2 "),
     (re.compile(r"\\(?:times|cdot)\b"), "×"),
     (re.compile(r"\\div\b"), "÷"),
     (re.compile(r"\\(?:approx|simeq)\b"), "≈"),
@@ -169,7 +172,7 @@ def _vulgar(match: re.Match[str]) -> str:
 
 
 def _statement(text: str, start: int, in_box: bool) -> str:
-    """What a marker announces: the inside of its box, the rest of its line, or the next line that says something."""
+    """What a marker announces: the inside of its box, or the first sentence of its line or of the next one with any."""
     announced = text[start : start + _STATEMENT]
     if in_box:
         depth = 1
@@ -179,7 +182,8 @@ def _statement(text: str, start: int, in_box: bool) -> str:
                 return announced[:place]
     for number, line in enumerate(announced.splitlines()[:6]):
         if any(character.isalnum() for character in line):
-            return re.sub(r"^\s*[-•*]\s+", "", line) if number else line  # the mark of a list is no minus sign
+            sentence = _SENTENCE.split(line, maxsplit=1)[0]
+            return re.sub(r"^\s*[-•*]\s+", "", sentence) if number else sentence  # the mark of a list is no minus sign
     return ""
 
 
@@ -197,7 +201,7 @@ def _first_number(statement: str) -> Fraction | None:
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
-    number = _plain(match["number"])
+    number = Fraction(1) if match["ten"] else _plain(match["number"])
     if match["denominator"]:
         denominator = _plain(match["denominator"])
         if denominator == 0:
@@ -208,7 +212,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
         if lower == 0:
             return None
         number += Fraction(int(match["upper"]), lower)
-    exponent = int(match["e"] or match["power"] or 0) + _SCALES.get((match["scale"] or "").lower(), 0)
+    exponent = int(match["e"] or match["power"] or match["ten_power"] or 0) + _SCALES.get(
+        (match["scale"] or "").lower(), 0
+    )
     if abs(exponent) > _LARGEST_EXPONENT:
         return None
     number *= Fraction(10) ** exponent
