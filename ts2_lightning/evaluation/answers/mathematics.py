@@ -106,7 +106,7 @@ class MathVerifier:
 
     Args:
         workers: processes that compare at the same time.
-        seconds: time limit of one pair.
+        seconds: time limit of one pair; a usual one takes a twentieth of a second.
 
     Raises:
         UserError: math-verify is not installed, or an argument is out of its range.
@@ -117,7 +117,7 @@ class MathVerifier:
         [Verdict(equal=True, note=''), Verdict(equal=False, note='')]
     """
 
-    def __init__(self, workers: int = 1, seconds: float = 10.0) -> None:
+    def __init__(self, workers: int = 1, seconds: float = 20.0) -> None:
         check_number("workers", workers, COUNT)
         check_number("seconds", seconds, POSITIVE)
         require_math_verify()
@@ -205,7 +205,12 @@ class _Worker:
     def __init__(self, seconds: float) -> None:
         command = [sys.executable, "-P", str(_WORKER), str(seconds)]  # -P: numbers.py beside it is not the library's
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            process_group=0,  # Ctrl-C is for this process, which decides what becomes of the pairs
         )
         self.output = cast(IO[bytes], self._process.stdout)
         self._seconds = seconds
