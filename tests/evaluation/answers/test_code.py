@@ -79,6 +79,7 @@ RESPONSES = [
     ("fenced", "~~~python\n" + WHOLE + "~~~", True),
     ("fenced", "```python\nhalves = lambda numbers: [number // 2 for number in numbers]\n```", True),
     ("fenced", WHOLE, True),  # without a block
+    ("fenced", f"<think>\n```python\ndef halves(x):\n    pass\n```\n</think>\n```python\n{WHOLE}```", True),
     ("fenced", "```python\ndef half_all(numbers):\n    return [half(number) for number in numbers]\n```", False),
     ("fenced", "I cannot help with that.", False),
     ("fenced", "", False),

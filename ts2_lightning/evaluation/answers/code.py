@@ -14,6 +14,7 @@ RULES: tuple[str, ...] = get_args(Rule)
 
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 _FENCE = "```"
+_END_OF_THOUGHT = "</think>"
 _OPENING = re.compile(
     r"^[ \t]{0,8}(?:```|~~~)[ \t]{0,4}(?P<language>[A-Za-z0-9_+.-]{0,20})[^\n`]{0,80}\n", re.MULTILINE
 )
@@ -42,8 +43,9 @@ def extract(text: str, problem: Problem, rule: Rule) -> str:
     - `prefilled`: the response goes on behind the prompt, with which the model's turn was begun inside a code block,
       and ends at the first fence. The papers' code does this.
     - `fenced`: the first Python block of a chat answer, or its first block if none says that it is Python; without a
-      block the whole text. What stands before the function in the prompt (imports, helpers) goes before it. Code that
-      does not define the function goes behind the whole prompt.
+      block the whole text, in both cases behind a thought that ends with `</think>`. What stands before the function
+      in the prompt (imports, helpers) goes before it. Code that does not define the function goes behind the whole
+      prompt.
     - `completion`: the response goes on behind the prompt and ends where something new begins at the margin: class,
       def, a comment, if, print. For base models.
 
@@ -78,8 +80,9 @@ def extract(text: str, problem: Problem, rule: Rule) -> str:
         return problem.prompt + text[:end]
     if rule != "fenced":
         raise UserError(f"rule {rule!r}: no such way to read code; take one of {', '.join(RULES)}")
-    block = first_block(text)
-    code = text if block is None else block
+    answer = text.rpartition(_END_OF_THOUGHT)[2]
+    block = first_block(answer)
+    code = answer if block is None else block
     if _defines(code, problem.entry_point):
         return preamble(problem) + code
     return problem.prompt.rstrip() + "\n" + _indented(code)

@@ -10,7 +10,7 @@ _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # All repetitions are bounded, so that no text takes more than linear time.
 _STATED = (
-    r"(?i:\banswer(?:\s{1,4}(?:choice|option|letter))?[*_\"'”’]{0,4}(?:\s{0,4}:|\s{1,4}is\b(?!\s{1,4}not\b)))"
+    r"(?i:\banswer(?:\s{1,4}(?:choice|option|letter))?[*_\"'”’]{0,4}(?:\s{0,4}:|\s{1,4}is\b))"
     r"[\s*_:\"'“”‘’`$]{0,12}"
     r"(?i:(?:the\s{1,4})?(?:option|choice|letter)\s{1,4})?"
     r"(?:\\\(\s?)?(?:\\(?:text|textbf|mathbf|mathrm|boxed)\s?\{\s?){0,3}[(\[*_\"'“‘`]{0,4}"
