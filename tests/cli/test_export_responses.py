@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
-from ts2_lightning.generation.exports import TOOLS
+from ts2_lightning.generation.exports import TOOLS, answered_prompts
+from ts2_lightning.generation.store import read_store
 
 PROMPT = 'import math\n\n\ndef area(r: float) -> float:\n    """Area of a circle."""\n'
 BODY = "    return math.pi * r**2\n"
@@ -120,6 +121,9 @@ def test_equal_prompts_share_their_responses(here: Path, ts2: Run) -> None:
     write_responses(here / "responses/p-0", {name: items[name] for name in "ab"}, {"b": ["Hello!"]})
     assert ts2("export-responses", ".", "--to", "novelty_bench", "--out", "x.jsonl").status == 0
     assert [row["generations"] for row in read_lines(Path("x.jsonl"))] == [["Hello!"], ["Hello!"]]
+    asked = {"a": {"question": "Hi"}, "b": {"question": "Hi", "continued": True}, "c": items["c"]}
+    apart = write_responses(here / "apart", asked, {"a": ["of a"], "b": ["of b"], "c": ["of c"]})
+    assert [one.texts for one in answered_prompts(read_store(apart), "apart")] == [["of a"], ["of b"], ["of c"]]
     write_responses(here / "other", items, {"b": ["Hello!"], "c": ["!"]})
     assert "was begun with text" in ts2("export-responses", "other", "--to", "novelty_bench").err
 

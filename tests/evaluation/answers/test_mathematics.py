@@ -52,7 +52,7 @@ nested = st.recursive(
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(nested, nested, st.text(alphabet="a{ 1", max_size=10), st.text(alphabet="a} 1", max_size=10))
 def test_balanced_braces_are_kept_whatever_stands_around(inside: str, other: str, before: str, behind: str) -> None:
     assert last_boxed(f"{before}\\boxed{{{other}}} and \\boxed{{{inside}}}{behind}") == inside.strip()
@@ -180,6 +180,14 @@ EQUAL = [
     ("1,000", "1000"),
     ("\\left( 3, \\frac{\\pi}{2} \\right)", "$\\displaystyle {\\left( 3, \\frac{\\pi}{2} \\right)}$."),
     ("7", "\\(7\\)"),
+    ("10,\\!080", "10080"),
+    ("1000", "1\\,000"),
+    ("\\text{June 20}", "June 20"),
+    ("\\text{(E)}", "E"),
+    ("\\text{even}", "\\text{Even}"),
+    ("11,\\! 111,\\! 111,\\! 100", "11{,}111{,}111{,}100"),
+    ("\\frac{270}7\\text{ degrees}", "\\frac{270}{7}\\,"),
+    ("864 \\mbox{ inches}^2", "864 \\text{ square inches}"),
 ]
 DIFFERENT = [
     ("\\frac{1}{2}", "0.51"),
@@ -198,7 +206,8 @@ def test_math_verify_compares() -> None:
     pytest.importorskip("math_verify")
     with MathVerifier(seconds=30) as verifier:
         verdicts = verifier.verify([*EQUAL, *DIFFERENT])
-    assert [verdict.equal for verdict in verdicts] == [True] * len(EQUAL) + [False] * len(DIFFERENT)
+    pairs = [*EQUAL, *DIFFERENT]
+    assert [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.equal] == EQUAL
 
 
 @pytest.mark.slow
@@ -210,19 +219,18 @@ def test_no_answer_takes_for_ever(answer: str) -> None:
 
 
 @pytest.mark.slow
-def test_reference_solutions_of_math500_equal_their_answers(shared_data: Path) -> None:
+def test_reference_solutions_of_math500_equal_their_answers(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("math_verify")
     with gzip.open(shared_data / "eval" / "math500.jsonl.gz", "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     boxes = [last_boxed(row["solution"]) for row in rows]
-    assert None not in boxes
-    sample = range(0, len(rows), 5)
-    same = [(rows[place]["answer"], str(boxes[place])) for place in sample]
-    spaced = [(gold, f"{answer}\\,") for gold, answer in same]  # not the same text, so that it is compared
-    others = [(gold, same[place - 1][1]) for place, (gold, _) in enumerate(same)]
+    assert boxes == [row["answer"] for row in rows]
+    golds = [row["answer"] for row in rows[::5]]  # all 500 take a minute
+    same, others = [(gold, gold) for gold in golds], list(zip(golds, [*golds[1:], golds[0]], strict=True))
+    monkeypatch.setattr(
+        MathVerifier, "_is_decided", lambda self, pair: pair in self._verdicts
+    )  # compare equal texts too
     with MathVerifier(seconds=30) as verifier:
         assert [pair for pair, verdict in zip(same, verifier.verify(same), strict=True) if not verdict.equal] == []
-        wrong = [pair for pair, verdict in zip(spaced, verifier.verify(spaced), strict=True) if not verdict.equal]
         accepted = [pair for pair, verdict in zip(others, verifier.verify(others), strict=True) if verdict.equal]
-    assert wrong == []
     assert [pair for pair in accepted if pair[0] != pair[1]] == []

@@ -146,8 +146,7 @@ class MathVerifier:
             The verdicts, in the order of the pairs.
         """
         plain = [(_unwrapped(gold), _unwrapped(answer)) for gold, answer in pairs]
-        unique = dict.fromkeys(pair for pair in plain if pair not in self._verdicts)
-        waiting = deque(pair for pair in unique if not self._is_plain(pair))
+        waiting = deque(pair for pair in dict.fromkeys(plain) if not self._is_decided(pair))
         try:
             self._compare(waiting)
         except BaseException:
@@ -155,14 +154,16 @@ class MathVerifier:
             raise
         return [self._verdicts[pair] for pair in plain]
 
-    def _is_plain(self, pair: tuple[str, str]) -> bool:
-        """Whether the verdict needs no worker; it is kept."""
+    def _is_decided(self, pair: tuple[str, str]) -> bool:
+        """Whether there is a verdict already, or one that needs no worker, which is kept."""
         gold, answer = pair
+        if pair in self._verdicts:
+            return True
         if not answer or not gold:
             self._verdicts[pair] = Verdict(False, "empty")
         elif max(len(gold), len(answer)) > _LONGEST:
             self._verdicts[pair] = Verdict(False, f"longer than {_LONGEST:,} characters")
-        elif gold == answer:
+        elif gold == answer or (_WORDS.fullmatch(gold) and gold.casefold() == answer.casefold()):
             self._verdicts[pair] = Verdict(True)
         elif _differ_in_base(gold, answer):
             self._verdicts[pair] = Verdict(False)
@@ -267,12 +268,24 @@ class _Worker:
         self.output.close()
 
 
+_WORDS = re.compile(r"[A-Za-z][A-Za-z .,'-]{2,99}")
+_AS_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s?\{([^{}]{0,200})\}")
+_SPACES = [
+    (re.compile(r"(?<=,)\\!\s{0,4}(?=[0-9])|\\!|(?<=[0-9])\\[,;:](?=[0-9]{3}(?![0-9]))"), ""),  # within numbers
+    (re.compile(r"^(?:\\[,;: ]|\\q?quad\b|~|\s){1,20}|(?:\\[,;: ]|\\q?quad|~|\s){1,20}$"), ""),
+]
+
+
 def _unwrapped(text: str) -> str:
-    r"""A text without what may stand around it: spaces, dollar signs, `\(`, a full stop, a pair of braces.
+    r"""A text without what may stand around it: spaces, dollar signs, `\(`, a full stop, a pair of braces, `\text{}`.
 
     >>> _unwrapped("$\\displaystyle {x_{1}}$."), _unwrapped("{a} + {b}"), _unwrapped("\\(5\\)"), _unwrapped("{{2}}")
     ('x_{1}', '{a} + {b}', '5', '2')
+    >>> _unwrapped(r"12\,345\,678\,"), _unwrapped(r"\text{June 20}.")
+    ('12345678', 'June 20')
     """
+    if len(text) > 2 * _LONGEST:
+        return text  # nobody compares it
     before = None
     while text != before:
         before, text = text, text.strip().removesuffix(".").strip("$").removeprefix("\\displaystyle").strip()
@@ -280,8 +293,10 @@ def _unwrapped(text: str) -> str:
             text = text[2:-2]
         if text.startswith("{") and last_boxed(f"\\boxed{text}") == text[1:-1].strip():
             text = text[1:-1]
-        if len(text) > _LONGEST:
-            break
+        if as_text := _AS_TEXT.fullmatch(text):
+            text = as_text[1]
+        for pattern, plain in _SPACES:
+            text = pattern.sub(plain, text)
     return text
 
 
