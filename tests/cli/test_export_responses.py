@@ -128,6 +128,18 @@ def test_equal_prompts_share_their_responses(here: Path, ts2: Run) -> None:
     assert "was begun with text" in ts2("export-responses", "other", "--to", "novelty_bench").err
 
 
+def test_rows_of_a_users_file_are_told_apart_by_their_number(here: Path, ts2: Run) -> None:
+    """As `generate --prompts` writes them: the last turn as text. What was said before it may differ."""
+    items = {"0": {"text": "And then?", "gold": None}, "1": {"text": "And then?", "gold": "He left."}}
+    write_responses(here / "responses/mine-0", items, {"0": ["She came."], "1": ["It rained."]})
+    assert ts2("export-responses", ".", "--to", "alpaca_eval", "--out", "x.json").status == 0
+    rows = json.loads(Path("x.json").read_text())
+    assert [(row["instruction"], row["output"]) for row in rows] == [
+        ("And then?", "She came."),
+        ("And then?", "It rained."),
+    ]
+
+
 def refusal(ts2: Run, *argv: str) -> str:
     answer = ts2("export-responses", *argv)
     assert answer.status == 2
@@ -164,7 +176,9 @@ def test_responses_that_are_not_there_are_one_line(chats: Path, ts2: Run, here: 
     nameless = write_responses(here / "nameless", ITEMS, {"novel-0": ["a"], "novel-1": ["b"]}, model="")
     assert "name it with --generator" in refusal(ts2, str(nameless), "--to", "novelty_bench")
     odd = write_responses(here / "odd", {"a": {"question": ["Hi"]}}, {"a": ["b"]})
-    assert "odd/items.jsonl: item 'a' has no text `question`" in refusal(ts2, str(odd), "--to", "novelty_bench")
+    assert "odd/items.jsonl: item 'a' does not say as text what was asked" in refusal(
+        ts2, str(odd), "--to", "novelty_bench"
+    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +80,7 @@ TOOLS: Mapping[str, Tool] = {
 def answered_prompts(stored: Stored, place: str, n: int | None = None) -> list[Answered]:
     """The prompts of a directory of responses, each with equally many samples.
 
-    Prompts that are the same share their responses, and each of them gets them.
+    Questions of protocols that are the same share their responses, and each of them gets them.
 
     Args:
         stored: what the directory holds.
@@ -92,38 +92,39 @@ def answered_prompts(stored: Stored, place: str, n: int | None = None) -> list[A
     """
     check_number("--n", n, COUNT, NULL)
     asked = {name: _answered(name, values, place) for name, values in stored.items.items()}
-    texts: dict[tuple[str, str, bool], dict[int, str]] = {}
+    prompts = {name: _prompt(one, stored.items[name]) for name, one in asked.items()}
+    texts: dict[tuple[object, ...], dict[int, str]] = {prompt: {} for prompt in prompts.values()}
     for line in stored.lines:
         if line.item in asked:
-            texts.setdefault(_prompt(asked[line.item]), {})[line.index] = line.response.text
-    if not texts:
+            texts[prompts[line.item]][line.index] = line.response.text
+    if not any(texts.values()):
         raise UserError(f"{place}: the responses lack items.jsonl, which says what was asked; generate writes it")
-    n = n or max(max(samples) + 1 for samples in texts.values())
-    lacking = [
-        (name, sum(index < n for index in texts.get(_prompt(one), {})))
-        for name, one in asked.items()
-        if any(index not in texts.get(_prompt(one), {}) for index in range(n))
-    ]
+    n = n or max(max(samples) + 1 for samples in texts.values() if samples)
+    lacking = [name for name, prompt in prompts.items() if not set(range(n)) <= texts[prompt].keys()]
     if lacking:
-        name, there = lacking[0]
+        name = lacking[0]
+        there = sum(index < n for index in texts[prompts[name]])
         raise UserError(
             f"{place}: {len(lacking)} of {len(asked)} prompts lack samples, such as {name[:_SHOWN]!r} with {there} of "
             f"{n}; the same generate command makes the rest, and --n takes fewer of each"
         )
-    return [
-        Answered(**{**vars(one), "texts": [texts[_prompt(one)][index] for index in range(n)]}) for one in asked.values()
-    ]
+    return [replace(one, texts=[texts[prompts[name]][index] for index in range(n)]) for name, one in asked.items()]
 
 
 def _answered(name: str, values: Mapping[str, Any], place: str) -> Answered:
-    question, opening, details = values.get("question"), values.get("opening", ""), values.get("details", {})
+    question = values.get("question", values.get("text"))  # of a protocol, or of a row of a user's file
+    opening, details = values.get("opening", ""), values.get("details", {})
     if not isinstance(question, str) or not isinstance(opening, str) or not isinstance(details, dict):
-        raise UserError(f"{place}/items.jsonl: item {name[:_SHOWN]!r} has no text `question`; generate writes it anew")
+        raise UserError(
+            f"{place}/items.jsonl: item {name[:_SHOWN]!r} does not say as text what was asked; remove the file, "
+            "the same generate command writes it anew"
+        )
     return Answered(name, question, opening, values.get("continued") is True, details, ())
 
 
-def _prompt(answered: Answered) -> tuple[str, str, bool]:
-    return answered.question, answered.opening, answered.continued
+def _prompt(one: Answered, values: Mapping[str, Any]) -> tuple[object, ...]:
+    """What a prompt follows from: of a protocol its question, of a user's row more than its last turn."""
+    return (one.question, one.opening, one.continued) if "question" in values else (one.id,)
 
 
 # What the tools read --------------------------------------------------------------------------------------------
