@@ -211,6 +211,17 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
         "Validation.max_length Trainer.accumulate_grad_batches Trainer.check_val_every_n_epoch AdapterConfig.alpha",
     ),
+    (
+        [1, 2**63 - 1],
+        [0, -1, 2**63],
+        "ARC.batch_size ARC.limit ARC.max_new_tokens GSM8K.batch_size GSM8K.limit GSM8K.max_new_tokens GSM8K.n "
+        "MMLU.batch_size MMLU.limit MMLU.max_new_tokens Maths.batch_size Maths.limit Maths.max_new_tokens Maths.n "
+        "OpenLLM.batch_size OpenLLM.limit OpenLLM.max_new_tokens OpenLLM.n",
+    ),
+    ([1], [0, -1, 2**63], "ARC.n MMLU.n"),
+    ([1], [0, -1, 2], "ARC.ks MMLU.ks"),
+    ([1, 16], [0, -1, 17], "GSM8K.ks Maths.ks"),
+    ([1, 32], [0, -1, 33], "OpenLLM.ks"),
     ([1, 5], [0, -1, 2**63], "TopProbabilities.k SupportSizes.largest Distinct.n FSDP2.tensor_parallel_size"),
     ([2, 3], [1, 0], "Diversity.samples"),
     ([2, 3], [1, 0], "TSPD.m TSPDSetting.m"),
@@ -221,11 +232,13 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     (
         [0, 2**32 - 1],
         [-1, 2**32],
-        "SFTData.seed NEFTune.seed SampleGenerations.seed Probes.seed Diversity.seed",
+        "SFTData.seed NEFTune.seed SampleGenerations.seed Probes.seed Diversity.seed ARC.seed GSM8K.seed MMLU.seed "
+        "Maths.seed OpenLLM.seed",
     ),
     (
         [0, 1],
         [-1, 2**63],
+        "ARC.top_k GSM8K.top_k MMLU.top_k Maths.top_k OpenLLM.top_k "
         "Decoder.top_k Probes.top_k Diversity.top_k ReferenceDrift.tokens ScheduleConfig.warmup_steps "
         "Trainer.min_epochs Trainer.min_steps Trainer.log_every_n_steps Trainer.reload_dataloaders_every_n_epochs",
     ),
@@ -265,12 +278,19 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "EntmaxLogitsProcessor.logit_scale NEFTune.alpha Throughput.peak_flops AdamWConfig.eps Diversity.temperature "
         "Job.write_speed",
     ),
+    (
+        [1e-30, 1e30],
+        [-1.0, 1e-31, 1e31],
+        "ARC.temperature GSM8K.temperature MMLU.temperature Maths.temperature Maths.temperatures OpenLLM.temperature",
+    ),
+    ([0, 1e30], [-1e-9, 1e31], "Maths.tolerance"),
     ([0, 1e30, None], [-1e-9, 1e31], "LanguageModelConfig.router_aux_loss_coef"),
     ([1e-30, 1e9], [0, -1.0, 1.1e9], "Watchdog.timeout"),
     ([0, 1e-30, 1e30], [-1.0, 1e-31, 1e31], "Decoder.temperature Probes.temperature"),
     (
         [1e-30, 1],
         [0, -0.1, 1.1],
+        "ARC.top_p GSM8K.top_p MMLU.top_p Maths.top_p OpenLLM.top_p "
         "GEMLoss.beta TOFULoss.beta LambdaPRLoss.alpha Decoder.top_p Probes.top_p Diversity.top_p Job.efficiency",
     ),
     ([0, 1], [-0.1, 1.1], "LabelSmoothingLoss.epsilon SFTData.max_rejects ScheduleConfig.min_lr_ratio"),

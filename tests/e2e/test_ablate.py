@@ -126,6 +126,32 @@ def values(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+def test_a_protocol_is_a_measure_of_a_grid(tmp_path: Path, cache: Path, blank: Path) -> None:
+    with empty_working_directory(tmp_path, cache):
+        model = write_model(blank)
+        Path("sums.jsonl").write_text(
+            '{"question": "1 + 1?", "answer": "#### 2"}\n{"question": "2?", "answer": "#### 2"}\n'
+        )
+        asked = {"data": "sums.jsonl", "n": 4, "ks": [1, 4], "max_new_tokens": 3, "batch_size": 8}
+        write_grid(
+            model,
+            set={"model.lm.path": model, "trainer.max_steps": 2, "data.limit_train": 8, "data.limit_validation": 2},
+            axes={"objective": {"TS2": {"set": {"model.loss": "TS2Loss"}}}},
+            measure={"gsm8k": asked},
+        )
+        grid = Ablate()
+        assert grid.wait() == 0, grid.said
+        (file,) = (run_of("TS2") / "1/measures").glob("gsm8k-*.json")
+        measured = json.loads(file.read_text())
+        assert (measured["values"]["gsm8k/questions"], measured["values"]["gsm8k/samples"]) == (2, 4)
+        assert list(measured["documents"]["curves"]["pass"]) == ["1", "4"]
+        assert {place.name for place in (run_of("TS2") / "1").iterdir()} >= {"responses", "scores"}
+        report = Path("runs/small/report/report.md").read_text()
+        assert "accuracy" in report
+        assert "truncated" in report
+
+
+@pytest.mark.slow
 def test_a_grid_that_is_disturbed_comes_to_the_same(tmp_path: Path, cache: Path, blank: Path) -> None:
     with empty_working_directory(tmp_path, cache):
         model = write_model(blank)

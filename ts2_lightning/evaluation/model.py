@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Model:
         device: where it computes.
         backend: what makes its responses, one of `generation.backends.BACKENDS`; they do not depend on it.
         vllm_args: arguments of vLLM's engine, where that is the backend.
+        endpoint: function that gives what asks a model behind an endpoint, which has its own tokens and template; None
+            for a model that is loaded.
+        responses: directory of responses that are there: nothing is sampled, nor is a model loaded; else None.
         tables: numbers of every supervised token of rows, by a digest of the rows, that several probes read.
     """
 
@@ -67,6 +70,8 @@ class Model:
     device: str = "cpu"
     backend: str = "transformers"
     vllm_args: Mapping[str, Any] = field(default_factory=dict)
+    endpoint: Callable[[], Backend] | None = None
+    responses: Path | None = None
     tables: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
     _backend: Backend | None = field(default=None, init=False, repr=False)
 
@@ -171,14 +176,16 @@ class Model:
     ) -> GenerationSettings:
         """What its responses are made with: its decoding, with these settings behind it."""
         decoder = replace(self.projection, temperature=temperature, top_k=top_k, top_p=top_p)
-        return GenerationSettings(digest(self.identity), decoder, max_new_tokens, tuple(self.end_ids), seed)
+        ends = tuple(self.end_ids) if self.endpoint is None else ()
+        return GenerationSettings(digest(self.identity), decoder, max_new_tokens, ends, seed)
 
     def make_backend(self, batch_size: int) -> Backend:
         """What makes its responses, a batch of so many at a time. One that holds a model of its own is kept."""
-        if self.backend == "transformers":
+        if self.backend == "transformers" and self.endpoint is None:
             return make_backend(self.backend, self, batch_size)
         if self._backend is None:
-            self._backend = make_backend(self.backend, self, batch_size, self.vllm_args)
+            make = self.endpoint or partial(make_backend, self.backend, self, batch_size, self.vllm_args)
+            self._backend = make()
         return self._backend
 
     def _close_backend(self) -> None:

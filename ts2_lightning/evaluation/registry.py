@@ -21,12 +21,19 @@ from ts2_lightning.evaluation.measures.cost import Cost
 from ts2_lightning.evaluation.measures.diversity import Diversity
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.validation import Validation
+from ts2_lightning.evaluation.protocols.choice import ARC, MMLU
+from ts2_lightning.evaluation.protocols.gsm8k import GSM8K
+from ts2_lightning.evaluation.protocols.maths import Maths
+from ts2_lightning.evaluation.protocols.openllm import OpenLLM
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
 M = TypeVar("M", bound=Measure)
+
+PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU)
+"""Measures that ask questions and score the responses."""
 
 LOGGED = ("train", "val", "test")
 """First parts of the names of values that a training logs."""
@@ -37,7 +44,7 @@ _NAME = re.compile(rf"(?!({'|'.join(LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z
 @cache
 def registered_measures() -> dict[str, type[Measure]]:
     """Every measure by its name, in the order of tables: those of plug-ins first."""
-    ours = {measure.name: measure for measure in (Validation, Diversity, Probes, Cost)}
+    ours = {measure.name: measure for measure in (Validation, Diversity, Probes, *PROTOCOLS, Cost)}
     others = plugins.offered("measures")
     for name, measure in others.items():
         if not (isinstance(measure, type) and issubclass(measure, Measure) and measure.name == name) or name in ours:

@@ -1,0 +1,211 @@
+"""What models scored under protocols, side by side: as text, as Markdown, and as a table for programs."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ts2_lightning.evaluation.descriptions import describe
+from ts2_lightning.evaluation.estimates import caution
+from ts2_lightning.evaluation.protocols.base import Protocol
+from ts2_lightning.evaluation.protocols.right_answers import interval
+from ts2_lightning.evaluation.results import Result
+from ts2_lightning.values import Value
+
+BESIDE = ("questions", "samples", "unparsed", "truncated", "chance")
+"""What stands beside every score."""
+
+CURVES = ("pass", "majority", "chance")
+"""Names of scores at each k."""
+
+_LEFT_OUT = re.compile(r"chance_at_.*|first_.*|accuracy_of_parsed|(pass|majority)_at_1")
+"""Values that only the table for programs has; one response votes for itself."""
+_MANY = 0.3
+"""Share of responses without an answer from which on scores are doubtful."""
+
+_CSV_HEAD = ("model", "protocol", "part", "value", "mean", "low", "high", *BESIDE)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model scored.
+
+    Attributes:
+        title: name of the model in tables and pictures.
+        results: values and documents by the name of the protocol.
+    """
+
+    title: str
+    results: Mapping[str, Result]
+
+
+class Cell(NamedTuple):
+    """One value with its interval over questions.
+
+    Attributes:
+        mean: the value.
+        low: lower end; None where nothing is there for each question.
+        high: upper end; None as well.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Part(NamedTuple):
+    """The values of one part of a protocol.
+
+    Attributes:
+        protocol: name of the protocol.
+        label: label of the part; empty where it has none.
+        cells: value with its interval by its name, for each model; those that it lacks are left out.
+    """
+
+    protocol: str
+    label: str
+    cells: Sequence[Mapping[str, Cell]]
+
+    @property
+    def title(self) -> str:
+        """Protocol and label."""
+        return " ".join(filter(None, [self.protocol, self.label]))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the values of any model: scores first, then what stands beside them."""
+        names = list(dict.fromkeys(name for cells in self.cells for name in cells))
+        return [name for name in names if name not in BESIDE] + [name for name in BESIDE if name in names]
+
+    def whole(self, name: str) -> str:
+        """The whole name of a value."""
+        return "/".join(filter(None, [self.protocol, self.label, name]))
+
+
+def parts_of(evaluated: Sequence[Evaluated]) -> list[Part]:
+    """The parts of all protocols, in their order."""
+    places: dict[tuple[str, str], list[dict[str, Cell]]] = {}
+    for number, model in enumerate(evaluated):
+        for protocol, result in model.results.items():
+            for whole, value in result.values.items():
+                label, _, name = whole.removeprefix(f"{protocol}/").rpartition("/")
+                cells = places.setdefault((protocol, label), [{} for _ in evaluated])
+                cells[number][name] = _cell(value, result, whole.removeprefix(f"{protocol}/"))
+    return [Part(protocol, label, cells) for (protocol, label), cells in places.items()]
+
+
+Curve = dict[int, tuple[float, float, float]]
+"""Mean, lower and upper end at each k."""
+
+
+def curves_of(part: Part, model: Evaluated) -> dict[str, Curve]:
+    """The curves of a model in a part, by their names."""
+    result = model.results.get(part.protocol)
+    curves = {} if result is None else result.documents.get("curves", {})
+    named = {name: curves.get("/".join(filter(None, [part.label, name]))) for name in CURVES}
+    return {name: {int(k): (*ends,) for k, ends in curve.items()} for name, curve in named.items() if curve}
+
+
+def own_descriptions(evaluated: Sequence[Evaluated]) -> dict[str, Value]:
+    """Descriptions of the values of users' protocols, which no registered one describes."""
+    results = [result for model in evaluated for result in model.results.values()]
+    return {name: value for result in results for name, value in result.described.items()}
+
+
+def _cell(value: float, result: Result, name: str) -> Cell:
+    of_items = result.documents.get("per_item", {}).get(name)
+    if not of_items:
+        return Cell(value)
+    _, low, high = interval(list(of_items.values()))
+    return Cell(value, low, high)
+
+
+def remarks(evaluated: Sequence[Evaluated], protocols: Sequence[Protocol]) -> list[str]:
+    """What readers of the table have to know: how sure the values are, notes of protocols, and who answers nothing."""
+    lines = ["In square brackets: the 95 % interval of the bootstrap over questions."]
+    samples = {
+        int(k): round(part.cells[number]["samples"].mean)
+        for part in parts_of(evaluated)
+        for number, model in enumerate(evaluated)
+        for k in curves_of(part, model).get("pass", {})
+        if "samples" in part.cells[number]
+    }
+    cautions = [said for k, n in samples.items() if (said := caution(k, n))]
+    doubts = [
+        f"{model.title}, {part.title}: {cells['unparsed'].mean:.0%} of the responses have no answer that can be read, "
+        f"and {cells['truncated'].mean:.0%} were cut off; read some of them before the scores."
+        for part in parts_of(evaluated)
+        for model, cells in zip(evaluated, part.cells, strict=True)
+        if {"unparsed", "truncated", "questions"} <= cells.keys() and cells["unparsed"].mean > _MANY
+    ]
+    return lines + cautions[-1:] + [protocol.note for protocol in protocols if protocol.note] + doubts
+
+
+def as_text(evaluated: Sequence[Evaluated]) -> str:
+    """The table for people: a block for each part, models in columns."""
+    rows = [["", *(model.title for model in evaluated)]]
+    for part in parts_of(evaluated):
+        rows += [[""], [part.title], *([f"  {title}", *cells] for title, cells in _lines(part, evaluated))]
+    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
+    )
+
+
+def as_markdown(evaluated: Sequence[Evaluated], remarked: Sequence[str] = ()) -> str:
+    """The table in Markdown, a table for each part, and remarks below."""
+    blocks = []
+    for part in parts_of(evaluated):
+        head = ["", *(model.title for model in evaluated)]
+        lines = [
+            head,
+            ["---", *("---:" for _ in evaluated)],
+            *([title, *cells] for title, cells in _lines(part, evaluated)),
+        ]
+        table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+        blocks.append(f"## {part.title}\n\n{table}")
+    return "\n\n".join([*blocks, *remarked]) + "\n"
+
+
+def as_csv(evaluated: Sequence[Evaluated]) -> str:
+    """A line for each model and value, with what stands beside it."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CSV_HEAD)
+    for part in parts_of(evaluated):
+        for model, cells in zip(evaluated, part.cells, strict=True):
+            beside = [cells[name].mean if name in cells else "" for name in BESIDE]
+            for name in part.names:
+                if name in cells and name not in BESIDE:
+                    ends = ["" if end is None else end for end in cells[name]]
+                    writer.writerow([model.title, part.protocol, part.label, name, *ends, *beside])
+    return stream.getvalue()
+
+
+def _lines(part: Part, evaluated: Sequence[Evaluated]) -> Iterator[tuple[str, list[str]]]:
+    """Title and cells of each value that people see."""
+    others = own_descriptions(evaluated)
+    for name in part.names:
+        if not _LEFT_OUT.fullmatch(name):
+            value = describe(f"{part.protocol}/{name}", others)
+            title = value.title if value.title != value.name else name.replace("_at_", "@")
+            yield title + _chance(part, name), [_shown(cells.get(name), value.format) for cells in part.cells]
+
+
+def _chance(part: Part, name: str) -> str:
+    """What guessing would give, where it is of any help: for pass@k as often as there are samples."""
+    guess = name.replace("pass_at_", "chance_at_") if name.startswith("pass_at_") else "chance"
+    for cells in part.cells:
+        if guess in cells and name not in BESIDE and ("accuracy" in name or "_at_" in name):
+            return f" (chance {cells[guess].mean:.3f})"
+    return ""
+
+
+def _shown(cell: Cell | None, form: str) -> str:
+    if cell is None:
+        return "-"
+    if cell.low is None or cell.high is None:
+        return format(cell.mean, form)
+    return f"{cell.mean:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
