@@ -106,7 +106,7 @@ def test_its_commands_run(folder: Path, capfd: pytest.CaptureFixture[str]) -> No
 
 def toy_sized(words: list[str]) -> list[str]:
     """A command with what the README leaves open, and few enough rows, in this process alone."""
-    if words[0] in ("losses", "export", "report"):
+    if words[0] in ("losses", "protocols", "export", "report"):
         return words
     if words[0] == "ablate":  # tests/e2e/test_ablate.py runs one
         return [*words, *({"--dry-run"} - {*words})]
@@ -116,6 +116,9 @@ def toy_sized(words: list[str]) -> list[str]:
             *words[:-1],
             json.dumps({**spec, "diversity": {**spec["diversity"], "samples": 2, "max_new_tokens": 4}}),
         ]
+    if words[0] == "evaluate":
+        Path("gsm8k.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n", encoding="utf-8")
+        return [*words, "--n=2", "--set=gsm8k.max_new_tokens=4"]
     if words[0] == "probe":
         return [*words, "--queries=2", "--max_new_tokens=4", "--limit=2"]
     if words[0] == "generate":

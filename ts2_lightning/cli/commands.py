@@ -72,6 +72,12 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command("ts2_lightning.cli.ablate:run", "a grid of runs, its measures and its report, from one file"),
     "measure": Command("ts2_lightning.cli.measure:run", "the measures of runs and models, written beside them"),
     "generate": Command("ts2_lightning.cli.generate:run", "responses of a model to prompts, shared by any processes"),
+    "evaluate": Command(
+        "ts2_lightning.cli.evaluate:run", "the papers' protocols: what models answer, and how right it is"
+    ),
+    "protocols": Command(
+        "ts2_lightning.cli.protocols:run", "the protocols: prompt, samples, data, cost and paper of each"
+    ),
     "report": Command("ts2_lightning.cli.report:run", "runs side by side: tables over seeds, and pictures"),
     "losses": Command("ts2_lightning.cli.catalogue:run", "the objectives: formula, defaults and paper of each"),
 }

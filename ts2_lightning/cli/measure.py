@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     spec = None if options.spec is None else check_spec(read_spec(options.spec))
     if spec is not None and not spec.measures:
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
-    data = {} if options.config is None else _data_of(Path(options.config))
+    data = {} if options.config is None else data_of(Path(options.config))
     places = [find_model(name, name) for name in options.model]
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
@@ -116,16 +116,16 @@ def _model(name: str, place: ModelPlace, data: Mapping[str, Any], options: Any, 
         locate=cache(partial(place.loadable, scratch)),  # once for all copies of the model
         out=Path(out),
         run=place.run,
-        data=data or ({} if place.run is None else _data_of_run(place.run, Path(options.runs_dir), name)),
+        data=data or ({} if place.run is None else data_of_run(place.run, Path(options.runs_dir), name)),
         text_template=place.text_template,
         device=options.device,
     )
 
 
-def _data_of_run(run: Path, runs: Path, name: str) -> dict[str, Any]:
+def data_of_run(run: Path, runs: Path, name: str) -> dict[str, Any]:
     """The settings of `data.*` that a run has recorded; a function that they name is called, so it is code."""
     file = latest_config(run)
-    data = _data_of(file)
+    data = data_of(file)
     if names_code(data):
         check_own_run(run, runs, file, name, "--config")
     if data.get("max_length") is None:
@@ -141,7 +141,7 @@ def _recorded_length(file: Path) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def _data_of(file: Path) -> dict[str, Any]:
+def data_of(file: Path) -> dict[str, Any]:
     """The settings of `data.*` of a run's configuration."""
     try:
         config = load_yaml(file.read_text(encoding="utf-8"), str(file))
