@@ -40,7 +40,7 @@ MAY_USE: dict[str, set[str]] = {
     "ops": {"torch"},
     "losses": {"torch"},
     "engines": {"torch"},
-    "metrics": {"torch", "torchmetrics", "sacrebleu", "sentence_transformers"},
+    "metrics": {"torch", "torchmetrics", "sacrebleu", "sentence_transformers", "nltk"},
 }
 STANDARD = {"abc", "collections", "contextlib", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
 

@@ -12,6 +12,7 @@ import torch
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
+from ts2_lightning.metrics import diversity_metrics
 from ts2_lightning.metrics import functional as f
 from ts2_lightning.types import UserError
 
@@ -120,6 +121,80 @@ def test_against_the_first_is_what_the_published_code_computes() -> None:
     twins = ["quite another one here", "the cat sat on the mat", "the cat sat on the mat"]
     assert f.self_bleu(twins, first_only=True) < 1
     assert f.self_bleu(twins) == pytest.approx(200 / 3)
+
+
+def test_in_lower_case_it_is_what_tofus_code_computes() -> None:
+    bleu = BLEU(tokenize="13a", lowercase=True, effective_order=True)
+    shouted = [text.upper() if i % 2 else text for i, text in enumerate(samples(6, 30, seed=3))]
+    for texts in (shouted, ["A co-\noperative CAT", "a co- operative cat", "a cooperative cat", "", "Ünder Ärzten"]):
+        spaced = [text.replace("\n", " ") for text in texts]
+        scores = [bleu.sentence_score(text, spaced[:i] + spaced[i + 1 :]).score for i, text in enumerate(spaced)]
+        assert f.self_bleu(texts, lowercase=True) == pytest.approx(sum(scores) / len(scores), rel=1e-12)
+        assert f.self_bleu(texts, lowercase=True) > f.self_bleu(texts) + 1
+
+
+# -- words of nltk
+
+
+def test_words_of_nltk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def word_tokenize(text: str) -> list[str]:
+        if not text:
+            raise LookupError("\n****\n  Resource punkt_tab not found.\n  and thirty more lines")
+        return list(text)
+
+    monkeypatch.setitem(sys.modules, "nltk", types.ModuleType("nltk"))
+    monkeypatch.setitem(sys.modules, "nltk.tokenize", types.SimpleNamespace(word_tokenize=word_tokenize))
+    assert f.nltk_words("it's") == ["i", "t", "'", "s"]
+    with pytest.raises(UserError, match=r"^nltk_words needs nltk's data punkt_tab: python -m nltk.downloader punkt_t"):
+        f.nltk_words("")
+    monkeypatch.setitem(sys.modules, "nltk.tokenize", None)
+    with pytest.raises(UserError, match=r"^nltk_words needs nltk \(.*\): pip install 'ts2-lightning\[nltk\]'$"):
+        f.nltk_words("it's")
+
+
+# -- what belongs together
+
+
+def published(sets: list[list[str]], split: Any) -> tuple[float, float]:
+    """n-gram diversity and self-BLEU as `evaluation/evaluation_diversity.py` of TS2 and GEM computes them."""
+    ratios, scores = [], []
+    for texts in sets:
+        for n in (1, 2, 3):
+            pool = [tuple(split(text)[i : i + n]) for text in texts for i in range(len(split(text)) - n + 1)]
+            ratios.append(len(set(pool)) / len(pool) if pool else 0)
+        each = [sacrebleu.corpus_bleu([t], [texts[:i] + texts[i + 1 :]]).score for i, t in enumerate(texts)]
+        scores.append(sum(each) / len(each))
+    return sum(ratios) / len(ratios), sum(scores) / len(scores)
+
+
+def test_ts2_code_is_the_published_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        split: Any = f.nltk_words
+        split("It's here.")
+    except UserError:  # without nltk and its data any other way to split words does
+        split = str.split
+        monkeypatch.setattr("ts2_lightning.metrics.texts.nltk_words", split)
+    chats = [[f"<user> name a pet <assistant> {text}" for text in texts] for texts in SETS if len(texts) == 7]
+    metrics = diversity_metrics("ts2_code", embed=lambda texts: torch.eye(len(texts)))
+    distinct = [metrics[f"distinct_{n}"](chats).item() for n in (1, 2, 3)]
+    ngram, bleu = published(chats, split)
+    assert sum(distinct) / 3 == pytest.approx(ngram, rel=1e-12)
+    assert metrics["self_bleu"](chats).item() == pytest.approx(bleu, rel=1e-12)
+    assert metrics["sentence_bert"](chats).item() == pytest.approx(1)
+
+
+def test_variants_are_not_mixed() -> None:
+    texts = [["The cat sat.", "the dog sat on a mat.", "the cat sat on a mat"]]
+    of_text = diversity_metrics()
+    assert list(of_text) == ["distinct_1", "distinct_2", "distinct_3", "self_bleu"]
+    assert of_text["distinct_2"](texts).item() == f.distinct_n(texts[0], 2)
+    assert of_text["self_bleu"](texts).item() == f.self_bleu(texts[0])
+    of_tofu = diversity_metrics("tofu_code", embed=lambda texts: torch.eye(len(texts)))
+    assert {name: metric(texts).item() for name, metric in of_tofu.items()} == {
+        "self_bleu": f.self_bleu(texts[0], lowercase=True)
+    }
+    with pytest.raises(UserError, match="variant must be text, ts2_code or tofu_code, got 'code'"):
+        diversity_metrics("code")  # type: ignore[arg-type]
 
 
 # -- embeddings

@@ -6,7 +6,7 @@ In: logits and labels, or several texts to one prompt; out: numbers. torchmetric
 
 from ts2_lightning.metrics import functional
 from ts2_lightning.metrics.means import BySet
-from ts2_lightning.metrics.texts import Distinct, SelfBLEU, SentBERTDiversity
+from ts2_lightning.metrics.texts import Distinct, DiversityVariant, SelfBLEU, SentBERTDiversity, diversity_metrics
 from ts2_lightning.metrics.token_means import TokenMeans
 from ts2_lightning.metrics.tokens import (
     TSPD,
@@ -27,6 +27,7 @@ __all__ = [
     "TSPD",
     "BySet",
     "Distinct",
+    "DiversityVariant",
     "GoldInSupport",
     "GoldProbability",
     "GoldRank",
@@ -41,5 +42,6 @@ __all__ = [
     "TokenStatistics",
     "TopProbabilities",
     "ZeroGradient",
+    "diversity_metrics",
     "functional",
 ]

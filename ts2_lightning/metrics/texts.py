@@ -2,13 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from ts2_lightning.metrics import functional
 from ts2_lightning.metrics.functional.embeddings import Embed
-from ts2_lightning.metrics.functional.text import Tokenize, words
+from ts2_lightning.metrics.functional.text import Tokenize, nltk_words, words
 from ts2_lightning.metrics.means import ExactMean
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
@@ -89,6 +89,7 @@ class SelfBLEU(TextMean):
     Args:
         first_only: whether to compare with the first other sample only, as the papers' code does, see
             `functional.self_bleu`.
+        lowercase: whether upper and lower case are the same, as in TOFU's code, see `functional.self_bleu`.
         kwargs: keyword arguments of `torchmetrics.Metric`.
 
     Example:
@@ -100,12 +101,13 @@ class SelfBLEU(TextMean):
 
     higher_is_better = False
 
-    def __init__(self, first_only: bool = False, **kwargs: Any) -> None:
-        super().__init__(f"self_bleu({first_only=})", **kwargs)
+    def __init__(self, first_only: bool = False, lowercase: bool = False, **kwargs: Any) -> None:
+        super().__init__(f"self_bleu({first_only=}, {lowercase=})", **kwargs)
         self.first_only = first_only
+        self.lowercase = lowercase
 
     def _measure(self, texts: Sequence[str]) -> float:
-        return functional.self_bleu(texts, self.first_only)
+        return functional.self_bleu(texts, self.first_only, self.lowercase)
 
 
 class SentBERTDiversity(TextMean):
@@ -133,6 +135,60 @@ class SentBERTDiversity(TextMean):
         return functional.sent_bert_diversity(texts, self.embed or functional.sentence_embedder())
 
 
+DiversityVariant = Literal["text", "ts2_code", "tofu_code"]
+"""Whose numbers are meant: those of the papers' text, of TS2's and GEM's code, or of TOFU's code."""
+
+
+def diversity_metrics(variant: DiversityVariant = "text", embed: Embed | None = None) -> dict[str, TextMean]:
+    """The metrics of diversity that belong together, of one variant: numbers of two variants cannot be compared.
+
+    | | `text` | `ts2_code` | `tofu_code` |
+    | --- | --- | --- | --- |
+    | distinct n-grams | within a text | of all samples of a prompt together | - |
+    | words of n-grams | 13a | nltk's `word_tokenize` | - |
+    | self-BLEU against | all others | the first other | all others, in lower case |
+    | Sent-BERT | yes | yes | - |
+    | texts | responses | whole chats, which the caller renders | responses |
+
+    Source: TS2, appendix C.7, and GEM, appendix F.1; the code of TS2 and GEM, `evaluation/evaluation_diversity.py`, and
+    TOFU's file of the same name, which has self-BLEU alone.
+
+    Args:
+        variant: name of the variant.
+        embed: function from texts to embeddings for Sent-BERT diversity; None leaves that out.
+
+    Returns:
+        Metric by name, whose numbers are shares or, of self-BLEU, from 0 to 100: `distinct_1`, `distinct_2`,
+        `distinct_3`, `self_bleu` and `sentence_bert`.
+
+    Raises:
+        UserError: no such variant.
+
+    Example:
+        >>> samples = [["A cat sat on the mat", "a cat sat on a hat"]]
+        >>> list(diversity_metrics("tofu_code"))
+        ['self_bleu']
+        >>> for variant in ("text", "tofu_code"):
+        ...     print(f"{diversity_metrics(variant)['self_bleu'](samples).item():.1f}")
+        30.2
+        50.8
+    """
+    if variant not in get_args(DiversityVariant):
+        raise UserError(f"diversity_metrics: variant must be text, ts2_code or tofu_code, got {variant!r}")
+    if variant == "tofu_code":
+        return {"self_bleu": SelfBLEU(lowercase=True)}
+    codes = variant == "ts2_code"
+    tokenize = nltk_words if codes else words
+    metrics: dict[str, TextMean] = {f"distinct_{n}": Distinct([n], codes, tokenize) for n in (1, 2, 3)}
+    metrics["self_bleu"] = SelfBLEU(first_only=codes)
+    if embed is not None:
+        metrics["sentence_bert"] = SentBERTDiversity(embed)
+    return metrics
+
+
 def _name(function: Callable[..., Any] | None) -> str:
     """Tells one function from another."""
-    return "" if function is None else f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
+    if function is None:
+        return ""
+    place = getattr(function, "__module__", None) or type(function).__module__  # a method such as str.split has none
+    return f"{place}.{getattr(function, '__qualname__', repr(function))}"

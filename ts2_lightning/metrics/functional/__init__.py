@@ -7,7 +7,7 @@ from ts2_lightning.metrics.functional.embeddings import (
     sentence_embedder,
 )
 from ts2_lightning.metrics.functional.sizes import count_sizes, quantiles_of_counts
-from ts2_lightning.metrics.functional.text import distinct_n, self_bleu, words
+from ts2_lightning.metrics.functional.text import distinct_n, nltk_words, self_bleu, words
 from ts2_lightning.metrics.functional.tokens import (
     gold_in_support,
     gold_probability,
@@ -33,6 +33,7 @@ __all__ = [
     "head_and_tail",
     "mean_pairwise_distance",
     "mean_selected_probability",
+    "nltk_words",
     "quantiles_of_counts",
     "self_bleu",
     "sent_bert_diversity",

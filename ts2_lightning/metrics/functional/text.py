@@ -1,8 +1,8 @@
 """Differences between several texts to one prompt: distinct n-grams and self-BLEU.
 
-The published numbers of TS2 and GEM come from code that differs from their text in two points. Both ways are here:
-the text's is the default, and the code's has a name. (That code also scores texts with prompt and chat template,
-which is for the caller to add, and splits words with nltk's `word_tokenize`, which can be passed as `tokenize`.)
+The published numbers of TS2 and GEM come from code that differs from their text. Both ways are here: the text's is the
+default, and the code's has a name. (That code also scores texts with prompt and chat template, which is for the caller
+to add.) TOFU's code has a self-BLEU of its own. `metrics.diversity_metrics` keeps together what belongs together.
 """
 
 from collections import Counter
@@ -29,6 +29,22 @@ def words(text: str) -> list[str]:
         ["It's", 'a', 'cat', ',', "isn't", 'it', '?']
     """
     return _spaced(text).split()
+
+
+def nltk_words(text: str) -> list[str]:
+    """A text's words and signs as nltk's `word_tokenize` splits them, which the papers' code uses.
+
+    Raises:
+        UserError: nltk, or its data on the ends of sentences, is not installed.
+    """
+    try:
+        from nltk.tokenize import word_tokenize
+
+        return list(word_tokenize(text))
+    except ImportError as error:
+        raise UserError(f"nltk_words needs nltk ({error}): pip install 'ts2-lightning[nltk]'") from error
+    except LookupError as error:
+        raise UserError("nltk_words needs nltk's data punkt_tab: python -m nltk.downloader punkt_tab") from error
 
 
 def distinct_n(texts: Sequence[str], n: int, pooled: bool = False, tokenize: Tokenize = words) -> float:
@@ -63,7 +79,7 @@ def distinct_n(texts: Sequence[str], n: int, pooled: bool = False, tokenize: Tok
     return _mean([_distinct(ngrams) for ngrams in per_text])
 
 
-def self_bleu(texts: Sequence[str], first_only: bool = False) -> float:
+def self_bleu(texts: Sequence[str], first_only: bool = False, lowercase: bool = False) -> float:
     """Mean BLEU of each text against the others: high where the samples of a prompt repeat each other.
 
     Settings of sacrebleu's `corpus_bleu` (4-grams, exponential smoothing, 13a), but for texts of fewer than four words,
@@ -77,6 +93,8 @@ def self_bleu(texts: Sequence[str], first_only: bool = False) -> float:
         first_only: whether each text is compared with the first other one only; otherwise with all others at once (the
             papers' text). The papers' code does the former: it calls `corpus_bleu([text], [others])`, where
             sacrebleu takes each element of `others` for the reference of another sentence.
+        lowercase: whether upper and lower case are the same, and a line's end always parts words, as in TOFU's code;
+            otherwise a word that is hyphenated at the end of a line is one (13a).
 
     Returns:
         From 0 to 100.
@@ -89,6 +107,8 @@ def self_bleu(texts: Sequence[str], first_only: bool = False) -> float:
         66.67
     """
     _check_texts("self_bleu", texts, at_least=2)
+    if lowercase:
+        texts = [text.replace("\n", " ").lower() for text in texts]
     if first_only:
         firsts = [texts[1], *[texts[0]] * (len(texts) - 1)]
         pairs = zip(texts, firsts, strict=True)
