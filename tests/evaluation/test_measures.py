@@ -60,7 +60,7 @@ def test_a_spec_is_read() -> None:
     ("spec", "said"),
     [
         ({"toyworl": {}}, "grid: no measure 'toyworl'; did you mean toyworld?"),
-        ({"speed": {}}, "grid: no measure 'speed'; there are toyworld, validation, diversity, probes, cost"),
+        ({"speed": {}}, "grid: no measure 'speed'; there are toyworld, validation, diversity, probes, cost, lm_eval"),
         ({"decoding": "sparsmax"}, "grid.decoding: no decoding 'sparsmax'; did you mean sparsemax?"),
         ({"decoding": ["softmax"]}, "grid.decoding: no decoding ['softmax']"),
         ({"template": 3}, "grid.template must be the name of a chat template, got 3"),

@@ -19,6 +19,7 @@ from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measure import Measure
 from ts2_lightning.evaluation.measures.cost import Cost
 from ts2_lightning.evaluation.measures.diversity import Diversity
+from ts2_lightning.evaluation.measures.lm_eval import LMEval
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.validation import Validation
 from ts2_lightning.evaluation.protocols.choice import ARC, MMLU
@@ -44,7 +45,7 @@ _NAME = re.compile(rf"(?!({'|'.join(LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z
 @cache
 def registered_measures() -> dict[str, type[Measure]]:
     """Every measure by its name, in the order of tables: those of plug-ins first."""
-    ours = {measure.name: measure for measure in (Validation, Diversity, Probes, *PROTOCOLS, Cost)}
+    ours = {measure.name: measure for measure in (Validation, Diversity, Probes, *PROTOCOLS, Cost, LMEval)}
     others = plugins.offered("measures")
     for name, measure in others.items():
         if not (isinstance(measure, type) and issubclass(measure, Measure) and measure.name == name) or name in ours:
