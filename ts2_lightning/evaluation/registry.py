@@ -23,7 +23,9 @@ from ts2_lightning.evaluation.measures.lm_eval import LMEval
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.validation import Validation
 from ts2_lightning.evaluation.protocols.choice import ARC, MMLU
+from ts2_lightning.evaluation.protocols.creative import Creative
 from ts2_lightning.evaluation.protocols.gsm8k import GSM8K
+from ts2_lightning.evaluation.protocols.humaneval import HumanEval
 from ts2_lightning.evaluation.protocols.maths import Maths
 from ts2_lightning.evaluation.protocols.openllm import OpenLLM
 from ts2_lightning.runs.stamps import digest
@@ -33,7 +35,7 @@ from ts2_lightning.values import Value
 
 M = TypeVar("M", bound=Measure)
 
-PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU)
+PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative)
 """Measures that ask questions and score the responses."""
 
 LOGGED = ("train", "val", "test")
