@@ -48,6 +48,7 @@ NEEDED: dict[str, dict[str, Any]] = {
         "lm": LM, "loss": TS2Loss(), "engine": ChunkedEngine(), "strategy": "auto", "precision": "32-true", "rows": 8,
         "micro_batch": 2, "max_length": 64, "packing": "none", "device": GPUS["h200"],
     },
+    "LMEval": {"tasks": ("arc_easy",)},
     "LanguageModelConfig": {"path": "somewhere"},
     "SFTData": {"train": "rows.jsonl"},
     "SFTModule": {"lm": LM},
@@ -305,6 +306,21 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([1e-30, 1e6], [0, -1, 1e6 + 1], "Source.times"),
     ([1e-9, 0.5], [0, 0.51], "TSPD.eps_head TSPDSetting.eps_head"),
     ([0, 0.8], [-0.1, 0.81], "TSPD.eps_tail TSPDSetting.eps_tail"),
+    ([1, 2**63 - 1], [0, -1, 2**63], "LMEval.batch_size Creative.batch_size HumanEval.batch_size"),
+    (
+        [1, 2**63 - 1, None],
+        [0, -1, 2**63],
+        "LMEval.limit Creative.limit HumanEval.limit Creative.max_new_tokens HumanEval.max_new_tokens HumanEval.n "
+        "HumanEval.workers",
+    ),
+    ([0, 1, None], [-1, 2**63], "LMEval.num_fewshot Creative.top_k HumanEval.top_k"),
+    ([2, 3, None], [1, 0, 2**63], "Creative.n"),
+    ([None], [0, 1], "Creative.ks"),
+    ([None, (1, 200)], [0, 201], "HumanEval.ks"),
+    ([0, 2**32 - 1], [-1, 2**32], "Creative.seed HumanEval.seed"),
+    ([1e-30, 1e30, None], [0, -1.0, 1e-31, 1e31], "Creative.temperature HumanEval.temperature"),
+    ([1e-30, 1, None], [0, -0.1, 1.1], "Creative.top_p HumanEval.top_p"),
+    ([1e-30, 3600], [0, -1, 3601], "HumanEval.seconds"),
 ]
 CASES = {name: (allowed, wrong) for allowed, wrong, names in BOUNDS for name in names.split()}
 

@@ -101,8 +101,8 @@ def test_a_bad_row_is_told_in_one_line(tmp_path: Path, fields: dict[str, Any], s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"ks": [1]}, "ks: diversity is that of all n texts under a title"),
-        ({"n": 1}, "n must be at least 2, got 1"),
+        ({"ks": [1]}, "ks must be null for all texts under a title, got (1,)"),
+        ({"n": 1}, "n must be a whole number of at least 2 or null, got 1; one text does not differ from itself"),
         ({"temperature": 0}, "at temperature 0 all 4 samples are the same"),
         ({"metrics": "code"}, "creative.metrics: expected"),
         ({"sets": ["poem"]}, "no data set 'poem'; did you mean poems?"),

@@ -278,7 +278,7 @@ def test_two_problems_of_one_name_are_refused(tmp_path: Path) -> None:
         ({"seconds": 0}, "seconds must be a finite number above 0"),
         ({"workers": 0}, "workers must be a whole number of at least 1"),
         ({"sandbox": "jail"}, "--sandbox must be one of auto"),
-        ({"n": 5, "ks": [10]}, "ks must be from 1 to n = 5, got 10"),
+        ({"n": 5, "ks": [10]}, "ks must be a whole number of at least 1 and at most 5 or null, got 10"),
     ],
 )
 def test_a_bad_setting_is_told_in_one_line(settings: dict[str, Any], said: str) -> None:

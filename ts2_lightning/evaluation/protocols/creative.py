@@ -15,6 +15,7 @@ from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, besi
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.metrics import DiversityVariant, diversity_metrics
 from ts2_lightning.metrics.functional import PAPERS_EMBEDDER, nltk_words, sentence_embedder
+from ts2_lightning.ranges import NULL, Only, Range, check_number
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
@@ -94,11 +95,9 @@ class Creative(Protocol):
 
     def check(self) -> None:
         """Raises UserError for a setting that cannot be."""
+        check_number("ks", self.ks, Only(None, "all texts under a title"))
+        check_number("n", self.n, Range(least=2, whole=True, hint="one text does not differ from itself"), NULL)
         super().check()
-        if self.ks is not None:
-            raise UserError("ks: diversity is that of all n texts under a title; leave it out")
-        if self.sampling.n < 2:
-            raise UserError(f"n must be at least 2, got {self.sampling.n}: one text does not differ from itself")
 
     def plain_settings(self) -> dict[str, Any]:
         """The settings as plain values."""
