@@ -147,6 +147,7 @@ def test_without_leave_nothing_is_sampled_and_nothing_is_run(tmp_path: Path, dat
     backend = Canned(answers)
     with pytest.raises(UserError) as error:
         measured(canned_model(tmp_path / "out", backend), data=data, n=2)
+    assert str(error.value).startswith("humaneval runs programs that the model wrote")
     assert "--run_code" in str(error.value)
     assert "\n" not in str(error.value)
     assert not backend.made
