@@ -89,12 +89,12 @@ def test_an_endpoint_is_asked_and_what_is_there_is_kept(
     asked: list[Canned] = []
     addresses: list[Address] = []
 
-    def endpoint(address: Address) -> Canned:
+    def endpoint(address: Address, options: Any) -> Canned:
         addresses.append(address)
         asked.append(answer(3))
         return asked[-1]
 
-    monkeypatch.setattr(asked_models, "Endpoint", endpoint)
+    monkeypatch.setattr(asked_models, "make_endpoint", endpoint)
     words = ["endpoint:http://localhost:9#mine", "--protocol", "gsm8k", "--data", "gsm8k=sums.jsonl", "--limit", "3"]
     assert run(*words, "--n", "2") == 0
     assert {(one.url, one.model) for one in addresses} == {("http://localhost:9/v1", "mine")}
@@ -111,8 +111,10 @@ def test_an_endpoint_is_asked_and_what_is_there_is_kept(
     assert "majority@3" not in before
 
 
-def test_n_is_for_those_that_sample(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asked_models, "Endpoint", lambda address: answer(3))
+def test_n_is_for_those_that_sample(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(asked_models, "make_endpoint", lambda address, options: answer(3))
     data = ["--data", "gsm8k=sums.jsonl", "--data", "arc=choices.jsonl"]
     assert run("endpoint:http://localhost:9#mine", "--protocol", "arc,gsm8k", *data, "--n", "3") == 0
     [directory] = Path("evaluation").glob("endpoint-*")
@@ -121,6 +123,12 @@ def test_n_is_for_those_that_sample(here: Path, monkeypatch: pytest.MonkeyPatch)
         for name, file in ((file.name.split("-")[0], file) for file in (directory / "measures").iterdir())
     }
     assert settings == {"arc": 1, "gsm8k": 3}
+    said = "--n 3 is not for arc: one response to each question, at temperature 0\n"
+    assert capsys.readouterr().out.count(said) == 1
+    assert (
+        run("endpoint:http://localhost:9#mine", "--protocol", "arc", *data[2:], "--n", "3", "--temperature", "1") == 0
+    )
+    assert "--n 3" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -179,7 +187,9 @@ def test_a_model_that_gives_no_answers_is_named(
 ) -> None:
     """As a pretrained model does that repeats the question until its tokens are used up."""
     monkeypatch.setattr(
-        asked_models, "Endpoint", lambda address: Canned(lambda question, index: "Answer the following...")
+        asked_models,
+        "make_endpoint",
+        lambda address, options: Canned(lambda question, index: "Answer the following..."),
     )
     assert run("endpoint:http://localhost:9#mine", "--protocol", "arc", "--data", "arc=choices.jsonl") == 0
     said = "mine, arc: 100% of the responses have no answer that can be read, and 100% were cut off"

@@ -6,17 +6,24 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ts2_lightning.cli.backend_options import add_backend_options, check_used, make_endpoint, vllm_arguments
 from ts2_lightning.cli.measure import data_of, data_of_run
 from ts2_lightning.cli.model_places import ModelPlace, find_model, model_help
 from ts2_lightning.cli.terminal import OptionParser
 from ts2_lightning.evaluation import Model
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.protocols.stored import stores_of
-from ts2_lightning.generation.backends.choice import BACKENDS, check_backend
-from ts2_lightning.generation.backends.endpoint import PREFIX, Address, Endpoint
+from ts2_lightning.generation.backends.endpoint import PREFIX, Address
 from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import UserError
-from ts2_lightning.yaml_files import load_yaml
+
+EVALUATION = "evaluation"
+"""Directory below which models that are no runs have their files, unless the user names another."""
+
+
+def asked_help() -> str:
+    """What may stand in the place of MODEL, for the help."""
+    return f"{model_help()}; {PREFIX}URL#MODEL"
 
 
 def add_model_options(parser: OptionParser) -> None:
@@ -25,37 +32,36 @@ def add_model_options(parser: OptionParser) -> None:
         "model",
         nargs="+",
         metavar="MODEL",
-        help=f"{model_help()}; {PREFIX}URL#MODEL; or a directory with responses, which are scored without a model",
+        help=f"{asked_help()}; or a directory with responses, which are scored without a model",
     )
-    parser.add_argument(
-        "--backend",
-        default="transformers",
-        metavar="NAME",
-        help="what makes the responses of models that are loaded (default: transformers): "
-        + ", ".join(f"{name} ({what})" for name, what in BACKENDS.items()),
-    )
-    parser.add_argument("--vllm_args", metavar="TEXT", help="arguments of vLLM's engine: '{dtype: bfloat16}'")
+    add_backend_options(parser)
     parser.add_argument("--decoding", default="softmax", help=f"one of {', '.join(DECODINGS)} (default: softmax)")
     parser.add_argument("--template", default="auto", help="chat template (default: the model's own)")
+    add_place_options(parser)
+
+
+def add_place_options(parser: OptionParser) -> None:
+    """The options that say what models were trained with."""
     parser.add_argument(
         "--config",
         metavar="FILE",
         help="a run's config.yaml whose data.* says tokenizer and template, for a model of no run",
     )
-    parser.add_argument("--runs_dir", default="runs", help="the directory of your own runs (default: runs)")
+    parser.add_argument("--runs_dir", metavar="DIR", help="the directory of your own runs (default: runs)")
 
 
 class AskedModels:
     """The models that the options name.
 
     Args:
-        options: options of `add_model_options`, and `device`.
+        options: options of `add_model_options`, of `add_endpoint_options`, and `device`.
         scratch: directory for exports of checkpoints.
         out: directory below which models that are no runs have their files.
     """
 
     def __init__(self, options: Any, scratch: Path, out: Path) -> None:
         self._options, self._scratch, self._out = options, scratch, out
+        self._vllm_args = vllm_arguments(options)
         self._data = {} if options.config is None else data_of(Path(options.config))
 
     def models(self) -> list[Model]:
@@ -64,13 +70,22 @@ class AskedModels:
         Raises:
             UserError: there is no such model, or one is named twice.
         """
-        check_backend(self._options.backend)
         names = list(self._options.model)
+        check_used(self._options, names)
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"{twice}: it is named twice; name each model once")
-        return [self._model(name, number) for number, name in enumerate(names)]
+        return [self.model(name, number) for number, name in enumerate(names)]
 
-    def _model(self, name: str, number: int) -> Model:
+    def model(self, name: str, number: int = 0) -> Model:
+        """One model.
+
+        Args:
+            name: what the user calls it.
+            number: tells its export from those of others.
+
+        Raises:
+            UserError: there is no such model.
+        """
         if name.startswith(PREFIX):
             return self._endpoint(name)
         path = Path(name).expanduser()
@@ -89,23 +104,15 @@ class AskedModels:
             template=self._options.template,
             device=self._options.device,
             backend=self._options.backend,
-            vllm_args=self._vllm_args(),
+            vllm_args=self._vllm_args,
         )
 
     def _data_of_run(self, name: str, place: ModelPlace) -> Mapping[str, Any]:
-        return {} if place.run is None else data_of_run(place.run, Path(self._options.runs_dir), name)
-
-    def _vllm_args(self) -> dict[str, Any]:
-        text = self._options.vllm_args
-        if text is None:
-            return {}
-        arguments = load_yaml(text, "--vllm_args")
-        if not isinstance(arguments, dict) or self._options.backend == "transformers":
-            raise UserError(f"--vllm_args {text}: write it as '{{dtype: bfloat16}}', with --backend vllm:PYTHON")
-        return arguments
+        return {} if place.run is None else data_of_run(place.run, Path(self._options.runs_dir or "runs"), name)
 
     def _endpoint(self, name: str) -> Model:
         address = Address.parse(name)
+        backend = make_endpoint(address, self._options)  # its options are wrong before hours of sampling, not after
         return Model(
             name=name,
             identity=["endpoint", address.url, address.model],
@@ -114,7 +121,7 @@ class AskedModels:
             label=address.model,
             decoding=self._options.decoding,
             template=self._options.template,
-            endpoint=lambda: Endpoint(address),
+            endpoint=lambda: backend,
         )
 
     def _stored(self, name: str, path: Path) -> Model:

@@ -1,5 +1,6 @@
 """The options that say what makes responses, and how a served model is called."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ts2_lightning.cli.terminal import OptionParser
@@ -10,6 +11,7 @@ from ts2_lightning.generation.backends.vllm import read_arguments
 from ts2_lightning.types import UserError
 
 _USUAL = ClientSettings()
+_OF_CLIENT = ("timeout", "concurrency", "api_key_env", "key_over_http")
 
 
 def add_backend_options(parser: OptionParser) -> None:
@@ -74,6 +76,28 @@ def add_endpoint_options(parser: OptionParser) -> None:
     add("--leave_out", default="", help=f"fields that it does not take, with commas: {', '.join(OPTIONAL)}")
 
 
+def check_used(options: Any, names: Sequence[str]) -> None:
+    """Looks whether the options of `add_endpoint_options`, `--backend` and `--template` are for any of the models.
+
+    Args:
+        options: options of a command.
+        names: models that it asks.
+
+    Raises:
+        UserError: one of them is of no use to any.
+    """
+    served = [name for name in names if name.startswith(PREFIX)]
+    usual = {**{name: getattr(_USUAL, name) for name in _OF_CLIENT}, "leave_out": ""}
+    if not served:
+        for name, value in usual.items():
+            if getattr(options, name) != value:
+                raise UserError(f"--{name}: is for {PREFIX}URL#MODEL, and no such model is asked; leave it out")
+    if len(served) == len(names):
+        for name, value in (("backend", "transformers"), ("template", "auto")):
+            if getattr(options, name) != value:
+                raise UserError(f"--{name}: is not for {PREFIX}URL#MODEL, whose server sees to that; leave it out")
+
+
 def make_endpoint(address: Address, options: Any) -> Endpoint:
     """The backend of a served model.
 
@@ -85,10 +109,5 @@ def make_endpoint(address: Address, options: Any) -> Endpoint:
         UserError: naming what is wrong.
     """
     names = [name.strip() for name in options.leave_out.split(",") if name.strip()]
-    settings = ClientSettings(
-        timeout=options.timeout,
-        concurrency=options.concurrency,
-        api_key_env=options.api_key_env,
-        key_over_http=options.key_over_http,
-    )
+    settings = ClientSettings(**{name: getattr(options, name) for name in _OF_CLIENT})
     return Endpoint(address, settings, names)

@@ -2,30 +2,55 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.backend_options import add_backend_options, vllm_arguments
-from ts2_lightning.cli.model_places import add_device, begin, find_model, model_help
+from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_place_options, asked_help
+from ts2_lightning.cli.backend_options import add_backend_options, add_endpoint_options, check_used, vllm_arguments
+from ts2_lightning.cli.model_places import add_device, begin, find_model
+from ts2_lightning.cli.protocol_options import (
+    add_protocol_options,
+    add_sampling_options,
+    number,
+    protocol_help,
+    spec_of,
+)
 from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Model
 from ts2_lightning.evaluation.distributions import DECODINGS
-from ts2_lightning.generation import DECODING, Request, Response
+from ts2_lightning.evaluation.protocols import Protocol
+from ts2_lightning.evaluation.protocols.asking import respond
+from ts2_lightning.generation import Request, Response
+from ts2_lightning.generation.backends.endpoint import PREFIX
+from ts2_lightning.generation.requests import Asked
 from ts2_lightning.generation.store import DIRECTORY, ResponseStore
-from ts2_lightning.ranges import COUNT, NULL, SEED, check_number, check_numbers
+from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
-_ABOUT = """Samples responses of a model to prompts, into DIR/responses/NAME-DIGEST: a line of JSON for each. Those that
-are there are not made again, whatever has stopped the command; the same command in other processes, on this or other
-machines, shares the work. A response follows from model, prompt, seed and decoding alone, so --n and --limit can be
-raised later."""
+_ABOUT = """Samples responses of a model to prompts, or to the questions of the papers' protocols, into
+DIR/responses/NAME-DIGEST: a line of JSON for each. Those that are there are not made again, whatever has stopped the
+command; the same command in other processes, on this or other machines, shares the work. A response follows from model,
+prompt, seed and decoding alone, so --n and --limit can be raised later, and `evaluate` finds those of a protocol."""
 
 _SLURM = {"jobs": 2, "gpus_per_node": 1, "time": "8:00:00"}
+_OF_PROMPTS: dict[str, Any] = {
+    "n": 1,
+    "limit": None,
+    "seed": 0,
+    "temperature": 0.6,
+    "top_k": 50,
+    "top_p": 0.9,
+    "max_new_tokens": 512,
+    "batch_size": 64,
+}
+"""What stands for options of the sampling that are left out, where prompts are sampled: as in the papers' chats."""
+_FOR_PROMPTS, _FOR_PROTOCOLS = ("format", "name"), ("data", "variant", "set", "config", "runs_dir")
+"""Options that only `--prompts`, or only `--protocol`, has use for."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,70 +63,127 @@ def run(argv: Sequence[str]) -> int:
         The exit status, 0.
 
     Raises:
-        UserError: no such model or file, a setting out of its range, or a prompt that the model does not take.
+        UserError: no such model, protocol or file, a setting out of its range, or a prompt that the model does not
+            take.
     """
     options = _parser().parse_args(argv)
     begin("generate", options.device, options.out)
     _check(options)
-    place = find_model(options.model, options.model)
-    out = options.out or place.run
-    if out is None:
-        raise UserError(f"{options.model}: it is not a run; say with --out where its responses go")
-    if options.slurm is not None:
-        return _submit(options, list(argv), Path(out))
+    spec = None if options.protocol is None else spec_of(options)
     with tempfile.TemporaryDirectory(prefix="ts2-generate-") as scratch:
-        model = Model(
-            name=options.model,
-            identity=file_stamps(place.path) or place.path,
-            locate=cache(partial(place.loadable, Path(scratch) / "export")),
-            out=Path(out),
-            text_template=place.text_template,
-            decoding=options.decoding,
-            template=options.template,
-            device=options.device,
-            backend=options.backend,
-            vllm_args=vllm_arguments(options),
-        )
-        _generate(model, options)
+        model = _model(options, Path(scratch))
+        if options.slurm is not None:
+            return _submit(options, list(argv), model.out)
+        if spec is None:
+            _generate(model, options)
+        else:
+            _respond(model, [one for one in spec.measures if isinstance(one, Protocol)], options.ids)
     return 0
 
 
+def _model(options: Any, scratch: Path) -> Model:
+    """The model; its responses to a protocol go where `evaluate` looks for them."""
+    if options.protocol is not None:
+        model = AskedModels(options, scratch, Path(options.out or EVALUATION)).model(options.model)
+        if model.responses is not None:
+            raise UserError(f"{options.model}: these are responses, without a model; `evaluate` scores them")
+        return model
+    if options.model.startswith(PREFIX):
+        return replace(AskedModels(options, scratch, Path()).model(options.model), out=_place_of(options, None))
+    place = find_model(options.model, options.model)
+    return Model(
+        name=options.model,
+        identity=file_stamps(place.path) or place.path,
+        locate=cache(partial(place.loadable, scratch / "export")),
+        out=_place_of(options, place.run),
+        text_template=place.text_template,
+        decoding=options.decoding,
+        template=options.template,
+        device=options.device,
+        backend=options.backend,
+        vllm_args=vllm_arguments(options),
+    )
+
+
+def _place_of(options: Any, run: Path | None) -> Path:
+    out = options.out or run
+    if out is None:
+        raise UserError(f"{options.model}: it is not a run; say with --out where its responses go")
+    return Path(out)
+
+
 def _generate(model: Model, options: Any) -> None:
-    data = model.validation_data("--prompts", options.prompts, format=options.format)
-    prompts = model.prompts("--prompts", data, options.limit)
+    """Responses to the prompts of a file."""
+    numbers = {name: usual if (own := number(options, name)) is None else own for name, usual in _OF_PROMPTS.items()}
+    data = model.validation_data("--prompts", options.prompts, format=options.format or "auto")
+    prompts = _prompts(model, data, numbers["limit"])
     settings = model.generation_settings(
-        options.max_new_tokens, options.seed, options.temperature, options.top_k, options.top_p
+        numbers["max_new_tokens"], numbers["seed"], numbers["temperature"], numbers["top_k"], numbers["top_p"]
     )
     store = ResponseStore(model.out, options.name or Path(options.prompts).stem, settings, model.name)
     store.add_items({
-        str(number): {"text": prompt.text, "gold": prompt.reference} for number, prompt in enumerate(prompts)
+        str(place): {"text": text, "gold": reference} for place, (text, reference, _) in enumerate(prompts)
     })  # fmt: skip
     wanted = {
-        str(number): [Request(tuple(prompt.ids), index, settings) for index in range(options.n)]
-        for number, prompt in enumerate(prompts)
+        str(place): [Request(asked, index, settings) for index in range(numbers["n"])]
+        for place, (_, _, asked) in enumerate(prompts)
     }
-    made = store.fill(wanted, lambda: model.make_backend(options.batch_size), "Generating", put, options.ids)
-    put(_summary([response for of_item in made.values() for response in of_item], store.directory))
+    made = store.fill(wanted, lambda: model.make_backend(numbers["batch_size"]), "Generating", put, options.ids)
+    model.forget()
+    put(_summary([response for of_item in made.values() for response in of_item], str(store.directory)))
 
 
-def _summary(responses: Sequence[Response], directory: Path) -> str:
+def _prompts(model: Model, data: Any, limit: int | None) -> list[tuple[str, str | None, Asked]]:
+    """Text, answer of the row, and what the model is asked: in its own tokens, or in messages where it is served."""
+    if model.endpoint is None:
+        return [(one.text, one.reference, tuple(one.ids)) for one in model.prompts("--prompts", data, limit)]
+    prompts: list[tuple[str, str | None, Asked]] = []
+    for place, question in enumerate(model.questions("--prompts", data, limit), 1):
+        chat = question.conversation
+        more = {name for turn in chat.messages for name in turn} - {"role", "content", "trained"}
+        more |= {name for name in ("tools", "documents", "arguments") if getattr(chat, name)}
+        if more:
+            raise UserError(
+                f"--prompts: prompt {place} has {', '.join(sorted(more))}, and an endpoint is asked in messages of "
+                "role and content alone; take that out, or take a model that is loaded"
+            )
+        asked = tuple({"role": turn["role"], "content": turn["content"]} for turn in chat.messages)
+        prompts.append((chat.messages[-1]["content"], question.reference, asked))
+    return prompts
+
+
+def _respond(model: Model, protocols: Sequence[Protocol], keep_ids: bool) -> None:
+    """Responses to the questions of protocols, where `evaluate` looks for them. Nothing is scored."""
+    parts = [(protocol, protocol.asked(model, part)) for protocol in protocols for part in protocol.parts()]
+    for protocol, asked in parts:  # all rows have been read by now: none is wrong after hours of sampling
+        answered = respond(model, asked, model.out, protocol.batch_size, put, keep_ids)
+        put(_summary([one for _, of_item in answered for one in of_item], asked.name))
+    model.forget()
+    put(f"{model.out / DIRECTORY}: `evaluate` with the same options scores them")
+
+
+def _summary(responses: Sequence[Response], place: str) -> str:
     tokens = sum(response.tokens for response in responses)
     cut = sum(response.finish == "length" for response in responses)
     return (
         f"{len(responses):,} responses, {tokens / len(responses):,.1f} tokens each, {100 * cut / len(responses):.1f} % "
-        f"cut off -> {directory}"
+        f"cut off -> {place}"
     )
 
 
 def _check(options: Any) -> None:
-    counts = dict.fromkeys(("n", "max_new_tokens", "batch_size"), COUNT)
-    check_numbers("--", options, limit=(COUNT, NULL), seed=SEED, **counts, **DECODING)
+    for name in _OF_PROMPTS:
+        number(options, name)
     if options.decoding not in DECODINGS:
         hint = did_you_mean(options.decoding, DECODINGS) or f"; there are {', '.join(DECODINGS)}"
         raise UserError(f"--decoding: no decoding {options.decoding!r}{hint}")
+    own, others = ("prompts", _FOR_PROTOCOLS) if options.protocol is None else ("protocol", _FOR_PROMPTS)
+    if wrong := next((name for name in others if getattr(options, name) is not None), None):
+        raise UserError(f"--{wrong}: is of no use with --{own}; leave it out")
     if options.name is not None and (not options.name or Path(options.name).name != options.name):
         raise UserError(f"--name {options.name}: it begins the name of a directory; write a word without slashes")
     vllm_arguments(options)
+    check_used(options, [options.model])
 
 
 # Jobs of SLURM --------------------------------------------------------------------------------------------------
@@ -172,30 +254,32 @@ def _slurm_settings(text: str) -> dict[str, Any]:
 
 def _parser() -> OptionParser:
     parser = OptionParser("generate", _ABOUT)
-    parser.add_argument("model", metavar="MODEL", help=model_help())
-    parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="prompts, in any format of `data`; answers in it are left out"
-    )
-    parser.add_argument("--format", default="auto", help="of the prompts (default: found row by row)")
-    parser.add_argument("--n", type=int, default=1, help="responses to each prompt (default: 1)")
-    parser.add_argument("--limit", type=int, help="use the first so many prompts")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default: 0)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the most probable token (default: 0.6)")
-    parser.add_argument("--top_k", type=int, default=50, help="0 keeps all (default: 50)")
-    parser.add_argument("--top_p", type=float, default=0.9, help="1 keeps all (default: 0.9)")
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens of a response, at most (default: 512)")
+    parser.add_argument("model", metavar="MODEL", help=asked_help())
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompts", metavar="FILE", help="prompts, in any format of `data`; answers in it are left out")
+    what.add_argument("--protocol", metavar="NAME,...", help=protocol_help())
+    usual = {name: f"{value}; of a protocol, the paper's" for name, value in _OF_PROMPTS.items()}
+    add_sampling_options(parser, {**usual, "limit": "all", "seed": "0", "batch_size": "64"})
     parser.add_argument("--decoding", default="softmax", help=f"{', '.join(DECODINGS)} (default: softmax)")
     parser.add_argument("--template", default="auto", help="chat template (default: that of the model, else plain)")
     add_backend_options(parser)
-    parser.add_argument("--out", metavar="DIR", help=f"responses go to DIR/{DIRECTORY} (default: the run)")
-    parser.add_argument("--name", help="begins the name of their directory (default: the file's name)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help=f"responses go to DIR/{DIRECTORY} (default: the run); with --protocol as of `evaluate`: those of a run to "
+        f"the run, of another model to a directory below DIR (default: {EVALUATION})",
+    )
     parser.add_argument("--ids", action="store_true", help="write token ids too")
-    parser.add_argument("--batch_size", type=int, default=64, help="responses at a time; halved where memory runs out")
     parser.add_argument(
         "--slurm",
         metavar="FILE|TEXT",
         help="submit an array of jobs that share the work, with submitit's parameters, such as '{jobs: 8, "
         'gpus_per_node: 1, time: "8:00:00"}\'',
     )
+    parser.add_argument("--format", help="with --prompts: their format (default: found row by row)")
+    parser.add_argument("--name", help="with --prompts: begins the name of the directory (default: the file's name)")
+    add_protocol_options(parser)
+    add_place_options(parser)
+    add_endpoint_options(parser)
     add_device(parser)
     return parser

@@ -1,6 +1,6 @@
 """Questions in a model's own tokens, and the responses to them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,14 @@ def _prompt(model: Model, item: Item) -> Asked:
     return ({"role": "user", "content": item.question},)
 
 
-def respond(model: Model, asked: AskedPart, directory: Path, batch_size: int) -> list[tuple[Item, list[Response]]]:
+def respond(
+    model: Model,
+    asked: AskedPart,
+    directory: Path,
+    batch_size: int,
+    say: Callable[[str], None] | None = None,
+    keep_ids: bool = False,
+) -> list[tuple[Item, list[Response]]]:
     """The responses to each question of a part: those in DIRECTORY/responses; missing ones are made.
 
     Args:
@@ -88,11 +95,13 @@ def respond(model: Model, asked: AskedPart, directory: Path, batch_size: int) ->
         asked: what it is asked.
         directory: directory of the model's `responses`, `scores` and `measures`.
         batch_size: responses at a time.
+        say: takes a line on what is to be made; None shows a progress bar alone.
+        keep_ids: whether token ids are written too.
 
     Raises:
         UserError: a prompt that the model does not take, or a directory that cannot be written to.
     """
     store = ResponseStore(directory, asked.name, asked.settings, model.name)
     store.add_items({item.id: plain_item(item) for item in asked.items})
-    made = store.fill(asked.wanted, lambda: model.make_backend(batch_size), title=asked.name)
+    made = store.fill(asked.wanted, lambda: model.make_backend(batch_size), asked.name, say, keep_ids)
     return [(item, made[item.id]) for item in asked.items]

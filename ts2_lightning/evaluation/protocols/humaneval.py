@@ -38,8 +38,9 @@ Answered = tuple[Item, Sequence[Response]]
 class HumanEval(Protocol):
     """Programs from docstrings: any of k passes the tests. The tests run what the model wrote, in a sandbox.
 
-    Without `run_code` nothing is run, and nothing is sampled. Verdicts are written as they come. A file of
-    HumanEval+ with the field `test` takes the place of the data; responses to the same prompts are not made again.
+    Without `run_code` nothing is run, and nothing is sampled by `evaluate`; `generate` samples without it. Verdicts are
+    written as they come. A file of HumanEval+ with the field `test` takes the place of the data; responses to the same
+    prompts are not made again.
 
     Attributes:
         rule: how the program is read in a response: `fenced`, in the first block of code of a chat answer; `prefilled`,
@@ -112,7 +113,7 @@ class HumanEval(Protocol):
         if not self.run_code:
             raise UserError(
                 "humaneval runs programs that the model wrote, which has to be allowed: --run_code, or {humaneval: "
-                "{run_code: true}}; docs/security.md has what keeps them in"
+                "{run_code: true}}; docs/security.md has what keeps them in. `generate` samples without it"
             )
         super().check_model(model)
         _layers(self._sandbox())
