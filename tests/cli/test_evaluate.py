@@ -1,8 +1,10 @@
 """`evaluate` and `protocols`: what they take, what they show, what they leave on disk."""
 
 import csv
+import itertools
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,62 @@ def test_several_models_end_in_a_table_and_pictures(here: Path, capsys: pytest.C
     for name in pictures:
         assert len(Image.open(Path("side", name)).convert("RGB").getcolors(1 << 24) or ()) > 10
         assert "<text" in Path("side", name).with_suffix(".svg").read_text()
+
+
+def differences(out: str = "evaluation") -> dict[tuple[str, str, str], list[str]]:
+    with open(f"{out}/table.csv") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["protocol"] == "gsm8k"]
+    return {
+        (row["model"], row["part"], row["value"]): [row[name] for name in row if name.startswith("difference")]
+        for row in rows
+    }
+
+
+def test_models_are_compared_question_by_question(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Question i has max(0, skill - i) right samples of 4: six differences, whose resamples are all counted here."""
+    for name, skill in (("weak", 2), ("strong", 4)):
+        store(name, skill)
+    capsys.readouterr()
+    assert run("weak", "strong", "--protocol", "gsm8k,arc") == 0
+    shown = capsys.readouterr().out
+    each = [(max(0, 4 - i) - max(0, 2 - i)) / 4 for i in range(6)]
+    number = differences()
+    mean, low, high, questions = map(float, number["strong", "", "accuracy"])
+    assert mean == pytest.approx(statistics.fmean(each))
+    means = sorted(statistics.fmean(drawn) for drawn in itertools.product(each, repeat=6))
+    for end, share in ((low, 0.025), (high, 0.975)):
+        assert means[int(len(means) * (share - 0.01))] <= end <= means[int(len(means) * (share + 0.01))]
+    assert questions == 6
+    assert number["strong", "", "pass_at_4"][0] == str(statistics.fmean([0, 0, 1, 1, 0, 0]))
+    assert number["weak", "", "accuracy"] == number["strong", "", "distinct_answers"] == [""] * 4
+    line = rf"^  accuracy, minus weak +- +\+{mean:.3f} \[\+{low:.3f}, \+{high:.3f}\]$"
+    assert re.search(line, shown, re.M)
+    assert "| accuracy, minus weak | - | +" in Path("evaluation/table.md").read_text()
+    assert shown.count("paired bootstrap over questions") == 1
+    assert "are among the" not in shown
+    assert run("weak", "--protocol", "gsm8k", "--out", "alone") == 0
+    assert "minus" not in capsys.readouterr().out
+
+
+def test_other_questions_are_not_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Questions of one number are the same only if their text and their answer are."""
+    store("weak", 2)
+    rows = [json.loads(line) for line in Path("sums.jsonl").read_text().splitlines()]
+    rows[0], rows[1] = rows[1], rows[0]
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))
+    store("strong", 4)
+    capsys.readouterr()
+    assert run("weak", "strong", "--protocol", "gsm8k", "--out", "some") == 0
+    mean, *_, questions = map(float, differences("some")["strong", "", "accuracy"])
+    assert (mean, questions) == (pytest.approx(statistics.fmean([2 / 4, 1 / 4, 0])), 3)
+    said = "strong, gsm8k: of its 5 questions 3 are among the 6 of weak; the difference is of those alone."
+    assert said in capsys.readouterr().out
+    Path("sums.jsonl").write_text(json.dumps({"question": "7 + 7?", "answer": "#### 14"}) + "\n")
+    store("other", 9)
+    capsys.readouterr()
+    assert run("weak", "other", "--protocol", "gsm8k", "--out", "none") == 0
+    assert differences("none")["other", "", "accuracy"] == ["", "", "", "0"]
+    assert "0 are among the 6 of weak; there is no difference to show." in capsys.readouterr().out
 
 
 def test_an_endpoint_is_asked_and_what_is_there_is_kept(

@@ -16,7 +16,16 @@ from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import AskedPart, ask, part_name, respond
 from ts2_lightning.evaluation.protocols.data import DataSet, Row, data_identity, read_data
-from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, Part, Sampling, Scored
+from ts2_lightning.evaluation.protocols.items import (
+    ASKED,
+    Answered,
+    Estimate,
+    Item,
+    Part,
+    Sampling,
+    Scored,
+    fingerprint,
+)
 from ts2_lightning.evaluation.protocols.right_answers import estimate_right_answers
 from ts2_lightning.evaluation.protocols.scores import NotScoredError, ScoreFile
 from ts2_lightning.evaluation.protocols.stored import Answers, stored_answers, stores_of
@@ -223,18 +232,19 @@ class Protocol(Measure):
         return ask(model, self.name, part, self.items(part.data_set), self.seed)
 
     def measure(self, model: Model, beside: Path) -> Measured:
-        """Values of all parts, each under its label; documents `per_item` and `curves`, see `Estimate`.
+        """Values of all parts, each under its label; documents `per_item` and `curves`, see `Estimate`, and `asked`.
 
         The responses are in DIRECTORY/responses and the scores in DIRECTORY/scores, where DIRECTORY is the one that has
         `measures`. What is there of them is not made again.
         """
         values: dict[str, float] = {}
-        documents: dict[str, dict[str, Any]] = {"per_item": {}, "curves": {}}
+        documents: dict[str, dict[str, Any]] = {"per_item": {}, "curves": {}, ASKED: {}}
         for part, by_item in self.responses(model, beside.parents[1]):
             answered = self.scored(part, by_item, beside.parents[1])
             estimate = self.estimate(part, answered)
             under = f"{part.label}/" if part.label else ""
             values |= {f"{under}{name}": value for name, value in estimate.values.items()}
+            documents[ASKED][part.label] = {item.id: fingerprint(item) for item, _ in by_item}
             documents["per_item"] |= {f"{under}{name}": dict(numbers) for name, numbers in estimate.per_item.items()}
             documents["curves"] |= {f"{under}{name}": dict(curve) for name, curve in estimate.curves.items()}
         return Measured(values, documents)

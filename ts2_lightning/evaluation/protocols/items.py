@@ -6,6 +6,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ts2_lightning.generation.requests import Response
+from ts2_lightning.runs.stamps import digest
+
+ASKED = "asked"
+"""Document with what tells the questions of each part apart, by the label of the part and the id of the question."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,11 @@ def plain_item(item: Item) -> dict[str, Any]:
     """A question as plain values, those that are as usual left out; `read_item` reads it back."""
     plain = asdict(item)
     return {name: value for name, value in plain.items() if name != "id" and value not in (None, "", False, {})}
+
+
+def fingerprint(item: Item) -> str:
+    """Twelve digits of what is asked and what is right, so that questions of one id are not taken for the same."""
+    return digest([item.question, item.opening, item.continued, item.gold])[:12]
 
 
 def read_item(id: str, plain: Mapping[str, Any]) -> Item:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from ts2_lightning.evaluation.descriptions import describe
 from ts2_lightning.evaluation.estimates import caution
 from ts2_lightning.evaluation.protocols.base import Protocol
+from ts2_lightning.evaluation.protocols.differences import Compared, compare, main_values
 from ts2_lightning.evaluation.protocols.right_answers import interval
 from ts2_lightning.evaluation.results import Result
 from ts2_lightning.values import Value
@@ -25,7 +27,8 @@ _LEFT_OUT = re.compile(r"chance_at_.*|first_.*|accuracy_of_parsed|(pass|majority
 _MANY = 0.3
 """Share of responses without an answer from which on scores are doubtful."""
 
-_CSV_HEAD = ("model", "protocol", "part", "value", "mean", "low", "high", *BESIDE)
+_DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_questions")
+_CSV_HEAD = ("model", "protocol", "part", "value", "mean", "low", "high", *BESIDE, *_DIFFERENCE)
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,33 @@ def remarks(evaluated: Sequence[Evaluated], protocols: Sequence[Protocol]) -> li
         for model, cells in zip(evaluated, part.cells, strict=True)
         if {"unparsed", "truncated", "questions"} <= cells.keys() and cells["unparsed"].mean > _MANY
     ]
+    lines += _remarks_on_differences(evaluated)
     return lines + cautions[-1:] + [protocol.note for protocol in protocols if protocol.note] + doubts
+
+
+def _remarks_on_differences(evaluated: Sequence[Evaluated]) -> list[str]:
+    """What the differences are, and where they are not of all questions."""
+    compared = [
+        (part, name, model.title, one)
+        for part in parts_of(evaluated)
+        for name in _main_values(part, evaluated)
+        for model, one in zip(evaluated[1:], _compared(part, name, evaluated)[1:], strict=True)
+        if one is not None
+    ]
+    if not compared:
+        return []
+    first = evaluated[0].title
+    lines = [
+        f"Minus {first}: mean difference on the same questions, with the 95 % interval of the paired bootstrap over "
+        "questions."
+    ]
+    partial = {
+        f"{title}, {part.title}: of its {one.second:,} questions {one.common:,} are among the {one.first:,} of {first}"
+        + ("; the difference is of those alone." if one.common else "; there is no difference to show.")
+        for part, _, title, one in compared
+        if not one.is_whole
+    }
+    return lines + sorted(partial)
 
 
 def as_text(evaluated: Sequence[Evaluated]) -> str:
@@ -170,28 +199,59 @@ def as_markdown(evaluated: Sequence[Evaluated], remarked: Sequence[str] = ()) ->
 
 
 def as_csv(evaluated: Sequence[Evaluated]) -> str:
-    """A line for each model and value, with what stands beside it."""
+    """A line for each model and value, with what stands beside it, and of main values the difference to the first."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_CSV_HEAD)
     for part in parts_of(evaluated):
-        for model, cells in zip(evaluated, part.cells, strict=True):
+        differences = {
+            name: dict(enumerate(_compared(part, name, evaluated))) for name in _main_values(part, evaluated)
+        }
+        for number, (model, cells) in enumerate(zip(evaluated, part.cells, strict=True)):
             beside = [cells[name].mean if name in cells else "" for name in BESIDE]
             for name in part.names:
                 if name in cells and name not in BESIDE:
                     ends = ["" if end is None else end for end in cells[name]]
-                    writer.writerow([model.title, part.protocol, part.label, name, *ends, *beside])
+                    less = _difference_cells(differences.get(name, {}).get(number))
+                    writer.writerow([model.title, part.protocol, part.label, name, *ends, *beside, *less])
     return stream.getvalue()
+
+
+def _difference_cells(compared: Compared | None) -> list[object]:
+    if compared is None:
+        return [""] * len(_DIFFERENCE)
+    if compared.difference is None:
+        return ["", "", "", 0]
+    mean, low, high = compared.difference.interval[:3]
+    return [mean, *("" if math.isnan(end) else end for end in (low, high)), compared.common]
+
+
+def _main_values(part: Part, evaluated: Sequence[Evaluated]) -> list[str]:
+    """The values whose differences to the first model are shown; none where there is one model."""
+    if len(evaluated) < 2 or part.protocol not in evaluated[0].results:
+        return []
+    per_item = evaluated[0].results[part.protocol].documents.get("per_item", {})
+    return main_values([name for name in part.names if "/".join(filter(None, [part.label, name])) in per_item])
+
+
+def _compared(part: Part, name: str, evaluated: Sequence[Evaluated]) -> list[Compared | None]:
+    """Each model compared with the first; None for the first itself, and where there is nothing to compare."""
+    first = evaluated[0].results[part.protocol]
+    others = [model.results.get(part.protocol) for model in evaluated[1:]]
+    return [None, *(None if one is None else compare(first, one, part.label, name) for one in others)]
 
 
 def _lines(part: Part, evaluated: Sequence[Evaluated]) -> Iterator[tuple[str, list[str]]]:
     """Title and cells of each value that people see."""
-    others = own_descriptions(evaluated)
+    others, main = own_descriptions(evaluated), _main_values(part, evaluated)
     for name in part.names:
         if not _LEFT_OUT.fullmatch(name):
             value = describe(f"{part.protocol}/{name}", others)
             title = value.title if value.title != value.name else name.replace("_at_", "@")
             yield title + _chance(part, name), [_shown(cells.get(name), value.format) for cells in part.cells]
+            if name in main:
+                less = [_shown_difference(one, value.format) for one in _compared(part, name, evaluated)]
+                yield f"{title}, minus {evaluated[0].title}", less
 
 
 def _chance(part: Part, name: str) -> str:
@@ -209,3 +269,10 @@ def _shown(cell: Cell | None, form: str) -> str:
     if cell.low is None or cell.high is None:
         return format(cell.mean, form)
     return f"{cell.mean:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
+
+
+def _shown_difference(compared: Compared | None, form: str) -> str:
+    if compared is None or compared.difference is None:
+        return "-"
+    mean, low, high = (f"{number:+{form}}" for number in compared.difference.interval[:3])
+    return mean if math.isnan(compared.difference.interval.low) else f"{mean} [{low}, {high}]"

@@ -1,0 +1,72 @@
+"""How the models of a table differ from the first one, question by question."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ts2_lightning.evaluation.estimates import Difference, paired
+from ts2_lightning.evaluation.protocols.items import ASKED
+from ts2_lightning.evaluation.results import Result
+
+
+class Compared(NamedTuple):
+    """A value of two models, on the questions that both were asked.
+
+    Attributes:
+        difference: second minus first; None if they have no question in common.
+        common: number of questions that both have.
+        first: number of questions of the first.
+        second: number of questions of the second.
+    """
+
+    difference: Difference | None
+    common: int
+    first: int
+    second: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether both were asked the same questions."""
+        return self.common == self.first == self.second
+
+
+def main_values(names: Sequence[str]) -> list[str]:
+    """Of values that are there for each question those that a difference is shown of.
+
+    Accuracy, and pass@k at the largest k; where there is no accuracy, the first of all.
+
+    Example:
+        >>> main_values(["accuracy", "distinct_answers", "pass_at_1", "pass_at_16", "pass_at_2"])
+        ['accuracy', 'pass_at_16']
+        >>> main_values(["self_bleu_diversity", "ngram"])
+        ['self_bleu_diversity']
+    """
+    ks = [int(name.removeprefix("pass_at_")) for name in names if name.startswith("pass_at_")]
+    main = [name for name in ("accuracy", f"pass_at_{max(ks, default=1)}") if name in names and name != "pass_at_1"]
+    return main or list(names[:1])
+
+
+def compare(first: Result, second: Result, label: str, name: str) -> Compared | None:
+    """Compares two models.
+
+    Args:
+        first: values and documents of the first under a protocol.
+        second: those of the second.
+        label: label of the part.
+        name: name of the value.
+
+    Returns:
+        What both have in common; None if one of them lacks the value for each question.
+    """
+    values = [_of_items(result, "per_item", "/".join(filter(None, [label, name]))) for result in (first, second)]
+    if not all(values):
+        return None
+    ours, theirs = (_of_items(result, ASKED, label) for result in (first, second))
+    same = {id for id, asked in ours.items() if theirs.get(id) == asked}
+    common = [id for id in values[0] if id in values[1] and id in same]
+    difference = paired(*({id: of_items[id] for id in common} for of_items in values)) if common else None
+    return Compared(difference, len(common), len(values[0]), len(values[1]))
+
+
+def _of_items(result: Result, document: str, name: str) -> Mapping[str, Any]:
+    of_items: Mapping[str, Any] = result.documents.get(document, {}).get(name) or {}
+    return of_items
