@@ -2,10 +2,13 @@
 
 import csv
 import json
+import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -197,3 +200,39 @@ def test_responses_are_scored_and_not_asked_again(real: Run, rows: Path, server:
     refused = real("generate", str(directory), *asked)
     assert refused.status == 2
     assert "these are responses, without a model; `evaluate` scores them" in refused.err
+
+
+class Cluster:
+    """In the place of submitit's executor: keeps jobs."""
+
+    jobs: ClassVar[list[Callable[[], int]]] = []
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def update_parameters(self, **_: object) -> None:
+        pass
+
+    def batch(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def submit(self, job: Callable[[], int]) -> SimpleNamespace:
+        self.jobs.append(pickle.loads(pickle.dumps(job)))
+        return SimpleNamespace(job_id=f"7_{len(self.jobs)}")
+
+
+def test_jobs_share_the_questions_of_a_protocol(
+    real: Run, rows: Path, server: JsonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setattr(submitit, "SlurmExecutor", Cluster)
+    monkeypatch.setattr(Cluster, "jobs", [])
+    asked = [f"endpoint:{server.url}#pear", "--protocol=gsm8k", "--data=gsm8k=sums.jsonl", "--n=2"]
+    submitted = real("generate", *asked, "--slurm={jobs: 2, time: 60}")
+    assert submitted.status == 0, submitted.err
+    assert "2 jobs, 7_1 to 7_2, share the responses; their logs: evaluation/endpoint-" in submitted.out
+    assert not posts(server)
+    assert [job() for job in Cluster.jobs] == [0, 0]
+    assert len(posts(server)) == 4 + 8
+    assert real("evaluate", *asked).status == 0
+    assert len(posts(server)) == 12
