@@ -33,8 +33,8 @@ def outcomes(settings: SandboxSettings) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changes", "wrong"),
     [
-        ({"run_code": False}, "--run_code true is needed to run programs that a model wrote; "),
-        ({"run_code": False, "sandbox": "none", "i_know_what_i_run": True}, "--run_code true is needed"),
+        ({"run_code": False}, "--run_code is needed to run programs that a model wrote; "),
+        ({"run_code": False, "sandbox": "none", "i_know_what_i_run": True}, "--run_code is needed"),
         ({"sandbox": "none"}, "--sandbox none runs programs .* with all your rights; .* --i_know_what_i_run true"),
     ],
 )

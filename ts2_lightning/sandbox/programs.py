@@ -122,7 +122,7 @@ class SandboxSettings:
         """
         if not self.run_code:
             raise UserError(
-                "--run_code true is needed to run programs that a model wrote; docs/security.md has what keeps them in"
+                "--run_code is needed to run programs that a model wrote; docs/security.md has what keeps them in"
             )
         if self.way == "none" and not self.i_know_what_i_run:
             raise UserError(
