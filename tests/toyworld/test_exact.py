@@ -17,11 +17,10 @@ from transformers import (
 from ts2_lightning.evaluation.distributions import DECODINGS, PAPERS, PLAIN
 from ts2_lightning.generation import Decoder, SparsemaxLogitsProcessor
 from ts2_lightning.toyworld import build_tokenizer, load_world, model_config
-from ts2_lightning.toyworld import exact as measures
+from ts2_lightning.toyworld import measure as means
 from ts2_lightning.toyworld.exact import (
     encode_exchange,
     end_probability,
-    evaluate_toyworld,
     expected_distinct,
     matched_temperature,
     next_token_log_probabilities,
@@ -30,6 +29,7 @@ from ts2_lightning.toyworld.exact import (
     score,
     shape_measures,
 )
+from ts2_lightning.toyworld.measure import evaluate_toyworld
 from ts2_lightning.types import UserError
 
 SETTINGS = {
@@ -162,7 +162,7 @@ def test_expected_distinct():
 
 def test_greedy_accuracy_is_that_of_generate(model, tokenizer, world):
     items = world.items[:8] + world.items[40:44]
-    right, _ = measures._item_scores(model, tokenizer, world, items, "chat", PLAIN)
+    right, _ = means._item_scores(model, tokenizer, world, items, "chat", PLAIN)
     for item, ours in zip(items, right.tolist(), strict=True):
         prompt = torch.tensor([tokenizer("<s><|user|> " + item.held_out + " <|assistant|>")["input_ids"]])
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=9, do_sample=False)
@@ -270,7 +270,7 @@ def test_evaluate_all(model, tokenizer, world, style, projection):
 def test_a_mean_is_not_over_the_prompts_that_a_model_gets_right(model, tokenizer, world):
     """Under sparsemax some prompts have no plausible answer at all: what is behind the answer is not defined there."""
     dense, sparse = (evaluate_toyworld(model, tokenizer, world, projection=p) for p in ("softmax", "sparsemax"))
-    scored, _ = measures._score_families(model, tokenizer, world, world.seen, "chat")
+    scored, _ = means._score_families(model, tokenizer, world, world.seen, "chat")
     ends = end_probability(scored.projected(DECODINGS["sparsemax"]))
     assert 0 < ends.isnan().sum() < len(ends)
     for name in ("seen/format_t1", "seen/end_probability"):

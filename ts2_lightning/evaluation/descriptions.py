@@ -15,7 +15,7 @@ RENAMED = {"diversity/self_bleu": "diversity/self_bleu_diversity"}
 
 def described_by(measures: Iterable[Measure | type[Measure]]) -> dict[str, Value]:
     """Descriptions of the values of measures, by their whole names, in the order of tables."""
-    return by_name(value.under(measure.name) for measure in measures for value in measure.values)
+    return by_name(value.under(measure.name) for measure in measures for value in measure.titled_values())
 
 
 @cache

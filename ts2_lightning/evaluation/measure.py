@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
@@ -33,6 +33,9 @@ class Measure(ABC):
     values: ClassVar[tuple[Value, ...]] = ()
     """Descriptions of its values, in the order of tables. A value without one is called by its name."""
 
+    titles_with_name: ClassVar[bool] = False
+    """Whether its name stands before the titles of its values, since other measures have values of the same titles."""
+
     planes: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Pairs of values, x and y, by their whole names: pictures of a report that asks for no others."""
 
@@ -44,6 +47,13 @@ class Measure(ABC):
 
     decoded: ClassVar[bool] = True
     """Whether the values depend on how the model is decoded. If not, they are made once for all decodings."""
+
+    @classmethod
+    def titled_values(cls) -> tuple[Value, ...]:
+        """Descriptions of its values, with titles as tables of several measures need them."""
+        if not cls.titles_with_name:
+            return cls.values
+        return tuple(replace(value, title=f"{cls.name}: {value.title}") for value in cls.values)
 
     def plain_settings(self) -> dict[str, Any]:
         """The settings as plain values.

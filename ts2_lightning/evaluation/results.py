@@ -172,7 +172,7 @@ def write_result(place: Path, spec: Spec, measure: Measure, key: str, measured: 
     }
     if measure.name not in registered_measures():  # whoever reads the file need not have the class
         document["decoded"] = measure.decoded
-        document["described"] = [asdict(value) for value in measure.values]
+        document["described"] = [asdict(value) for value in measure.titled_values()]
     try:
         if measured.documents:
             document["documents"] = dict(measured.documents)

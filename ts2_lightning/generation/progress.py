@@ -12,21 +12,23 @@ _ESTIMATED_AFTER = 64, 10.0
 
 
 class Progress:
-    """A bar with responses, tokens per second and the time that is left; only where there is a terminal.
+    """A bar with responses, tokens per second and the time that is left.
 
     Args:
         total: number of responses that are wanted.
         title: title of the bar; empty shows none.
         there: number of those that were there before.
         say: takes one line with an estimate, when there is one; for those who see no bar.
+        in_files: whether the bar is also written where there is no terminal.
     """
 
-    def __init__(self, total: int, title: str, there: int = 0, say: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, total: int, title: str, there: int = 0, say: Callable[[str], None] | None = None, in_files: bool = False
+    ) -> None:
         self._total, self._there, self._say = total, there, say
         self._started, self._tokens, self._made = time.perf_counter(), 0, 0
-        self._bar = tqdm(
-            total=total, initial=there, desc=title, unit=" responses", disable=None if title else True, leave=False
-        )
+        disable = True if not title else False if in_files else None  # None asks whether there is a terminal
+        self._bar = tqdm(total=total, initial=there, desc=title, unit=" responses", disable=disable, leave=False)
 
     def add(self, response: Response) -> None:
         """Counts a response that was made here."""
@@ -64,7 +66,7 @@ def shown(responses: Iterable[Response], total: int, title: str) -> Iterator[Res
         total: number of responses that are wanted.
         title: title of the bar; empty shows none.
     """
-    with Progress(total, title) as progress:
+    with Progress(total, title, in_files=True) as progress:
         for response in responses:
             progress.add(response)
             yield response

@@ -59,6 +59,8 @@ class Protocol(Measure):
         variant: `paper`: what the text of the paper says; `papers_code`: what its public code does, where they differ.
     """
 
+    titles_with_name: ClassVar[bool] = True
+
     data_sets: ClassVar[Mapping[str, DataSet]]
     """Data sets by their names."""
 

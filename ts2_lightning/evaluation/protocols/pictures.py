@@ -176,8 +176,7 @@ def _draw_plane(axes: Axes, part: Part, evaluated: Sequence[Evaluated], parts: S
             )
     tidy(axes, grid="both")
     value = describe(f"{other.protocol}/{name}", own_descriptions(evaluated))
-    where = f" ({other.title})" if other.protocol != part.protocol else ""
-    axes.set_xlabel(literal(f"{value.title}{where}"), fontsize=9)
+    axes.set_xlabel(literal(value.title), fontsize=9)
     axes.set_ylabel("accuracy", fontsize=9)
 
 

@@ -57,8 +57,8 @@ COMMON_VALUES = (
     Value("chance", "chance", "probability that a guess is right", None, ".3f", True),
     Value("unparsed", "unparsed", "share of responses without an answer that can be read", "lower", ".3f", True),
     Value("truncated", "truncated", "share of responses that were cut off at the token limit", "lower", ".3f", True),
-    Value("questions", "questions", "", None, ".0f", True),
-    Value("samples", "responses to each", "", None, ".0f", True),
+    Value("questions", "questions", "number of questions", None, ".0f", True),
+    Value("samples", "responses to each", "number of responses to each question", None, ".0f", True),
 )
 """What stands beside every score."""
 

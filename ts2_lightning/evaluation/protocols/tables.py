@@ -248,6 +248,7 @@ def _lines(part: Part, evaluated: Sequence[Evaluated]) -> Iterator[tuple[str, li
         if not _LEFT_OUT.fullmatch(name):
             value = describe(f"{part.protocol}/{name}", others)
             title = value.title if value.title != value.name else name.replace("_at_", "@")
+            title = title.removeprefix(f"{part.protocol}: ")  # it stands above
             yield title + _chance(part, name), [_shown(cells.get(name), value.format) for cells in part.cells]
             if name in main:
                 less = [_shown_difference(one, value.format) for one in _compared(part, name, evaluated)]
