@@ -124,6 +124,11 @@ def test_programs_are_sampled_without_leave_and_judged_with_it(real: Run, rows: 
     assert judged.status == 0, judged.err
     assert accuracy("side") == {"": 1.0}
     assert real("evaluate", *asked, "--run_code").status == 0
+    bare = ["evaluate", *asked, "--run_code", "--sandbox=none"]
+    refused = real(*bare)
+    assert refused.status == 2
+    assert "if that is meant, add --i_know_what_i_run\n" in refused.err
+    assert real(*bare, "--i_know_what_i_run").status == 0
     assert len(posts(server)) == 2
 
 

@@ -88,7 +88,7 @@ def test_without_seccomp_it_refuses(code: int, monkeypatch: pytest.MonkeyPatch) 
     (line,) = str(caught.value).splitlines()
     assert line.startswith("--sandbox auto does not work here: a program cannot be confined: seccomp: ")
     assert os.strerror(code) in line
-    assert all(way in line for way in ("docker:IMAGE", "bwrap", "none --i_know_what_i_run true"))
+    assert all(way in line for way in ("docker:IMAGE", "bwrap", "none --i_know_what_i_run"))
 
 
 @pytest.mark.parametrize("version", range(1, 8))

@@ -35,7 +35,7 @@ def outcomes(settings: SandboxSettings) -> dict[str, str]:
     [
         ({"run_code": False}, "--run_code is needed to run programs that a model wrote; "),
         ({"run_code": False, "sandbox": "none", "i_know_what_i_run": True}, "--run_code is needed"),
-        ({"sandbox": "none"}, "--sandbox none runs programs .* with all your rights; .* --i_know_what_i_run true"),
+        ({"sandbox": "none"}, "--sandbox none runs programs .* with all your rights; .* --i_know_what_i_run"),
     ],
 )
 def test_nothing_runs_that_was_not_asked_for(changes: dict, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:

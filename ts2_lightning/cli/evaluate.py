@@ -73,6 +73,7 @@ def _parser() -> OptionParser:
     add_sampling_options(parser, {"limit": "all", "seed": "0", "batch_size": "64"})
     parser.add_argument("--run_code", action="store_true", help="let protocols run the code that models write")
     parser.add_argument("--sandbox", metavar="NAME", help="where that code runs")
+    parser.add_argument("--i_know_what_i_run", action="store_true", help="with --sandbox none: it keeps nothing in")
     parser.add_argument("--out", default=EVALUATION, metavar="DIR", help=f"table and pictures (default: {EVALUATION})")
     add_endpoint_options(parser)
     add_device(parser)

@@ -17,7 +17,7 @@ from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
 _COUNTS = ("n", "limit", "batch_size", "max_new_tokens")
-_FLAGS = ("variant", "run_code", "sandbox")
+_FLAGS = ("variant", "run_code", "sandbox", "i_know_what_i_run")
 """Settings that only some protocols have."""
 
 

@@ -127,7 +127,7 @@ class SandboxSettings:
         if self.way == "none" and not self.i_know_what_i_run:
             raise UserError(
                 "--sandbox none runs programs that a model wrote with all your rights; if that is meant, add "
-                "--i_know_what_i_run true"
+                "--i_know_what_i_run"
             )
 
     def refusal(self, wrong: str) -> UserError:
@@ -139,7 +139,7 @@ class SandboxSettings:
         others = [f"--sandbox {way}" for way in ("docker:IMAGE", "bwrap") if not way.startswith(self.way)]
         return UserError(
             f"--sandbox {self.sandbox} does not work here: {wrong}; the ways on: {', '.join(others)}, or "
-            "--sandbox none --i_know_what_i_run true, which keeps nothing in (docs/security.md)"
+            "--sandbox none --i_know_what_i_run, which keeps nothing in (docs/security.md)"
         )
 
 

@@ -46,6 +46,7 @@ class LMEval(Measure):
     """
 
     name: ClassVar[str] = "lm_eval"
+    titles_with_name: ClassVar[bool] = True
     decoded: ClassVar[bool] = False
     values: ClassVar[tuple[Value, ...]] = (
         Value("acc", "accuracy", "share of rows answered rightly, as the task defines it", "higher", ".3f"),

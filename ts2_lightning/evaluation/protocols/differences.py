@@ -63,7 +63,8 @@ def compare(first: Result, second: Result, label: str, name: str) -> Compared | 
     ours, theirs = (_of_items(result, ASKED, label) for result in (first, second))
     same = {id for id, asked in ours.items() if theirs.get(id) == asked}
     common = [id for id in values[0] if id in values[1] and id in same]
-    difference = paired(*({id: of_items[id] for id in common} for of_items in values)) if common else None
+    before, after = ({id: of_items[id] for id in common} for of_items in values)
+    difference = paired(before, after) if common else None
     return Compared(difference, len(common), len(values[0]), len(values[1]))
 
 
