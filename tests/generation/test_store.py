@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,17 +242,67 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         room[0] -= written
         return written
 
-    monkeypatch.setattr("ts2_lightning.generation.store.os.write", scarce)
+    monkeypatch.setattr("ts2_lightning.runs.writing.os.write", scarce)
     monkeypatch.setattr("ts2_lightning.generation.store._WRITE_AFTER", -1.0)
     with pytest.raises(UserError, match=r"cannot be written.*No space left.*the same command goes on") as error:
         store(tmp_path).fill(wanted(), Echo)
     assert "\n" not in str(error.value)
     there = lines(tmp_path)
     assert 0 < len(there) < 15
-    monkeypatch.setattr("ts2_lightning.generation.store.os.write", write)
+    monkeypatch.setattr("ts2_lightning.runs.writing.os.write", write)
     backend = Echo()
     assert store(tmp_path).fill(wanted(), lambda: backend) == expected(wanted())
     assert len(backend.asked) == 15 - len(there)
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_a_disk_that_has_room_again_gets_whole_lines(
+    short: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is tried again behind a line that was cut short would make one line of two."""
+    write, calls = os.write, iter(range(100))
+    monkeypatch.setattr("ts2_lightning.generation.store._WRITE_AFTER", -1.0)
+    monkeypatch.setattr(
+        "ts2_lightning.runs.writing.os.write",
+        lambda file, text: write(file, text[:250] if next(calls) < short else text),
+    )
+    with pytest.raises(UserError, match="No space left"):
+        store(tmp_path).fill(wanted(), Echo)  # the last try, on the way out, may succeed
+    monkeypatch.undo()
+    assert store(tmp_path).fill(wanted(), Echo) == expected(wanted())
+    assert len(lines(tmp_path)) == 15
+
+
+def test_a_writer_that_is_stopped_before_its_first_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file begins with what it is, whenever the first lines are written."""
+    stops = iter([True, False])
+
+    def interrupted(descriptor: int, text: bytes) -> None:
+        if next(stops, False):
+            raise KeyboardInterrupt
+        os.write(descriptor, text)
+
+    monkeypatch.setattr("ts2_lightning.generation.store.append_lines", interrupted)
+    monkeypatch.setattr("ts2_lightning.generation.store._WRITE_AFTER", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path).fill(wanted(), Echo)
+    assert store(tmp_path).fill(wanted(), Echo) == expected(wanted())
+
+
+class Short(Echo):
+    """Takes no prompt that has a 7 and a 1 or 3."""
+
+    def check(self, requests: Sequence[Request]) -> None:
+        if any(request.prompt in ((7, 1), (7, 3)) for request in requests):
+            raise UserError("the prompt 'seven' has too many tokens")
+
+
+def test_prompts_that_are_too_long_are_all_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        store(tmp_path).fill(wanted(), Short)
+    assert str(error.value).startswith("echo: the prompt 'seven' has too many tokens; 2 of 5 prompts are such, by ")
+    assert str(error.value).endswith("items.jsonl: q1, q3; leave their rows out")
+    assert not parts(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_to(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ holds the locks of its blocks, which the system takes from it when it dies, and 
 there. Whole lines are added at once, so a process that is killed leaves at most one that is cut, which readers drop.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -28,7 +27,7 @@ from ts2_lightning.generation.progress import Progress
 from ts2_lightning.generation.requests import FINISHES, GenerationSettings, Request, Response
 from ts2_lightning.runs.process_lock import lock_file
 from ts2_lightning.runs.stamps import digest
-from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.runs.writing import append_lines, write_whole
 from ts2_lightning.types import UserError
 
 FORMAT = 1
@@ -40,6 +39,8 @@ _ITEMS, _PART, _CLAIMS = "items.jsonl", "part-{:05d}.jsonl", ".claims"
 _NO_LOCKS = "nothing would keep two processes from the same responses; choose another directory"
 _WRITE_AFTER = 1.0
 """Seconds after which responses are written."""
+_NAMED = 10
+"""Largest number of items that a message names."""
 _LOOK_AFTER = 2.0
 """Seconds after which a process that waits for others looks again."""
 
@@ -168,7 +169,7 @@ class ResponseStore:
         left = self.missing(wanted)
         if left:
             maker = backend()
-            maker.check([request for requests in left.values() for request in requests])  # not after hours
+            self._check(left, maker)  # not after hours
             total = len({request.key for requests in wanted.values() for request in requests})
             if say is not None:
                 say(self._plan(total, left))
@@ -179,6 +180,20 @@ class ResponseStore:
                         time.sleep(_LOOK_AFTER)  # others have all that is missing
         there = self._reader.read()
         return {item: [there[one.key].response for one in requests] for item, requests in wanted.items()}
+
+    def _check(self, left: Mapping[str, Sequence[Request]], backend: Backend) -> None:
+        """Raises UserError that names the items whose prompts the backend does not take."""
+        try:
+            backend.check([request for requests in left.values() for request in requests])
+        except UserError as error:
+            refused = [item for item, requests in left.items() if not _takes(backend, requests)]
+            if not 0 < len(refused) < len(left):  # it is of no single prompt
+                raise
+            some = ", ".join(refused[:_NAMED]) + (", ..." if len(refused) > _NAMED else "")
+            raise UserError(
+                f"{self._name}: {error}; {len(refused):,} of {len(left):,} prompts are such, by their ids in "
+                f"{self.directory / _ITEMS}: {some}; leave their rows out"
+            ) from error
 
     def _plan(self, total: int, left: Mapping[str, Sequence[Request]]) -> str:
         count = _count(left)
@@ -232,14 +247,16 @@ class ResponseStore:
         """Adds what is pending to this process's part, whole lines at once, so that it is on disk afterwards."""
         if not self._pending:
             return
-        lines = self._pending
         with _told(self.directory):
             if self._part is None:
                 self._part = _new_part(self.directory)
-                lines = [_encoded(self._head(backend)), *lines]
-            text = b"".join(lines)
-            if os.write(self._part, text) < len(text):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            before = os.fstat(self._part).st_size
+            lines = self._pending if before else [_encoded(self._head(backend)), *self._pending]
+            try:
+                append_lines(self._part, b"".join(lines))
+            except BaseException:
+                os.ftruncate(self._part, before)  # nothing may come behind a line that was cut short
+                raise
             os.fsync(self._part)
         self._pending = []
         self._written_at = time.monotonic()
@@ -461,6 +478,14 @@ def _new_part(directory: Path) -> int:
         except FileExistsError:
             continue
     raise AssertionError("numbers do not end")
+
+
+def _takes(backend: Backend, requests: Sequence[Request]) -> bool:
+    try:
+        backend.check(requests)
+    except UserError:
+        return False
+    return True
 
 
 def _count(left: Mapping[str, Sequence[Request]]) -> int:

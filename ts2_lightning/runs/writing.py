@@ -1,8 +1,10 @@
 """Writing of files that are never seen half-written, even if the writer is killed."""
 
+import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,11 +13,29 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes may write the same file
     try:
-        write(beside)
+        with naming(path):
+            write(beside)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
     return path
+
+
+def append_lines(descriptor: int, text: bytes) -> None:
+    """Appends whole lines with one call of the system. Raises OSError if a full disk has taken only some of them."""
+    if os.write(descriptor, text) < len(text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an error of the file system name this file where it names none, as that of a full disk does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, value: object) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ts2_lightning.evaluation.protocols.items import Item, Scored
 from ts2_lightning.runs.stamps import digest
+from ts2_lightning.runs.writing import append_lines, naming
 
 DIRECTORY = "scores"
 FORMAT = 1
@@ -23,7 +24,8 @@ class ScoreFile:
     """The scores of responses under one way to score.
 
     The first line says what was scored and how, each other one is a score. Several processes may write the same file:
-    lines are appended whole, and of a score that is there twice the first counts. A line that was cut short is ignored.
+    lines are appended whole, and of a score that is there twice the first counts. A line that was cut short, or is
+    no score, is ignored: what it was is scored again.
 
     Args:
         directory: directory of the model's `responses`, `scores` and `measures`.
@@ -70,7 +72,8 @@ class ScoreFile:
             text = "\n" + text
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, text.encode())
+            with naming(self.path):
+                append_lines(descriptor, text.encode())
         finally:
             os.close(descriptor)
         for one in scored:
@@ -84,14 +87,24 @@ class ScoreFile:
         for raw in self.path.read_bytes().split(b"\n"):
             try:
                 line = json.loads(raw)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(line, dict) and {"item", "of", *_FIELDS} <= line.keys():
+            if _is_score(line):
                 lines.append(line)
         return lines
 
 
 _FIELDS = ("key", "answer", "score", "note")
+
+
+def _is_score(line: Any) -> bool:
+    """Whether it is a line that `ScoreFile.append` may have written."""
+    if not isinstance(line, dict) or not {"item", "of", *_FIELDS} <= line.keys():
+        return False
+    texts = [line[name] for name in ("item", "of", "key", "note")]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(line["answer"], str | None):
+        return False
+    return isinstance(line["score"], int | float) and math.isfinite(line["score"])
 
 
 def _stamp(item: Item) -> str:
