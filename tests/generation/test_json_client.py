@@ -53,6 +53,12 @@ def test_what_may_pass_is_tried_again(failure: Answer) -> None:
         assert (mine.usage.prompt_tokens, mine.usage.completion_tokens) == (7, 3)
 
 
+def test_half_a_character_is_sent_as_its_number() -> None:
+    with JsonServer([GOOD]) as server:
+        client(server.url).post("/x", {"a": "\ud83d"})
+        assert [call.body for call in server.calls] == [{"a": "\ud83d"}]
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
 def test_a_refusal_is_told_at_once(status: int) -> None:
     with JsonServer([Answer({"error": {"message": "no\nsuch thing"}}, status)]) as server:

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,8 @@ from ts2_lightning.data.sources import HUB, Source, file_digest, read_rows, reso
 from ts2_lightning.types import UserError
 
 _CSV = ".csv"
+_HALF = re.compile("[\ud800-\udfff]")
+"""What JSON can write and no tokenizer reads: a surrogate by itself."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Row:
         value = self.fields[name]
         if not isinstance(value, str):
             raise ValueError(f"{name} must be text, got {str(value)[:60]!r}")
+        if _HALF.search(value):
+            raise ValueError(f"{name} has half a character, {_HALF.search(value)[0]!r}")  # type: ignore[index]
         return value
 
 

@@ -175,7 +175,7 @@ class JsonClient:
         self, method: str, path: str, body: Mapping[str, Any] | None, stopped: threading.Event | None
     ) -> dict[str, Any]:
         stopped = stopped or threading.Event()
-        content = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        content = None if body is None else json.dumps(body).encode()  # in ASCII, as a prompt may have half a character
         for number in range(self.settings.tries):
             self._pause(self._not_before - time.monotonic(), stopped)
             try:
