@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 import statistics
 import sys
 from collections import Counter
@@ -245,6 +246,78 @@ def test_responses_are_scored_without_their_model(tmp_path: Path, sums: str) -> 
     assert only == {name: value for name, value in values.items() if "greedy" in name}
 
 
+@pytest.mark.parametrize(
+    ("head", "items", "said"),
+    [
+        ({"format": 1}, None, "no responses of gsm8k; there is "),
+        ({"format": 1, "name": "gsm8k", "settings": {"decoder": 5}}, None, None),
+        (
+            {},
+            [{"text": "What?", "gold": "4"}],
+            r"gsm8k: item 0 in items\.jsonl is no question of a protocol \(question ",
+        ),
+        ({}, [{"question": "What?", "details": [1]}], r"item 0 in items\.jsonl is no question .*details \[1\]"),
+        ({}, [{"question": "What?", "continued": 1}], r"item 0 in items\.jsonl is no question .*continued 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*no responses of")
+def test_stored_responses_of_somebody_else_are_told(
+    tmp_path: Path, sums: str, head: dict[str, Any], items: list[dict[str, Any]] | None, said: str | None
+) -> None:
+    """Such as those of `generate` to a file that is called as a protocol."""
+    model = canned_model(tmp_path / "out", Canned(answer_sums))
+    measured(model, gsm8k={"data": sums, "n": 2, "greedy": False})
+    [directory] = (tmp_path / "out/responses").iterdir()
+    part = directory / "part-00000.jsonl"
+    first, *others = part.read_text().split("\n")
+    part.write_text("\n".join([json.dumps(head or json.loads(first)), *others]))
+    if items is not None:
+        write_rows(directory / "items.jsonl", [{"item": str(i), **item} for i, item in enumerate(items)])
+    stored = replace(model, endpoint=None, responses=directory, out=tmp_path / "elsewhere")
+    if said is None:
+        assert measured(stored, gsm8k={})["gsm8k/questions"] == 6
+        return
+    with pytest.raises(UserError, match=said) as error:
+        measured(stored, gsm8k={})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("item", [1]), ("of", None), ("key", 5), ("answer", 5), ("score", "1"), ("score", float("nan")), ("note", {})],
+)
+def test_a_line_that_is_no_score_is_scored_again(tmp_path: Path, sums: str, field: str, value: Any) -> None:
+    spec: dict[str, Any] = {"gsm8k": {"data": sums, "n": 2, "greedy": False}}
+    model = canned_model(tmp_path / "out", Canned(answer_sums))
+    values = measured(model, **spec)
+    [scores] = (tmp_path / "out/scores").iterdir()
+    head, first, *others = scores.read_text().splitlines()
+    scores.write_text("\n".join([head, json.dumps({**json.loads(first), field: value}), *others, "[" * 99_999]) + "\n")
+    for file in files_of(model.out, check_spec(spec)).values():
+        file.unlink()
+    assert measured(model, **spec) == values
+    assert scores.read_text().splitlines()[-1] == first
+
+
+def test_a_full_disk_at_the_scores_is_an_error_that_names_them(
+    tmp_path: Path, sums: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the disk takes a part of the lines: what is not on disk is not counted as scored."""
+    model = canned_model(tmp_path / "out", Canned(answer_sums))
+    spec: dict[str, Any] = {"gsm8k": {"data": sums, "n": 2, "greedy": False}}
+    write = os.write
+
+    def scarce(descriptor: int, text: bytes) -> int:
+        return write(descriptor, text[:-70] if b'"score"' in text else text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ts2_lightning.runs.writing.os.write", scarce)
+        with pytest.raises(OSError, match="No space left") as error:
+            measured(model, **spec)
+    assert Path(error.value.filename).parent == tmp_path / "out/scores"
+    assert measured(model, **spec) == measured(canned_model(tmp_path / "other", Canned(answer_sums)), **spec)
+
+
 @pytest.mark.filterwarnings("ignore:.*no responses of")
 def test_equal_questions_are_asked_once_and_count_twice(tmp_path: Path) -> None:
     rows = [{"question": "Same?", "answer": "#### 1"}] * 2 + [{"question": "Same?", "answer": "#### 2"}]
@@ -316,6 +389,27 @@ def test_a_users_protocol_is_a_class_in_a_file(tmp_path: Path, own: Callable[[st
     assert len([*(tmp_path / "out/scores").iterdir()]) == 2
 
 
+def test_a_users_settings_are_part_of_how_it_scores(tmp_path: Path, own: Callable[[str], str]) -> None:
+    """Its class need not say so: scores under another setting are others, of the same responses."""
+    data = write_rows(tmp_path / "riddles.jsonl", [{"riddle": "?", "solution": "egg"}])
+    name = own(RIGHT.replace("one.text == item.gold", "self.exact"))
+    backend = Canned(lambda question, index: "egg")
+    for exact in (True, False):
+        model = canned_model(tmp_path / "out", backend)
+        assert measured(model, **{name: {"data": data, "exact": exact}})["riddles/accuracy"] == exact
+    assert len(backend.made) == 2
+
+
+def test_questions_of_one_name_are_told(tmp_path: Path, own: Callable[[str], str]) -> None:
+    """Each would have the responses to the other."""
+    rows = [{"riddle": "?", "solution": "egg"}, {"riddle": "!", "solution": "fog"}]
+    data, name = write_rows(tmp_path / "riddles.jsonl", rows), own(RIGHT)
+    file = tmp_path / f"{name.removesuffix('.Riddles')}.py"
+    file.write_text(file.read_text().replace("str(row.number)", "'same'"))
+    with pytest.raises(UserError, match=r"^riddles\.data: two problems are called 'same'; their ids must differ$"):
+        measured(canned_model(tmp_path / "out", Canned(lambda question, index: "egg")), **{name: {"data": data}})
+
+
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
@@ -369,6 +463,7 @@ def test_scores_that_are_none_are_told_in_one_line(
             {"openllm": {"sets": ["boolq"]}},
             "measure.openllm: no data set 'boolq'; there is arc, hellaswag, winogrande, ",
         ),
+        ({"gsm8k": {"ks": []}}, "measure.gsm8k: ks is empty; name numbers of samples such as [1, 4], or null for "),
         ({"openllm": {"sets": []}}, "measure.openllm: sets is empty; name some of arc, "),
         (
             {"maths": {"temperatures": []}},
@@ -394,6 +489,10 @@ def test_a_setting_that_cannot_be_is_told(spec: dict[str, Any], said: str) -> No
             r"gsm8k\.data .*rows\.jsonl:1: no field 'answer'; wanted are rows with question, and answer",
         ),
         ([{"question": 3, "answer": "#### 3"}], r"rows\.jsonl:1: question must be text, got '3'; wanted are rows with"),
+        (
+            [{"question": "\ud83d?", "answer": "#### 3"}],
+            r"rows\.jsonl:1: question has half a character, '.ud83d'; want",
+        ),
         ([{"question": "?", "answer": "3"}], r"rows\.jsonl:1: answer '3': no number behind ####"),
         (
             [],

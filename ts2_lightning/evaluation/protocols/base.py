@@ -6,8 +6,9 @@ of samples asks for the missing ones only, and another way to score asks for non
 
 import sys
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -187,6 +188,8 @@ class Protocol(Measure):
             raise UserError(f"sets is empty; name some of {', '.join(self.data_sets)}, or null for all")
         if isinstance(self.data, str) and len(self.chosen_sets) > 1:
             raise UserError(f"data must say which file is which: {{{self.chosen_sets[0]}: FILE, ...}}")
+        if self.ks == ():
+            raise UserError("ks is empty; name numbers of samples such as [1, 4], or null for the usual ones")
         n = self.sampling.n
         for k in self.ks if isinstance(self.ks, tuple | list) else (self.ks,):
             check_number("ks", k, Range(least=1, most=n, whole=True), NULL)
@@ -208,6 +211,9 @@ class Protocol(Measure):
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 said = f"no field {error}" if isinstance(error, KeyError) else str(error)
                 raise UserError(f"{option} {row.origin}: {said}; wanted are rows with {described.fields}") from error
+        if len({item.id for item in items}) < len(items):  # each would have the responses of the other
+            twice = Counter(item.id for item in items).most_common(1)[0][0]
+            raise UserError(f"{option}: two problems are called {twice!r}; their ids must differ")
         return items
 
     def _file(self, data_set: str) -> str | None:
@@ -277,8 +283,14 @@ class Protocol(Measure):
             ) from error
 
     def scoring_settings(self) -> dict[str, Any]:
-        """Plain values that the score of a response depends on; a subclass adds its own settings."""
-        return {"scoring": self.scoring, "variant": self.variant, "code": _own_code(type(self))}
+        """Plain values that the score of a response depends on: all settings that a user's class adds, and its code.
+
+        Ours, whose code has a version instead, add those of their settings that scores depend on.
+        """
+        common, code = {each.name for each in fields(Protocol)}, _own_code(type(self))
+        settings = {} if code is None else self.plain_settings()
+        own = {name: value for name, value in settings.items() if name not in common}
+        return {"scoring": self.scoring, "variant": self.variant, "code": code, **own}
 
 
 def check_greedy(sampling: Sampling) -> None:

@@ -118,16 +118,6 @@ class HumanEval(Protocol):
         super().check_model(model)
         _layers(self._sandbox())
 
-    def items(self, data_set: str) -> list[Item]:
-        """The problems, each with a name of its own."""
-        items = super().items(data_set)
-        seen: set[str] = set()
-        for item in items:
-            if item.id in seen:
-                raise UserError(f"{self.name}.data: two problems are called {item.id!r}; task_id must differ")
-            seen.add(item.id)
-        return items
-
     def inputs(self, model: Model) -> Any:
         """As of every protocol; of responses that are there the file of tests too."""
         inputs = super().inputs(model)

@@ -47,11 +47,18 @@ def fingerprint(item: Item) -> str:
 def read_item(id: str, plain: Mapping[str, Any]) -> Item:
     """A question from plain values; what a later version has added is ignored.
 
+    Raises:
+        ValueError: they are no question.
+
     Example:
         >>> item = Item("7", "What is 2 + 2?", gold="4")
         >>> read_item("7", {**plain_item(item), "later": 1}) == item
         True
     """
+    kinds = {"question": str, "opening": str, "continued": bool, "details": Mapping}
+    for name, kind in kinds.items():
+        if (name in plain or name == "question") and not isinstance(plain.get(name), kind):
+            raise ValueError(f"{name} {plain.get(name)!r}")
     return Item(id, **{each.name: plain[each.name] for each in fields(Item) if each.name in plain})
 
 

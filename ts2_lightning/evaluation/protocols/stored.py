@@ -1,9 +1,10 @@
 """Responses that are there, whoever has made them: they are scored without the model."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -51,19 +52,19 @@ def stored_answers(place: Path, protocol: str, parts: Iterable[Part], n: int | N
         else:
             answers.append(_with_items(store, part, n, f"{place}: {part_name(protocol, part)}"))
     if not answers:
-        names = sorted({str(store.head["name"]) for store in stores.values()})
+        names = sorted({_name(store) for store in stores.values()})
         raise UserError(f"{place}: no responses of {protocol}; there is {', '.join(names) or 'nothing'}")
     return answers
 
 
 def _of_part(place: Path, stores: dict[Path, Stored], protocol: str, part: Part) -> Stored | None:
     """The responses of a part: those with its settings, or the only ones under its name."""
-    named = {path: store for path, store in stores.items() if store.head["name"] == part_name(protocol, part)}
+    named = {path: store for path, store in stores.items() if _name(store) == part_name(protocol, part)}
     wanted = {name: asdict(part.sampling)[name] for name in _SAMPLING}
     alike = {
         path: store
         for path, store in named.items()
-        if {name: store.head["settings"]["decoder"][name] for name in _SAMPLING} == wanted
+        if {name: _decoder(store).get(name) for name in _SAMPLING} == wanted
     }
     chosen = alike or ({} if part.asked_as else named)
     if len(chosen) > 1:
@@ -72,8 +73,27 @@ def _of_part(place: Path, stores: dict[Path, Stored], protocol: str, part: Part)
     return next(iter(chosen.values()), None)
 
 
+def _name(store: Stored) -> str:
+    return str(store.head.get("name", ""))
+
+
+def _decoder(store: Stored) -> Mapping[str, Any]:
+    """The decoder that the first line names; empty if somebody else's names none."""
+    settings = store.head.get("settings")
+    decoder = settings.get("decoder") if isinstance(settings, Mapping) else None
+    return decoder if isinstance(decoder, Mapping) else {}
+
+
 def _with_items(store: Stored, part: Part, n: int | None, said: str) -> tuple[Part, Answers]:
-    items = {name: read_item(name, plain) for name, plain in store.items.items()}
+    items = {}
+    for name, plain in store.items.items():
+        try:
+            items[name] = read_item(name, plain)
+        except ValueError as error:
+            raise UserError(
+                f"{said}: item {name} in items.jsonl is no question of a protocol ({error}); responses of `generate` "
+                "have no right answers, so sample them with `evaluate`"
+            ) from error
     by_prompt: dict[tuple[str, str], dict[int, Response]] = {}
     for line in store.lines:  # questions with the same prompt share their responses, which have one question's id
         if line.item in items:
