@@ -180,7 +180,9 @@ def _check(options: Any) -> None:
     own, others = ("prompts", _FOR_PROTOCOLS) if options.protocol is None else ("protocol", _FOR_PROMPTS)
     if wrong := next((name for name in others if getattr(options, name) is not None), None):
         raise UserError(f"--{wrong}: is of no use with --{own}; leave it out")
-    if options.name is not None and (not options.name or Path(options.name).name != options.name):
+    if number(options, "temperature") == 0 and (number(options, "n") or 1) > 1:
+        raise UserError(f"--n {options.n}: at temperature 0 all samples are the same; leave it out, or --temperature")
+    if options.name is not None and (Path(options.name).name != options.name or options.name[:1] in ("", ".")):
         raise UserError(f"--name {options.name}: it begins the name of a directory; write a word without slashes")
     vllm_arguments(options)
     check_used(options, [options.model])
