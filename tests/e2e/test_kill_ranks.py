@@ -130,7 +130,10 @@ def test_a_rank_that_dies_before_the_training(played: Any) -> None:
 
 def test_sharded_checkpoints_survive_kills(played: Any) -> None:
     for start in ("fsdp2 killed", "fsdp2 killed again", "zero2 killed"):
-        assert played[0][start] == [-signal.SIGKILL] * 2, played[1][start]
+        statuses = played[0][start]  # the connections of the first may close before the other's turn to be killed
+        assert -signal.SIGKILL in statuses, played[1][start]
+        assert all(status == -signal.SIGKILL or status == 1 for status in statuses), played[1][start]
+        assert statuses == [-signal.SIGKILL] * 2 or "onnection" in played[1][start], played[1][start]
     assert played[0]["fsdp2 resumed"] == [0, 0], played[1]["fsdp2 resumed"]
     assert_same(played, "fsdp2-broken", "fsdp2")
 
