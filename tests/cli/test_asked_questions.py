@@ -179,7 +179,7 @@ def test_what_an_endpoint_is_not_sent(real: Run, rows: Path, server: JsonServer)
         ("generate MODEL --protocol=gsm9k", "--protocol: no protocol 'gsm9k'; did you mean gsm8k?"),
         ("generate MODEL --protocol=gsm8k --data=gsm8k=none.jsonl", "none.jsonl"),
         ("generate MODEL --protocol=gsm8k --temperature=hot", "--temperature must be"),
-        ("generate MODEL --protocol=gsm8k --temperature=0 --n=2", "all 2 samples are the same; set n to 1"),
+        ("generate MODEL --protocol=gsm8k --temperature=0 --n=2", "--n 2: at temperature 0 all samples are the same"),
         ("generate MODEL --protocol=gsm8k --timeout=0", "timeout must be a finite number above 0, got 0"),
         ("generate MODEL --protocol=gsm8k --template=plain", "--template: is not for endpoint:URL#MODEL, whose server"),
         ("evaluate MODEL --protocol=gsm8k --leave_out=top_p", "leave_out must be of seed, logprobs, got 'top_p'"),

@@ -96,7 +96,7 @@ def test_values_and_documents(model: Model, worker: Any, tmp_path: Path) -> None
         "lm_eval/gsm@strict-match/exact_match": 0.25,
     }
     assert [describe(name).better for name in values] == ["higher", None, None, "higher"]
-    assert describe("lm_eval/gsm@strict-match/exact_match").title == "exact match, gsm@strict-match"
+    assert describe("lm_eval/gsm@strict-match/exact_match").title == "lm_eval: exact match, gsm@strict-match"
     [file] = (model.out / "measures").glob("*.json")
     documents = read_result(file).documents
     assert documents["lm_eval"] == "0.4.13"

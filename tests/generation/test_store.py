@@ -180,7 +180,9 @@ def test_a_file_cut_at_any_byte(data: some.DataObject, tmp_path_factory: pytest.
     assert len(backend.asked) == 15 - max(0, whole[:cut].count(b"\n") - 1)
 
 
-def fill_slowly(directory: Path, seconds: float, items: int = 40) -> None:
+def fill_slowly(directory: Path, seconds: float, items: int = 40, together: Any = None) -> None:
+    if together is not None:
+        together.wait()
     store(directory).fill(wanted(items), lambda: Echo(seconds))
 
 
@@ -201,7 +203,8 @@ def test_a_killed_process_leaves_its_share_to_others(tmp_path: Path) -> None:
 
 def test_processes_share_the_work(tmp_path: Path) -> None:
     """Nobody makes what another makes, also where one is killed in the middle."""
-    processes = [FORK.Process(target=fill_slowly, args=(tmp_path, 0.01)) for _ in range(3)]
+    together = FORK.Barrier(3)  # they begin at once, and work for seconds after the first lines are on disk
+    processes = [FORK.Process(target=fill_slowly, args=(tmp_path, 0.1, 40, together)) for _ in range(3)]
     for process in processes:
         process.start()
     while len(parts(tmp_path)) < 3:

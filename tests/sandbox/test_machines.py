@@ -119,7 +119,7 @@ EDITS = {
     ),
     "write files": ("_WRITING = 0o1 | ", "_WRITING = 0 and 0o1 | "),
     "start processes": ("_refuse_unless(condition)]", "_refuse_unless(condition) if name != 'clone']"),
-    "run on after their time": ('return said, "timeout"', 'return said, "end"'),
+    "run on after their time": ('if ended == "timeout" or (', "if False and ("),
     "take more memory than their limit": ('"AS": memory, ', ""),
     "pass by ending early": ("if said == word:", "if said in (word, b''):"),
     "read your files": ("landlock.restrict(confinement.ruleset)", "pass"),
