@@ -7,7 +7,6 @@ global random generators are not touched.
 """
 
 import gc
-import inspect
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,16 +27,13 @@ from transformers import (
 )
 
 from ts2_lightning.generation.backends.base import Backend
-from ts2_lightning.generation.backends.caches import RowCache, has_rows
+from ts2_lightning.generation.backends.caches import has_rows
+from ts2_lightning.generation.backends.rows import Job, Rows, padded, padding_id, uniforms_of
 from ts2_lightning.generation.decoders import Decoder, draw
 from ts2_lightning.generation.requests import Asked, GenerationSettings, Request, Response
 from ts2_lightning.model_limits import ModelLimits, limits_of
-from ts2_lightning.ops import widest_float
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
-
-_LOOK = 16
-"""Steps after which rows that have ended are dropped."""
 
 _SHOWN = 40
 """Characters of a prompt in messages."""
@@ -130,7 +126,7 @@ class TransformersBackend(Backend):
                 f"with their prompts they fill {limits_of(self.model.config).context_text}"
             )
 
-    def _jobs(self, requests: Sequence[Request]) -> list["_Job"]:
+    def _jobs(self, requests: Sequence[Request]) -> list[Job]:
         limits = limits_of(self.model.config)
         ids: dict[Asked, list[int]] = {}
         for request in requests:
@@ -138,9 +134,9 @@ class TransformersBackend(Backend):
                 of_prompt = prompt_ids(self.tokenizer, request.prompt)
                 check_prompt(of_prompt, limits, self.tokenizer)
                 ids[_hashable(request.prompt)] = of_prompt
-        return [_Job(request, ids[_hashable(request.prompt)], limits) for request in requests]
+        return [Job(request, ids[_hashable(request.prompt)], limits) for request in requests]
 
-    def _response(self, job: "_Job") -> Response:
+    def _response(self, job: Job) -> Response:
         return Response(
             key=job.request.key,
             text=str(self.tokenizer.decode(job.tokens, skip_special_tokens=True)),
@@ -153,9 +149,9 @@ class TransformersBackend(Backend):
 
     # Rows that come and go ---------------------------------------------------------------------------------------
 
-    def _by_rows(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator["_Job"]:
+    def _by_rows(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator[Job]:
         """Decodes all jobs, and hands each over when it has ended."""
-        rows = _Rows(self.model, settings)
+        rows = Rows(self.model, settings)
         while True:
             free = self.batch_size - len(rows.jobs)
             is_due = not rows.jobs or (2 * free >= self.batch_size and not self._synced)
@@ -164,12 +160,12 @@ class TransformersBackend(Backend):
             if not jobs:
                 return
             if not self._advance(rows, taken):
-                rows = _Rows(self.model, settings)
+                rows = Rows(self.model, settings)
                 waiting.put_back([job for job in jobs if not job.has_ended])
                 self._halve()
             yield from (job for job in jobs if job.has_ended)
 
-    def _advance(self, rows: "_Rows", taken: list["_Job"]) -> bool:
+    def _advance(self, rows: Rows, taken: list[Job]) -> bool:
         """Adds jobs to the rows, and decodes a few tokens of all; false if memory does not do."""
         try:
             rows.add(taken)
@@ -191,7 +187,7 @@ class TransformersBackend(Backend):
 
     # Models without such rows ------------------------------------------------------------------------------------
 
-    def _by_generate(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator["_Job"]:
+    def _by_generate(self, waiting: "_Waiting", settings: GenerationSettings) -> Iterator[Job]:
         """The same with `generate`, batch by batch: slower, and for any model that can generate."""
         while jobs := waiting.take(self.batch_size):
             # With left padding a batch has one limit for all its rows, whose prompts may differ in length.
@@ -203,11 +199,11 @@ class TransformersBackend(Backend):
                 waiting.put_back(batch)
                 self._halve()
 
-    def _generate(self, batch: list["_Job"], settings: GenerationSettings) -> bool:
+    def _generate(self, batch: list[Job], settings: GenerationSettings) -> bool:
         """Decodes whole responses; false if memory does not do."""
-        draws = _Draws(settings.decoder, _uniforms(batch, self.model.device))
-        ids, mask = _padded([job.ids for job in batch], self.model)
-        pad = _padding(self.model, settings.end_ids)
+        draws = _Draws(settings.decoder, uniforms_of(batch, self.model.device))
+        ids, mask = padded([job.ids for job in batch], self.model)
+        pad = padding_id(self.model, settings.end_ids)
         own: Any = self.model
         before, own.generation_config = own.generation_config, GenerationConfig(
             max_new_tokens=batch[0].limit, do_sample=False, use_cache=True,
@@ -233,33 +229,6 @@ class TransformersBackend(Backend):
         return True
 
 
-class _Job:
-    """A response in the making.
-
-    Args:
-        request: the request.
-        ids: token ids of its prompt.
-        limits: limits of the model.
-    """
-
-    def __init__(self, request: Request, ids: list[int], limits: ModelLimits) -> None:
-        settings = request.settings
-        self.request = request
-        self.ids = ids
-        self.limit = settings.max_new_tokens
-        if limits.context is not None:
-            self.limit = min(self.limit, limits.context - len(ids))
-        self.tokens: list[int] = []
-        self.log_probabilities: list[float] = []
-        self.has_ended = False
-
-    def append(self, token: int, log_probability: float) -> None:
-        """Adds the next token."""
-        self.tokens.append(token)
-        self.log_probabilities.append(log_probability)
-        self.has_ended = token in self.request.settings.end_ids or len(self.tokens) == self.limit
-
-
 class _Waiting:
     """Responses that nobody works on yet, in the order of the length of their prompts.
 
@@ -270,14 +239,14 @@ class _Waiting:
     """
 
     def __init__(
-        self, source: Iterator[Request], jobs: Callable[[Sequence[Request]], list[_Job]], is_whole: bool
+        self, source: Iterator[Request], jobs: Callable[[Sequence[Request]], list[Job]], is_whole: bool
     ) -> None:
         self._source = source
         self._make = jobs
         self._is_whole = is_whole
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
 
-    def take(self, count: int) -> list[_Job]:
+    def take(self, count: int) -> list[Job]:
         """The next jobs, at most so many; a batch more is taken from the source, so that there are some to sort."""
         missing = 2 * count - len(self._jobs)
         if missing > 0 and (more := list(self._source if self._is_whole else islice(self._source, missing))):
@@ -285,129 +254,9 @@ class _Waiting:
             self._jobs = deque(sorted(jobs, key=lambda job: (len(job.ids), job.ids)))
         return [self._jobs.popleft() for _ in range(min(count, len(self._jobs)))]
 
-    def put_back(self, jobs: Sequence[_Job]) -> None:
+    def put_back(self, jobs: Sequence[Job]) -> None:
         """Puts jobs before all others."""
         self._jobs.extendleft(reversed(jobs))
-
-
-class _Rows:
-    """Responses that are decoded together, a row of the cache for each.
-
-    Args:
-        model: in evaluation mode.
-        settings: those of all responses.
-
-    Attributes:
-        jobs: what the rows are, in their order.
-    """
-
-    def __init__(self, model: PreTrainedModel, settings: GenerationSettings) -> None:
-        self.jobs: list[_Job] = []
-        self._model = model
-        self._decoder = settings.decoder
-        self._takes = set(inspect.signature(type(model).forward).parameters)
-        self._last = (limits_of(model.config).context or torch.iinfo(torch.int64).max) - 1
-        """The last position: rows that have ended stay there until they are dropped."""
-        self._cache: RowCache
-        self._mask: Tensor  # [B, width]
-        self._uniforms: Tensor  # [B, T], of which each row has used as many as it has tokens
-        self._done: Tensor  # [B], how many these are
-        self._positions: Tensor  # [B], of the last token
-        self._logits: Tensor  # [B, K], of the next one
-
-    @torch.no_grad()
-    def add(self, jobs: list[_Job]) -> None:
-        """Adds responses: each prompt, with what there is of its response already, is read once for all its samples."""
-        if not jobs:
-            return
-        texts = [tuple(job.ids + job.tokens) for job in jobs]
-        distinct = list(dict.fromkeys(texts))
-        ids, mask = _padded(distinct, self._model)
-        cache = RowCache(self._model)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(ids, mask, positions, cache)
-        rows = [distinct.index(text) for text in texts] if len(distinct) < len(texts) else None
-        positions = positions[:, -1]
-        if rows is not None:
-            cache.select(rows)
-            logits, mask, positions = logits[rows], mask[rows], positions[rows]
-        done = torch.tensor([len(job.tokens) for job in jobs], device=logits.device)
-        uniforms = _uniforms(jobs, logits.device)
-        if self.jobs:
-            self._cache.join(cache)
-            width = max(mask.shape[1], self._mask.shape[1])
-            mask = torch.cat([_left_padded(self._mask, width), _left_padded(mask, width)])
-            width = max(uniforms.shape[1], self._uniforms.shape[1])
-            uniforms = torch.cat([_right_padded(self._uniforms, width), _right_padded(uniforms, width)])
-            logits = torch.cat([self._logits, logits])
-            positions, done = torch.cat([self._positions, positions]), torch.cat([self._done, done])
-            cache = self._cache
-        self._cache, self._mask, self._uniforms = cache, mask, uniforms
-        self._logits, self._positions, self._done = logits, positions, done
-        self.jobs = [*self.jobs, *jobs]
-
-    @torch.no_grad()
-    def decode(self, synced: bool) -> None:
-        """Decodes tokens of all rows until it is worth while to drop those that have ended, and drops them.
-
-        With `synced` that is when all rows of all ranks have ended.
-        """
-        step = 0
-        while True:
-            self._draw()
-            ended = sum(job.has_ended for job in self.jobs)
-            goes_on = _any_rank(ended < len(self.jobs), self._logits.device) if synced else ended < len(self.jobs)
-            step += 1
-            if not goes_on or (not synced and (step >= _LOOK or ended > len(self.jobs) // 8)):
-                break
-            self._read_last()
-        if ended:
-            self._drop_ended()
-        if self.jobs:
-            self._read_last()
-
-    def _draw(self) -> None:
-        """Draws the next token of every row that has not ended."""
-        logits = self._logits
-        shaped = self._decoder(logits)
-        at = self._done.clamp(max=self._uniforms.shape[1] - 1)[:, None]
-        chosen = draw(shaped, self._uniforms.gather(1, at)[:, 0]) if self._decoder.temperature else shaped.argmax(-1)
-        log_probabilities = logits.gather(-1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
-        self._tokens = chosen
-        self._done += 1
-        both = torch.stack([chosen.to(self._uniforms.dtype), log_probabilities.to(self._uniforms.dtype)]).tolist()
-        for job, token, log_probability in zip(self.jobs, *both, strict=True):
-            if not job.has_ended:
-                job.append(int(token), log_probability)
-
-    def _read_last(self) -> None:
-        """Reads the tokens that were drawn last, and makes the logits of the next."""
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], 1)
-        self._positions = (self._positions + 1).clamp(max=self._last)
-        self._logits = self._forward(self._tokens[:, None], self._mask, self._positions[:, None], self._cache)
-
-    def _drop_ended(self) -> None:
-        left = [row for row, job in enumerate(self.jobs) if not job.has_ended]
-        # The last ones take the places of those that have ended, so that the others stay where they are.
-        last = [row for row in left if row >= len(left)]
-        rows = [last.pop() if job.has_ended else row for row, job in enumerate(self.jobs[: len(left)])]
-        self.jobs = [self.jobs[row] for row in rows]
-        if not rows:
-            return
-        self._cache.select(rows)
-        self._mask, self._uniforms, self._tokens = self._mask[rows], self._uniforms[rows], self._tokens[rows]
-        self._positions, self._done = self._positions[rows], self._done[rows]
-        if unread := int(self._mask.argmax(-1).min()):  # columns that only rows that have ended had a token in
-            self._cache.trim(unread)
-            self._mask = self._mask[:, unread:]
-
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
-        """The logits [B, K] behind the last of the tokens [B, width], in float32 at least."""
-        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, "use_cache": True}
-        optional = {"position_ids": positions, "logits_to_keep": 1}
-        inputs |= {name: value for name, value in optional.items() if name in self._takes}
-        logits: Tensor = self._model(**inputs).logits[:, -1]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
 
 
 class _Draws(LogitsProcessor):
@@ -475,40 +324,6 @@ def _hashable(prompt: Asked) -> Any:
     return repr(prompt) if is_messages else prompt
 
 
-# Tensors --------------------------------------------------------------------------------------------------------
-
-
-def _padded(rows: Sequence[Sequence[int]], model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Ids and mask [B, width] of rows that end at the same column."""
-    width = max(map(len, rows))
-    pad = _padding(model, ())
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=model.device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    return ids, mask
-
-
-def _padding(model: PreTrainedModel, ends: Sequence[int]) -> int:
-    """An id that the embedding has a row for; it is masked."""
-    rows = limits_of(model.config).embeddings
-    return next((number for number in ends if number < rows), 0)
-
-
-def _uniforms(jobs: Sequence[_Job], device: torch.device) -> Tensor:
-    """The numbers [B, T] that the tokens of responses are drawn with; those behind a response's limit are 0."""
-    table = np.zeros((len(jobs), max(job.limit for job in jobs)))
-    for row, job in zip(table, jobs, strict=True):
-        row[: job.limit] = job.request.uniforms(job.limit)
-    return torch.from_numpy(table).to(device, widest_float(device))
-
-
-def _left_padded(mask: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(mask, (width - mask.shape[1], 0))
-
-
-def _right_padded(numbers: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(numbers, (0, width - numbers.shape[1]))
-
-
 # The model ------------------------------------------------------------------------------------------------------
 
 
@@ -521,15 +336,6 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def _any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether it is true on any rank."""
-    if not torch.distributed.is_initialized():
-        return flag
-    number = torch.tensor(int(flag), device=device)
-    torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-    return bool(number)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
