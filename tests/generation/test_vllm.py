@@ -289,7 +289,7 @@ TOLD = json.dumps({"python": "3.12.1", "vllm": "0.32.0", "torch": "2.9.0", "gpus
 
 def test_one_that_writes_nonsense_is_given_up(make: Any, tmp_path: Path) -> None:
     lines = (
-        f"case \"$*\" in *--versions) echo '{TOLD}';; *) echo 'hello there'; echo 'all is well' >&2; sleep 60;; esac"
+        f"case \"$*\" in *--versions) echo '{TOLD}';; *) echo 'all is well' >&2; echo 'hello there'; sleep 60;; esac"
     )
     with (
         pytest.warns(UserWarning, match="vLLM has died"),
