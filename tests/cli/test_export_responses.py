@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from ts2_lightning.generation.exports import TOOLS, answered_prompts
-from ts2_lightning.generation.store import read_store
+from ts2_lightning.generation.response_files import read_store
 
 PROMPT = 'import math\n\n\ndef area(r: float) -> float:\n    """Area of a circle."""\n'
 BODY = "    return math.pi * r**2\n"

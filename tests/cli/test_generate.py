@@ -16,7 +16,7 @@ from tests.callbacks.tiny_llama import write_base
 from tests.cli.conftest import Run
 from tests.support.ranks import ROOT
 from tests.support.stand_in_vllm import write_interpreter
-from ts2_lightning.generation.store import read_store
+from ts2_lightning.generation.response_files import read_store
 
 QUESTIONS = ["name a fruit", "name", "the answer is pear . name a fruit"]
 FEW = ("--max_new_tokens=6", "--temperature=1", "--top_k=0", "--top_p=1", "--device=cpu", "--template=plain")

@@ -25,7 +25,7 @@ from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.evaluation.measures import diversity
 from ts2_lightning.generation import Request, Response
 from ts2_lightning.generation.backends import TransformersBackend
-from ts2_lightning.generation.store import read_store
+from ts2_lightning.generation.response_files import read_store
 from ts2_lightning.metrics import functional
 from ts2_lightning.toyworld import load_world
 from ts2_lightning.toyworld.measure import evaluate_toyworld

@@ -17,7 +17,8 @@ from hypothesis import strategies as some
 from ts2_lightning.generation import Decoder, GenerationSettings, Request, Response
 from ts2_lightning.generation.backends.base import Backend
 from ts2_lightning.generation.progress import Progress
-from ts2_lightning.generation.store import ResponseStore, read_items, read_store
+from ts2_lightning.generation.response_files import read_items, read_store
+from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.types import UserError
 
 SETTINGS = GenerationSettings("model", Decoder(top_p=0.9), 8, (2,))

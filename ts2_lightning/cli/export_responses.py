@@ -14,7 +14,7 @@ from ts2_lightning.generation.exports import (
     export_rows,
     write_export,
 )
-from ts2_lightning.generation.store import DIRECTORY, read_store
+from ts2_lightning.generation.response_files import DIRECTORY, read_store
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_number, whole_number
 from ts2_lightning.types import UserError
 

@@ -25,7 +25,8 @@ from ts2_lightning.evaluation.protocols.asking import respond
 from ts2_lightning.generation import Request, Response
 from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.generation.requests import Asked
-from ts2_lightning.generation.store import DIRECTORY, ResponseStore
+from ts2_lightning.generation.response_files import DIRECTORY
+from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean

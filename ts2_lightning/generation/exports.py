@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ts2_lightning.generation.store import Stored
+from ts2_lightning.generation.response_files import Stored
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_number
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.types import UserError

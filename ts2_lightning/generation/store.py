@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,14 @@ from typing import Any
 from ts2_lightning import __version__
 from ts2_lightning.generation.backends.base import Backend
 from ts2_lightning.generation.progress import Progress
-from ts2_lightning.generation.requests import FINISHES, GenerationSettings, Request, Response
+from ts2_lightning.generation.requests import GenerationSettings, Request, Response
+from ts2_lightning.generation.response_files import DIRECTORY, FORMAT, ITEMS, Reader, read_items
 from ts2_lightning.runs.process_lock import lock_file
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import append_lines, write_whole
 from ts2_lightning.types import UserError
 
-FORMAT = 1
-"""Number of the format of parts. A later version that others cannot read gets another."""
-
-DIRECTORY = "responses"
-
-_ITEMS, _PART, _CLAIMS = "items.jsonl", "part-{:05d}.jsonl", ".claims"
+_PART, _CLAIMS = "part-{:05d}.jsonl", ".claims"
 _NO_LOCKS = "nothing would keep two processes from the same responses; choose another directory"
 _WRITE_AFTER = 1.0
 """Seconds after which responses are written."""
@@ -43,36 +39,6 @@ _NAMED = 10
 """Largest number of items that a message names."""
 _LOOK_AFTER = 2.0
 """Seconds after which a process that waits for others looks again."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One response on disk.
-
-    Attributes:
-        item: id of its item.
-        index: number of the sample among those of the item.
-        response: the response.
-    """
-
-    item: str
-    index: int
-    response: Response
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a directory of responses holds.
-
-    Attributes:
-        head: first line of its first part: `format`, `name`, `settings`, `model`, `backend`, `versions`.
-        items: plain values of each item by its id.
-        lines: every response once, in the order of items and indices.
-    """
-
-    head: Mapping[str, Any]
-    items: Mapping[str, Mapping[str, Any]]
-    lines: Sequence[Line]
 
 
 class ResponseStore:
@@ -102,7 +68,7 @@ class ResponseStore:
         self.settings = settings
         self.directory = directory / DIRECTORY / f"{name}-{digest([name, asdict(settings)])[:8]}"
         self._name, self._model = name, model
-        self._reader = _Reader(self.directory)
+        self._reader = Reader(self.directory)
         self._part: int | None = None
         self._pending: list[bytes] = []
         self._written_at = time.monotonic()
@@ -115,7 +81,7 @@ class ResponseStore:
         Raises:
             UserError: a full disk, or a directory that cannot be written to.
         """
-        file = self.directory / _ITEMS
+        file = self.directory / ITEMS
         with _told(file), _waited_for(self.directory / _CLAIMS / "items"):  # two processes may each have some
             there = read_items(self.directory)
             merged = {**there, **{item: {"item": item, **values} for item, values in items.items()}}
@@ -192,7 +158,7 @@ class ResponseStore:
             some = ", ".join(refused[:_NAMED]) + (", ..." if len(refused) > _NAMED else "")
             raise UserError(
                 f"{self._name}: {error}; {len(refused):,} of {len(left):,} prompts are such, by their ids in "
-                f"{self.directory / _ITEMS}: {some}; leave their rows out"
+                f"{self.directory / ITEMS}: {some}; leave their rows out"
             ) from error
 
     def _plan(self, total: int, left: Mapping[str, Sequence[Request]]) -> str:
@@ -317,130 +283,6 @@ class _Claims:
         for descriptor, _keys in self._held.values():
             os.close(descriptor)
         self._held = {}
-
-
-# Reading --------------------------------------------------------------------------------------------------------
-
-
-def read_store(directory: Path) -> Stored:
-    """What a directory of responses holds, whoever has made it.
-
-    Args:
-        directory: the directory `NAME-DIGEST` itself.
-
-    Raises:
-        UserError: no responses are there; or naming file and line of what is none.
-    """
-    reader = _Reader(directory)
-    lines = list(reader.read().values())
-    if not lines:
-        raise UserError(f"{directory}: no responses; name a directory such as DIR/{DIRECTORY}/gsm8k-1a2b3c4d")
-    items = read_items(directory)
-    order = {item: place for place, item in enumerate(items)}
-    lines.sort(key=lambda line: (order.get(line.item, len(order)), line.item, line.index))
-    return Stored(reader.head, items, lines)
-
-
-def read_items(directory: Path) -> dict[str, dict[str, Any]]:
-    """The items of a directory of responses, by their ids; none if they were not written.
-
-    Raises:
-        UserError: naming file and line of what is no item.
-    """
-    file = directory / _ITEMS
-    items: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(_whole_lines(file, 0), 1):
-        try:
-            values = json.loads(text)
-            items[str(values["item"])] = values
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{file}:{number}: no item ({error!r}); remove the file, it is written again") from error
-    return items
-
-
-class _Reader:
-    """Reads the responses of a directory, and later what was added since.
-
-    Args:
-        directory: the directory.
-
-    Attributes:
-        head: first line of the first part.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.head: Mapping[str, Any] = {}
-        self._directory = directory
-        self._lines: dict[str, Line] = {}
-        self._read: dict[Path, tuple[int, int]] = {}
-
-    def read(self) -> Mapping[str, Line]:
-        """Every response by its key; of two with the same one the first counts."""
-        for part in sorted(self._directory.glob("part-*.jsonl")):
-            at, number = self._read.get(part, (0, 0))
-            for text in _whole_lines(part, at):
-                at, number = at + len(text) + 1, number + 1
-                if number == 1:
-                    self._check_head(part, text)
-                else:
-                    key, line = _line_of(part, number, text)
-                    self._lines.setdefault(key, line)
-                self._read[part] = at, number
-        return self._lines
-
-    def _check_head(self, part: Path, text: bytes) -> None:
-        try:
-            head = json.loads(text)
-            number = head["format"]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{part}:1: not the first line of responses ({error!r}); remove the file") from error
-        if number != FORMAT:
-            raise UserError(f"{part}:1: format {number!r}, of another version; this one reads format {FORMAT}")
-        self.head = self.head or head
-
-
-def _line_of(part: Path, number: int, text: bytes) -> tuple[str, Line]:
-    """Key and response of a line; names that are not known are left out."""
-    try:
-        plain = json.loads(text)
-        ids, probability = plain.get("ids"), plain["mean_probability"]
-        response = Response(
-            key=_of_type(plain, "key", str),
-            text=_of_type(plain, "text", str),
-            tokens=_of_type(plain, "tokens", int),
-            finish=plain["finish"],
-            mean_probability=None if probability is None else float(probability),
-            ids=None if ids is None else tuple(map(int, ids)),
-        )
-        if response.finish not in FINISHES:
-            raise ValueError(f"finish {response.finish!r}")
-        return response.key, Line(_of_type(plain, "item", str), _of_type(plain, "index", int), response)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise UserError(
-            f"{part}:{number}: no response ({error!r}); remove the line, and its response is made again"
-        ) from error
-
-
-def _of_type(plain: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
-    value = plain[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} {value!r}")
-    return value
-
-
-def _whole_lines(file: Path, start: int) -> list[bytes]:
-    """The lines of a file from a place on, without the last one if it was cut short; none if there is no file.
-
-    They are cut as bytes: what was cut short may end within a character.
-    """
-    try:
-        with file.open("rb") as stream:
-            stream.seek(start)
-            return stream.read().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 # Writing --------------------------------------------------------------------------------------------------------

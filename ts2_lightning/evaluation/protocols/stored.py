@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from ts2_lightning.evaluation.protocols.asking import part_name
 from ts2_lightning.evaluation.protocols.items import Item, Part, read_item
 from ts2_lightning.generation.requests import Response
-from ts2_lightning.generation.store import DIRECTORY, Stored, read_store
+from ts2_lightning.generation.response_files import DIRECTORY, Stored, read_store
 from ts2_lightning.types import UserError
 
 _SAMPLING = ("temperature", "top_k", "top_p")
