@@ -7,10 +7,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -176,18 +176,8 @@ def code_digest(measure: type[Measure]) -> str | None:
 
 
 def _read(measure: type[M], value: Any, where: str) -> M:
-    """A measure from its settings; each is parsed by the type of its field."""
-    settings = {} if value is None or value is True else value
-    if not isinstance(settings, Mapping):
-        raise UserError(f"{where} must be a mapping of settings, {{}} for the usual ones, got {value!r}")
-    types = {field.name: field for field in fields(measure)}
-    for name in settings:
-        if name not in types:
-            hint = did_you_mean(str(name), types) or f"; there are {', '.join(types) or 'none'}"
-            raise UserError(f"{where}: no setting {name!r}{hint}")
-    if needed := [name for name, field in types.items() if name not in settings and _is_needed(field)]:
-        raise UserError(f"{where}: it needs {', '.join(needed)}, which has no default")
-    parsed = {name: _parsed(measure, name, setting, where) for name, setting in settings.items()}
+    """A measure from its settings."""
+    parsed = _settings(measure, {} if value is None or value is True else value, where)
     try:
         read = measure(**parsed)
         read.check()
@@ -199,16 +189,43 @@ def _read(measure: type[M], value: Any, where: str) -> M:
     return read
 
 
+def _settings(of: type, value: Any, where: str) -> dict[str, Any]:
+    """The settings of a measure, or of a part of one; each is parsed by the type of its field."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} must be a mapping of settings, {{}} for the usual ones, got {value!r}")
+    types = {field.name: field for field in fields(of)}
+    for name in value:
+        if name not in types:
+            hint = did_you_mean(str(name), types) or f"; there are {', '.join(types) or 'none'}"
+            raise UserError(f"{where}: no setting {name!r}{hint}")
+    if needed := [name for name, field in types.items() if name not in value and _is_needed(field)]:
+        raise UserError(f"{where}: it needs {', '.join(needed)}, which has no default")
+    return {name: _setting(of, name, setting, where) for name, setting in value.items()}
+
+
+def _setting(of: type, name: str, value: Any, where: str) -> Any:
+    """One setting. One that is a group of settings, such as a judge, may be named by its first alone."""
+    kind = get_type_hints(of)[name]
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return _parsed(of, name, value, where)
+    whole = {fields(kind)[0].name: value} if isinstance(value, str) else value
+    parsed = _settings(kind, whole, f"{where}.{name}")
+    try:
+        return kind(**parsed)
+    except UserError as error:
+        raise UserError(f"{where}.{name}: {error}") from error
+
+
 def _is_needed(setting: "Field[Any]") -> bool:
     return setting.default is MISSING and setting.default_factory is MISSING
 
 
-def _parsed(measure: type[Measure], name: str, value: Any, where: str) -> Any:
+def _parsed(of: type, name: str, value: Any, where: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(measure, "of")
+    parser.add_class_arguments(of, "of")
     try:
         return parser.parse_object({"of": {name: value}}).as_dict()["of"][name]
     except ArgumentError as error:
-        [kind] = [field.type for field in fields(measure) if field.name == name]
+        [kind] = [field.type for field in fields(of) if field.name == name]
         expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "").replace("None", "null")
         raise UserError(f"{where}.{name}: expected {expected}, got {value!r}") from error

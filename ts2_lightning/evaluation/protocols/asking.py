@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ts2_lightning.data.formats import Conversation, Message
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.prompts import Question
 from ts2_lightning.evaluation.protocols.items import Item, Part, plain_item
@@ -72,12 +73,14 @@ def _prompt(model: Model, item: Item) -> Asked:
     if model.endpoint is None:
         if item.continued:
             return tuple(model.tokenizer(item.question + item.opening)["input_ids"])
-        return tuple(Question.asking(item.question).encode(model.chat_template, item.opening).ids)
+        turns = [Message(role=turn["role"], content=turn["content"]) for turn in item.history]
+        turns.append(Message(role="user", content=item.question))
+        return tuple(Question(Conversation(turns)).encode(model.chat_template, item.opening).ids)
     if item.continued:
         return item.question + item.opening
     if item.opening:
         raise UserError(f"{model.name}: an endpoint begins its answer itself, and this protocol begins it with text")
-    return ({"role": "user", "content": item.question},)
+    return (*item.history, {"role": "user", "content": item.question})
 
 
 def respond(

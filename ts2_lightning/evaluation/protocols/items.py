@@ -22,6 +22,7 @@ class Item:
         gold: the right answer, as plain values; None where there is none.
         opening: text with which the response begins already.
         continued: whether the question is text that the response continues, outside any chat.
+        history: turns before the question, each with `role` and `content`.
         details: plain values that scoring needs besides.
     """
 
@@ -30,18 +31,20 @@ class Item:
     gold: Any = None
     opening: str = ""
     continued: bool = False
+    history: Sequence[Mapping[str, str]] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plain_item(item: Item) -> dict[str, Any]:
     """A question as plain values, those that are as usual left out; `read_item` reads it back."""
     plain = asdict(item)
-    return {name: value for name, value in plain.items() if name != "id" and value not in (None, "", False, {})}
+    return {name: value for name, value in plain.items() if name != "id" and value not in (None, "", False, {}, ())}
 
 
 def fingerprint(item: Item) -> str:
     """Twelve digits of what is asked and what is right, so that questions of one id are not taken for the same."""
-    return digest([item.question, item.opening, item.continued, item.gold])[:12]
+    before = [list(map(dict, item.history))] if item.history else []  # so that those of one turn keep theirs
+    return digest([item.question, item.opening, item.continued, item.gold, *before])[:12]
 
 
 def read_item(id: str, plain: Mapping[str, Any]) -> Item:
@@ -59,7 +62,15 @@ def read_item(id: str, plain: Mapping[str, Any]) -> Item:
     for name, kind in kinds.items():
         if (name in plain or name == "question") and not isinstance(plain.get(name), kind):
             raise ValueError(f"{name} {plain.get(name)!r}")
-    return Item(id, **{each.name: plain[each.name] for each in fields(Item) if each.name in plain})
+    history = plain.get("history", ())
+    if not isinstance(history, list | tuple) or not all(_is_turn(turn) for turn in history):
+        raise ValueError(f"history {history!r}")
+    read = {each.name: plain[each.name] for each in fields(Item) if each.name in plain}
+    return Item(id, **{**read, "history": tuple(history)})
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, Mapping) and all(isinstance(turn.get(name), str) for name in ("role", "content"))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from ts2_lightning.evaluation.protocols.asking import part_name
 from ts2_lightning.evaluation.protocols.items import Item, Part, read_item
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.generation.response_files import DIRECTORY, Stored, read_store
+from ts2_lightning.runs.stamps import digest
 from ts2_lightning.types import UserError
 
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -94,26 +95,31 @@ def _with_items(store: Stored, part: Part, n: int | None, said: str) -> tuple[Pa
                 f"{said}: item {name} in items.jsonl is no question of a protocol ({error}); responses of `generate` "
                 "have no right answers, so sample them with `evaluate`"
             ) from error
-    by_prompt: dict[tuple[str, str], dict[int, Response]] = {}
+    by_prompt: dict[str, dict[int, Response]] = {}
     for line in store.lines:  # questions with the same prompt share their responses, which have one question's id
         if line.item in items:
             item = items[line.item]
-            by_prompt.setdefault((item.question, item.opening), {})[line.index] = line.response
+            by_prompt.setdefault(_prompt(item), {})[line.index] = line.response
     counts = {prompt: _whole(responses) for prompt, responses in by_prompt.items()}
     if not counts:
         raise UserError(f"{said}: the responses lack items.jsonl, which says what was asked")
     asked = None if part.sampling.is_greedy else n
     n = asked or Counter(counts.values()).most_common(1)[0][0]
     answers = [
-        (item, [by_prompt[item.question, item.opening][index] for index in range(n)])
+        (item, [by_prompt[_prompt(item)][index] for index in range(n)])
         for item in items.values()
-        if counts.get((item.question, item.opening), 0) >= n
+        if counts.get(_prompt(item), 0) >= n
     ]
     if not answers:
         raise UserError(f"{said}: no question has {n} responses; the most are {max(counts.values())}")
     if len(answers) < len(items):
         rank_zero_warn(f"{said}: {len(items) - len(answers)} of {len(items)} questions have less than {n} responses")
     return replace(part, sampling=replace(part.sampling, n=n)), answers
+
+
+def _prompt(item: Item) -> str:
+    """What questions with the same prompt have in common."""
+    return digest([list(map(dict, item.history)), item.question, item.opening])
 
 
 def _whole(responses: dict[int, Response]) -> int:

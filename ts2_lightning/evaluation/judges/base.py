@@ -1,0 +1,184 @@
+"""What every judge can do, and how one that is a model is asked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ts2_lightning.data.cache import cache_directory
+from ts2_lightning.generation import GenerationSettings
+from ts2_lightning.generation.backends import Backend
+from ts2_lightning.generation.requests import Asked, Request, Response
+from ts2_lightning.generation.store import ResponseStore
+from ts2_lightning.runs.stamps import digest
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is to be judged: a response in its conversation, alone or beside another one.
+
+    Attributes:
+        messages: turns up to the response, each with `role` and `content`.
+        response: the response.
+        other: second response, where a judge compares two.
+        reference: right answer, or an answer to compare with; None where there is none.
+        details: plain values that a judge needs besides.
+    """
+
+    messages: Sequence[Mapping[str, str]]
+    response: str
+    other: str | None = None
+    reference: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def answer(cls, question: str, response: str, reference: str | None = None) -> "Case":
+        """A response to a question of one turn."""
+        return cls(({"role": "user", "content": question},), response, reference=reference)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judge says of a case.
+
+    Attributes:
+        value: rating, reward or probability; of votes the mean. None where nothing could be read.
+        raw: what the judge said, as it came; of several votes one line each.
+        unread: number of the judge's answers that could not be read, those that were asked again included.
+    """
+
+    value: float | None
+    raw: str = ""
+    unread: int = 0
+
+
+@dataclass(frozen=True)
+class JudgeCost:
+    """What it takes to judge, of what has not been judged yet.
+
+    Attributes:
+        calls: number of verdicts.
+        prompt_tokens: number of tokens that the judge reads; None where nobody can say it beforehand.
+        new_tokens: number of tokens that it writes, at most.
+        dollars: price of both; None where no prices are set.
+    """
+
+    calls: int
+    prompt_tokens: int | None = None
+    new_tokens: int = 0
+    dollars: float | None = None
+
+
+class Judge(ABC):
+    """Says what responses are worth."""
+
+    name: ClassVar[str]
+    """Name in files and messages."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> Any:
+        """Plain values that change when a verdict of the same case may: the model, its prompt, how it is read."""
+
+    def check(self) -> None:  # noqa: B027 - a rule needs nothing
+        """Looks whether the judge can be asked, before hours of sampling; no weights are loaded.
+
+        Raises:
+            UserError: a model that is not there, or is none of the right kind.
+        """
+
+    def cost(self, cases: Sequence[Case]) -> JudgeCost:
+        """What judging takes, of what is not on disk already; a rule takes nothing."""
+        return JudgeCost(0)
+
+    @abstractmethod
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        """The verdicts of cases, in their order. What is on disk is not asked again.
+
+        Raises:
+            UserError: a case that the judge does not take, or a judge that cannot go on.
+        """
+
+
+class AskedJudge(Judge):
+    """A judge that is a model. Its verdicts are responses on disk, in the package's cache, shared by all that ask it.
+
+    Attributes:
+        votes: number of times that each case is asked.
+    """
+
+    votes: int = 1
+
+    @property
+    @abstractmethod
+    def settings(self) -> GenerationSettings:
+        """What its answers are made with; the digest of the model is part of it."""
+
+    @abstractmethod
+    def prompt(self, case: Case) -> Asked:
+        """What it is asked of a case."""
+
+    @abstractmethod
+    def read(self, answer: str, case: Case) -> float | None:
+        """The value that an answer has; None if none can be read."""
+
+    @abstractmethod
+    def make_backend(self) -> Backend:
+        """What makes its answers; called only if one is missing."""
+
+    @property
+    def again(self) -> GenerationSettings | None:
+        """What an answer that cannot be read is made anew with, once; None leaves it unread."""
+        return None
+
+    @property
+    def directory(self) -> Path:
+        """The directory that has its `responses`."""
+        return cache_directory() / "judges" / f"{self.name}-{digest(self.identity)[:12]}"
+
+    def requests(self, case: Case) -> list[Request]:
+        """The answers that are wanted of a case, one for each vote."""
+        prompt = self.prompt(case)
+        return [Request(prompt, index, self.settings) for index in range(self.votes)]
+
+    def missing(self, cases: Sequence[Case]) -> list[Request]:
+        """Of the answers that are wanted those that are not on disk."""
+        left = self._store(self.settings).missing(self._wanted(cases))
+        return [request for requests in left.values() for request in requests]
+
+    def judge(self, cases: Sequence[Case]) -> list[Verdict]:
+        """The verdicts of cases, in their order. What cannot be read is asked once more, with `again`."""
+        wanted = self._wanted(cases)
+        answers = self._fill(self.settings, wanted)
+        values = {
+            place: [self.read(one.text, cases[int(place)]) for one in of_case] for place, of_case in answers.items()
+        }
+        unread = {place: [i for i, value in enumerate(of_case) if value is None] for place, of_case in values.items()}
+        if self.again is not None and any(unread.values()):
+            anew = {
+                place: [replace(wanted[place][i], settings=self.again) for i in indices]
+                for place, indices in unread.items()
+                if indices
+            }
+            for place, of_case in self._fill(self.again, anew).items():
+                for i, answer in zip(unread[place], of_case, strict=True):
+                    answers[place][i] = answer
+                    values[place][i] = self.read(answer.text, cases[int(place)])
+        return [self._verdict(answers[place], values[place], len(unread[place])) for place in wanted]
+
+    def _verdict(self, answers: Sequence[Response], values: Sequence[float | None], unread: int) -> Verdict:
+        read = [value for value in values if value is not None]
+        raw = "\n".join(answer.text for answer in answers)
+        return Verdict(
+            sum(read) / len(read) if read else None, raw, unread + values.count(None) if self.again else unread
+        )
+
+    def _wanted(self, cases: Sequence[Case]) -> dict[str, list[Request]]:
+        return {str(number): self.requests(case) for number, case in enumerate(cases)}
+
+    def _store(self, settings: GenerationSettings) -> ResponseStore:
+        return ResponseStore(self.directory, self.name, settings, self.name)
+
+    def _fill(self, settings: GenerationSettings, wanted: Mapping[str, Sequence[Request]]) -> dict[str, list[Response]]:
+        return self._store(settings).fill(wanted, self.make_backend, self.name)

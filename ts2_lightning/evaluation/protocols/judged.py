@@ -1,0 +1,73 @@
+"""Protocols whose responses a judge rates."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ts2_lightning.evaluation.judges import Case, Judge, Verdict
+from ts2_lightning.evaluation.model import Model
+from ts2_lightning.evaluation.protocols.base import Protocol
+from ts2_lightning.evaluation.protocols.items import Answered, Item, Scored
+from ts2_lightning.generation.requests import Response
+from ts2_lightning.values import Value
+
+JUDGE_UNPARSED = Value("judge_unparsed", "judge unread", "share of verdicts that could not be read", "lower", ".3f")
+
+
+@dataclass(frozen=True)
+class JudgedProtocol(Protocol):
+    """Questions without a right answer, whose responses a judge rates.
+
+    A subclass says who judges (`make_judge`), what it is shown (`case`), and what follows (`estimate`). A score's
+    `answer` is the verdict as text, None where the judge's answer could not be read; its `note` is what the judge said.
+    """
+
+    not_of_scores: ClassVar[tuple[str, ...]] = ()
+    """Settings that no verdict depends on, such as prices."""
+
+    @abstractmethod
+    def make_judge(self) -> Judge:
+        """The judge that the settings name.
+
+        Raises:
+            UserError: the settings name none.
+        """
+
+    def case(self, item: Item, response: Response) -> Case:
+        """What the judge is shown of a response."""
+        return Case((*item.history, {"role": "user", "content": item.question}), response.text)
+
+    def scored_as(self, item: Item, response: Response, verdict: Verdict) -> Scored:
+        """The score that a verdict gives."""
+        answer = None if verdict.value is None else f"{verdict.value:g}"
+        return Scored(response.key, answer, 0.0 if verdict.value is None else verdict.value, verdict.raw)
+
+    def score(self, item: Item, responses: Sequence[Response]) -> list[Scored]:
+        """Scores the responses to one question."""
+        return next(iter(self.score_all([(item, responses)])))[1]
+
+    def score_all(self, answered: Sequence[tuple[Item, Sequence[Response]]]) -> Iterator[tuple[Item, list[Scored]]]:
+        """Scores all responses together, so that a judge sees as many as it can at a time."""
+        cases = [self.case(item, one) for item, responses in answered for one in responses]
+        verdicts = iter(self.make_judge().judge(cases) if cases else ())
+        for item, responses in answered:
+            yield item, [self.scored_as(item, one, next(verdicts)) for one in responses]
+
+    def scoring_settings(self) -> dict[str, Any]:
+        """What the score of a response depends on; the judge too."""
+        return {**super().scoring_settings(), "judge": self.make_judge().identity}
+
+    def inputs(self, model: Model) -> Any:
+        """The rows, and the judge."""
+        return [super().inputs(model), self.make_judge().identity]
+
+    def check_model(self, model: Model) -> None:
+        """Raises UserError for a judge that cannot be asked or rows that are no questions: before hours of sampling."""
+        self.make_judge().check()
+        super().check_model(model)
+
+
+def read_scores(answered: Answered) -> list[float]:
+    """The scores of a question whose verdict could be read."""
+    return [one.score for one in answered.scored if one.answer is not None]

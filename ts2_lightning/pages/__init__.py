@@ -1,0 +1,8 @@
+"""Pages to look at in a browser: one file each, which needs neither a server nor a network.
+
+In come tables, curves and texts as plain values; out goes HTML. Nothing here knows of models, measures or runs.
+"""
+
+from ts2_lightning.pages.sections import Chart, Series, Table, Text, TextItem, Texts
+
+__all__ = ["Chart", "Series", "Table", "Text", "TextItem", "Texts"]

@@ -1,0 +1,113 @@
+"""What a page is made of, as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Cell = str | float | None
+"""A cell of a table: text, or a number that is sorted by its value; None where there is nothing."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs.
+
+    Attributes:
+        title: heading; empty shows none.
+        paragraphs: plain text, one for each paragraph.
+    """
+
+    title: str
+    paragraphs: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is sorted by a click on the head of a column.
+
+    Attributes:
+        title: heading.
+        head: titles of the columns.
+        rows: rows of cells, as many as there are columns.
+        shown: cells as readers see them, such as numbers with their intervals; None shows `rows`.
+        hints: for each column what it means, shown beside the pointer; empty for none.
+        notes: remarks below the table.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    shown: Sequence[Sequence[str]] | None = None
+    hints: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a chart that belong together.
+
+    Attributes:
+        name: name in the legend.
+        x: positions; numbers, or names of bars.
+        y: values.
+        low: lower ends of intervals; None for none.
+        high: upper ends.
+        labels: text of each point beside the pointer; empty for none.
+    """
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    labels: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with hover.
+
+    Attributes:
+        title: heading.
+        series: what is drawn.
+        x: title of the horizontal axis.
+        y: title of the vertical axis.
+        kind: lines with bands, points with whiskers, or bars.
+        log_x: whether the horizontal axis is logarithmic.
+    """
+
+    title: str
+    series: Sequence[Series]
+    x: str
+    y: str
+    kind: Literal["lines", "points", "bars"] = "lines"
+    log_x: bool = False
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One question with texts side by side.
+
+    Attributes:
+        heading: what was asked.
+        columns: name of each column with its texts, such as a model with its responses; each text with a short remark
+            (a score), or an empty one.
+    """
+
+    heading: str
+    columns: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Questions that open at a click, with the texts of several models side by side.
+
+    Attributes:
+        title: heading.
+        items: questions.
+        notes: remarks above them.
+    """
+
+    title: str
+    items: Sequence[TextItem]
+    notes: Sequence[str] = field(default=())
