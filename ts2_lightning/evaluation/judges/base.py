@@ -1,15 +1,16 @@
 """What every judge can do, and how one that is a model is asked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ts2_lightning.data.cache import cache_directory
 from ts2_lightning.generation import GenerationSettings
 from ts2_lightning.generation.backends import Backend
-from ts2_lightning.generation.requests import Asked, Request, Response
+from ts2_lightning.generation.requests import Asked, Request
 from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.runs.stamps import digest
 
@@ -51,6 +52,10 @@ class Verdict:
     value: float | None
     raw: str = ""
     unread: int = 0
+
+    def then(self, again: "Verdict") -> "Verdict":
+        """What is said at the second time of asking, the first having been of no use."""
+        return replace(again, unread=self.unread + again.unread)
 
 
 @dataclass(frozen=True)
@@ -144,41 +149,48 @@ class AskedJudge(Judge):
 
     def missing(self, cases: Sequence[Case]) -> list[Request]:
         """Of the answers that are wanted those that are not on disk."""
-        left = self._store(self.settings).missing(self._wanted(cases))
+        left = self._store(self.settings).missing(_by_prompt(chain(*map(self.requests, cases))))
         return [request for requests in left.values() for request in requests]
 
     def judge(self, cases: Sequence[Case]) -> list[Verdict]:
         """The verdicts of cases, in their order. What cannot be read is asked once more, with `again`."""
-        wanted = self._wanted(cases)
-        answers = self._fill(self.settings, wanted)
-        values = {
-            place: [self.read(one.text, cases[int(place)]) for one in of_case] for place, of_case in answers.items()
-        }
-        unread = {place: [i for i, value in enumerate(of_case) if value is None] for place, of_case in values.items()}
-        if self.again is not None and any(unread.values()):
-            anew = {
-                place: [replace(wanted[place][i], settings=self.again) for i in indices]
-                for place, indices in unread.items()
-                if indices
+        asked = [(case, request) for case in cases for request in self.requests(case)]
+        answers = self._answers(self.settings, (request for _, request in asked))
+        votes = [self._reading(case, answers[request.key]) for case, request in asked]
+        if self.again is not None:
+            unread = {
+                number: replace(asked[number][1], settings=self.again)
+                for number, vote in enumerate(votes)
+                if vote.value is None
             }
-            for place, of_case in self._fill(self.again, anew).items():
-                for i, answer in zip(unread[place], of_case, strict=True):
-                    answers[place][i] = answer
-                    values[place][i] = self.read(answer.text, cases[int(place)])
-        return [self._verdict(answers[place], values[place], len(unread[place])) for place in wanted]
+            answers = self._answers(self.again, unread.values())
+            for number, request in unread.items():
+                votes[number] = votes[number].then(self._reading(asked[number][0], answers[request.key]))
+        return [_together(votes[start : start + self.votes]) for start in range(0, len(votes), self.votes)]
 
-    def _verdict(self, answers: Sequence[Response], values: Sequence[float | None], unread: int) -> Verdict:
-        read = [value for value in values if value is not None]
-        raw = "\n".join(answer.text for answer in answers)
-        return Verdict(
-            sum(read) / len(read) if read else None, raw, unread + values.count(None) if self.again else unread
-        )
+    def _reading(self, case: Case, answer: str) -> Verdict:
+        value = self.read(answer, case)
+        return Verdict(value, answer, int(value is None))
 
-    def _wanted(self, cases: Sequence[Case]) -> dict[str, list[Request]]:
-        return {str(number): self.requests(case) for number, case in enumerate(cases)}
+    def _answers(self, settings: GenerationSettings, requests: Iterable[Request]) -> dict[str, str]:
+        """What the judge says to each request, by its key; what is missing is asked."""
+        made = self._store(settings).fill(_by_prompt(requests), self.make_backend, self.name)
+        return {one.key: one.text for responses in made.values() for one in responses}
 
     def _store(self, settings: GenerationSettings) -> ResponseStore:
         return ResponseStore(self.directory, self.name, settings, self.name)
 
-    def _fill(self, settings: GenerationSettings, wanted: Mapping[str, Sequence[Request]]) -> dict[str, list[Response]]:
-        return self._store(settings).fill(wanted, self.make_backend, self.name)
+
+def _by_prompt(requests: Iterable[Request]) -> dict[str, list[Request]]:
+    """Requests by the name that their prompt has in the files of verdicts; the prompt itself is not in them."""
+    wanted: dict[str, dict[str, Request]] = {}
+    for request in requests:
+        wanted.setdefault(digest(request.prompt)[:16], {})[request.key] = request
+    return {prompt: list(of_prompt.values()) for prompt, of_prompt in wanted.items()}
+
+
+def _together(votes: Sequence[Verdict]) -> Verdict:
+    """The verdict that votes make: the mean of those that could be read."""
+    values = [vote.value for vote in votes if vote.value is not None]
+    mean = sum(values) / len(values) if values else None
+    return Verdict(mean, "\n".join(vote.raw for vote in votes), sum(vote.unread for vote in votes))
