@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -189,8 +190,11 @@ def _read(measure: type[M], value: Any, where: str) -> M:
     return read
 
 
-def _settings(of: type, value: Any, where: str) -> dict[str, Any]:
-    """The settings of a measure, or of a part of one; each is parsed by the type of its field."""
+def _settings(of: type, value: Any, where: str, usual: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The settings of a measure, or of a part of one; each is parsed by the type of its field.
+
+    `usual` has those that are not in the value.
+    """
     if not isinstance(value, Mapping):
         raise UserError(f"{where} must be a mapping of settings, {{}} for the usual ones, got {value!r}")
     types = {field.name: field for field in fields(of)}
@@ -198,22 +202,32 @@ def _settings(of: type, value: Any, where: str) -> dict[str, Any]:
         if name not in types:
             hint = did_you_mean(str(name), types) or f"; there are {', '.join(types) or 'none'}"
             raise UserError(f"{where}: no setting {name!r}{hint}")
-    if needed := [name for name, field in types.items() if name not in value and _is_needed(field)]:
+    if needed := [name for name, field in types.items() if name not in {*value, *usual} and _is_needed(field)]:
         raise UserError(f"{where}: it needs {', '.join(needed)}, which has no default")
-    return {name: _setting(of, name, setting, where) for name, setting in value.items()}
+    return {**usual, **{name: _setting(of, name, setting, where) for name, setting in value.items()}}
 
 
 def _setting(of: type, name: str, value: Any, where: str) -> Any:
-    """One setting. One that is a group of settings, such as a judge, may be named by its first alone."""
+    """One setting. One that is a group of settings, such as a judge, may be named by its first alone.
+
+    What is not set of a group is what the group's default has, which may differ from that of its class.
+    """
     kind = get_type_hints(of)[name]
     if not (isinstance(kind, type) and is_dataclass(kind)):
         return _parsed(of, name, value, where)
     whole = {fields(kind)[0].name: value} if isinstance(value, str) else value
-    parsed = _settings(kind, whole, f"{where}.{name}")
+    default = next(_default_of(field) for field in fields(of) if field.name == name)
+    usual = {field.name: getattr(default, field.name) for field in fields(kind)} if isinstance(default, kind) else {}
+    parsed = _settings(kind, whole, f"{where}.{name}", usual)
     try:
         return kind(**parsed)
     except UserError as error:
-        raise UserError(f"{where}.{name}: {error}") from error
+        of_group = str(error).removeprefix(f"{name}")  # it may begin with the group's own name
+        raise UserError(f"{where}.{name}{of_group if of_group[:1] in '.:' else f': {error}'}") from error
+
+
+def _default_of(setting: "Field[Any]") -> Any:
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def _is_needed(setting: "Field[Any]") -> bool:

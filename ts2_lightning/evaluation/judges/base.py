@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +13,19 @@ from ts2_lightning.generation.backends import Backend
 from ts2_lightning.generation.requests import Asked, Request
 from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.runs.stamps import digest
+
+OF_NO_VERDICT: Mapping[str, bool] = {"verdict": False}
+"""Metadata of a judge's setting that no verdict depends on: `field(default=32, metadata=OF_NO_VERDICT)`."""
+
+
+def plain_judge(settings: Any) -> dict[str, Any]:
+    """The settings of a judge that its verdicts depend on, as plain values.
+
+    Args:
+        settings: a dataclass, some of whose fields may have the metadata `OF_NO_VERDICT`.
+    """
+    left_out = {each.name for each in fields(settings) if not each.metadata.get("verdict", True)}
+    return {name: value for name, value in asdict(settings).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -63,16 +76,18 @@ class JudgeCost:
     """What it takes to judge, of what has not been judged yet.
 
     Attributes:
-        calls: number of verdicts.
+        calls: number of the judge's answers, one for each vote.
         prompt_tokens: number of tokens that the judge reads; None where nobody can say it beforehand.
         new_tokens: number of tokens that it writes, at most.
         dollars: price of both; None where no prices are set.
+        is_estimate: whether the number of prompt tokens is one, made from the characters.
     """
 
     calls: int
     prompt_tokens: int | None = None
     new_tokens: int = 0
     dollars: float | None = None
+    is_estimate: bool = False
 
 
 class Judge(ABC):

@@ -2,10 +2,11 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
 from ts2_lightning.evaluation.judges import Case, Judge, Verdict
+from ts2_lightning.evaluation.judges.base import plain_judge
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import Protocol
 from ts2_lightning.evaluation.protocols.items import Answered, Item, Scored
@@ -22,9 +23,6 @@ class JudgedProtocol(Protocol):
     A subclass says who judges (`make_judge`), what it is shown (`case`), and what follows (`estimate`). A score's
     `answer` is the verdict as text, None where the judge's answer could not be read; its `note` is what the judge said.
     """
-
-    not_of_scores: ClassVar[tuple[str, ...]] = ()
-    """Settings that no verdict depends on, such as prices."""
 
     @abstractmethod
     def make_judge(self) -> Judge:
@@ -57,6 +55,12 @@ class JudgedProtocol(Protocol):
     def scoring_settings(self) -> dict[str, Any]:
         """What the score of a response depends on; the judge too."""
         return {**super().scoring_settings(), "judge": self.make_judge().identity}
+
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as plain values; of judges without those that no verdict depends on, such as prices."""
+        judges = {each.name: getattr(self, each.name) for each in fields(self)}
+        of_judges = {name: plain_judge(value) for name, value in judges.items() if is_dataclass(value)}
+        return {**super().plain_settings(), **of_judges}
 
     def inputs(self, model: Model) -> Any:
         """The rows, and the judge."""
