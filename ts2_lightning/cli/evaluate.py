@@ -6,10 +6,12 @@ from pathlib import Path
 
 from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_model_options
 from ts2_lightning.cli.backend_options import add_endpoint_options
+from ts2_lightning.cli.judge_options import add_judge_options, judges_of, max_cost
 from ts2_lightning.cli.model_places import add_device, begin
 from ts2_lightning.cli.protocol_options import add_protocol_options, add_sampling_options, protocol_help, spec_of
 from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Model, Spec, files_of, make_measures
+from ts2_lightning.evaluation.judges import spending_limit
 from ts2_lightning.evaluation.protocols import Protocol
 from ts2_lightning.evaluation.protocols.pictures import draw_all
 from ts2_lightning.evaluation.protocols.tables import Evaluated, as_csv, as_markdown, as_text, remarks
@@ -38,7 +40,8 @@ def run(argv: Sequence[str]) -> int:
     spec = spec_of(options)
     out = Path(options.out)
     evaluated: list[Evaluated] = []
-    with tempfile.TemporaryDirectory(prefix="ts2-evaluate-") as scratch:
+    limit = spending_limit(max_cost(options, judges_of(spec)))
+    with tempfile.TemporaryDirectory(prefix="ts2-evaluate-") as scratch, limit:
         models = AskedModels(options, Path(scratch), out).models()
         for model in models:
             put(f"== {model.name}")
@@ -71,6 +74,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--protocol", required=True, metavar="NAME,...", help=protocol_help())
     add_protocol_options(parser)
     add_sampling_options(parser, {"limit": "all", "seed": "0", "batch_size": "64"})
+    add_judge_options(parser)
     parser.add_argument("--run_code", action="store_true", help="let protocols run the code that models write")
     parser.add_argument("--sandbox", metavar="NAME", help="where that code runs")
     parser.add_argument("--i_know_what_i_run", action="store_true", help="with --sandbox none: it keeps nothing in")

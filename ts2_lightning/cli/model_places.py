@@ -32,8 +32,12 @@ def model_help() -> str:
 
 def add_device(parser: OptionParser) -> None:
     """Adds the option that says where models compute."""
-    gpu = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=gpu, help="default: a GPU if there is one")
+    parser.add_argument("--device", default=usual_device(), help="default: a GPU if there is one")
+
+
+def usual_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def begin(command: str, device: str, out: str | None) -> None:

@@ -6,10 +6,12 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
+from ts2_lightning.cli.judge_options import add_judges, merge_group
 from ts2_lightning.cli.protocols import find_protocol, protocols
 from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Spec, check_spec
 from ts2_lightning.evaluation.protocols import Protocol
+from ts2_lightning.evaluation.registry import group_of
 from ts2_lightning.generation import DECODING
 from ts2_lightning.ranges import COUNT, SEED, check_number, whole_number
 from ts2_lightning.suggestions import did_you_mean
@@ -90,6 +92,7 @@ def spec_of(options: Any) -> Spec:
     asked = {name: find_protocol(name, "--protocol") for name in _listed(options.protocol)}
     settings: dict[str, dict[str, Any]] = {name: {} for name in asked}
     _add_common(options, asked, settings)
+    add_judges(options, asked, settings)
     for text in options.data or ():
         _add_data(text, asked, settings)
     for text in options.set or ():
@@ -162,11 +165,23 @@ def _add_data(text: str, asked: Mapping[str, type[Protocol]], settings: dict[str
 
 
 def _add_setting(text: str, asked: Mapping[str, type[Protocol]], settings: dict[str, dict[str, Any]]) -> None:
-    """`gsm8k.ks=[1,4,16]`: a setting of one protocol, its value as YAML."""
-    match = re.fullmatch(r"(?P<name>.+)\.(?P<setting>\w+)=(?P<value>.*)", text, re.S)
-    if match is None:
+    """`gsm8k.ks=[1,4,16]`: a setting of one protocol, its value as YAML; `stories.judge.votes=3`: one of a group."""
+    match = re.fullmatch(r"(?P<place>[^=]+)=(?P<value>.*)", text, re.S)
+    place = match["place"].strip() if match else ""
+    name = next((name for name in sorted(asked, key=len, reverse=True) if place.startswith(f"{name}.")), None)
+    setting = place.removeprefix(f"{name}.") if name else place.partition(".")[2]
+    if match is None or not re.fullmatch(r"\w+(\.\w+)*", setting):
         raise UserError(f"--set {text}: write PROTOCOL.SETTING=VALUE, such as gsm8k.ks=[1,4,16]")
-    if match["name"] not in asked:
-        hint = did_you_mean(match["name"], asked) or f"; there is {', '.join(asked)}"
+    if name is None:
+        given = place.partition(".")[0]
+        hint = did_you_mean(given, asked) or f"; there is {', '.join(asked)}"
         raise UserError(f"--set {text}: no such protocol in --protocol{hint}")
-    settings[match["name"]][match["setting"]] = load_yaml(match["value"], f"--set {text}")
+    value = load_yaml(match["value"], f"--set {text}")
+    group, _, inner = setting.partition(".")
+    kind = group_of(asked[name], group)
+    if kind is not None:
+        merge_group(kind, group, settings[name], {inner: value} if inner else value)
+    elif inner:
+        raise UserError(f"--set {text}: {name} has no group of settings {group!r}; write {name}.SETTING=VALUE")
+    else:
+        settings[name][setting] = value

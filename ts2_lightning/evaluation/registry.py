@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -35,6 +35,7 @@ from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
 M = TypeVar("M", bound=Measure)
+G = TypeVar("G")
 
 PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative)
 """Measures that ask questions and score the responses."""
@@ -212,18 +213,51 @@ def _setting(of: type, name: str, value: Any, where: str) -> Any:
 
     What is not set of a group is what the group's default has, which may differ from that of its class.
     """
-    kind = get_type_hints(of)[name]
-    if not (isinstance(kind, type) and is_dataclass(kind)):
+    kind = group_of(of, name)
+    if kind is None or (value is None and kind is not get_type_hints(of)[name]):
         return _parsed(of, name, value, where)
-    whole = {fields(kind)[0].name: value} if isinstance(value, str) else value
     default = next(_default_of(field) for field in fields(of) if field.name == name)
-    usual = {field.name: getattr(default, field.name) for field in fields(kind)} if isinstance(default, kind) else {}
-    parsed = _settings(kind, whole, f"{where}.{name}", usual)
+    return read_group(kind, value, f"{where}.{name}", default if isinstance(default, kind) else None)
+
+
+def group_of(of: type, name: str) -> type | None:
+    """The dataclass of a setting that is a group of settings, such as a judge; None if it is none.
+
+    Args:
+        of: class that has the setting.
+        name: name of the setting; of one that it has not, None too.
+    """
+    hint = get_type_hints(of).get(name)
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 and isinstance(kinds[0], type) and is_dataclass(kinds[0]) else None
+
+
+def read_group(kind: type[G], value: Any, where: str, default: G | None = None) -> G:
+    """A group of settings, such as a judge, each parsed by the type of its field.
+
+    Args:
+        kind: dataclass of the settings.
+        value: mapping of settings, or the first of them alone as a text.
+        where: begins messages; its last part is the name of the group.
+        default: what has the settings that are not in the value; None for the defaults of the class.
+
+    Raises:
+        UserError: an unknown setting, or a value that cannot be; names it.
+
+    Example:
+        >>> from ts2_lightning.evaluation.judges import ChatSettings
+        >>> read_group(ChatSettings, {"model": "judge", "max_new_tokens": 8}, "judge").max_new_tokens
+        8
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    whole = {names[0]: value} if isinstance(value, str) else value
+    usual = {} if default is None else {name: getattr(default, name) for name in names}
+    parsed = _settings(kind, whole, where, usual)
     try:
         return kind(**parsed)
     except UserError as error:
-        of_group = str(error).removeprefix(f"{name}")  # it may begin with the group's own name
-        raise UserError(f"{where}.{name}{of_group if of_group[:1] in '.:' else f': {error}'}") from error
+        of_group = str(error).removeprefix(where.rpartition(".")[2])  # it may begin with the group's own name
+        raise UserError(f"{where}{of_group if of_group[:1] in '.:' else f': {error}'}") from error
 
 
 def _default_of(setting: "Field[Any]") -> Any:

@@ -151,7 +151,7 @@ class Metered(Backend):
             taken = gate.taken
             for response in self._inner.complete(gate):
                 before, counted = counted, self._counted()
-                gate.pay(response, None if counted == (0, 0) else _difference(counted, before))
+                gate.pay(response, None if counted[0] == 0 else _difference(counted, before))  # no prompt is empty
                 yield response
             if gate.held is None:
                 return
