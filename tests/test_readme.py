@@ -119,6 +119,10 @@ def toy_sized(words: list[str]) -> list[str]:
     if words[0] == "evaluate":
         Path("gsm8k.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}) + "\n", encoding="utf-8")
         return [*words, "--n=2", "--set=gsm8k.max_new_tokens=4"]
+    if words[0] == "judge":
+        rows = [{"instruction": "Name a fruit.", "response": "plum" * i, "label": i} for i in (1, 2)]
+        Path("labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return [*words, "--set=max_new_tokens=4", "--device=cpu"]
     if words[0] == "probe":
         return [*words, "--queries=2", "--max_new_tokens=4", "--limit=2"]
     if words[0] == "generate":

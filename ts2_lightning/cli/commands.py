@@ -75,6 +75,10 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "ts2_lightning.cli.evaluate:run", "the papers' protocols: what models answer, and how right it is"
     ),
+    "judge": Command(
+        "ts2_lightning.cli.judge:run",
+        "what a judge is worth: its verdicts beside labels of people",
+    ),
     "protocols": Command(
         "ts2_lightning.cli.protocols:run", "the protocols: prompt, samples, data, cost and paper of each"
     ),
