@@ -211,6 +211,7 @@ def test_a_judge_that_may_be_left_out() -> None:
         (3, "measure.rated.judge must be a mapping of settings, {} for the usual ones, got 3"),
         (None, "measure.rated.judge must be a mapping of settings, {} for the usual ones, got None"),
         ({"model": "endpoint:http://h"}, "measure.rated.judge.model: an endpoint must be like endpoint:http"),
+        ({"model": " "}, "measure.rated.judge.model is empty; name a directory, a model on the hub or an endpoint"),
         ({"backend": "vlm"}, "measure.rated.judge.backend: no backend 'vlm'; there is transformers, vllm:PYTHON"),
         ({"prompt_price": 1}, "measure.rated.judge: prompt_price and completion_price go together"),
         ({"prompt_price": -1, "completion_price": 1}, "measure.rated.judge.prompt_price must be a finite number of at"),
@@ -267,6 +268,13 @@ def test_an_answer_that_cannot_be_read_is_sampled_anew() -> None:
         warm = judge_of(server, temperature=0.5, concurrency=1)
         warm.judge([hopeless])
         assert [body["temperature"] for body in server.bodies[4:]] == [0.5, 0.5]
+
+
+def test_a_thought_is_not_read() -> None:
+    with CountingJudge(lambda text, body: "<think>\nRating: 2? No.\n</think>\nRating: 4") as server:
+        assert judge_of(server).judge(CASES[:1]) == [Verdict(4.0, "<think>\nRating: 2? No.\n</think>\nRating: 4")]
+        server.says = lambda text, body: "<think> Rating: 2? Or rather"
+        assert judge_of(server).judge(CASES[1:2])[0].value is None
 
 
 def test_votes_are_asked_with_seeds_of_their_own_and_their_mean_counts() -> None:
@@ -407,3 +415,12 @@ def test_a_local_judge_counts_its_own_tokens(network: Any) -> None:
     assert judge.plan(cost) == f"toy: 2 verdicts by model, {sum(lengths):,} prompt tokens and at most 12 new ones"
     with spending_limit(1.0):
         judge.judge(cases)  # it costs nothing
+
+
+def test_prompts_that_leave_no_room_are_counted(network: Any) -> None:
+    context = network.config.max_position_embeddings
+    cases = [Case.answer("", "plum"), Case.answer("", "plum " * context), Case.answer("", "pear " * (2 * context))]
+    message = told(
+        lambda: local(network, PLAIN).judge(cases), "toy: 2 of 3 prompts for the judge leave no room in the c"
+    )
+    assert f"the longest has {2 * context + 6:,}. Take a judge" in message

@@ -30,6 +30,7 @@ from ts2_lightning.generation.backends.json_client import ClientSettings
 from ts2_lightning.generation.backends.vllm import PREFIX as VLLM
 from ts2_lightning.generation.backends.vllm import Installation
 from ts2_lightning.generation.requests import Asked, Request
+from ts2_lightning.model_limits import limits_of
 from ts2_lightning.ranges import COUNT, NOT_NEGATIVE, NULL, POSITIVE, SEED, check_numbers
 from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import RowError, UserError
@@ -84,6 +85,8 @@ class ChatSettings:
     leave_out: tuple[str, ...] = field(default=(), metadata=OF_NO_VERDICT)
 
     def __post_init__(self) -> None:
+        if self.model is not None and not self.model.strip():
+            raise UserError("judge.model is empty; name a directory, a model on the hub or an endpoint")
         prices = dict.fromkeys(("prompt_price", "completion_price"), (NOT_NEGATIVE, NULL))
         counts = dict.fromkeys(("batch_size", "max_new_tokens", "votes", "concurrency"), COUNT)
         check_numbers("judge.", self, temperature=NOT_NEGATIVE, timeout=POSITIVE, seed=SEED, **counts, **prices)
@@ -127,9 +130,10 @@ class ChatJudge(AskedJudge):
     the papers' judges leaves out the beginning of the turn, or adds the first token twice; nothing here does either. A
     prompt that is `continued` is plain text.
 
-    An answer that cannot be read is sampled once more, with another seed and at temperature 1 where the first was made
-    at 0, since the most probable tokens would be the same. Both are counted. Its verdicts are kept by model, prompt and
-    decoding, for all protocols and models alike; another parser reads what is there.
+    A thought before the answer, up to `</think>`, is not read. An answer that cannot be read is sampled once more, with
+    another seed and at temperature 1 where the first was made at 0, since the most probable tokens would be the same.
+    Both are counted. Its verdicts are kept by model, prompt and decoding, for all protocols and models alike; another
+    parser reads what is there.
 
     The model is loaded when the first answer is missing, and let go of afterwards.
 
@@ -208,8 +212,8 @@ class ChatJudge(AskedJudge):
             raise UserError(f"judge {model.name}: its chat template does not take the prompt ({error})") from error
 
     def read(self, answer: str, case: Case) -> float | None:
-        """The value that an answer has; None if none can be read."""
-        return self.parser(answer)
+        """The value that an answer has, read behind its thought if it has one; None if none can be read."""
+        return self.parser(without_thought(answer))
 
     # Before it is asked -----------------------------------------------------------------------------------------
 
@@ -238,7 +242,9 @@ class ChatJudge(AskedJudge):
 
     def cost(self, cases: Sequence[Case]) -> JudgeCost:
         """What judging takes, of what is not on disk already: answers that are made twice are not counted."""
-        missing = self.missing(cases)
+        return self._cost(self.missing(cases))
+
+    def _cost(self, missing: Sequence[Request]) -> JudgeCost:
         prompts = sum(estimated_tokens(request.prompt) for request in missing)
         new, prices = len(missing) * self.how.max_new_tokens, self.how.prices
         dollars = None if prices is None else prices.of(prompts, new)
@@ -266,15 +272,30 @@ class ChatJudge(AskedJudge):
             UserError: a prompt that the judge does not take, a server that does not answer, or more cost than
                 `spending_limit` leaves.
         """
-        cost = self.cost(cases)
-        if cost.calls:
+        missing = self.missing(cases)
+        if missing:
             self._check_prices()
-            check_affordable(self.asks.name, cost)
-            rank_zero_info(self.plan(cost))
+            self._check_lengths(missing)
+            check_affordable(self.asks.name, self._cost(missing))
+            rank_zero_info(self.plan(self._cost(missing)))
         try:
             return super().judge(cases)
         finally:
             self._model.forget()
+
+    def _check_lengths(self, missing: Sequence[Request]) -> None:
+        """Raises UserError for prompts that leave a local judge no room to answer: cut off they would be others."""
+        loaded: Any = self._model.__dict__.get("network")
+        if self._model.endpoint is None:
+            limits = self._model.limits if loaded is None else limits_of(loaded.config)
+            lengths = [len(request.prompt) for request in missing]
+            long = sum(limits.context is not None and length >= limits.context for length in lengths)
+            if long:
+                raise UserError(
+                    f"{self.asks.name}: {long:,} of {len(lengths):,} prompts for the judge leave no room in "
+                    f"{limits.context_text}; the longest has {max(lengths):,}. Take a judge with a longer context, or "
+                    "shorter responses"
+                )
 
     def make_backend(self) -> Backend:
         """What makes its answers; it stops at the limit of `spending_limit`."""
@@ -284,6 +305,16 @@ class ChatJudge(AskedJudge):
 
 
 _NOTHING = Case((), "")
+
+
+def without_thought(answer: str) -> str:
+    """What an answer says behind the thought that some models write first; nothing where the thought does not end.
+
+    >>> without_thought("<think>Rating: 2? No.</think> Rating: 4"), without_thought("4"), without_thought("<think> 2")
+    (' Rating: 4', '4', '')
+    """
+    _, end, behind = answer.rpartition("</think>")
+    return behind if end or not answer.lstrip().startswith("<think>") else ""
 
 
 def judge_model(settings: ChatSettings) -> Model:
