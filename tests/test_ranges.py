@@ -321,6 +321,25 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([1e-30, 1e30, None], [0, -1.0, 1e-31, 1e31], "Creative.temperature HumanEval.temperature"),
     ([1e-30, 1, None], [0, -0.1, 1.1], "Creative.top_p HumanEval.top_p"),
     ([1e-30, 3600], [0, -1, 3601], "HumanEval.seconds"),
+    (
+        [1, 2**63 - 1],
+        [0, -1, 2**63],
+        "AlpacaEval.batch_size NoveltyBench.batch_size RewardSettings.batch_size EquivalenceSettings.batch_size",
+    ),
+    (
+        [1, 2**63 - 1, None],
+        [0, -1, 2**63],
+        "AlpacaEval.limit AlpacaEval.max_new_tokens AlpacaEval.n NoveltyBench.limit NoveltyBench.max_new_tokens "
+        "NoveltyBench.n RewardSettings.max_tokens",
+    ),
+    ([None, (1, 32)], [0, 33], "AlpacaEval.ks"),
+    ([None], [0, 1], "NoveltyBench.ks"),
+    ([0, 2**32 - 1], [-1, 2**32], "AlpacaEval.seed NoveltyBench.seed"),
+    ([0, 1, None], [-1, 2**63], "AlpacaEval.top_k NoveltyBench.top_k"),
+    ([1e-30, 1, None], [0, -0.1, 1.1], "AlpacaEval.top_p NoveltyBench.top_p"),
+    ([1e-30, 1e30, None], [-1.0, 1e-31, 1e31], "AlpacaEval.temperature NoveltyBench.temperature"),
+    ([0, 1, None], [-0.1, 1.1], "EquivalenceSettings.threshold"),
+    ([1e-30, 1], [0, -0.1, 1.1], "NoveltyBench.patience"),
 ]
 CASES = {name: (allowed, wrong) for allowed, wrong, names in BOUNDS for name in names.split()}
 

@@ -236,7 +236,7 @@ def test_headers_are_taken_away_from_what_was_said(local: Model) -> None:
     real = local.tokenizer
     template = local.chat_template
     local.__dict__.update(tokenizer=Tokenizer(), chat_template=template)
-    before, after = creative._around(local, (1, 2))
+    before, after = creative.chat_around(local, (1, 2))
     assert "system\n\nToday.name a fruit" in before
     assert before + "plum" + after == real.apply_chat_template(  # type: ignore[operator]
         [{"role": "user", "content": "system\n\nToday.name a fruit"}, {"role": "assistant", "content": "plum"}],

@@ -4,7 +4,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from inspect import cleandoc
 from typing import Any
 
@@ -84,7 +84,7 @@ def as_dict(protocol: type[Protocol]) -> dict[str, Any]:
         },
         "models_needed": protocol.models_needed,
         "deviations": list(protocol.deviations),
-        "settings": {field.name: field.default for field in fields(protocol)},
+        "settings": {field.name: _plain(field.default) for field in fields(protocol)},
     }
 
 
@@ -125,8 +125,9 @@ def describe(protocol: type[Protocol], width: int) -> str:
     described = _settings(protocol)
     lines = ["Settings, with their defaults:"]
     for field in fields(protocol):
-        lines.append(f"  {field.name} = {_shown(field.default)}")
+        lines.append(f"  {field.name}:" if is_dataclass(field.default) else f"  {field.name} = {_shown(field.default)}")
         lines += [_wrapped(described[field.name], width, " " * 6)] if field.name in described else []
+        lines += [f"      {field.name}.{name} = {_shown(value)}" for name, value in _group(field.default).items()]
     blocks.append("\n".join(lines))
     blocks.append(f"Run it with:\n  {program()} evaluate MODEL --protocol {protocol.name}")
     return "\n\n".join(blocks)
@@ -147,6 +148,15 @@ def _about(protocol: type[Protocol]) -> str:
     """The docstring up to its settings."""
     text = cleandoc(vars(protocol).get("__doc__") or "")
     return re.split(r"^(?:Attributes|Args|Example):$", text, maxsplit=1, flags=re.M)[0].strip()
+
+
+def _plain(default: Any) -> Any:
+    return _group(default) if is_dataclass(default) else default
+
+
+def _group(default: Any) -> dict[str, Any]:
+    """The settings of a group, such as a judge; none of anything else."""
+    return asdict(default) if is_dataclass(default) and not isinstance(default, type) else {}
 
 
 def _settings(protocol: type[Protocol]) -> dict[str, str]:

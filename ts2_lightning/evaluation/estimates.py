@@ -110,12 +110,28 @@ def best_of_k(scores: ArrayLike, k: int) -> np.ndarray:
         [1.666667]
     """
     rising = np.sort(_table(scores), axis=1)
-    samples = rising.shape[1]
+    return rising @ best_weights(rising.shape[1], k)
+
+
+def best_weights(samples: int, k: int) -> np.ndarray:
+    """The probability that each of n samples, in rising order, is the best of a set of k: C(i - 1, k - 1) / C(n, k).
+
+    Args:
+        samples: number of samples n.
+        k: size of the sets, at most n.
+
+    Returns:
+        [n] in float64, 1 in all.
+
+    Example:
+        >>> best_weights(3, k=2).round(6).tolist()
+        [0.0, 0.333333, 0.666667]
+    """
     check_k(k, samples)
     ranks = np.arange(samples, k - 1, -1, dtype=np.float64)
     weights = np.zeros(samples)
     weights[k - 1 :] = (k / samples * np.cumprod(np.concatenate([[1.0], (ranks[1:] + 1 - k) / ranks[1:]])))[::-1]
-    return rising @ weights
+    return weights
 
 
 def first_best_of_k(scores: ArrayLike, k: int) -> np.ndarray:

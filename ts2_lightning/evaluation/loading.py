@@ -26,7 +26,7 @@ def load_model(path: str | Path, device: str = "cpu") -> tuple[PreTrainedModel, 
         UserError: there is none, or it cannot be loaded.
     """
     dtype = torch.float32 if torch.device(device).type == "cpu" else "auto"
-    with _explained(path):
+    with explained(path):
         loader = auto_class(read_architecture(str(path)))
         check_weight_files(str(path))
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -43,7 +43,7 @@ def read_limits(path: str | Path) -> ModelLimits:
     Raises:
         UserError: there is none, or its config cannot be read.
     """
-    with _explained(path):
+    with explained(path):
         return limits_of(read_architecture(str(path), pretrained=False))
 
 
@@ -59,12 +59,13 @@ def read_generation_settings(path: str | Path) -> GenerationConfig:
     try:
         return GenerationConfig.from_pretrained(path)
     except (OSError, ValueError, TypeError):  # there are none, and the config has to do
-        with _explained(path):
+        with explained(path):
             return GenerationConfig.from_model_config(read_architecture(str(path), pretrained=False))
 
 
 @contextmanager
-def _explained(path: str | Path) -> Iterator[None]:
+def explained(path: str | Path) -> Iterator[None]:
+    """Turns what a model's files end in where they cannot be loaded into a UserError in one line that names them."""
     try:
         yield
     except FAILURES as error:

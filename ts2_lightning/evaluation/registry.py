@@ -23,11 +23,13 @@ from ts2_lightning.evaluation.measures.diversity import Diversity
 from ts2_lightning.evaluation.measures.lm_eval import LMEval
 from ts2_lightning.evaluation.measures.probes import Probes
 from ts2_lightning.evaluation.measures.validation import Validation
+from ts2_lightning.evaluation.protocols.alpaca import AlpacaEval
 from ts2_lightning.evaluation.protocols.choice import ARC, MMLU
 from ts2_lightning.evaluation.protocols.creative import Creative
 from ts2_lightning.evaluation.protocols.gsm8k import GSM8K
 from ts2_lightning.evaluation.protocols.humaneval import HumanEval
 from ts2_lightning.evaluation.protocols.maths import Maths
+from ts2_lightning.evaluation.protocols.novelty import NoveltyBench
 from ts2_lightning.evaluation.protocols.openllm import OpenLLM
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
@@ -37,7 +39,7 @@ from ts2_lightning.values import Value
 M = TypeVar("M", bound=Measure)
 G = TypeVar("G")
 
-PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative)
+PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative, AlpacaEval, NoveltyBench)
 """Measures that ask questions and score the responses."""
 
 LOGGED = ("train", "val", "test")

@@ -32,6 +32,7 @@ _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads
 _SEEING = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava", "mistral3", "internvl", "idefics3", "smolvlm")
 """Types whose models see images too, and have a language model with its head that text alone goes through."""
 _CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes are called that a causal language model is saved from
+_CLASSIFIER = "ForSequenceClassification"
 
 
 def read_architecture(path: str, revision: str | None = None, pretrained: bool = True) -> PreTrainedConfig:
@@ -41,6 +42,46 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
         path: a directory, or a name on the hub.
         revision: on the hub.
         pretrained: whether its weights are wanted too, so that what they were saved from matters.
+
+    Raises:
+        ValueError, OSError: in one line, why there is none.
+    """
+    architecture, saved_from = _read_config(path, revision)
+    _check_causal(architecture, saved_from if pretrained else [])
+    return architecture
+
+
+def read_classifier(path: str, labels: int, revision: str | None = None) -> PreTrainedConfig:
+    """The config of a model that classifies texts, such as a reward model.
+
+    Args:
+        path: a directory, or a name on the hub.
+        labels: number of its outputs that is wanted; a reward model has 1.
+        revision: on the hub.
+
+    Raises:
+        ValueError, OSError: in one line, why there is none.
+    """
+    architecture, saved_from = _read_config(path, revision)
+    if not any(name.endswith(_CLASSIFIER) for name in saved_from):  # transformers would put a random head on it
+        what = f"a {saved_from[0]}" if saved_from else "a model whose config names no class"
+        raise ValueError(
+            f"it is {what} of type {architecture.model_type}; a model saved from a ...{_CLASSIFIER} is needed"
+        )
+    if architecture.num_labels != labels:
+        raise ValueError(
+            f"it has {architecture.num_labels} outputs, by its config.json; a model with {labels} is needed"
+        )
+    if architecture.get_text_config().pad_token_id is None:
+        raise ValueError(
+            "its config.json has no pad_token_id, so transformers would read the last column of a batch, which is "
+            "padding; write the id of its tokenizer's padding token there"
+        )
+    return architecture
+
+
+def _read_config(path: str, revision: str | None) -> tuple[PreTrainedConfig, list[str]]:
+    """The config of a model of any kind, and the names of the classes that it was saved from.
 
     Raises:
         ValueError, OSError: in one line, why there is none.
@@ -69,8 +110,9 @@ def read_architecture(path: str, revision: str | None = None, pretrained: bool =
         size = getattr(architecture.get_text_config(), name, None)
         if isinstance(size, int | float) and (wrong := trouble(size, COUNT)):
             raise ValueError(f"in its config.json {name} {wrong}")
-    _check_causal(architecture, stated.get("architectures") if pretrained else None)
-    return architecture
+    saved_from = stated.get("architectures")
+    names = saved_from if isinstance(saved_from, list) else [saved_from]
+    return architecture, [name for name in names if isinstance(name, str)]
 
 
 def adapter_hint(path: str, file: Path) -> str:
@@ -102,9 +144,8 @@ def auto_class(architecture: PreTrainedConfig) -> Any:
     return AutoModelForImageTextToText if seeing else AutoModelForCausalLM
 
 
-def _check_causal(architecture: PreTrainedConfig, saved_from: Any) -> None:
-    """Whether a model is a causal language model, by its type and by the class that it was saved from."""
-    classes = [name for name in (saved_from if isinstance(saved_from, list) else [saved_from]) if isinstance(name, str)]
+def _check_causal(architecture: PreTrainedConfig, classes: list[str]) -> None:
+    """Whether a model is a causal language model, by its type and by the classes that it was saved from."""
     type_class: Any = auto_class(architecture)._model_mapping.get(type(architecture), None)
     ours = type_class.__name__ if type_class else ""
     is_causal = not classes or any(name == ours or name.endswith(_CAUSAL) for name in classes)

@@ -6,22 +6,31 @@ processes share them, and nothing that was asked once is asked again.
 
 from ts2_lightning.evaluation.judges.base import AskedJudge, Case, Judge, JudgeCost, Verdict
 from ts2_lightning.evaluation.judges.chat import ChatJudge, ChatSettings
+from ts2_lightning.evaluation.judges.equivalence import Equivalence, EquivalenceSettings, Unigram, make_equivalence
 from ts2_lightning.evaluation.judges.questions import JudgePrompt, Label, Parser, Rating, label, rating
+from ts2_lightning.evaluation.judges.reward import PAPERS_REWARD_MODEL, RewardModel, RewardSettings
 from ts2_lightning.evaluation.judges.spending import spending_limit
 
 __all__ = [
+    "PAPERS_REWARD_MODEL",
     "AskedJudge",
     "Case",
     "ChatJudge",
     "ChatSettings",
+    "Equivalence",
+    "EquivalenceSettings",
     "Judge",
     "JudgeCost",
     "JudgePrompt",
     "Label",
     "Parser",
     "Rating",
+    "RewardModel",
+    "RewardSettings",
+    "Unigram",
     "Verdict",
     "label",
+    "make_equivalence",
     "rating",
     "spending_limit",
 ]

@@ -32,6 +32,8 @@ STORIES = 500
 _TITLES = {"poems": ("title", "poem name"), "stories": ("title", "storytitle")}
 _HEADERS = ("user\n\n", "assistant\n\n")
 _PLACE = "HERE"  # of the response in a chat
+CHAT = "chat"
+"""Name among an item's details of the chat before and after its responses."""
 _ORDERS = (1, 2, 3)
 _SENTENCE_BERT = "100 times 1 - the mean cosine of the embeddings of two texts under a title"
 
@@ -109,21 +111,7 @@ class Creative(Protocol):
 
     def check_model(self, model: Model) -> None:
         """Raises UserError for what scoring needs and is not there: before hours of sampling, not after."""
-        if self.chosen_metrics == "ts2_code":
-            try:
-                nltk_words("A poem.")
-            except UserError as error:
-                raise UserError(f"{self.name}: {error}; or set metrics to text") from error
-            if model.endpoint is not None:
-                raise UserError(
-                    f"{self.name}: metrics ts2_code are of whole chats, and an endpoint does not say its template; set "
-                    "metrics to text"
-                )
-        if self._embedder is not None:
-            try:
-                sentence_embedder(self._embedder)
-            except UserError as error:
-                raise UserError(f"{self.name}: {error}; or set sentence_bert to null") from error
+        check_diversity(self.name, self.chosen_metrics, self._embedder, model)
         super().check_model(model)
 
     @property
@@ -154,7 +142,7 @@ class Creative(Protocol):
         if model.endpoint is not None:
             return asked
         items = [
-            replace(item, details={"chat": _around(model, prompt)})
+            replace(item, details={CHAT: chat_around(model, prompt)})
             for item, prompt in zip(asked.items, asked.prompts, strict=True)
         ]
         return replace(asked, items=items)
@@ -169,8 +157,8 @@ class Creative(Protocol):
 
     def estimate(self, part: Part, answered: Sequence[Answered]) -> Estimate:
         """The mean over titles of each; values `words` and `within_limit` of all texts."""
-        measure = self._measures()
-        of_titles = {of.item.id: measure(_texts(of, self.chosen_metrics)) for of in answered}
+        measure = diversity_of(self.chosen_metrics, self._embedder)
+        of_titles = {of.item.id: measure(texts_of(of, self.chosen_metrics, self.name)) for of in answered}
         names = list(next(iter(of_titles.values())))
         scored = [one for of in answered for one in of.scored]
         values = {name: statistics.fmean(of_title[name] for of_title in of_titles.values()) for name in names}
@@ -179,46 +167,85 @@ class Creative(Protocol):
         per_item = {name: {title: of_title[name] for title, of_title in of_titles.items()} for name in names}
         return Estimate({**values, **beside_scores(answered)}, per_item)
 
-    def _measures(self) -> Callable[[list[str]], dict[str, float]]:
-        """The function from the texts under a title to its values."""
-        embed = None if self._embedder is None else sentence_embedder(self._embedder)
-        metrics = diversity_metrics(self.chosen_metrics, embed)
 
-        def measure(texts: list[str]) -> dict[str, float]:
-            numbers = {name: metric([texts]).item() for name, metric in metrics.items()}
-            values = {"self_bleu_diversity": 100 - numbers.pop("self_bleu")}
-            if "distinct_1" in numbers:
-                values["ngram"] = 100 * statistics.fmean(numbers[f"distinct_{n}"] for n in _ORDERS)
-            if "sentence_bert" in numbers:
-                values["sentence_bert"] = 100 * numbers.pop("sentence_bert")
-            return {**values, **numbers}
+def check_diversity(name: str, metrics: DiversityVariant, embedder: str | None, model: Model) -> None:
+    """Raises UserError, under the name of a protocol, for what its metrics need and is not there."""
+    if metrics == "ts2_code":
+        try:
+            nltk_words("A poem.")
+        except UserError as error:
+            raise UserError(f"{name}: {error}; or set metrics to text") from error
+        if model.endpoint is not None:
+            raise UserError(
+                f"{name}: metrics ts2_code are of whole chats, and an endpoint does not say its template; set "
+                "metrics to text"
+            )
+    if embedder is not None:
+        try:
+            sentence_embedder(embedder)
+        except UserError as error:
+            raise UserError(f"{name}: {error}; or set sentence_bert to null") from error
 
-        return measure
+
+def diversity_of(metrics: DiversityVariant, embedder: str | None) -> Callable[[list[str]], dict[str, float]]:
+    """The function from the texts under one prompt to the values of their diversity.
+
+    Args:
+        metrics: whose numbers.
+        embedder: directory or hub name of the embedding model; None leaves Sent-BERT out.
+    """
+    embed = None if embedder is None else sentence_embedder(embedder)
+    functions = diversity_metrics(metrics, embed)
+
+    def measure(texts: list[str]) -> dict[str, float]:
+        numbers = {name: metric([texts]).item() for name, metric in functions.items()}
+        values = {"self_bleu_diversity": 100 - numbers.pop("self_bleu")}
+        if "distinct_1" in numbers:
+            values["ngram"] = 100 * statistics.fmean(numbers[f"distinct_{n}"] for n in _ORDERS)
+        if "sentence_bert" in numbers:
+            values["sentence_bert"] = 100 * numbers.pop("sentence_bert")
+        return {**values, **numbers}
+
+    return measure
 
 
-def _around(model: Model, prompt: Any) -> list[str]:
+def said_of(model: Model, prompt: Any) -> str:
+    """The prompt as the papers' code passes it on: without control tokens, and without some headers."""
+    said = str(model.tokenizer.decode(list(prompt), skip_special_tokens=True))
+    for header in _HEADERS:
+        said = said.replace(header, "")
+    return said
+
+
+def chat_around(model: Model, prompt: Any) -> list[str]:
     """The chat before and after the response, as TS2's and GEM's code scores it: a chat about the rendered prompt.
 
     That code takes the prompt's control tokens away and some headers, and puts what is left into the template again.
     """
-    said = str(model.tokenizer.decode(list(prompt), skip_special_tokens=True))
-    for header in _HEADERS:
-        said = said.replace(header, "")
-    question = Question.asking(said).conversation.messages
+    question = Question.asking(said_of(model, prompt)).conversation.messages
     chat = model.chat_template.render([*question, {"role": "assistant", "content": _PLACE}]).text
     before, _, after = chat.rpartition(_PLACE)
     return [before, after]
 
 
-def _texts(answered: Answered, metrics: DiversityVariant) -> list[str]:
-    """The texts under a title that are compared."""
+def texts_of(answered: Answered, metrics: DiversityVariant, name: str) -> list[str]:
+    """The texts under one prompt that are compared.
+
+    Args:
+        answered: prompt and responses.
+        metrics: whose numbers; `ts2_code` takes whole chats.
+        name: name of the protocol, for messages.
+
+    Raises:
+        UserError: nothing says the chats.
+    """
     texts = [response.text for response in answered.responses]
     if metrics != "ts2_code":
         return texts
-    if "chat" not in answered.item.details:
+    if CHAT not in answered.item.details:
         raise UserError(
-            "creative: metrics ts2_code are of whole chats, and nothing says the chats around these responses of an "
+            f"{name}: metrics ts2_code are of whole chats, and nothing says the chats around these responses of an "
             "endpoint; set metrics to text"
         )
-    before, after = answered.item.details["chat"]
+    before, after = answered.item.details[CHAT]
     return [f"{before}{text}{after}" for text in texts]

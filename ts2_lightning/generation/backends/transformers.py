@@ -171,7 +171,7 @@ class TransformersBackend(Backend):
             rows.add(taken)
             rows.decode(self._synced)
         except (RuntimeError, MemoryError) as error:
-            if self._synced or not _is_out_of_memory(error):  # ranks would have to agree on another batch
+            if self._synced or not is_out_of_memory(error):  # ranks would have to agree on another batch
                 raise
             return False
         return True
@@ -216,7 +216,7 @@ class TransformersBackend(Backend):
                     synced_gpus=self._synced,
                 )  # fmt: skip
         except (RuntimeError, MemoryError) as error:
-            if self._synced or not _is_out_of_memory(error):
+            if self._synced or not is_out_of_memory(error):
                 raise
             return False
         finally:
@@ -338,7 +338,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train(training)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the CPU's allocator, had no memory left."""
     said = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said
