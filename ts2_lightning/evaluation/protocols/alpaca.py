@@ -288,8 +288,10 @@ class AlpacaEval(JudgedProtocol):
             each |= _firsts(sides, ks)
         if part.sampling.n > 1:
             each |= self._diversity(answered)
-        values = {name: float(np.mean(numbers)) for name, numbers in each.items()}
-        values |= {_named("lc_win_rate", k): ends[0] for k, ends in curves["lc_win_rate"].items()}
+        means = {name: float(np.mean(numbers)) for name, numbers in each.items()}
+        at_equal_length = {_named("lc_win_rate", k): ends[0] for k, ends in curves["lc_win_rate"].items()}
+        rates = {name: mean for name, mean in means.items() if name.startswith("win_rate")}
+        values = {**rates, **at_equal_length, **means}
         values["longer"] = float(np.mean(sides.longer() > 0))
         values["characters"] = float(sides.lengths.mean())
         beside = beside_scores(answered)

@@ -1,5 +1,6 @@
 """How the models of a table differ from the first one, question by question."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,17 +33,22 @@ class Compared(NamedTuple):
 def main_values(names: Sequence[str]) -> list[str]:
     """Of values that are there for each question those that a difference is shown of.
 
-    Accuracy, and pass@k at the largest k; where there is no accuracy, the first of all.
+    Accuracy, and pass@k at the largest k; where there is neither, the first of all, and the same at the largest k.
 
     Example:
         >>> main_values(["accuracy", "distinct_answers", "pass_at_1", "pass_at_16", "pass_at_2"])
         ['accuracy', 'pass_at_16']
-        >>> main_values(["self_bleu_diversity", "ngram"])
-        ['self_bleu_diversity']
+        >>> main_values(["self_bleu_diversity", "ngram"]), main_values(["win_rate", "win_rate_at_8", "win_rate_at_32"])
+        (['self_bleu_diversity'], ['win_rate', 'win_rate_at_32'])
     """
-    ks = [int(name.removeprefix("pass_at_")) for name in names if name.startswith("pass_at_")]
-    main = [name for name in ("accuracy", f"pass_at_{max(ks, default=1)}") if name in names and name != "pass_at_1"]
-    return main or list(names[:1])
+    first = names[0] if names else ""
+    return _with_largest("accuracy", "pass_at_", names) or _with_largest(first, f"{first}_at_", names)
+
+
+def _with_largest(name: str, at: str, names: Sequence[str]) -> list[str]:
+    """A value and the one that begins with `at` and has the largest k, but for that of one response."""
+    ks = [int(other.removeprefix(at)) for other in names if re.fullmatch(rf"{re.escape(at)}\d+", other)]
+    return [other for other in (name, f"{at}{max(ks, default=1)}") if other in names and other != f"{at}1"]
 
 
 def compare(first: Result, second: Result, label: str, name: str) -> Compared | None:

@@ -82,8 +82,8 @@ class NoveltyBench(Protocol):
     source: ClassVar[str] = "Zhang et al., NoveltyBench (2025); TOFU, 5.2"
     prompt: ClassVar[str] = "{prompt}"
     models_needed: ClassVar[str] = (
-        f"a classifier of pairs ({_EQUIVALENCE.model}), unless equivalence is unigram; a reward model ({REWARD_MODEL}), "
-        "unless reward is null"
+        f"a classifier of pairs ({_EQUIVALENCE.model}), unless equivalence is unigram; the reward model "
+        f"{REWARD_MODEL}, unless reward is null"
     )
     deviations: ClassVar[tuple[str, ...]] = (
         "NoveltyBench: no top-p, 512 tokens; TOFU: top-p 0.9, 64 tokens (variant tofu).",
@@ -150,11 +150,8 @@ class NoveltyBench(Protocol):
 
     def item(self, row: Row, data_set: str) -> Item:
         """The prompt as it is."""
-        prompt = row.text("prompt")
-        if not prompt.strip():
-            raise ValueError("prompt is empty")
         name = row.fields.get("id")
-        return Item(name if isinstance(name, str) and name else str(row.number), prompt)
+        return Item(name if isinstance(name, str) and name else str(row.number), row.text("prompt"))
 
     def score(self, item: Item, responses: Sequence[Response]) -> list[Scored]:
         """Scores the responses to one prompt."""
@@ -272,6 +269,7 @@ def utility(ratings: Sequence[int], classes: Sequence[int], patience: float) -> 
         6.571428571428571
     """
     gains = [
-        rated if number not in classes[:place] else 0 for place, (rated, number) in enumerate(zip(ratings, classes))
+        rated if number not in classes[:place] else 0
+        for place, (rated, number) in enumerate(zip(ratings, classes, strict=True))
     ]
     return float(np.average(gains, weights=patience ** np.arange(len(gains))))

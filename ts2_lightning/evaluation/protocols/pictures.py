@@ -23,9 +23,14 @@ from ts2_lightning.evaluation.protocols.tables import (
 )
 from ts2_lightning.evaluation.style import layout, legend_below, literal, look, new_figure, save, tidy
 
-_STYLES: dict[str, Literal["-", "--", ":"]] = {"pass": "-", "majority": "--", "chance": ":"}
-_BANDS = {"pass": 0.14, "majority": 0.06, "chance": 0.0}
-_NAMES = {"pass": "right in one of k", "majority": "vote of k", "chance": "k guesses"}
+_STYLES: dict[str, Literal["-", "--", ":"]] = {
+    "pass": "-", "majority": "--", "chance": ":", "win_rate": "-", "lc_win_rate": "--",
+}  # fmt: skip
+_BANDS = {"pass": 0.14, "majority": 0.06, "chance": 0.0, "win_rate": 0.14, "lc_win_rate": 0.06}
+_NAMES = {
+    "pass": "right in one of k", "majority": "vote of k", "chance": "k guesses", "win_rate": "best of k",
+    "lc_win_rate": "best of k, at equal length",
+}  # fmt: skip
 _BARS = 33
 """Bars of a histogram, at most."""
 
@@ -107,9 +112,10 @@ def _draw_curves(axes: Axes, part: Part, evaluated: Sequence[Evaluated], parts: 
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(0, 1.02)
+    is_share = all("win_rate" not in curves for curves in _curves(part, evaluated))
+    axes.set_ylim(0, 1.02 if is_share else 102)
     axes.set_xlabel("responses k (logarithmic axis)", fontsize=9)
-    axes.set_ylabel("share of questions", fontsize=9)
+    axes.set_ylabel("share of questions" if is_share else "win rate", fontsize=9)
 
 
 # Successes of each question -------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ from ts2_lightning.values import Value
 BESIDE = ("questions", "samples", "unparsed", "truncated", "chance")
 """What stands beside every score."""
 
-CURVES = ("pass", "majority", "chance")
+CURVES = ("pass", "majority", "chance", "win_rate", "lc_win_rate")
 """Names of scores at each k."""
 
-_LEFT_OUT = re.compile(r"chance_at_.*|first_.*|accuracy_of_parsed|(pass|majority)_at_1")
+_LEFT_OUT = re.compile(r"(chance|wins|positive|reward)_at_.*|first_.*|accuracy_of_parsed|(pass|majority)_at_1")
 """Values that only the table for programs has; one response votes for itself."""
 _MANY = 0.3
 """Share of responses without an answer from which on scores are doubtful."""
@@ -120,7 +120,9 @@ def own_descriptions(evaluated: Sequence[Evaluated]) -> dict[str, Value]:
 def _cell(value: float, result: Result, name: str) -> Cell:
     of_items = result.documents.get("per_item", {}).get(name)
     if not of_items:
-        return Cell(value)
+        curve, _, k = name.partition("_at_")  # what is no mean over questions may have its interval there
+        ends = result.documents.get("curves", {}).get(curve, {}).get(k or "1")
+        return Cell(value) if ends is None else Cell(value, *ends[1:])
     _, low, high = interval(list(of_items.values()))
     return Cell(value, low, high)
 
@@ -132,7 +134,9 @@ def remarks(evaluated: Sequence[Evaluated], protocols: Sequence[Protocol]) -> li
         int(k): round(part.cells[number]["samples"].mean)
         for part in parts_of(evaluated)
         for number, model in enumerate(evaluated)
-        for k in curves_of(part, model).get("pass", {})
+        for name, curve in curves_of(part, model).items()
+        if name in ("pass", "win_rate")
+        for k in curve
         if "samples" in part.cells[number]
     }
     cautions = [said for k, n in samples.items() if (said := caution(k, n))]
