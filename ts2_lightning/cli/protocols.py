@@ -118,7 +118,7 @@ def describe(protocol: type[Protocol], width: int) -> str:
         tokens = cost(protocol(variant=variant))
         lines.append(_wrapped(f"{variant}: {_sampled(sampling)}; {tokens:,} tokens at most in all", width, "  "))
     blocks.append("\n".join(lines))
-    blocks.append(f"Models needed beside the one that is measured: {protocol.models_needed}")
+    blocks.append(_wrapped(f"Models needed beside the one that is measured: {protocol.models_needed}", width))
     if protocol.deviations:
         listed = [_wrapped(sentence, width, "  - ", "    ") for sentence in protocol.deviations]
         blocks.append("\n".join(["Where text, public code and this one differ:", *listed]))

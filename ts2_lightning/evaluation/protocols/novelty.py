@@ -59,6 +59,7 @@ class NoveltyBench(Protocol):
         reward: reward model of the ratings, whose table of thresholds is of this model alone; null measures Distinct
             alone.
         patience: probability that someone reads on.
+        variant: `paper`, and `papers_code`, which samples alike; `tofu`: as TOFU's paper samples.
     """
 
     name: ClassVar[str] = "novelty"
