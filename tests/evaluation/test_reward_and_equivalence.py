@@ -104,9 +104,8 @@ def test_a_reward_model_without_a_template_is_refused(tmp_path: Path) -> None:
     failing = write_reward_model(tmp_path / "failing", template="{{ raise_exception('no users here') }}")
     with refused(r"failing: its chat template fails on turns of user, assistant \(no users here\)"):
         RewardModel(RewardSettings(str(failing))).check()
-    endless = write_reward_model(
-        tmp_path / "endless", template="{% for i in range(100000) %}{{ 'a' * 99999 }}{% endfor %}"
-    )
+    template = "{% for i in range(100000) %}{{ 'a' * 99999 }}{% endfor %}"
+    endless = write_reward_model(tmp_path / "endless", template=template)
     with refused("endless: its chat template fails"):
         RewardModel(RewardSettings(str(endless))).check()
 
@@ -202,9 +201,7 @@ def test_another_threshold_asks_nothing_again(similarity_dir: Path) -> None:
 
 def test_a_tokenizer_without_its_control_tokens_is_refused(similarity_dir: Path, reward_dir: Path) -> None:
     judge = Equivalence(EquivalenceSettings(str(similarity_dir), str(reward_dir)))
-    with refused(
-        r"this tokenizer has no \[CLS\] or no \[SEP\], which part two texts; name another with equivalence.tok"
-    ):
+    with refused(r"this tokenizer has no \[CLS\] or no \[SEP\], which part two texts; name another with"):
         judge.check()
     Equivalence(EquivalenceSettings(str(similarity_dir))).check()
     paper = Equivalence(EquivalenceSettings())
