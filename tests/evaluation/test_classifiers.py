@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from tests.support.errors import refused
-from tests.support.judges import edit_json, write_reward_model
+from tests.support.judges import count_rows, edit_json, write_reward_model
 from ts2_lightning.evaluation.judges import Case, Equivalence, EquivalenceSettings, RewardModel, RewardSettings
 from ts2_lightning.evaluation.judges import classifier as classifiers
 from ts2_lightning.evaluation.judges.classifier import Classifier, ClassifierBackend, chosen_devices
@@ -72,9 +72,12 @@ def test_a_batch_of_pairs_equals_single_pairs(similarity_dir: Path, batch_size: 
 
 def test_texts_are_computed_with_those_of_like_length(reward_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
-    monkeypatch.setattr(
-        Classifier, "_numbers", lambda self, rows: seen.append([len(row) for row in rows]) or [[0.0]] * len(rows)
-    )
+
+    def constant(self: Classifier, rows: Any) -> list[list[float]]:
+        seen.append([len(row) for row in rows])
+        return [[0.0]] * len(rows)
+
+    monkeypatch.setattr(Classifier, "_numbers", constant)
     assert numbers(Classifier(str(reward_dir), 1, batch_size=3), ROWS) == [[0.0]] * len(ROWS)
     assert seen == [[40, 8, 5], [3, 2, 2], [1]]
     assert numbers(Classifier(str(reward_dir), 1), []) == []
@@ -231,9 +234,7 @@ def test_a_judge_that_was_killed_goes_on(reward_dir: Path, judge_cache: Path, mo
     assert done.returncode == -signal.SIGKILL
     there = len(verdict_lines(judge_cache))
     assert 0 < there <= 9
-    asked: list[int] = []
-    real = Classifier._numbers
-    monkeypatch.setattr(Classifier, "_numbers", lambda self, rows: asked.append(len(rows)) or real(self, rows))
+    asked = count_rows(monkeypatch)
     judge = RewardModel(RewardSettings(str(reward_dir), batch_size=3, device="cpu"))
     rewards = [verdict.value for verdict in judge.judge(cases(20))]
     assert sum(asked) == 20 - there

@@ -28,7 +28,6 @@ from ts2_lightning.evaluation.results import read_result
 
 pytestmark = pytest.mark.usefixtures("judge_cache")
 OWN = REWARD_MODEL.rpartition("/")[2]
-FEW = st.integers(0, 6)
 TEXTS = {
     "Name a colour.": ["Blue", "blue", "red", " BLUE ", "green", "red"],
     "Tell me a story.": [

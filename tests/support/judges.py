@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -13,6 +14,8 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+
+from ts2_lightning.evaluation.judges.classifier import Classifier
 
 LLAMA_3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
@@ -32,12 +35,12 @@ def byte_tokenizer(names: list[str], begin: str | None = None, **special: str) -
     """
     vocab = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(names)
     if begin is not None:
         number = backend.token_to_id(begin)
-        backend.post_processor = processors.TemplateProcessing(f"{begin} $A", special_tokens=[(begin, number)])  # type: ignore[assignment]
+        backend.post_processor = processors.TemplateProcessing(f"{begin} $A", special_tokens=[(begin, number)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
 
@@ -82,6 +85,19 @@ def write_similarity_model(directory: Path, seed: int = 0, **changes: Any) -> Pa
     network.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def count_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of texts that are classified together from here on, in this process."""
+    seen: list[int] = []
+    real = Classifier._numbers
+
+    def counted(self: Classifier, rows: Any) -> list[list[float]]:
+        seen.append(len(rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(Classifier, "_numbers", counted)
+    return seen
 
 
 def edit_json(file: Path, **changes: Any) -> None:
