@@ -81,12 +81,17 @@ def add_judges(options: Any, asked: Mapping[str, type[Measure]], settings: dict[
         UserError: an option that is for none of the protocols.
     """
     for group, values in judge_values(options).items():
-        takers = [name for name, protocol in asked.items() if group_of(protocol, group) is not None]
+        takers = [name for name, protocol in asked.items() if _takes(protocol, group)]
         if not takers:
             option = next(name for name, (of, _) in _OPTIONS.items() if of == group and getattr(options, name, None))
             raise UserError(f"--{option}: none of {', '.join(asked)} has a {group}; leave it out")
         for name in takers:
             merge_group(group_of(asked[name], group), group, settings[name], values)
+
+
+def _takes(protocol: type[Measure], group: str) -> bool:
+    """Whether a protocol has a judge of that kind, and not one of its own that nobody else can stand in for."""
+    return group_of(protocol, group) is not None and group not in getattr(protocol, "own_judges", ())
 
 
 def merge_group(kind: Any, group: str, settings: dict[str, Any], value: Any) -> None:

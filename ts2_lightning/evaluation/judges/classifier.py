@@ -111,9 +111,7 @@ class Classifier:
         return (ends.cumsum(-1) - ends).gt(0).long()
 
     def _halve(self, length: int) -> None:
-        gc.collect()  # what the failed pass has left behind
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()  # of what the failed pass has left behind
         if self.batch_size == 1:
             raise UserError(f"out of memory with one text of {length:,} tokens at a time; take a larger device")
         self.batch_size //= 2
@@ -140,6 +138,7 @@ class ClassifierBackend(Backend):
         self._devices = list(devices)
         self._classifier: Classifier | None = None
         self._workers: Workers | None = None
+        self._to_say = ""
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -148,9 +147,11 @@ class ClassifierBackend(Backend):
 
     def check(self, requests: Sequence[Request]) -> None:
         """Raises UserError for a text without a token, with a foreign one, or longer than the model takes."""
-        limits = self._limits
+        limits, place = self._limits, self._arguments["place"]
         for request in requests:
-            _check_row(_ids(request), limits, self._arguments["place"])
+            _check_row(_ids(request), limits, place)
+        tokens = sum(len(_ids(request)) for request in requests)
+        self._to_say = f"{len(requests):,} texts of {tokens:,} tokens by {place} on {', '.join(self._devices)}"
 
     @cached_property
     def _limits(self) -> ModelLimits:
@@ -159,6 +160,9 @@ class ClassifierBackend(Backend):
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
         """As the base class; a window of requests is taken at a time, and handed over batch by batch."""
+        if self._to_say:
+            rank_zero_info(self._to_say)
+            self._to_say = ""
         source = iter(requests)
         count = _WINDOW * self._arguments["batch_size"] * len(self._devices)
         while window := list(islice(source, count)):
@@ -170,12 +174,10 @@ class ClassifierBackend(Backend):
     def _batches(self, rows: Sequence[Sequence[int]]) -> Iterator[list[tuple[int, list[float]]]]:
         if len(self._devices) == 1:
             if self._classifier is None:
-                rank_zero_info(f"loads {self._arguments['place']} on {self._devices[0]}")
                 self._classifier = Classifier(device=self._devices[0], **self._arguments)
             yield from self._classifier.batches(rows)
             return
         if self._workers is None:
-            rank_zero_info(f"loads {self._arguments['place']} on {', '.join(self._devices)}")
             self._workers = Workers([{**self._arguments, "device": device} for device in self._devices])
         is_whole = False
         try:
@@ -195,10 +197,19 @@ class ClassifierBackend(Backend):
 
     def close(self) -> None:
         """Lets go of the model, and ends the processes."""
-        self._classifier = None
+        if self._classifier is not None:
+            self._classifier = None
+            free_memory()
         if self._workers is not None:
             self._workers.close()
             self._workers = None
+
+
+def free_memory() -> None:
+    """Gives memory back that nothing holds any more, to other processes too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _ids(request: Request) -> tuple[int, ...]:

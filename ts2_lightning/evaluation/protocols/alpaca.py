@@ -22,7 +22,7 @@ from ts2_lightning.evaluation.preferences import (
     win_at_equal_length,
     win_at_k,
 )
-from ts2_lightning.evaluation.protocols.asking import AskedPart
+from ts2_lightning.evaluation.protocols.asking import AskedPart, respond
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.creative import CHAT, chat_around, check_diversity, diversity_of, texts_of
 from ts2_lightning.evaluation.protocols.data import DataSet, Row, data_identity, read_data
@@ -209,8 +209,9 @@ class AlpacaEval(JudgedProtocol):
         """Raises UserError for what scoring needs and is not there: before hours of sampling, not after."""
         check_diversity(self.name, self.chosen_metrics, self.sentence_bert, model)
         check_format(self.name, self._judge, model)
-        _ = self.opponents
         super().check_model(model)
+        if model.responses is None:
+            self._compared([(item, []) for item in self.items("alpaca")])
 
     # Questions --------------------------------------------------------------------------------------------------
 
@@ -222,12 +223,8 @@ class AlpacaEval(JudgedProtocol):
         dataset = row.fields.get("dataset")
         return Item(str(row.number), instruction, details={"dataset": dataset} if isinstance(dataset, str) else {})
 
-    def items(self, data_set: str) -> list[Item]:
-        """The instructions, but for those that there is nothing to compare with, which a line says."""
-        return [item for item, _ in self._compared([(item, []) for item in super().items(data_set)])]
-
     def _compared(self, answers: Answers) -> Answers:
-        """The questions that there is something to compare with."""
+        """The questions that there is something to compare with; a line says how many others there are."""
         kept = [(item, responses) for item, responses in answers if item.question in self.opponents]
         if not kept:
             raise UserError(
@@ -268,9 +265,18 @@ class AlpacaEval(JudgedProtocol):
         return replace(Case.answer(item.question, response.text), details=plain_said(item.details))
 
     def responses(self, model: Model, directory: Path) -> Iterator[tuple[Part, Answers]]:
-        """The responses to the instructions that there is something to compare with."""
-        for part, answers in making_room(model, super().responses(model, directory)):
-            yield part, self._compared(answers)
+        """The responses to the instructions that there is something to compare with; no others are made."""
+        if model.responses is not None:
+            for part, answers in super().responses(model, directory):
+                yield part, self._compared(answers)
+            return
+        for part in self.parts():
+            asked = self.asked(model, part)
+            pairs = zip(asked.items, asked.prompts, strict=True)
+            kept = [(item, prompt) for item, prompt in pairs if item.question in self.opponents]
+            items, prompts = [item for item, _ in kept], [prompt for _, prompt in kept]
+            chosen = replace(asked, items=items, prompts=prompts)
+            yield from making_room(model, [(part, respond(model, chosen, directory, self.batch_size))])
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """As of every protocol; the reward model is let go of afterwards."""

@@ -94,6 +94,9 @@ class NoveltyBench(Protocol):
         "Which responses share a class depends on their order, which here is that of their numbers.",
     )
 
+    own_judges: ClassVar[tuple[str, ...]] = ("reward",)
+    """Judges that no option for all protocols names: there is one model alone that will do."""
+
     equivalence: EquivalenceSettings = _EQUIVALENCE
     reward: RewardSettings | None = _REWARD
     patience: float = 0.8

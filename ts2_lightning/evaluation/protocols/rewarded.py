@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation.judges import RewardModel, RewardSettings
+from ts2_lightning.evaluation.judges.classifier import free_memory
 from ts2_lightning.evaluation.judges.reward import SAID, RewardFormat
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import AskedPart
 from ts2_lightning.evaluation.protocols.base import PAPERS_CODE
 from ts2_lightning.evaluation.protocols.creative import said_of
 from ts2_lightning.evaluation.protocols.items import Part
-from ts2_lightning.evaluation.protocols.stored import Answers
+from ts2_lightning.evaluation.protocols.stored import Answers, stores_of
 from ts2_lightning.types import UserError
 
 USUAL_REWARD = RewardSettings()
@@ -47,13 +48,14 @@ def making_room(model: Model, parts: Iterable[tuple[Part, Answers]]) -> Iterator
     for part, answers in parts:
         if model.device != "cpu" or model.backend != "transformers":
             model.forget()
+            free_memory()
         yield part, answers
 
 
 def responses_beside(place: str) -> Path | None:
     """The directory with a run's responses that a setting names; None if it names something else."""
     path = Path(place).expanduser()
-    return path if path.is_dir() and any(path.glob("**/part-*.jsonl")) else None
+    return path if path.is_dir() and stores_of(path) else None
 
 
 def plain_said(details: Any) -> dict[str, str]:
