@@ -74,10 +74,7 @@ def as_dict(protocol: type[Protocol]) -> dict[str, Any]:
         "about": _about(protocol),
         "source": protocol.source,
         "prompt": protocol.prompt,
-        "data": {
-            name: {"hub": data.hub, "name": data.name, "split": data.split, "rows": data.rows, "fields": data.fields}
-            for name, data in protocol.data_sets.items()
-        },
+        "data": {name: asdict(data) for name, data in protocol.data_sets.items()},
         "variants": {
             variant: {"samples": _sampled(sampling), "tokens_at_most": cost(protocol(variant=variant))}
             for variant, sampling in protocol.samplings.items()
@@ -110,7 +107,7 @@ def describe(protocol: type[Protocol], width: int) -> str:
     blocks.append("\n".join(["What the user says:", textwrap.indent(protocol.prompt.strip("\n"), "    ")]))
     lines = ["Data, where you name no file:"]
     for name, data in protocol.data_sets.items():
-        where = " ".join(filter(None, [data.hub, data.name, data.split]))
+        where = " ".join(filter(None, [data.hub, data.name, data.split])) or f"none; its home is {data.home}"
         lines.append(_wrapped(f"{name}: {where}, {data.rows:,} rows; fields: {data.fields}", width, "  "))
     blocks.append("\n".join(lines))
     lines = ["Variants, and what each samples:"]

@@ -15,7 +15,7 @@ from ts2_lightning.data.rows import LARGEST_ROW, SourceRow
 from ts2_lightning.data.sources import HUB, Source, file_digest, read_rows, resolve_source
 from ts2_lightning.types import UserError
 
-_CSV = ".csv"
+_CSV, _TXT = ".csv", ".txt"
 _HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and no tokenizer reads: a surrogate by itself."""
 
@@ -25,11 +25,12 @@ class DataSet:
     """Where a protocol's rows come from if the user names no file, and what they look like.
 
     Attributes:
-        hub: name on the hub, `ORG/NAME`.
+        hub: name on the hub, `ORG/NAME`; empty for rows that are not there, which the user has to name.
         split: split on the hub.
-        rows: number of rows there, for the estimate of the cost.
+        rows: number of questions there, for the estimate of the cost.
         fields: fields that are wanted, for people; several layouts with "or" between them.
         name: configuration on the hub, if there are several.
+        home: where a file of rows that are not on the hub is published, for people.
     """
 
     hub: str
@@ -37,6 +38,7 @@ class DataSet:
     rows: int
     fields: str
     name: str | None = None
+    home: str = ""
 
     def source(self, file: str | None) -> Source:
         """What is read: the user's file or `hub:ORG/NAME`, else the documented data set."""
@@ -102,7 +104,12 @@ def data_identity(data_set: DataSet, file: str | None, option: str) -> list[str]
 
 
 def _files(data_set: DataSet, file: str | None, option: str) -> list[Path]:
-    if file is not None and file.endswith(_CSV) and os.path.isfile(expanded(file, option)):
+    if file is None and not data_set.hub:
+        raise UserError(
+            f"{option}: these rows are on no hub; name a file of rows with {data_set.fields}, such as that of "
+            f"{data_set.home}"
+        )
+    if file is not None and file.endswith((_CSV, _TXT)) and os.path.isfile(expanded(file, option)):
         return [expanded(file, option)]
     try:
         return resolve_source(data_set.source(file))
@@ -113,7 +120,8 @@ def _files(data_set: DataSet, file: str | None, option: str) -> list[Path]:
 
 
 def _rows(files: Sequence[Path], option: str) -> Iterator[Row]:
-    read = (row for file in files for row in (_read_csv(file) if file.name.endswith(_CSV) else read_rows(file)))
+    readers = {_CSV: _read_csv, _TXT: _read_txt}
+    read = (row for file in files for row in readers.get(file.suffix, read_rows)(file))
     for number, row in enumerate(read):
         if isinstance(row, Reject):
             raise UserError(f"{option} {row.origin}: {row.reason}")
@@ -130,3 +138,11 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
             if None in fields or None in fields.values():
                 raise UserError(f"{origin}: a row of {len(reader.fieldnames or ())} columns was expected")
             yield SourceRow(fields, origin)
+
+
+def _read_txt(path: Path) -> Iterator[SourceRow]:
+    """The lines of a text, each with the field `text`; empty ones are left out."""
+    with readable(path, "text", UnicodeDecodeError), open(path, encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield SourceRow({"text": line.strip()}, f"{path}:{number}")
