@@ -29,8 +29,11 @@ from ts2_lightning.evaluation.protocols.creative import Creative
 from ts2_lightning.evaluation.protocols.gsm8k import GSM8K
 from ts2_lightning.evaluation.protocols.humaneval import HumanEval
 from ts2_lightning.evaluation.protocols.maths import Maths
+from ts2_lightning.evaluation.protocols.mtbench101 import MTBench101
 from ts2_lightning.evaluation.protocols.novelty import NoveltyBench
 from ts2_lightning.evaluation.protocols.openllm import OpenLLM
+from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct
+from ts2_lightning.evaluation.protocols.stories import Stories
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -39,7 +42,10 @@ from ts2_lightning.values import Value
 M = TypeVar("M", bound=Measure)
 G = TypeVar("G")
 
-PROTOCOLS = (GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative, AlpacaEval, NoveltyBench)
+PROTOCOLS = (
+    GSM8K, Maths, OpenLLM, ARC, MMLU, HumanEval, Creative, AlpacaEval, NoveltyBench,
+    Stories, MTBench101, MaliciousInstruct, HarmBench,
+)  # fmt: skip
 """Measures that ask questions and score the responses."""
 
 LOGGED = ("train", "val", "test")

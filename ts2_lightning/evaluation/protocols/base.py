@@ -120,6 +120,10 @@ class Protocol(Measure):
             ValueError: a field cannot be read.
         """
 
+    def items_of(self, row: Row, data_set: str) -> list[Item]:
+        """The questions of a row, for protocols that have several, or none, in one; else the one of `item`."""
+        return [self.item(row, data_set)]
+
     @abstractmethod
     def score(self, item: Item, responses: Sequence[Response]) -> list[Scored]:
         """Scores the responses to one question, in their order. Equal texts get equal scores."""
@@ -207,10 +211,10 @@ class Protocol(Measure):
             UserError: naming file and line of a row that is none, and the fields that are wanted.
         """
         described, option = self.data_sets[data_set], self._option(data_set)
-        items = []
+        items: list[Item] = []
         for row in read_data(described, self._file(data_set), option, self.limit):
             try:
-                items.append(self.item(row, data_set))
+                items += self.items_of(row, data_set)
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 said = f"no field {error}" if isinstance(error, KeyError) else str(error)
                 raise UserError(f"{option} {row.origin}: {said}; wanted are rows with {described.fields}") from error

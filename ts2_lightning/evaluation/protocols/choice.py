@@ -18,11 +18,12 @@ INSTRUCTION = (
     "Answer the following multiple choice question. Your response should be of the following format: 'Answer: $LETTER' "
     "(without quotes) where LETTER is one of choice labels.\n\n{question}\n\n{choices}"
 )
-_DELIMITED = (
+DELIMITED = (
     "\nBelow is an instruction that describes a task. Write a response that appropriately completes the request. Input "
     "might contain additional information.\nInstruction: \n<|instruct|> \n{} \n<|/instruct|> \n\nInput: \n<|input|> \n"
     " \n<|/input|> \n\nResponse: \n<|response|>\n"
 )
+"""What TOFU's models are asked in, with no input; they end their response with `<|/response|>`."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class GreedyChoice(Protocol):
         labels = read.labels if in_code else read.letters
         lines = "\n".join(f"{label}) {choice}" for label, choice in zip(labels, read.texts, strict=True))
         asked = INSTRUCTION.format(question=read.question, choices=lines)
-        question = _DELIMITED.format(asked) if in_code else asked
+        question = DELIMITED.format(asked) if in_code else asked
         details = {"choices": len(labels)}
         return Item(str(row.number), question, labels[read.right], continued=in_code, details=details)
 

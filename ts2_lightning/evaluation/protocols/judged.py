@@ -10,10 +10,15 @@ from ts2_lightning.evaluation.judges.base import plain_judge
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import Protocol
 from ts2_lightning.evaluation.protocols.items import Answered, Item, Scored
+from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, beside_scores
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.values import Value
 
 JUDGE_UNPARSED = Value("judge_unparsed", "judge unread", "share of verdicts that could not be read", "lower", ".3f")
+
+_USUAL = ("truncated", "questions", "samples")
+BESIDE_VERDICTS = (JUDGE_UNPARSED, *(value for value in COMMON_VALUES if value.name in _USUAL))
+"""Descriptions of what stands beside every value of a judge."""
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,9 @@ class JudgedProtocol(Protocol):
 def read_scores(answered: Answered) -> list[float]:
     """The scores of a question whose verdict could be read."""
     return [one.score for one in answered.scored if one.answer is not None]
+
+
+def beside_verdicts(answered: Sequence[Answered]) -> dict[str, float]:
+    """What stands beside every value of a judge: the share of verdicts that could not be read, and the usual."""
+    beside = beside_scores(answered)
+    return {JUDGE_UNPARSED.name: beside.pop("unparsed"), **beside}

@@ -37,6 +37,9 @@ _BARS = 33
 _DIVERSITIES = ("self_bleu_diversity", "sentence_bert", "ngram", "distinct_answers")
 """Values that say how much responses differ, the most telling first."""
 
+_QUALITIES = ("accuracy", "quality")
+"""Values that say how good they are; a part has one of them."""
+
 
 def draw_all(evaluated: Sequence[Evaluated], directory: Path) -> list[Path]:
     """Draws what there is to draw.
@@ -154,7 +157,7 @@ def _draw_successes(axes: Axes, part: Part, evaluated: Sequence[Evaluated], part
 
 def _plane(part: Part, parts: Sequence[Part]) -> tuple[Part, str] | None:
     """Where the diversity of a part's models is: in another protocol's texts, or else in the part's own answers."""
-    if not any("accuracy" in cells for cells in part.cells):
+    if _quality(part) is None:
         return None
     for name in _DIVERSITIES:
         for other in (part, *(other for other in parts if name != "distinct_answers")):
@@ -163,12 +166,16 @@ def _plane(part: Part, parts: Sequence[Part]) -> tuple[Part, str] | None:
     return None
 
 
+def _quality(part: Part) -> str | None:
+    return next((name for name in _QUALITIES if any(name in cells for cells in part.cells)), None)
+
+
 def _draw_plane(axes: Axes, part: Part, evaluated: Sequence[Evaluated], parts: Sequence[Part]) -> None:
     plane = _plane(part, parts)
     assert plane is not None
-    other, name = plane
+    (other, name), quality = plane, str(_quality(part))
     for number in range(len(evaluated)):
-        x, y = other.cells[number].get(name), part.cells[number].get("accuracy")
+        x, y = other.cells[number].get(name), part.cells[number].get(quality)
         if x is not None and y is not None:
             axes.errorbar(
                 x.mean,
@@ -183,7 +190,7 @@ def _draw_plane(axes: Axes, part: Part, evaluated: Sequence[Evaluated], parts: S
     tidy(axes, grid="both")
     value = describe(f"{other.protocol}/{name}", own_descriptions(evaluated))
     axes.set_xlabel(literal(value.title), fontsize=9)
-    axes.set_ylabel("accuracy", fontsize=9)
+    axes.set_ylabel(literal(quality), fontsize=9)
 
 
 def _whiskers(cell: Cell) -> list[list[float]] | None:

@@ -148,7 +148,7 @@ def remarks(evaluated: Sequence[Evaluated], protocols: Sequence[Protocol]) -> li
         if {"unparsed", "truncated", "questions"} <= cells.keys() and cells["unparsed"].mean > _MANY
     ]
     lines += _remarks_on_differences(evaluated)
-    return lines + cautions[-1:] + [protocol.note for protocol in protocols if protocol.note] + doubts
+    return lines + cautions[-1:] + [*dict.fromkeys(protocol.note for protocol in protocols if protocol.note)] + doubts
 
 
 def _remarks_on_differences(evaluated: Sequence[Evaluated]) -> list[str]:
