@@ -16,7 +16,6 @@ from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, P
 from ts2_lightning.evaluation.protocols.judged import BESIDE_VERDICTS, JudgedProtocol, beside_verdicts, read_scores
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.ranges import Only, check_number
-from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
@@ -120,7 +119,7 @@ class MTBench101(JudgedProtocol):
         if self.tasks == ():
             raise UserError(f"tasks is empty; name some of {', '.join(TASKS)}, or null for all")
         if unknown := next((task for task in self.tasks or () if task not in TASKS), None):
-            raise UserError(f"no task {unknown!r}{did_you_mean(unknown, TASKS) or '; there are ' + ', '.join(TASKS)}")
+            raise UserError(f"no task {unknown!r}; there are {', '.join(TASKS)}")
         super().check()
 
     def make_judge(self) -> Judge:
@@ -209,7 +208,7 @@ def _turns(row: Row) -> list[Item]:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     least = 1 + (task in FIRST_TURN_IS_GIVEN)
     if not isinstance(history, Sequence) or isinstance(history, str) or len(history) < least:
-        raise ValueError(f"history must be a list of at least {least} turns with user and bot")
+        raise ValueError(f"history must be a list of turns with user and bot, at least {least}")
     said = [Row(row.number, row.origin, turn if isinstance(turn, Mapping) else {}) for turn in history]
     dialogue = f"{task}-{row.fields['id']}"
     turns: list[Item] = []
