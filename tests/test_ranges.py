@@ -42,6 +42,7 @@ WORDING = re.compile(r"[^\n]+ must be (a (finite|whole) number( of at least| abo
 
 # What else a constructor needs, so that one of its numbers can be wrong by itself.
 LM = LanguageModelConfig("somewhere")
+JUDGE = {"temperature": 0.5, "prompt_price": 1.0, "completion_price": 1.0}
 NEEDED: dict[str, dict[str, Any]] = {
     "Decoder": {"projection": "entmax"},
     "Job": {
@@ -49,6 +50,9 @@ NEEDED: dict[str, dict[str, Any]] = {
         "micro_batch": 2, "max_length": 64, "packing": "none", "device": GPUS["h200"],
     },
     "LMEval": {"tasks": ("arc_easy",)},
+    "MTBenchSettings": JUDGE,
+    "SafetySettings": JUDGE,
+    "StorySettings": JUDGE,
     "LanguageModelConfig": {"path": "somewhere"},
     "SFTData": {"train": "rows.jsonl"},
     "SFTModule": {"lm": LM},
@@ -324,7 +328,12 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     (
         [1, 2**63 - 1],
         [0, -1, 2**63],
-        "AlpacaEval.batch_size NoveltyBench.batch_size RewardSettings.batch_size EquivalenceSettings.batch_size",
+        "AlpacaEval.batch_size NoveltyBench.batch_size RewardSettings.batch_size EquivalenceSettings.batch_size "
+        "HarmBench.batch_size MTBench101.batch_size MaliciousInstruct.batch_size Stories.batch_size "
+        "MTBenchSettings.batch_size SafetySettings.batch_size StorySettings.batch_size "
+        "MTBenchSettings.concurrency SafetySettings.concurrency StorySettings.concurrency "
+        "MTBenchSettings.max_new_tokens SafetySettings.max_new_tokens StorySettings.max_new_tokens "
+        "MTBenchSettings.votes SafetySettings.votes StorySettings.votes",
     ),
     (
         [1, 2**63 - 1, None],
@@ -340,6 +349,37 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([1e-30, 1e30, None], [-1.0, 1e-31, 1e31], "AlpacaEval.temperature NoveltyBench.temperature"),
     ([0, 1, None], [-0.1, 1.1], "EquivalenceSettings.threshold"),
     ([1e-30, 1], [0, -0.1, 1.1], "NoveltyBench.patience"),
+    (
+        [1, 2**63 - 1, None],
+        [0, -1, 2**63],
+        "HarmBench.limit MTBench101.limit MaliciousInstruct.limit Stories.limit HarmBench.max_new_tokens "
+        "MTBench101.max_new_tokens MaliciousInstruct.max_new_tokens Stories.max_new_tokens HarmBench.n "
+        "MaliciousInstruct.n HarmBench.chosen",
+    ),
+    ([1, None], [0, -1, 2**63], "MTBench101.n"),
+    ([2, 3, None], [1, 0, 2**63], "Stories.n"),
+    ([None], [0, 1], "HarmBench.ks MTBench101.ks MaliciousInstruct.ks Stories.ks"),
+    ([0, 1, None], [-1, 2**63], "HarmBench.top_k MTBench101.top_k MaliciousInstruct.top_k Stories.top_k"),
+    (
+        [0, 2**32 - 1],
+        [-1, 2**32],
+        "HarmBench.seed MTBench101.seed MaliciousInstruct.seed Stories.seed HarmBench.choice_seed "
+        "MTBenchSettings.seed SafetySettings.seed StorySettings.seed",
+    ),
+    (
+        [1e-30, 1e30, None],
+        [-1.0, 1e-31, 1e31],
+        "HarmBench.temperature MTBench101.temperature MaliciousInstruct.temperature Stories.temperature",
+    ),
+    ([1e-30, 1, None], [0, -0.1, 1.1], "HarmBench.top_p MTBench101.top_p MaliciousInstruct.top_p Stories.top_p"),
+    ([1e-9, 1e30], [-1.0, 1e31], "MTBenchSettings.temperature SafetySettings.temperature StorySettings.temperature"),
+    (
+        [0, 1e30],
+        [-1e-9, 1e31],
+        "MTBenchSettings.prompt_price SafetySettings.prompt_price StorySettings.prompt_price "
+        "MTBenchSettings.completion_price SafetySettings.completion_price StorySettings.completion_price",
+    ),
+    ([1e-30, 1e30], [0, -1.0, 1e31], "MTBenchSettings.timeout SafetySettings.timeout StorySettings.timeout"),
 ]
 CASES = {name: (allowed, wrong) for allowed, wrong, names in BOUNDS for name in names.split()}
 

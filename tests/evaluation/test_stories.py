@@ -99,8 +99,8 @@ def test_stories_are_continued_and_small_prompts_asked_as_the_model_was_trained(
     assert [(item.question, item.continued) for item in stories] == [(text, True) for text in STORIES]
     [prompt] = Stories(data=data).items("small_prompts")  # what is no part of helpful_base is left out
     assert (prompt.question, prompt.continued) == ("What is Atlantis?", False)
-    for settings in ({"variant": "papers_code"}, {"asked_in": "delimiters"}):
-        [prompt] = Stories(data=data, **settings).items("small_prompts")
+    for protocol in (Stories(data=data, variant="papers_code"), Stories(data=data, asked_in="delimiters")):
+        [prompt] = protocol.items("small_prompts")
         digest = hashlib.sha256(prompt.question.replace("What is Atlantis?", "X").encode()).hexdigest()[:16]
         assert (digest, prompt.continued) == ("e2d41d3247512fd6", True)  # PROMPT.format("X", "") at edec5a9
     [prompt] = Stories(data=data, variant="papers_code", asked_in="chat").items("small_prompts")
