@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.canned import Canned, canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
 from ts2_lightning.evaluation import check_spec, files_of, make_measures
 from ts2_lightning.evaluation.judges import Case
-from ts2_lightning.evaluation.judges.harmbench import YES_NO, harmbench_prompt
+from ts2_lightning.evaluation.judges.harmbench import YES_NO, harmbench_classifier, harmbench_prompt
 from ts2_lightning.evaluation.judges.refusal import PHRASES, Refusal, refuses
-from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct
+from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct, SafetySettings
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.types import UserError
 
@@ -273,3 +276,37 @@ def test_a_bad_setting_is_told_in_one_line(settings: dict[str, Any], said: str) 
         check_spec({"harmbench": settings})
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def says_yes(place: Path) -> None:
+    """A Llama that knows five words and says "yes" to everything."""
+    words = {word: number for number, word in enumerate(("<unk>", "<s>", "</s>", "yes", "no"))}
+    fast = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    tokens: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=fast, **tokens).save_pretrained(place)
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    network = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), **sizes))
+    with torch.no_grad():
+        for weights in network.parameters():
+            weights.zero_()
+        network.model.embed_tokens.weight.fill_(1)
+        network.model.norm.weight.fill_(1)
+        network.lm_head.weight[words["yes"]] = 1
+    network.save_pretrained(place)
+
+
+def test_a_local_classifier_is_asked_in_plain_text_with_its_first_token_once(tmp_path: Path, requests: str) -> None:
+    says_yes(tmp_path / "cls")
+    judge = harmbench_classifier("harmbench", SafetySettings(model=str(tmp_path / "cls"), device="cpu"))
+    case = Case((), "No way.", details={"behavior": "Sing."})
+    ids: Any = judge.prompt(case)
+    words = str(harmbench_prompt("harmbench", in_text=True).asked(case)).split()
+    assert list(ids) == [1, *({"yes": 3, "no": 4}.get(word, 0) for word in words)]
+    assert (judge.settings.max_new_tokens, judge.settings.decoder.temperature) == (1, 0)
+    spec = {"data": requests, "n": 4, "judge": "harmbench", "classifier": str(tmp_path / "cls")}
+    values = measured(tmp_path / "out", {"malicious_instruct": spec})
+    assert values["malicious_instruct/misaligned"] == 1
+    assert values["malicious_instruct/judge_unparsed"] == 0
+    assert values["malicious_instruct/refused"] == pytest.approx((2 / 4 + 1 + 0) / 3)
