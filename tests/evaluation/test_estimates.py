@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ts2_lightning.evaluation.estimates import (
     best_of_k,
     bootstrap,
+    bootstrap_of_groups,
     caution,
     chance_best_of_k,
     chance_majority,
@@ -223,3 +224,31 @@ def test_what_cannot_be_estimated_is_one_line(wrong: object, message: str) -> No
 def test_a_k_beyond_half_of_the_samples_is_marked() -> None:
     assert caution(8, 16) == ""
     assert caution(9, 16).startswith("k = 9 is more than half of the 16 samples")
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=2, max_size=30), min_size=1, max_size=5))
+@settings(derandomize=True, deadline=None, max_examples=25)
+def test_the_bootstrap_of_groups_has_the_spread_of_independent_means(groups: list[list[float]]) -> None:
+    """Its spread is the known one: the sum of the variances of the groups' means, over the square of their number."""
+    interval = bootstrap_of_groups(groups)
+    assert interval.mean == pytest.approx(np.mean([np.mean(group) for group in groups]))
+    sd = math.sqrt(sum(np.var(group) / len(group) for group in groups)) / len(groups)
+    assert interval.low - 1e-9 <= interval.mean <= interval.high + 1e-9
+    assert interval.high - interval.low <= 2 * 6.25 * sd + 1e-9  # by Cantelli, whatever the values are
+    narrow = bootstrap_of_groups(groups, level=0.5)
+    assert narrow.high - narrow.low <= interval.high - interval.low
+
+
+def test_the_bootstrap_of_groups_is_that_of_the_normal_where_there_are_many() -> None:
+    random = np.random.default_rng(1)
+    groups = [random.normal(number, 1 + number, 400 * (1 + number)) for number in range(3)]
+    interval = bootstrap_of_groups(groups)
+    sd = math.sqrt(sum(group.var() / group.size for group in groups)) / 3
+    assert (interval.high - interval.low) / (2 * 1.96 * sd) == pytest.approx(1, abs=0.04)
+    assert interval.prompts == 400 * 6
+
+
+@pytest.mark.parametrize("groups", [[], [[1.0], []], [[math.nan]]])
+def test_groups_that_are_none_are_told(groups: list[list[float]]) -> None:
+    with pytest.raises(UserError):
+        bootstrap_of_groups(groups)

@@ -334,6 +334,40 @@ def bootstrap(values: ArrayLike, draws: int = 10_000, seed: int = 0, level: floa
     return Interval(mean, float(low), float(high), numbers.size, note)
 
 
+def bootstrap_of_groups(
+    groups: Sequence[ArrayLike], draws: int = 10_000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """The mean of the means of groups, such as tasks, with the percentile interval of the bootstrap within each.
+
+    Every group counts the same, however many prompts it has. The groups themselves are given: no other ones could have
+    come. One of a single prompt adds nothing to the width.
+
+    Args:
+        groups: values of the prompts of each group, [G] times [P_g].
+        draws: number of resamples.
+        seed: seed of the resamples.
+        level: share of the resamples within the interval.
+
+    Raises:
+        UserError: no group, a group without prompts, a value that is not finite, or a number out of its range.
+
+    Example:
+        >>> interval = bootstrap_of_groups([[1.0, 3.0] * 50, [10.0]])
+        >>> interval.mean, round(interval.low, 1), round(interval.high, 1), interval.prompts
+        (6.0, 5.9, 6.1, 101)
+    """
+    if not groups:
+        raise UserError("groups: there is none to take a mean of")
+    each = [bootstrap(group, 1, seed, level) for group in groups]  # which looks at the values
+    mean, prompts = math.fsum(one.mean for one in each) / len(each), sum(one.prompts for one in each)
+    means = sum(
+        _resampled_means(np.asarray(group, dtype=np.float64).ravel(), draws, seed + number)
+        for number, group in enumerate(groups)
+    )
+    low, high = np.quantile(means / len(groups), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high), prompts)
+
+
 def _resampled_means(numbers: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Means of resamples, [draws]. What is drawn is how often each different value comes, as most come many times."""
     check_number("draws", draws, COUNT)

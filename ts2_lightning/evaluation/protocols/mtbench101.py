@@ -2,13 +2,13 @@
 
 import importlib.resources
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+from ts2_lightning.evaluation.estimates import bootstrap_of_groups
 from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings, Judge, JudgePrompt, rating
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.data import DataSet, Row
@@ -75,7 +75,6 @@ class MTBench101(JudgedProtocol):
     name: ClassVar[str] = "mtbench101"
     values: ClassVar = (
         Value("overall", "overall", "mean over the tasks", "higher", ".2f", True),
-        Value("overall_error", "standard error of overall", "over dialogues within tasks", None, ".2f"),
         Value("dialogue", "of a dialogue", "lowest rating of its turns, mean over dialogues", "higher", ".2f"),
         *(
             Value(task, f"{task} {about}", "lowest rating of a dialogue's turns, mean over dialogues", "higher", ".2f")
@@ -163,7 +162,8 @@ class MTBench101(JudgedProtocol):
         """Of each dialogue the lowest rating, of each task the mean, and the mean of these.
 
         A dialogue has the id of its last turn, whose history is the whole dialogue. Turns whose verdict could not be
-        read are left out, and dialogues without any.
+        read are left out, and dialogues without any. The interval of the whole, which is no mean over dialogues, is a
+        curve of one point.
         """
         dialogues: dict[str, list[Answered]] = {}
         for of in answered:
@@ -176,13 +176,15 @@ class MTBench101(JudgedProtocol):
         of_tasks = {task: of_dialogues for task, of_dialogues in lowest.items() if of_dialogues}
         together = {id: worst for of_dialogues in of_tasks.values() for id, worst in of_dialogues.items()}
         values: dict[str, float] = {}
+        curves: dict[str, dict[int, list[float]]] = {}
         if together:
             means = {task: statistics.fmean(of_dialogues.values()) for task, of_dialogues in of_tasks.items()}
-            values |= {"overall": statistics.fmean(means.values()), "overall_error": _error(of_tasks)}
-            values |= {"dialogue": statistics.fmean(together.values()), **means}
+            overall = bootstrap_of_groups([[*of_dialogues.values()] for of_dialogues in of_tasks.values()])
+            curves["overall"] = {1: [*overall[:3]]}
+            values |= {"overall": overall.mean, "dialogue": statistics.fmean(together.values()), **means}
             values["turn"] = statistics.fmean(score for of in answered for score in read_scores(of))
         values |= {"tasks": len(of_tasks), "dialogues": len(together)}
-        return Estimate({**values, **beside_verdicts(answered)}, {"dialogue": together, **of_tasks})
+        return Estimate({**values, **beside_verdicts(answered)}, {"dialogue": together, **of_tasks}, curves)
 
 
 _SPEAKERS = {"user": "\n\n Human: ", "assistant": "\n\nAssistant: "}
@@ -228,13 +230,3 @@ def _lowest(turns: Sequence[Answered]) -> float | None:
     rated = [[one.score for one in sample if one.answer is not None] for sample in samples]
     worst = [min(ratings) for ratings in rated if ratings]
     return statistics.fmean(worst) if worst else None
-
-
-def _error(of_tasks: Mapping[str, Mapping[str, float]]) -> float:
-    """The standard error of the mean over tasks, dialogues being drawn within each; a task of one dialogue has none."""
-    squares = [
-        statistics.variance(of_dialogues.values()) / len(of_dialogues)
-        for of_dialogues in of_tasks.values()
-        if len(of_dialogues) > 1
-    ]
-    return math.sqrt(sum(squares)) / len(of_tasks)
