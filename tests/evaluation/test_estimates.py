@@ -246,6 +246,8 @@ def test_the_bootstrap_of_groups_is_that_of_the_normal_where_there_are_many() ->
     sd = math.sqrt(sum(group.var() / group.size for group in groups)) / 3
     assert (interval.high - interval.low) / (2 * 1.96 * sd) == pytest.approx(1, abs=0.04)
     assert interval.prompts == 400 * 6
+    alike, one = (bootstrap_of_groups([groups[0]] * number) for number in (4, 1))  # drawn independently all the same
+    assert (alike.high - alike.low) / (one.high - one.low) == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.mark.parametrize("groups", [[], [[1.0], []], [[math.nan]]])
