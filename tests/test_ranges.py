@@ -42,17 +42,14 @@ WORDING = re.compile(r"[^\n]+ must be (a (finite|whole) number( of at least| abo
 
 # What else a constructor needs, so that one of its numbers can be wrong by itself.
 LM = LanguageModelConfig("somewhere")
-JUDGE = {"temperature": 0.5, "prompt_price": 1.0, "completion_price": 1.0}
 NEEDED: dict[str, dict[str, Any]] = {
+    "ChatSettings": {"temperature": 0.5, "prompt_price": 1.0, "completion_price": 1.0},
     "Decoder": {"projection": "entmax"},
     "Job": {
         "lm": LM, "loss": TS2Loss(), "engine": ChunkedEngine(), "strategy": "auto", "precision": "32-true", "rows": 8,
         "micro_batch": 2, "max_length": 64, "packing": "none", "device": GPUS["h200"],
     },
     "LMEval": {"tasks": ("arc_easy",)},
-    "MTBenchSettings": JUDGE,
-    "SafetySettings": JUDGE,
-    "StorySettings": JUDGE,
     "LanguageModelConfig": {"path": "somewhere"},
     "SFTData": {"train": "rows.jsonl"},
     "SFTModule": {"lm": LM},
@@ -330,10 +327,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, -1, 2**63],
         "AlpacaEval.batch_size NoveltyBench.batch_size RewardSettings.batch_size EquivalenceSettings.batch_size "
         "HarmBench.batch_size MTBench101.batch_size MaliciousInstruct.batch_size Stories.batch_size "
-        "MTBenchSettings.batch_size SafetySettings.batch_size StorySettings.batch_size "
-        "MTBenchSettings.concurrency SafetySettings.concurrency StorySettings.concurrency "
-        "MTBenchSettings.max_new_tokens SafetySettings.max_new_tokens StorySettings.max_new_tokens "
-        "MTBenchSettings.votes SafetySettings.votes StorySettings.votes",
+        "ChatSettings.batch_size ChatSettings.concurrency ChatSettings.max_new_tokens ChatSettings.votes",
     ),
     (
         [1, 2**63 - 1, None],
@@ -363,8 +357,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     (
         [0, 2**32 - 1],
         [-1, 2**32],
-        "HarmBench.seed MTBench101.seed MaliciousInstruct.seed Stories.seed HarmBench.choice_seed "
-        "MTBenchSettings.seed SafetySettings.seed StorySettings.seed",
+        "HarmBench.seed MTBench101.seed MaliciousInstruct.seed Stories.seed HarmBench.choice_seed ChatSettings.seed",
     ),
     (
         [1e-30, 1e30, None],
@@ -372,14 +365,13 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "HarmBench.temperature MTBench101.temperature MaliciousInstruct.temperature Stories.temperature",
     ),
     ([1e-30, 1, None], [0, -0.1, 1.1], "HarmBench.top_p MTBench101.top_p MaliciousInstruct.top_p Stories.top_p"),
-    ([1e-9, 1e30], [-1.0, 1e31], "MTBenchSettings.temperature SafetySettings.temperature StorySettings.temperature"),
+    ([1e-9, 1e30], [-1.0, 1e31], "ChatSettings.temperature"),
     (
         [0, 1e30],
         [-1e-9, 1e31],
-        "MTBenchSettings.prompt_price SafetySettings.prompt_price StorySettings.prompt_price "
-        "MTBenchSettings.completion_price SafetySettings.completion_price StorySettings.completion_price",
+        "ChatSettings.prompt_price ChatSettings.completion_price",
     ),
-    ([1e-30, 1e30], [0, -1.0, 1e31], "MTBenchSettings.timeout SafetySettings.timeout StorySettings.timeout"),
+    ([1e-30, 1e30], [0, -1.0, 1e31], "ChatSettings.timeout"),
 ]
 CASES = {name: (allowed, wrong) for allowed, wrong, names in BOUNDS for name in names.split()}
 

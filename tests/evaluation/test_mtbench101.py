@@ -12,11 +12,11 @@ import pytest
 from tests.support.canned import Canned, canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.evaluation import check_spec, files_of, make_measures
+from ts2_lightning.evaluation.judges import ChatSettings
 from ts2_lightning.evaluation.protocols.mtbench101 import (
     FIRST_TURN_IS_GIVEN,
     TASKS,
     MTBench101,
-    MTBenchSettings,
     judge_prompts,
 )
 from ts2_lightning.evaluation.results import read_result
@@ -24,7 +24,7 @@ from ts2_lightning.generation import Response
 from ts2_lightning.types import UserError
 
 FILE = "chat/mt_bench_101.jsonl.gz"
-NOBODY = MTBenchSettings(model="endpoint:http://127.0.0.1:9#judge", api_key_env="")
+NOBODY = ChatSettings(model="endpoint:http://127.0.0.1:9#judge", api_key_env="")
 TURNS = {"SI": 620, "IC": 426, "AR": 407, "PI": 354, "CC": 352, "CR": 253, "TS": 249, "CM": 239, "MR": 224, "GR": 218,
          "FR": 123, "SC": 77, "SA": 73}  # fmt: skip
 

@@ -18,11 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.support.canned import Canned, canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
-from ts2_lightning.evaluation import check_spec, files_of, make_measures
-from ts2_lightning.evaluation.judges import Case
+from ts2_lightning.evaluation import Model, check_spec, files_of, make_measures
+from ts2_lightning.evaluation.judges import Case, ChatSettings
 from ts2_lightning.evaluation.judges.harmbench import YES_NO, harmbench_classifier, harmbench_prompt
 from ts2_lightning.evaluation.judges.refusal import PHRASES, Refusal, refuses
-from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct, SafetySettings
+from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.types import UserError
 
@@ -297,9 +297,31 @@ def says_yes(place: Path) -> None:
     network.save_pretrained(place)
 
 
+@pytest.mark.parametrize(("judge", "made_room"), [("harmbench", 1), ("refusal", 0), ("served", 0)])
+def test_on_a_gpu_the_model_makes_room_for_a_judge_that_is_loaded(
+    tmp_path: Path, requests: str, monkeypatch: pytest.MonkeyPatch, judge: str, made_room: int
+) -> None:
+    says_yes(tmp_path / "cls")
+    forgotten: list[str] = []
+    forget = Model.forget
+
+    def counted(model: Model) -> None:
+        forgotten.append(model.name)
+        forget(model)
+
+    monkeypatch.setattr(Model, "forget", counted)
+    with ServedJudge(lambda system, text: "no") as server:
+        named = server.settings() if judge == "served" else {"model": judge, "device": "cpu"}
+        model = canned_model(tmp_path / "out", Canned(answers))
+        model.device = "cuda:0"
+        spec = {"data": requests, "n": 4, "judge": named, "classifier": str(tmp_path / "cls")}
+        make_measures(model, check_spec({"malicious_instruct": spec}), lambda line: None, draw=False)
+    assert forgotten.count("model") == made_room
+
+
 def test_a_local_classifier_is_asked_in_plain_text_with_its_first_token_once(tmp_path: Path, requests: str) -> None:
     says_yes(tmp_path / "cls")
-    judge = harmbench_classifier("harmbench", SafetySettings(model=str(tmp_path / "cls"), device="cpu"))
+    judge = harmbench_classifier("harmbench", ChatSettings(model=str(tmp_path / "cls"), device="cpu"))
     case = Case((), "No way.", details={"behavior": "Sing."})
     ids: Any = judge.prompt(case)
     words = str(harmbench_prompt("harmbench", in_text=True).asked(case)).split()

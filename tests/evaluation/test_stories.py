@@ -15,8 +15,8 @@ from tests.support.canned import canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
 from ts2_lightning.evaluation import Model, check_spec, files_of, make_measures
-from ts2_lightning.evaluation.judges import Case, ChatJudge
-from ts2_lightning.evaluation.protocols.stories import RATING, Stories, StorySettings, cleaned
+from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings
+from ts2_lightning.evaluation.protocols.stories import RATING, Stories, cleaned
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.generation.backends import Backend
 from ts2_lightning.generation.backends.endpoint import Endpoint
@@ -82,7 +82,7 @@ def measured(out: Path, backend: Any, **settings: Any) -> Any:
 
 def test_prompts_of_the_judge_are_tofu_s_word_by_word() -> None:
     """Digests of JUDGE_INSTRUCT and JUDGE_STORY at edec5a9."""
-    judge: Any = Stories(judge=StorySettings(model="nobody")).make_judge()
+    judge: Any = Stories(judge=ChatSettings(model="nobody")).make_judge()
     texts = [text.replace("{question}", "{}").replace("{response}", "{}") for text in _texts(judge)]
     assert [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts] == [
         "dd7e4a44f6800671",
@@ -284,7 +284,7 @@ def chatting(shared_data: Path, tmp_path: Path) -> Path:
 
 
 def test_the_public_code_s_judge_has_its_first_token_twice_and_no_turn(chatting: Path) -> None:
-    settings = StorySettings(model=str(chatting))
+    settings = ChatSettings(model=str(chatting))
     case = Case(({"role": "user", "content": "Ann."},), "She sang.", details={"is_story": True})
     judges: list[Any] = [Stories(judge=settings, variant=name).make_judge() for name in ("paper", "papers_code")]
     ours, code = ([*judge.prompt(case)] for judge in judges)

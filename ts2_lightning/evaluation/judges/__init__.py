@@ -8,6 +8,7 @@ from ts2_lightning.evaluation.judges.base import AskedJudge, Case, Judge, JudgeC
 from ts2_lightning.evaluation.judges.chat import ChatJudge, ChatSettings
 from ts2_lightning.evaluation.judges.equivalence import Equivalence, EquivalenceSettings, Unigram, make_equivalence
 from ts2_lightning.evaluation.judges.questions import JudgePrompt, Label, Parser, Rating, label, rating
+from ts2_lightning.evaluation.judges.refusal import Refusal
 from ts2_lightning.evaluation.judges.reward import PAPERS_REWARD_MODEL, RewardModel, RewardSettings
 from ts2_lightning.evaluation.judges.spending import spending_limit
 
@@ -25,6 +26,7 @@ __all__ = [
     "Label",
     "Parser",
     "Rating",
+    "Refusal",
     "RewardModel",
     "RewardSettings",
     "Unigram",

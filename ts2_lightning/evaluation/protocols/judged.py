@@ -3,14 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from ts2_lightning.evaluation.judges import Case, Judge, Verdict
+from ts2_lightning.evaluation.judges import Case, ChatJudge, Judge, Verdict
 from ts2_lightning.evaluation.judges.base import plain_judge
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import Protocol
-from ts2_lightning.evaluation.protocols.items import Answered, Item, Scored
+from ts2_lightning.evaluation.protocols.items import Answered, Item, Part, Scored
 from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, beside_scores
+from ts2_lightning.evaluation.protocols.stored import Answers
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.values import Value
 
@@ -66,6 +68,15 @@ class JudgedProtocol(Protocol):
         judges = {each.name: getattr(self, each.name) for each in fields(self)}
         of_judges = {name: plain_judge(value) for name, value in judges.items() if is_dataclass(value)}
         return {**super().plain_settings(), **of_judges}
+
+    def responses(self, model: Model, directory: Path) -> Iterator[tuple[Part, Answers]]:
+        """The responses of all parts; on a GPU the model then makes room for a language model that judges there."""
+        judge, answers = self.make_judge(), super().responses(model, directory)
+        if isinstance(judge, ChatJudge) and not judge.how.is_endpoint:
+            answers = iter([*answers])  # of all parts before the first is judged, so that no model is loaded twice
+            if model.device != "cpu" or model.backend != "transformers":
+                model.forget()
+        yield from answers
 
     def inputs(self, model: Model) -> Any:
         """The rows, and the judge."""

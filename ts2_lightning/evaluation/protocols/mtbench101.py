@@ -49,15 +49,11 @@ PROMPTS = "mtbench101_prompts.json"
 _SHOWN = "The dialogue need to be judged is: \n *** \n {dialogue} {response} \n ***{solution}"
 _SOLUTION = "\n\n" + " " * 20 + "The reference solution is: \n ### \n {solution} \n ###\n\n"
 
+USUAL_JUDGE = ChatSettings(max_new_tokens=2048)
+"""A verdict begins with an explanation."""
+
 _RATING = rating(r"Rating:\s*\[\[\s*([0-9]+(?:\.[0-9]+)?)\s*\]\]", 1, 10, take="last")
 _RATING_IN_CODE = rating(r"\[([0-9]+)\]")
-
-
-@dataclass(frozen=True)
-class MTBenchSettings(ChatSettings):
-    """The chat model that rates."""
-
-    max_new_tokens: int = 2048
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class MTBench101(JudgedProtocol):
     )
 
     tasks: tuple[str, ...] | None = None
-    judge: MTBenchSettings = MTBenchSettings()
+    judge: ChatSettings = USUAL_JUDGE
 
     def check(self) -> None:
         """Raises UserError for a setting that cannot be."""

@@ -21,23 +21,11 @@ from ts2_lightning.values import Value
 REFUSAL, HARMBENCH = "refusal", "harmbench"
 """Judges of safety with a name of their own; any other name is that of a chat model."""
 
+USUAL_JUDGE = ChatSettings(REFUSAL, max_new_tokens=16)
+"""A list of phrases; a chat model says yes or no."""
+
 CHOSEN = 100
 """Behaviours of HarmBench that TOFU asks for, of the 200 that are standard."""
-
-
-@dataclass(frozen=True)
-class SafetySettings(ChatSettings):
-    """Who says whether a response is misaligned.
-
-    Attributes:
-        model: `refusal`, a list of phrases, which needs no model; `harmbench`, HarmBench's classifier, the one that the
-            protocol's setting `classifier` names; or a chat model, which is asked HarmBench's question: a directory,
-            a name on the hub, or `endpoint:URL#MODEL`.
-        max_new_tokens: tokens of an answer, at most; of the classifier always one.
-    """
-
-    model: str | None = REFUSAL
-    max_new_tokens: int = 16
 
 
 @dataclass(frozen=True)
@@ -45,8 +33,9 @@ class Safety(JudgedProtocol):
     """Requests that a model should refuse.
 
     Attributes:
-        judge: who says whether a response is misaligned: `refusal`, `harmbench`, or a chat model.
-        classifier: HarmBench's classifier, where `harmbench` judges.
+        judge: who says whether a response is misaligned. Its `model` is `refusal`, a list of phrases, which needs no
+            model; `harmbench`, HarmBench's classifier; or a chat model, which is asked HarmBench's question.
+        classifier: model that is asked where `harmbench` judges, in the place of `judge.model`.
     """
 
     texts_stay: ClassVar[bool] = True
@@ -73,7 +62,7 @@ class Safety(JudgedProtocol):
         "mean over responses. Here both: `misaligned` and `misaligned_any`.",
     )
 
-    judge: SafetySettings = SafetySettings()
+    judge: ChatSettings = USUAL_JUDGE
     classifier: str = CLASSIFIER
 
     def check(self) -> None:

@@ -79,15 +79,11 @@ user_question: {question}
 system_answer: {response}
 """  # noqa: E501
 
+USUAL_JUDGE = ChatSettings(max_new_tokens=32)
+"""A verdict is one line."""
+
 RATING = rating(r"Total rating:\s*([0-9]+(?:\.\d+)?)", 0, 5)
 """Reads a verdict as TOFU's code does."""
-
-
-@dataclass(frozen=True)
-class StorySettings(ChatSettings):
-    """The chat model that rates."""
-
-    max_new_tokens: int = 32
 
 
 @dataclass(frozen=True)
@@ -190,7 +186,7 @@ class Stories(JudgedProtocol):
 
     asked_in: Literal["chat", "delimiters"] | None = None
     judge_format: Literal["model", "papers_code"] | None = None
-    judge: StorySettings = StorySettings()
+    judge: ChatSettings = USUAL_JUDGE
 
     @property
     def in_code(self) -> bool:
