@@ -24,7 +24,7 @@ from ts2_lightning.metrics import functional as f
 
 pytestmark = pytest.mark.usefixtures("judge_cache")
 QUESTIONS = ["Name a fruit.", "Is rain wet?", "Write a line."]
-OUTPUTS = ["A plum is a fruit.", "Yes.", "The sun came up over the hill, and nobody saw it."]
+OUTPUTS = ["A plum.", "Yes.", "The sun came up over the hill, and nobody saw it."]
 N = 4
 
 
@@ -109,6 +109,7 @@ def test_values_are_those_of_all_subsets(tmp_path: Path, files: dict[str, str], 
     at_equal = win_at_equal_length([[win / 100 for win in of] for of in wins], lengths)
     assert values["lc_win_rate"] == pytest.approx(100 * at_equal.mean, abs=1e-2)
     assert values["lc_win_rate_at_4"] != pytest.approx(values["lc_win_rate"], abs=1e-2)
+    assert values["longer"] > 0.5
     assert values["longer"] == pytest.approx(statistics.fmean(length > 0 for of in lengths for length in of))
     assert values["characters"] == pytest.approx(statistics.fmean(len(text) for of in TEXTS for text in of))
     assert values["self_bleu_diversity"] == pytest.approx(100 - statistics.fmean(f.self_bleu(of) for of in TEXTS))

@@ -1,6 +1,7 @@
 """AlpacaEval and NoveltyBench as users run them: a real small model, tiny judges, a table; again, asking nothing."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ def test_a_real_model_is_judged_and_nothing_is_asked_twice(
         "distinct ",
     ):
         assert line in shown
+    assert re.search(r"win rate at equal length, best of 4 +\d+\.\d \[\d+\.\d, \d+\.\d\]", shown)
     assert "best of 4" in Path("side/table.md").read_text()
     assert Path("side/alpaca-samples.png").is_file()
     assert sum(seen) >= 2 * 4 + 2  # rewards of both sides, and pairs
