@@ -16,7 +16,8 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from ts2_lightning.evaluation.distributions import support_mask
-from ts2_lightning.evaluation.style import BLUE, RED, REST, layout, literal, new_figure, tidy
+from ts2_lightning.evaluation.style import layout, literal, new_figure, tidy
+from ts2_lightning.pages.colours import BLUE, RED, REST
 
 PLAUSIBLE, OTHER = BLUE, RED
 FLOOR = 1e-5

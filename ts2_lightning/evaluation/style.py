@@ -12,15 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ts2_lightning.pages.colours import MODELS
 from ts2_lightning.runs.writing import write_whole
 
-# Okabe and Ito's colours, told apart with any colour vision, in the order in which models take them.
-BLUE, RED, GREEN, ORANGE, PURPLE, SKY, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
-)  # fmt: skip
-REST = "#999999"
-WINE, OLIVE = "#882255", "#999933"  # two more, of Paul Tol's "muted"
-MODELS = (REST, BLUE, SKY, GREEN, ORANGE, RED, PURPLE, BLACK, WINE, OLIVE)
 HATCHES = ("", "////", "....", "xxxx")  # for the eleventh model and later ones
 
 DPI = 150

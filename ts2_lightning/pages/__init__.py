@@ -3,6 +3,7 @@
 In come tables, curves and texts as plain values; out goes HTML. Nothing here knows of models, measures or runs.
 """
 
-from ts2_lightning.pages.sections import Chart, Series, Table, Text, TextItem, Texts
+from ts2_lightning.pages.page import PAGE, Page
+from ts2_lightning.pages.sections import Chart, Section, Series, Table, Text, TextItem, Texts
 
-__all__ = ["Chart", "Series", "Table", "Text", "TextItem", "Texts"]
+__all__ = ["PAGE", "Chart", "Page", "Section", "Series", "Table", "Text", "TextItem", "Texts"]

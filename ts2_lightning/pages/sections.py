@@ -53,6 +53,8 @@ class Series:
         low: lower ends of intervals; None for none.
         high: upper ends.
         labels: text of each point beside the pointer; empty for none.
+        x_low: lower ends of intervals along the horizontal axis; None for none. Lines have none.
+        x_high: upper ends.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Series:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     labels: Sequence[str] = ()
+    x_low: Sequence[float] | None = None
+    x_high: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -111,3 +115,7 @@ class Texts:
     title: str
     items: Sequence[TextItem]
     notes: Sequence[str] = field(default=())
+
+
+Section = Text | Table | Chart | Texts
+"""A part of a page, with its heading."""

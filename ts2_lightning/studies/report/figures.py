@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from ts2_lightning.evaluation.style import MODELS, REST, layout, legend_below, literal, new_figure, tidy
+from ts2_lightning.evaluation.style import layout, legend_below, literal, new_figure, tidy
+from ts2_lightning.pages.colours import MODELS, REST
 from ts2_lightning.studies.report.results import Results, Row, by_runs, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.values import Value

@@ -1,0 +1,100 @@
+
+"use strict";
+// Tables are sorted by a click on a head, or by the keyboard; long ones are shown in part, and filtered by words.
+(() => {
+  const AT_ONCE = 300;  // rows that are shown before the user asks for all
+  const FILTER = 15;  // rows from which on there is a field for words
+
+  const element = (name, properties = {}, ...children) => {
+    const made = Object.assign(document.createElement(name), properties);
+    made.append(...children);
+    return made;
+  };
+
+  // Numbers by their value, before texts; what is no number, or nothing, comes last in either direction.
+  const place = (cell) => {
+    if (cell.dataset.n !== undefined) {
+      const value = Number(cell.dataset.n.replace("inf", "Infinity"));
+      return Number.isNaN(value) ? [2, 0] : [0, value];
+    }
+    const text = cell.textContent.trim();
+    return text === "" || text === "-" ? [2, 0] : [1, text];
+  };
+  const order = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+  const compare = (a, b, sign) => {
+    if (a[0] === 2 || b[0] === 2) return (a[0] === 2) - (b[0] === 2);
+    if (a[0] !== b[0]) return sign * (a[0] - b[0]);
+    return sign * (a[0] === 0 ? a[1] - b[1] : order.compare(a[1], b[1]));
+  };
+
+  class SortableTable {
+    constructor(table) {
+      this.body = table.tBodies[0];
+      this.heads = [...table.tHead.rows[0].cells];
+      this.written = [...this.body.rows];
+      this.rows = this.written;
+      this.limit = AT_ONCE;
+      this.words = "";
+      this.heads.forEach((head, column) => {
+        head.classList.toggle("n", this.written.some((row) => row.cells[column].dataset.n !== undefined));
+        const button = element("button", { type: "button" }, ...head.childNodes);
+        button.addEventListener("click", () => this.sort(column));
+        head.append(button);
+        head.setAttribute("aria-sort", "none");
+      });
+      if (this.written.length > FILTER) table.parentElement.before(this.tools());
+      if (this.written.length > AT_ONCE) this.show();
+    }
+
+    tools() {
+      const field = element("input", { type: "search", placeholder: "Rows with…", ariaLabel: "Rows with these words" });
+      field.addEventListener("input", () => {
+        this.words = field.value.trim().toLowerCase();
+        this.show();
+      });
+      this.more = element("button", { type: "button", hidden: true }, "Show all");
+      this.more.addEventListener("click", () => {
+        this.limit = Infinity;
+        this.show();
+      });
+      this.count = element("output", {}, `${this.written.length.toLocaleString("en")} rows`);
+      return element("div", { className: "tools" }, field, this.count, this.more);
+    }
+
+    sort(column) {
+      const head = this.heads[column];
+      const next = { none: "ascending", ascending: "descending", descending: "none" }[head.getAttribute("aria-sort")];
+      this.heads.forEach((other) => other.setAttribute("aria-sort", "none"));
+      head.setAttribute("aria-sort", next);
+      const sign = next === "descending" ? -1 : 1;
+      const keyed = this.written.map((row, number) => [place(row.cells[column]), number, row]);
+      if (next !== "none") keyed.sort((a, b) => compare(a[0], b[0], sign) || a[1] - b[1]);
+      this.rows = keyed.map((entry) => entry[2]);
+      this.body.append(...this.rows);
+      if (this.written.length > AT_ONCE || this.words) this.show();
+    }
+
+    show() {
+      let fitting = 0;
+      for (const row of this.rows) {
+        const fits = !this.words || row.textContent.toLowerCase().includes(this.words);
+        fitting += fits;
+        row.hidden = !fits || fitting > this.limit;
+      }
+      const shown = Math.min(fitting, this.limit);
+      const said = (number) => number.toLocaleString("en");
+      this.count.value = shown < this.written.length ? `${said(shown)} of ${said(this.written.length)} rows` : `${said(shown)} rows`;
+      this.more.hidden = fitting <= this.limit;
+    }
+  }
+
+  document.querySelectorAll("table.sortable").forEach((table) => new SortableTable(table));
+
+  // What is closed on the screen is open on paper.
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details.item:not([open])")];
+    opened.forEach((details) => { details.open = true; });
+  });
+  window.addEventListener("afterprint", () => opened.forEach((details) => { details.open = false; }));
+})();

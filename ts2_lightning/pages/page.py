@@ -1,0 +1,152 @@
+"""One file of HTML that needs neither a server nor a network."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from ts2_lightning.pages.charts import bundle, figure, numbers
+from ts2_lightning.pages.sections import Cell, Chart, Section, Table
+from ts2_lightning.pages.texts import as_script, readable
+from ts2_lightning.runs.writing import write_whole
+
+PAGE = "report.html"
+"""What commands call their page."""
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page to look at in a browser. Equal pages are equal bytes.
+
+    Texts are shown as they are, whatever they hold: nothing of them is run or loaded, and characters that cannot be
+    seen have signs. A policy in the file forbids the browser all loading, and every script but the page's own.
+
+    Attributes:
+        title: name of the page.
+        sections: what it shows, in this order.
+        intro: paragraphs above the sections.
+
+    Example:
+        >>> from ts2_lightning.pages import Table
+        >>> page = Page("Two models", [Table("Scores", ["model", "score"], [["CE", 0.5], ["TS2", 0.625]])])
+        >>> "<h2" in page.html(), page.html() == page.html()
+        (True, True)
+    """
+
+    title: str
+    sections: Sequence[Section]
+    intro: Sequence[str] = ()
+
+    def html(self) -> str:
+        """The page as text.
+
+        Raises:
+            ValueError: a section whose lists differ in their lengths.
+        """
+        drawn = any(isinstance(section, Chart) and section.series for section in self.sections)
+        scripts = [_asset("page.js"), *([_asset("charts.js")] if drawn else [])]
+        allowed = [*scripts, *([bundle().source] if drawn else [])]
+        return _environment().get_template("page.html").render(
+            page=self,
+            style=Markup(_asset("page.css")),
+            policy=_policy(allowed),
+            scripts=[Markup(script) for script in scripts],
+            plotly=bundle().packed if drawn else None,
+        )  # fmt: skip
+
+    def write(self, path: Path) -> Path:
+        """Writes the page; the file appears when it is whole.
+
+        Args:
+            path: path of the file; its directory is made if need be.
+
+        Returns:
+            The path.
+        """
+        content = self.html().encode()
+        return write_whole(path, lambda beside: beside.write_bytes(content))
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Nothing is loaded, and only these scripts run. Styles may be set: they load nothing either."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@cache
+def _asset(name: str) -> str:
+    return (_HERE / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "lines": _lines,
+        "kind": lambda section: type(section).__name__.lower(),
+        "figure": lambda chart: Markup(as_script(figure(chart))),
+        "numbers": numbers,
+    }
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Every text on its way into the page, so that none is left out."""
+    return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+# Tables -----------------------------------------------------------------------------------------------------------
+
+
+def _lines(table: Table) -> list[list[tuple[str, str | None]]]:
+    """The rows of a table: of each cell what is shown, and the number that it is sorted by.
+
+    Raises:
+        ValueError: a row that has not as many cells as there are columns.
+    """
+    shown = table.shown
+    if table.hints and len(table.hints) != len(table.head):
+        raise ValueError(f"table {table.title!r}: {len(table.head)} columns, {len(table.hints)} hints")
+    if shown is not None and len(shown) != len(table.rows):
+        raise ValueError(f"table {table.title!r}: {len(table.rows)} rows, {len(shown)} rows of shown cells")
+    lines = []
+    for place, row in enumerate(table.rows):
+        texts = [_shown(cell) for cell in row] if shown is None else shown[place]
+        if not len(table.head) == len(row) == len(texts):
+            raise ValueError(
+                f"table {table.title!r}, row {place}: {len(table.head)} columns, {len(row)} cells, {len(texts)} shown"
+            )
+        lines.append([(text, _number(cell)) for text, cell in zip(texts, row, strict=True)])
+    return lines
+
+
+def _number(cell: Cell) -> str | None:
+    """A number as programs write it; None for what is none."""
+    return None if cell is None or isinstance(cell, str) else repr(cell)
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, str):
+        return cell
+    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"
