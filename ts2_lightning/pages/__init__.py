@@ -4,6 +4,30 @@ In come tables, curves and texts as plain values; out goes HTML. Nothing here kn
 """
 
 from ts2_lightning.pages.page import PAGE, Page
-from ts2_lightning.pages.sections import Chart, Section, Series, Table, Text, TextItem, Texts
+from ts2_lightning.pages.sections import (
+    Chart,
+    Section,
+    SeenText,
+    Series,
+    Table,
+    Text,
+    TextItem,
+    Texts,
+    Tokens,
+    TokenView,
+)
 
-__all__ = ["PAGE", "Chart", "Page", "Section", "Series", "Table", "Text", "TextItem", "Texts"]
+__all__ = [
+    "PAGE",
+    "Chart",
+    "Page",
+    "Section",
+    "SeenText",
+    "Series",
+    "Table",
+    "Text",
+    "TextItem",
+    "Texts",
+    "TokenView",
+    "Tokens",
+]

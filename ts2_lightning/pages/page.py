@@ -12,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from ts2_lightning.pages.charts import bundle, figure, numbers
-from ts2_lightning.pages.sections import Cell, Chart, Section, Table
+from ts2_lightning.pages.sections import Cell, Chart, Section, Table, Tokens
 from ts2_lightning.pages.texts import as_script, readable
+from ts2_lightning.pages.tokens import plain_tokens
 from ts2_lightning.runs.writing import write_whole
 
 PAGE = "report.html"
@@ -52,7 +53,9 @@ class Page:
             ValueError: a section whose lists differ in their lengths.
         """
         drawn = any(isinstance(section, Chart) and section.series for section in self.sections)
-        scripts = [_asset("page.js"), *([_asset("charts.js")] if drawn else [])]
+        seen = any(isinstance(section, Tokens) and section.texts for section in self.sections)
+        names = ["page.js", *(["charts.js"] if drawn else []), *(["tokens.js"] if seen else [])]
+        scripts = [_asset(name) for name in names]
         allowed = [*scripts, *([bundle().source] if drawn else [])]
         return _environment().get_template("page.html").render(
             page=self,
@@ -105,6 +108,7 @@ def _environment() -> Environment:
         "kind": lambda section: type(section).__name__.lower(),
         "figure": lambda chart: Markup(as_script(figure(chart))),
         "numbers": numbers,
+        "tokens": lambda section: Markup(as_script(plain_tokens(section))),
     }
     return environment
 

@@ -1,6 +1,6 @@
 """What a page is made of, as plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -117,5 +117,68 @@ class Texts:
     notes: Sequence[str] = field(default=())
 
 
-Section = Text | Table | Chart | Texts
+@dataclass(frozen=True)
+class TokenView:
+    """How a model sees the T tokens of a text that it reads from left to right.
+
+    Attributes:
+        entropy: entropy in nats of the distribution that each token was drawn from, [T].
+        support_size: number of tokens in the sparsemax support there, [T].
+        tail_mass: softmax mass outside of the support, [T].
+        probability: softmax probability of the token itself, [T].
+        rank: 1 where the token is the most probable one, [T].
+        top: places in `Tokens.pieces` of the k most probable tokens, the most probable first, [T, k].
+        top_probabilities: their softmax probabilities, [T, k].
+    """
+
+    entropy: Sequence[float]
+    support_size: Sequence[float]
+    tail_mass: Sequence[float]
+    probability: Sequence[float]
+    rank: Sequence[float]
+    top: Sequence[Sequence[int]]
+    top_probabilities: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True)
+class SeenText:
+    """A text of T tokens, as several models see it.
+
+    Attributes:
+        question: place in `Tokens.questions` of what it answers.
+        name: what it is, such as the model that has written it.
+        tokens: places of its tokens in `Tokens.pieces`, [T].
+        views: how models see it, by their places in `Tokens.models`; those that cannot read it are left out.
+        remark: remark beside it; empty for none.
+    """
+
+    question: int
+    name: str
+    tokens: Sequence[int]
+    views: Mapping[int, TokenView]
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts token by token, coloured by what models think of each.
+
+    Attributes:
+        title: heading.
+        questions: what was asked.
+        models: names of the models.
+        pieces: every token that occurs, once, as it stands in a text.
+        texts: texts.
+        notes: remarks above them.
+    """
+
+    title: str
+    questions: Sequence[str]
+    models: Sequence[str]
+    pieces: Sequence[str]
+    texts: Sequence[SeenText]
+    notes: Sequence[str] = ()
+
+
+Section = Text | Table | Chart | Texts | Tokens
 """A part of a page, with its heading."""

@@ -47,7 +47,8 @@
     }
 
     tools() {
-      const field = element("input", { type: "search", placeholder: "Rows with…", ariaLabel: "Rows with these words" });
+      const field = element("input", { type: "search", placeholder: "Rows with…" });
+      field.setAttribute("aria-label", "Rows with these words");
       field.addEventListener("input", () => {
         this.words = field.value.trim().toLowerCase();
         this.show();
