@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_model_options
 from ts2_lightning.cli.backend_options import add_endpoint_options
@@ -14,13 +15,19 @@ from ts2_lightning.evaluation import Model, Spec, files_of, make_measures
 from ts2_lightning.evaluation.judges import spending_limit
 from ts2_lightning.evaluation.protocols import Protocol
 from ts2_lightning.evaluation.protocols.pictures import draw_all
+from ts2_lightning.evaluation.protocols.sections import ProtocolExplorer, text_sections, value_sections
 from ts2_lightning.evaluation.protocols.tables import Evaluated, as_csv, as_markdown, as_text, remarks
 from ts2_lightning.evaluation.results import read_result
+from ts2_lightning.pages import PAGE, Page, Section
+from ts2_lightning.ranges import NULL, Range, check_number, whole_number
 from ts2_lightning.runs.writing import write_whole
 
 _ABOUT = """Asks models the questions of protocols, scores what they respond, and shows the values side by side. What is
 there is not made again: responses in DIR/responses, scores in DIR/scores, values in DIR/measures; DIR is the run or,
 for another model, a directory below --out. An evaluation that was killed goes on; several may work on the same one."""
+
+_EXPLORED = 3
+"""Questions whose tokens are looked into, unless the user says how many."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,16 +46,21 @@ def run(argv: Sequence[str]) -> int:
     begin("evaluate", options.device, options.out)
     spec = spec_of(options)
     out = Path(options.out)
+    explored: Any = whole_number(options.explore)
+    check_number("--explore", explored, Range(least=0, whole=True), NULL)
     evaluated: list[Evaluated] = []
     limit = spending_limit(max_cost(options, judges_of(spec)))
     with tempfile.TemporaryDirectory(prefix="ts2-evaluate-") as scratch, limit:
         models = AskedModels(options, Path(scratch), out).models()
+        asked = [measure for measure in spec.measures if isinstance(measure, Protocol)]
+        explorer = ProtocolExplorer(asked, _EXPLORED if explored is None else explored, put)
         for model in models:
             put(f"== {model.name}")
             make_measures(model, spec, put, draw=False)
+            explorer.listen(model, loads=explored is not None)
             model.forget()
             evaluated.append(_read(model, spec))
-    _write(evaluated, out, [measure for measure in spec.measures if isinstance(measure, Protocol)])
+        _write(evaluated, out, asked, [*text_sections(models, asked), *explorer.sections()])
     return 0
 
 
@@ -58,14 +70,16 @@ def _read(model: Model, spec: Spec) -> Evaluated:
     return Evaluated(model.title, results)
 
 
-def _write(evaluated: Sequence[Evaluated], out: Path, asked: Sequence[Protocol]) -> None:
+def _write(evaluated: Sequence[Evaluated], out: Path, asked: Sequence[Protocol], texts: Sequence[Section]) -> None:
     below = remarks(evaluated, asked)
     put("\n".join(["", as_text(evaluated), "", *below]))
     for name, text in (("table.csv", as_csv(evaluated)), ("table.md", as_markdown(evaluated, below))):
         write_whole(out / name, lambda beside, text=text: beside.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     pictures = draw_all(evaluated, out)
+    page = Page(", ".join(dict.fromkeys(one.name for one in asked)), [*value_sections(evaluated), *texts], below)
+    page.write(out / PAGE)
     named = ", ".join(path.name for path in pictures if path.suffix == ".png")
-    put(f"\n{out}: table.csv, table.md{', ' + named if named else ''}")
+    put(f"\n{out}: {PAGE}, table.csv, table.md{', ' + named if named else ''}")
 
 
 def _parser() -> OptionParser:
@@ -78,6 +92,12 @@ def _parser() -> OptionParser:
     parser.add_argument("--run_code", action="store_true", help="let protocols run the code that models write")
     parser.add_argument("--sandbox", metavar="NAME", help="where that code runs")
     parser.add_argument("--i_know_what_i_run", action="store_true", help="with --sandbox none: it keeps nothing in")
+    parser.add_argument(
+        "--explore",
+        metavar="N",
+        help="questions of each protocol whose responses the page shows token by token; loads each model once more "
+        f"(default: {_EXPLORED} of models that are loaded anyway, 0 for served ones)",
+    )
     parser.add_argument("--out", default=EVALUATION, metavar="DIR", help=f"table and pictures (default: {EVALUATION})")
     add_endpoint_options(parser)
     add_device(parser)

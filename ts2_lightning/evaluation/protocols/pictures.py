@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -198,3 +198,32 @@ def _whiskers(cell: Cell) -> list[list[float]] | None:
     if cell.low is None or cell.high is None:
         return None
     return [[max(0.0, cell.mean - cell.low)], [max(0.0, cell.high - cell.mean)]]
+
+
+class Plane(NamedTuple):
+    """Quality against diversity, as it is drawn.
+
+    Attributes:
+        title: title of the part whose quality it is.
+        x: title of the diversity.
+        points: diversity and quality of each model; None where one of them is not there.
+    """
+
+    title: str
+    x: str
+    points: Sequence[tuple[Cell, Cell] | None]
+
+
+def planes_of(evaluated: Sequence[Evaluated]) -> list[Plane]:
+    """The planes of all parts that have one."""
+    parts, planes = parts_of(evaluated), []
+    for part in parts:
+        if (plane := _plane(part, parts)) is not None:
+            other, name = plane
+            points: list[tuple[Cell, Cell] | None] = []
+            for number, cells in enumerate(part.cells):
+                x, y = other.cells[number].get(name), cells.get("accuracy", cells.get("quality"))
+                points.append(None if x is None or y is None else (x, y))
+            title = describe(f"{other.protocol}/{name}", own_descriptions(evaluated)).title
+            planes.append(Plane(part.title, title, points))
+    return planes

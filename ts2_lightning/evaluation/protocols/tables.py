@@ -281,3 +281,37 @@ def _shown_difference(compared: Compared | None, form: str) -> str:
         return "-"
     mean, low, high = (f"{number:+{form}}" for number in compared.difference.interval[:3])
     return mean if math.isnan(compared.difference.interval.low) else f"{mean} [{low}, {high}]"
+
+
+class Column(NamedTuple):
+    """A value of a part as a column of a table, whose rows are the models.
+
+    Attributes:
+        title: title of the value.
+        meaning: what it means; empty where the title says it.
+        numbers: its number for each model; None where there is none.
+        texts: what is shown of it, with intervals.
+    """
+
+    title: str
+    meaning: str
+    numbers: Sequence[float | None]
+    texts: Sequence[str]
+
+
+def columns_of(part: Part, evaluated: Sequence[Evaluated]) -> list[Column]:
+    """The values of a part that people see, in the order of the table, and behind main ones the differences to the
+    first model.
+    """
+    lines, others, main = _lines(part, evaluated), own_descriptions(evaluated), _main_values(part, evaluated)
+    columns = []
+    for name in (name for name in part.names if not _LEFT_OUT.fullmatch(name)):
+        title, texts = next(lines)
+        means = [cells[name].mean if name in cells else None for cells in part.cells]
+        columns.append(Column(title, describe(f"{part.protocol}/{name}", others).meaning, means, texts))
+        if name in main:
+            title, texts = next(lines)
+            compared = [None if one is None else one.difference for one in _compared(part, name, evaluated)]
+            less = [None if one is None else one.interval.mean for one in compared]
+            columns.append(Column(title, "mean difference on the same questions", less, texts))
+    return columns
