@@ -54,8 +54,9 @@ def test_all_probes_of_two_directories(toys: Path, ts2: Run) -> None:
     expected = {f"{s}.{e}" for s in stems for e in ("png", "svg")} | {
         f"{p}.json" for p in ("micro", "macro", "tail", "tspd")
     }
-    assert set(os.listdir("out")) == expected | {"report.md"}
+    assert set(os.listdir("out")) == expected | {"report.md", "report.html"}
     assert "report: out/report.md" in answer.out
+    assert "page: out/report.html" in answer.out
     for name in ("micro", "macro", "tail", "tspd"):
         assert list(numbers(name)["models"]) == ["A", "B", "B2 (sparsemax)"]
     b, again = (numbers("tail")["models"][name] for name in ("B", "B2 (sparsemax)"))

@@ -205,7 +205,9 @@ def test_pictures_that_are_no_longer_drawn_are_removed(study: tuple[Results, Pat
     assert (tmp_path / "plane-1.svg").is_file()
     fewer = replace(results, rows=results.trained[:1])
     write_report(fewer, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"report.md", "results.json", "table.csv", "mine.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.html", "report.md", "results.json", "table.csv", "mine.png",
+    }  # fmt: skip
 
 
 # What is shown --------------------------------------------------------------------------------------------------
@@ -222,7 +224,7 @@ def test_a_table_for_latex_is_never_older_than_the_report(tmp_path: Path) -> Non
     assert (tmp_path / "table.tex").exists(), "no report has written it"
     write_report(results, tmp_path, latex=True)
     write_report(results, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.md", "results.json", "table.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.html", "report.md", "results.json", "table.csv"]
 
 
 @pytest.mark.parametrize(

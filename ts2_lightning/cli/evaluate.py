@@ -3,10 +3,10 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_model_options
 from ts2_lightning.cli.backend_options import add_endpoint_options
+from ts2_lightning.cli.explore_options import add_explore, explored
 from ts2_lightning.cli.judge_options import add_judge_options, judges_of, max_cost
 from ts2_lightning.cli.model_places import add_device, begin
 from ts2_lightning.cli.protocol_options import add_protocol_options, add_sampling_options, protocol_help, spec_of
@@ -19,15 +19,11 @@ from ts2_lightning.evaluation.protocols.sections import ProtocolExplorer, text_s
 from ts2_lightning.evaluation.protocols.tables import Evaluated, as_csv, as_markdown, as_text, remarks
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.pages import PAGE, Page, Section
-from ts2_lightning.ranges import NULL, Range, check_number, whole_number
 from ts2_lightning.runs.writing import write_whole
 
 _ABOUT = """Asks models the questions of protocols, scores what they respond, and shows the values side by side. What is
 there is not made again: responses in DIR/responses, scores in DIR/scores, values in DIR/measures; DIR is the run or,
 for another model, a directory below --out. An evaluation that was killed goes on; several may work on the same one."""
-
-_EXPLORED = 3
-"""Questions whose tokens are looked into, unless the user says how many."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,18 +42,17 @@ def run(argv: Sequence[str]) -> int:
     begin("evaluate", options.device, options.out)
     spec = spec_of(options)
     out = Path(options.out)
-    explored: Any = whole_number(options.explore)
-    check_number("--explore", explored, Range(least=0, whole=True), NULL)
+    count, loads = explored(options)
     evaluated: list[Evaluated] = []
     limit = spending_limit(max_cost(options, judges_of(spec)))
     with tempfile.TemporaryDirectory(prefix="ts2-evaluate-") as scratch, limit:
         models = AskedModels(options, Path(scratch), out).models()
         asked = [measure for measure in spec.measures if isinstance(measure, Protocol)]
-        explorer = ProtocolExplorer(asked, _EXPLORED if explored is None else explored, put)
+        explorer = ProtocolExplorer(asked, count, put)
         for model in models:
             put(f"== {model.name}")
             make_measures(model, spec, put, draw=False)
-            explorer.listen(model, loads=explored is not None)
+            explorer.listen(model, loads)
             model.forget()
             evaluated.append(_read(model, spec))
         _write(evaluated, out, asked, [*text_sections(models, asked), *explorer.sections()])
@@ -92,12 +87,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--run_code", action="store_true", help="let protocols run the code that models write")
     parser.add_argument("--sandbox", metavar="NAME", help="where that code runs")
     parser.add_argument("--i_know_what_i_run", action="store_true", help="with --sandbox none: it keeps nothing in")
-    parser.add_argument(
-        "--explore",
-        metavar="N",
-        help="questions of each protocol whose responses the page shows token by token; loads each model once more "
-        f"(default: {_EXPLORED} of models that are loaded anyway, 0 for served ones)",
-    )
+    add_explore(parser, "questions of each protocol")
     parser.add_argument("--out", default=EVALUATION, metavar="DIR", help=f"table and pictures (default: {EVALUATION})")
     add_endpoint_options(parser)
     add_device(parser)

@@ -10,14 +10,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
+from ts2_lightning.cli.explore_options import add_explore, explored
 from ts2_lightning.cli.model_places import add_device, begin, find_model, model_help
 from ts2_lightning.cli.terminal import OptionParser, put
 from ts2_lightning.evaluation import Model, Spec, make_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measures.probes import Kind, Probes
-from ts2_lightning.evaluation.probes import PROBES, write_probe
+from ts2_lightning.evaluation.probes import PROBES, Document, write_probe
 from ts2_lightning.evaluation.probes.report import REPORT
+from ts2_lightning.evaluation.probes.sections import probe_sections
 from ts2_lightning.evaluation.results import files_of, read_result
+from ts2_lightning.evaluation.token_explorer import Explorer
+from ts2_lightning.json_files import read_json
+from ts2_lightning.pages import PAGE, Page, Section
 from ts2_lightning.ranges import COUNT, NULL, check_number, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
@@ -68,6 +73,7 @@ def run(argv: Sequence[str]) -> int:
         check_number("--limit", options.limit, COUNT)
     chosen = [parse_model(text) for text in options.model]
     templates = _templates(options, chosen)
+    count, loads = explored(options)
     with tempfile.TemporaryDirectory(prefix="ts2-probe-") as scratch:
         models = [_model(model, templates.get(model.name, "auto"), options, Path(scratch)) for model in chosen]
         _check_titles(models)
@@ -75,7 +81,9 @@ def run(argv: Sequence[str]) -> int:
         settings = _settings(options, probes, models)
         for model in models:
             settings.check_model(model)
-        numbers = [_measure(model, probes, settings) for model in models]
+        explorer = _Explored(settings, count, loads)
+        numbers = [_measure(model, probes, settings, explorer) for model in models]
+        tokens = explorer.sections()
     out = Path(options.out)
     named = {model.title: option._asdict() for model, option in zip(models, chosen, strict=True)}
     for probe in probes:
@@ -84,7 +92,15 @@ def run(argv: Sequence[str]) -> int:
             put(f"{probe}: {path}")
     shutil.rmtree(out / _PARTS, ignore_errors=True)
     put(f"report: {out / REPORT}")
+    page = Page("Probes", [*probe_sections(_documents(out)), *tokens], [f"Numbers and pictures: {out / REPORT}."])
+    put(f"page: {page.write(out / PAGE)}")
     return 0
+
+
+def _documents(out: Path) -> dict[str, Document]:
+    """The numbers of every probe that lies in the directory, as `report.md` has them, by its name."""
+    files = {probe: out / f"{probe}.json" for probe in PROBES}
+    return {probe: read_json(file) for probe, file in files.items() if file.is_file()}
 
 
 # Models ---------------------------------------------------------------------------------------------------------
@@ -206,7 +222,33 @@ def _described(settings: _Asked) -> dict[str, Any]:
     return {**{kind: source for kind, source in sources.items() if source is not None}, **plain}
 
 
-def _measure(model: Model, probes: Sequence[Kind], settings: _Asked) -> dict[str, Any]:
+class _Explored:
+    """The tokens of what models respond to the first prompts or questions of the probes.
+
+    Args:
+        settings: settings of the probes.
+        count: number of prompts.
+        loads: whether models may be loaded for this alone.
+    """
+
+    def __init__(self, settings: _Asked, count: int, loads: bool) -> None:
+        self._settings, self._count, self._loads = settings, count, loads
+        self._explorer: Explorer | None = None
+
+    def listen(self, model: Model) -> None:
+        """Hears a model, while it is loaded."""
+        asked = self._settings.requests(model, self._count) if self._count else []
+        requests = [request for _, request in asked]
+        if asked and (self._loads or "network" in vars(model) or Explorer.has_heard(model, requests)):
+            self._explorer = self._explorer or Explorer([text for text, _ in asked])
+            self._explorer.listen(model, requests)
+
+    def sections(self) -> list[Section]:
+        """The section of the page, if something was heard; models are loaded once more."""
+        return [] if self._explorer is None else [self._explorer.section("Tokens", put, forget=True)]
+
+
+def _measure(model: Model, probes: Sequence[Kind], settings: _Asked, explorer: _Explored) -> dict[str, Any]:
     """The numbers of one model by probe; the model is in memory only as long."""
     numbers: dict[str, Any] = {}
     for probe in probes:
@@ -214,6 +256,7 @@ def _measure(model: Model, probes: Sequence[Kind], settings: _Asked) -> dict[str
         make_measures(model, of_probe, say=lambda line: None, draw=False)
         [file] = files_of(model.out, of_probe).values()
         numbers[probe] = read_result(file).documents[probe]
+    explorer.listen(model)
     model.forget()
     return numbers
 
@@ -269,5 +312,6 @@ def _parser() -> OptionParser:
     parser.add_argument("--top_k", type=int, default=usual.top_k, help="macro; 0 keeps all (default: 50)")
     parser.add_argument("--top_p", type=float, default=usual.top_p, help="macro (default: 0.9)")
     parser.add_argument("--seed", type=int, default=usual.seed, help="of what is sampled (default: 0)")
+    add_explore(parser, "prompts of macro, or questions of micro,")
     add_device(parser)
     return parser

@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from ts2_lightning.cli.terminal import OptionParser, check_out, page_width, put
+from ts2_lightning.pages import PAGE
 from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
 from ts2_lightning.studies.report.markdown import seeds_said
 from ts2_lightning.studies.report.tables import plain, results_table
@@ -63,7 +64,9 @@ def report(
     put(_summary(results))
     count = sum(path.suffix == ".png" for path in paths)
     pictures = f"{count} picture{'' if count == 1 else 's'}"
-    put(f"\nReport:      {paths[0]} ({pictures})\nData:        {directory / TABLE}, {directory / RESULTS}")
+    put(
+        f"\nReport:      {paths[0]} ({pictures})\nPage:        {directory / PAGE}\nData:        {directory / TABLE}, {directory / RESULTS}"
+    )
     if latex:
         put(f"LaTeX:       {directory / LATEX}")
 

@@ -5,6 +5,7 @@ In come tables, curves and texts as plain values; out goes HTML. Nothing here kn
 
 from ts2_lightning.pages.page import PAGE, Page
 from ts2_lightning.pages.sections import (
+    Cell,
     Chart,
     Section,
     SeenText,
@@ -19,6 +20,7 @@ from ts2_lightning.pages.sections import (
 
 __all__ = [
     "PAGE",
+    "Cell",
     "Chart",
     "Page",
     "Section",

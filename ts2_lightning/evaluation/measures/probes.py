@@ -14,7 +14,7 @@ from ts2_lightning.evaluation.model import Model, Rows, ValidationBatches
 from ts2_lightning.evaluation.probes import PROBES, macro, micro, tail, tspd, write_probe
 from ts2_lightning.evaluation.probes.tokens import token_table
 from ts2_lightning.evaluation.prompts import Prompt, Question
-from ts2_lightning.generation import DECODING
+from ts2_lightning.generation import DECODING, Request
 from ts2_lightning.ranges import COUNT, NULL, SEED, check_numbers
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.types import UserError
@@ -38,6 +38,8 @@ _TSPD_SHARE = "share of tokens with two candidates of at least 0.1 each and at m
 _MACRO_MEAN = "mean probability of the tokens of a sampled response"
 _IMPLAUSIBLE = "mass of the first token of the answer outside of the plausible ones"
 
+_FEW = 32
+"""Tokens of a response to a question of micro, whose first one counts."""
 
 Kind = Literal["micro", "macro", "tail", "tspd"]
 
@@ -144,6 +146,22 @@ class Probes(Measure):
         settings = {**self.plain_settings(), "decoding": model.decoding}
         for kind, numbers in measured.documents.items():
             write_probe(kind, {model.title: numbers}, settings, directory)
+
+    def requests(self, model: Model, limit: int) -> list[tuple[str, Request]]:
+        """Texts of the first prompts of macro, or of micro's questions where there is no macro, each with a request.
+
+        The response is sampled as macro's are, of few tokens to micro's; none where rows alone are read.
+        """
+        most = self.max_new_tokens
+        if "macro" in self.kinds:
+            prompts = model.prompts(self._option("prompts"), self._data(model, "prompts"), self.limit)
+        else:
+            prompts = self._asked(model)[0] if "micro" in self.kinds else []
+            most = min(most, _FEW)
+        settings = model.generation_settings(
+            most, self.seed, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p
+        )
+        return [(prompt.text, Request(tuple(prompt.ids), 0, settings)) for prompt in prompts[:limit]]
 
     def _numbers(self, kind: Kind, model: Model) -> dict[str, Any]:
         if kind == "micro":

@@ -18,8 +18,8 @@ say it, under `places` the place of each among all models that are compared, whi
 TOKENS_SHOWN = 15
 QUESTIONS_SHOWN = 4
 _WHAT = {True: "first token of the answer", False: "where a single digit was sampled: mean over n such places"}
-_BINS = 40  # of the macro probe's histogram
-_SIZES = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4": (4, 4), "5": (5, 5), "6-10": (6, 10), "> 10": (11, None)}
+BINS = 40  # of the macro probe's histogram
+SIZES = {"1": (1, 1), "2": (2, 2), "3": (3, 3), "4": (4, 4), "5": (5, 5), "6-10": (6, 10), "> 10": (11, None)}
 
 
 def micro(document: Document) -> dict[str, Figure]:
@@ -82,7 +82,7 @@ def macro(document: Document) -> dict[str, Figure]:
     models: Mapping[str, Any] = document["models"]
     values = {name: m["mean_probability"] for name, m in models.items()}
     low = min(min(v) for v in values.values())
-    edges = np.linspace(min(np.floor(low * 20) / 20, 0.95), 1.0, _BINS + 1)
+    edges = np.linspace(min(np.floor(low * 20) / 20, 0.95), 1.0, BINS + 1)
     figure = new_figure(7.2, 1.3 + 1.05 * len(models))
     axes = figure.subplots(len(models), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for i, (place, (name, of_model)) in enumerate(zip(axes, values.items(), strict=True)):
@@ -210,16 +210,11 @@ def _support_sizes(models: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     width = 0.84 / len(models)
     for i, (name, numbers) in enumerate(models.items()):
-        sizes = {int(size): count for size, count in numbers["support_sizes"].items()}
-        shares = [
-            100 * sum(count for size, count in sizes.items() if size >= low and (high is None or size <= high))
-            / numbers["tokens"]
-            for low, high in _SIZES.values()
-        ]  # fmt: skip
+        shares = shares_of_sizes(numbers)
         at = np.arange(len(shares)) + (i - (len(models) - 1) / 2) * width
         label = f"{name}: mean {numbers['support_size/mean']:.2f}, 90 % at most {numbers['support_size/p90']:.0f}"
         axes.bar(at, shares, width * 0.92, label=literal(label), edgecolor="white", linewidth=0.3, **look(i))
-    axes.set_xticks(range(len(_SIZES)), list(_SIZES))
+    axes.set_xticks(range(len(SIZES)), list(SIZES))
     tidy(axes)
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel("tokens that sparsemax keeps", fontsize=9)
@@ -227,3 +222,13 @@ def _support_sizes(models: Mapping[str, Any]) -> Figure:
     legend_below(figure, axes.get_legend_handles_labels()[0])
     figure.suptitle("TSPD probe: size of the sparsemax support", fontsize=11)
     return figure
+
+
+def shares_of_sizes(numbers: Mapping[str, Any]) -> list[float]:
+    """Shares of tokens, in percent, whose support is of each of `SIZES`; of the numbers of a model."""
+    sizes = {int(size): count for size, count in numbers["support_sizes"].items()}
+    return [
+        100 * sum(count for size, count in sizes.items() if size >= low and (high is None or size <= high))
+        / numbers["tokens"]
+        for low, high in SIZES.values()
+    ]  # fmt: skip

@@ -185,11 +185,11 @@ def _dials(results: Results) -> list[list[Row]]:
     """Rows that differ in one number alone, in its order."""
     dials = []
     for axis in results.settings.against or ():
-        dials += [[row for _, row in line] for line in _lines(results, axis).values() if len(line) > 1]
+        dials += [[row for _, row in line] for line in lines_along(results, axis).values() if len(line) > 1]
     return dials
 
 
-def _lines(results: Results, axis: str) -> dict[str, list[tuple[float, Row]]]:
+def lines_along(results: Results, axis: str) -> dict[str, list[tuple[float, Row]]]:
     """The rows that have an axis, by the values of their other axes: label -> (number, row), by the number."""
     lines: dict[str, list[tuple[float, Row]]] = {}
     named = named_axes(results.axes)
@@ -220,7 +220,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
 
     None if there is no line of at least two points.
     """
-    lines = _lines(results, axis)
+    lines = lines_along(results, axis)
     shown = [name for name in names if any(len(_drawn(results, line, name)) > 1 for line in lines.values())]
     if not shown:
         return None
@@ -314,7 +314,7 @@ _NAMES = {
 
 def curves(results: Results, names: Sequence[str]) -> Figure | None:
     """A panel for each logged name, a line for each row. None if nothing was logged under them."""
-    panels = {name: _by_step(results, name) for name in names}
+    panels = {name: by_step_of(results, name) for name in names}
     panels = {name: rows for name, rows in panels.items() if rows}
     if not panels:
         return None
@@ -342,7 +342,7 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     return figure
 
 
-def _by_step(results: Results, name: str) -> dict[str, pd.DataFrame]:
+def by_step_of(results: Results, name: str) -> dict[str, pd.DataFrame]:
     """Label -> steps by runs, at which all of its runs have a finite value; of rows that share trainings, the first."""
     table = results.curves(name)
     firsts = [same[0].label for same in by_runs(results.trained)]

@@ -57,7 +57,7 @@ def _about(results: Results) -> str:
             for row in results.rows
             if row.is_base
         ),
-        f"Differences are taken against: {escape_markdown(results.settings.baseline)}" if _compares(results) else "",
+        f"Differences are taken against: {escape_markdown(results.settings.baseline)}" if compares(results) else "",
         f"Software: {revisions_said(runs)}",
         f"Trainings began: {' to '.join(dict.fromkeys((times[0], times[-1])))}" if times else "",
         f"Training took {duration(sum(seconds))} in all" if seconds else "",
@@ -147,10 +147,10 @@ def _results(results: Results) -> str:
     if not names:
         return "## Results\n\nNothing has been measured yet."
     tables = results_table(results, names).parts(COLUMNS)
-    return "\n\n".join(["## Results", *map(markdown, tables), _legend(results)])
+    return "\n\n".join(["## Results", *map(markdown, tables), legend_said(results)])
 
 
-def _legend(results: Results) -> str:
+def legend_said(results: Results) -> str:
     lines = []
     if any(results.describe(name).better for name in results.settings.columns):
         lines.append("Bold: the best mean of a column, and equal ones as printed; ↑ more is better, ↓ less is.")
@@ -165,7 +165,7 @@ def _legend(results: Results) -> str:
     return " ".join(lines)
 
 
-def _compares(results: Results) -> bool:
+def compares(results: Results) -> bool:
     """Whether any row has a seed in common with the baseline."""
     seeds = {row.label: {run.seed for run in row.runs if run.seed is not None} for row in results.trained}
     baseline = seeds.pop(results.settings.baseline, set())
@@ -173,7 +173,7 @@ def _compares(results: Results) -> bool:
 
 
 def _differences(results: Results) -> str:
-    if not _compares(results) or not results.settings.columns:
+    if not compares(results) or not results.settings.columns:
         return ""
     baseline = results.settings.baseline
     tables = differences_table(results, results.settings.columns, baseline).parts(_DIFFERENCES)

@@ -12,11 +12,13 @@ import pandas as pd
 from ts2_lightning.evaluation.probes.report import remove_stale
 from ts2_lightning.evaluation.style import save
 from ts2_lightning.json_files import read_json
+from ts2_lightning.pages import PAGE
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report.distributions import distributions
 from ts2_lightning.studies.report.figures import Picture, against, curves, plane
 from ts2_lightning.studies.report.markdown import COLUMNS, as_markdown, seeds_said
+from ts2_lightning.studies.report.page import as_page
 from ts2_lightning.studies.report.results import Results, Row, Run
 from ts2_lightning.studies.report.settings import complete_settings
 from ts2_lightning.studies.report.statistics import summarise
@@ -36,7 +38,8 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         latex: also write `table.tex`.
 
     Returns:
-        The files: `report.md`, `table.csv`, `results.json`, `table.tex` if it was asked for, and the pictures.
+        The files: `report.md`, `table.csv`, `results.json`, `table.tex` if it was asked for, `report.html`, and the
+        pictures.
 
     Raises:
         UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
@@ -56,7 +59,8 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         (out / LATEX).unlink(missing_ok=True)
     texts[REPORT] = as_markdown(results, drawn)
     written = [_write(out / name, text) for name, text in texts.items()]
-    return [*reversed(written), *paths]
+    page = as_page(results).write(out / PAGE)
+    return [*reversed(written), page, *paths]
 
 
 def _is_new(out: Path) -> bool:

@@ -1,0 +1,177 @@
+"""`report.html`: the tables, which can be sorted, and what the pictures show, with hover."""
+
+import math
+from collections.abc import Sequence
+
+from ts2_lightning.evaluation import registered_measures
+from ts2_lightning.pages import Cell, Chart, Page, Section, Series, Table, Text
+from ts2_lightning.studies.report.figures import POINTS, by_step_of, lines_along, thinned
+from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said
+from ts2_lightning.studies.report.results import Results, Row, by_runs
+from ts2_lightning.studies.report.statistics import Summary, summarise
+from ts2_lightning.studies.report.tables import Mark, differences_table, results_table, titled
+from ts2_lightning.studies.report.tables import Table as TextTable
+
+_MARKS: dict[Mark, str] = {"": "", "best": " *", "near": " °", "apart": " *"}
+
+
+def as_page(results: Results) -> Page:
+    """The page of results with complete settings."""
+    sections: list[Section] = [_results(results), *_differences(results), *_planes(results), *_against(results)]
+    sections += [*_curves(results), _long(results), *_missing(results), _runs(results)]
+    return Page(results.title, sections, _about(results))
+
+
+def _about(results: Results) -> list[str]:
+    shown = {name.partition("/")[0] for name in results.settings.columns}
+    of_measures = [measure.note for name, measure in registered_measures().items() if name in shown and measure.note]
+    return [
+        *([f"Paper: {results.paper}"] if results.paper else []),
+        f"From: {results.file or ', '.join(map(str, results.sources))}. {seeds_said(results)}",
+        f"Software: {revisions_said(results.runs).replace('`', '')}.",
+        *(f"Note: {note}" for note in notes(results)),
+        *of_measures,
+    ]
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def _results(results: Results) -> Section:
+    names = results.settings.columns
+    means = [[results.summary(row, name).mean for name in names] for row in results.rows]
+    remarks = [
+        "*: the best mean of its column, and equal ones as printed; °: not told apart from the best by the seeds; "
+        "↑ more is better, ↓ less is; -: not defined with every seed.",
+    ]
+    return _table(results, "Results", "row", results_table(results, names), results.rows, means, remarks)
+
+
+def _differences(results: Results) -> list[Section]:
+    names, baseline = results.settings.columns, results.settings.baseline
+    if not names or not compares(results):
+        return []
+    base = next(row for row in results.trained if row.label == baseline)
+    others = [row for row in results.trained if row is not base]
+    means = [[results.difference(row, base, name).mean for name in names] for row in others]
+    remarks = [
+        "Mean differences over the seeds that both rows have, with Student's interval where there are several. "
+        "*: the interval excludes zero; the intervals are not corrected for their number."
+    ]
+    table = differences_table(results, names, baseline)
+    return [_table(results, f"Against {baseline}", "row", table, others, means, remarks)]
+
+
+def _table(
+    results: Results,
+    title: str,
+    first: str,
+    table: TextTable,
+    rows: Sequence[Row],
+    means: Sequence[Sequence[float]],
+    remarks: Sequence[str],
+) -> Table:
+    """A table of texts with marks, sorted by its means."""
+    cells: list[list[Cell]] = [
+        [row.label, *(None if math.isnan(mean) else mean for mean in of_row)]
+        for row, of_row in zip(rows, means, strict=True)
+    ]
+    shown = [[row[0].text, *(f"{cell.text}{_MARKS[cell.mark]}" for cell in row[1:])] for row in table.rows]
+    described = [results.describe(name) for name in results.settings.columns]
+    hints = ["", *(": ".join(filter(None, [value.name, value.meaning])) for value in described)]
+    return Table(title, [first, *(titled(value) for value in described)], cells, shown, hints, remarks)
+
+
+def _long(results: Results) -> Table:
+    """Every value of every row, as `table.csv` has them."""
+    seeds: list[int | None] = [*results.seeds]
+    if any(run.seed is None for row in results.rows for run in row.runs):
+        seeds.append(None)
+    labels = {row.label: [row.labels.get(axis, "") for axis in results.axes] for row in results.rows}
+    rows: list[list[Cell]] = []
+    for (row, name), values in results.by_seed.items():
+        summary = summarise(list(values.values()))
+        numbers = [summary.mean, summary.sd, summary.n, *map(values.get, seeds)]
+        rows.append([row, *labels[row], name, *numbers])
+    titles = ["seed none" if seed is None else f"seed {seed}" for seed in seeds]
+    return Table("All values", ["row", *results.axes, "metric", "mean", "sd", "n", *titles], rows)
+
+
+def _missing(results: Results) -> list[Section]:
+    rows = [[entry.name, entry.row, entry.reason] for entry in results.missing]
+    return [Table("What is missing", ["run", "row", "reason"], rows)] if rows else []
+
+
+def _runs(results: Results) -> Section:
+    rows: list[list[Cell]] = [
+        [run.name, ", ".join(row.label for row in same), run.seed, run.revision, run.time, run.seconds, run.command]
+        for same in by_runs(results.trained)
+        for run in same[0].runs
+    ]
+    head = ["run", "row", "seed", "software", "began", "seconds", "command that repeats it"]
+    return Table("Runs", head, rows) if rows else Text("Runs", ["No run has come to its end."])
+
+
+# Charts ---------------------------------------------------------------------------------------------------------------
+
+
+def _planes(results: Results) -> list[Section]:
+    charts: list[Section] = []
+    for x, y in results.settings.planes:
+        across, up = results.describe(x), results.describe(y)
+        series = []
+        for row in results.rows:
+            of_x, of_y = results.summary(row, x), results.summary(row, y)
+            if math.isfinite(of_x.mean) and math.isfinite(of_y.mean):
+                series.append(Series(row.label, [of_x.mean], [of_y.mean], *_ends([of_y]), (), *_ends([of_x])))
+        if len(series) > 1:
+            charts.append(Chart(f"{up.title} against {across.title}", series, titled(across), titled(up), "points"))
+    return charts
+
+
+def _against(results: Results) -> list[Section]:
+    """Values against a number: a line for each choice of the other axes."""
+    charts: list[Section] = []
+    for axis, names in (results.settings.against or {}).items():
+        lines = lines_along(results, axis)
+        for name in names:
+            series = []
+            for label, line in lines.items():
+                summaries = [(at, results.summary(row, name)) for at, row in line]
+                points = [(at, summary) for at, summary in summaries if math.isfinite(summary.mean)]
+                if len(points) > 1:
+                    of_points = [summary for _, summary in points]
+                    means = [summary.mean for summary in of_points]
+                    series.append(Series(label or axis, [at for at, _ in points], means, *_ends(of_points)))
+            if series:
+                value = results.describe(name)
+                numbers = [at for one in series for at in one.x if isinstance(at, float)]
+                wide = min(numbers) > 0 and max(numbers) / min(numbers) >= 10
+                charts.append(Chart(f"{value.title} against {axis}", series, axis, titled(value), log_x=wide))
+    return charts
+
+
+def _ends(summaries: Sequence[Summary]) -> tuple[list[float] | None, list[float] | None]:
+    """A standard deviation to both sides, where there are several seeds."""
+    if not any(math.isfinite(summary.sd) for summary in summaries):
+        return None, None
+    spreads = [(summary.mean, summary.sd if math.isfinite(summary.sd) else 0.0) for summary in summaries]
+    return [mean - sd for mean, sd in spreads], [mean + sd for mean, sd in spreads]
+
+
+def _curves(results: Results) -> list[Section]:
+    """Learning curves: mean over the seeds, in a band of a standard deviation; thinned as the picture is."""
+    charts: list[Section] = []
+    for name in results.settings.curves:
+        series = []
+        for label, steps in by_step_of(results, name).items():
+            if steps.empty:
+                continue
+            width = -(-len(steps) // POINTS)
+            x = thinned(steps.index.to_numpy(), width)
+            runs = [thinned(steps[run].to_numpy(), width) for run in steps]
+            summaries = [summarise(values) for values in zip(*runs, strict=True)]
+            series.append(Series(label, x, [summary.mean for summary in summaries], *_ends(summaries)))
+        if series:
+            charts.append(Chart(f"Learning curve: {name}", series, "optimizer steps", name))
+    return charts
