@@ -64,9 +64,8 @@ def report(
     put(_summary(results))
     count = sum(path.suffix == ".png" for path in paths)
     pictures = f"{count} picture{'' if count == 1 else 's'}"
-    put(
-        f"\nReport:      {paths[0]} ({pictures})\nPage:        {directory / PAGE}\nData:        {directory / TABLE}, {directory / RESULTS}"
-    )
+    put(f"\nReport:      {paths[0]} ({pictures})\nPage:        {directory / PAGE}")
+    put(f"Data:        {directory / TABLE}, {directory / RESULTS}")
     if latex:
         put(f"LaTeX:       {directory / LATEX}")
 
