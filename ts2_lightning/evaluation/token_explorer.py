@@ -149,7 +149,7 @@ class Explorer:
         >>> explorer.listen(model, [Request(prompt, 0, model.generation_settings(max_new_tokens=4))])
         >>> [text] = explorer.section("Tokens").texts
         >>> text.name, len(text.tokens), len(text.views[0].entropy)
-        ('model', 4, 4)
+        ('response of model', 4, 4)
     """
 
     def __init__(self, questions: Sequence[str]) -> None:
@@ -206,7 +206,7 @@ class Explorer:
                 }
                 response = heard.responses[question]
                 tokens = [pieces.place(heard, token) for token in _shown(response)]
-                texts.append(SeenText(question, heard.model.title, tokens, seen, _remark(response)))
+                texts.append(SeenText(question, f"response of {heard.model.title}", tokens, seen, _remark(response)))
         notes = [*_NOTES, *self._notes()]
         return Tokens(title, self._questions, [heard.model.title for heard in self._heard], pieces.texts, texts, notes)
 

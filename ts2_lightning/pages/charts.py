@@ -76,7 +76,8 @@ def _check(chart: Chart, series: Series) -> None:
 
 def _traces(chart: Chart, series: Series, place: int) -> list[dict[str, Any]]:
     """The traces of a series, which share a group of the legend: the band below the line."""
-    colour, round_ = MODELS[place % len(MODELS)], place // len(MODELS)
+    of_all = place if series.place is None else series.place
+    colour, round_ = MODELS[of_all % len(MODELS)], of_all // len(MODELS)
     texts = [_hover(chart, series, point) for point in range(len(series.y))]
     common = {"legendgroup": str(place), "showlegend": False}
     trace: dict[str, Any] = {
@@ -89,7 +90,7 @@ def _traces(chart: Chart, series: Series, place: int) -> list[dict[str, Any]]:
             {**trace, "type": "bar", "textposition": "none", "marker": {"color": colour, "pattern": pattern}}
             | _whiskers(series)
         ]
-    symbol = _SYMBOLS[(place + round_) % len(_SYMBOLS)]
+    symbol = _SYMBOLS[(of_all + round_) % len(_SYMBOLS)]
     trace |= {
         "type": "scatter",
         "marker": {"color": colour, "symbol": symbol, "size": 7 if chart.kind == "lines" else 11},
@@ -145,7 +146,7 @@ def _length(low: float | str, high: float | str) -> float:
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    x: dict[str, Any] = {"title": {"text": _literal(chart.x)}, "automargin": True}
+    x: dict[str, Any] = {"title": {"text": _literal(chart.x)}, "automargin": True, "exponentformat": "power"}
     places = {place for series in chart.series for place in series.x}
     if any(isinstance(place, str) for place in places):
         x["type"] = "category"  # else plotly reads "16" and "2024-01-01" as something else than names
@@ -159,7 +160,7 @@ def _layout(chart: Chart) -> dict[str, Any]:
             }
     return {
         "xaxis": x,
-        "yaxis": {"title": {"text": _literal(chart.y)}, "automargin": True},
+        "yaxis": {"title": {"text": _literal(chart.y)}, "automargin": True, "exponentformat": "power"},
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "hovermode": "closest",
         "barmode": "group",

@@ -55,6 +55,7 @@ class Series:
         labels: text of each point beside the pointer; empty for none.
         x_low: lower ends of intervals along the horizontal axis; None for none. Lines have none.
         x_high: upper ends.
+        place: place among all that are compared, which decides colour and sign; None takes that in the chart.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Series:
     labels: Sequence[str] = ()
     x_low: Sequence[float] | None = None
     x_high: Sequence[float] | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True)

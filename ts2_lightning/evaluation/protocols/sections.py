@@ -59,30 +59,30 @@ def _curves(
     sections: list[Section] = []
     for name, said in _CURVES.items():
         series = [
-            _series(model.title, curves[name])
-            for model, curves in zip(evaluated, drawn, strict=True)
+            _series(model.title, curves[name], place)
+            for place, (model, curves) in enumerate(zip(evaluated, drawn, strict=True))
             if len(curves.get(name, ())) > 1
         ]
         chance = next((curves["chance"] for curves in drawn if "chance" in curves), None) if name == "pass" else None
         if series:
-            series += [_series("k guesses", chance)] if chance else []
+            series += [_series("k guesses", chance, len(evaluated))] if chance else []
             sections.append(
                 Chart(f"{title}: {said}", series, "responses k (logarithmic axis)", "share of questions", log_x=True)
             )
     return sections
 
 
-def _series(name: str, curve: dict[int, tuple[float, float, float]]) -> Series:
+def _series(name: str, curve: dict[int, tuple[float, float, float]], place: int) -> Series:
     means, lows, highs = (list(values) for values in zip(*curve.values(), strict=True))
-    return Series(name, list(curve), means, lows, highs)
+    return Series(name, list(curve), means, lows, highs, place=place)
 
 
 def _planes(evaluated: Sequence[Evaluated]) -> list[Section]:
     sections: list[Section] = []
     for plane in planes_of(evaluated):
         series = [
-            Series(model.title, [x.mean], [y.mean], *_ends(y), (), *_ends(x))
-            for model, point in zip(evaluated, plane.points, strict=True)
+            Series(model.title, [x.mean], [y.mean], *_ends(y), (), *_ends(x), place)
+            for place, (model, point) in enumerate(zip(evaluated, plane.points, strict=True))
             if point is not None
             for x, y in [point]
         ]

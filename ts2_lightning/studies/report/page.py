@@ -120,10 +120,10 @@ def _planes(results: Results) -> list[Section]:
     for x, y in results.settings.planes:
         across, up = results.describe(x), results.describe(y)
         series = []
-        for row in results.rows:
+        for place, row in enumerate(results.rows):
             of_x, of_y = results.summary(row, x), results.summary(row, y)
             if math.isfinite(of_x.mean) and math.isfinite(of_y.mean):
-                series.append(Series(row.label, [of_x.mean], [of_y.mean], *_ends([of_y]), (), *_ends([of_x])))
+                series.append(Series(row.label, [of_x.mean], [of_y.mean], *_ends([of_y]), (), *_ends([of_x]), place))
         if len(series) > 1:
             charts.append(Chart(f"{up.title} against {across.title}", series, titled(across), titled(up), "points"))
     return charts
@@ -142,7 +142,10 @@ def _against(results: Results) -> list[Section]:
                 if len(points) > 1:
                     of_points = [summary for _, summary in points]
                     means = [summary.mean for summary in of_points]
-                    series.append(Series(label or axis, [at for at, _ in points], means, *_ends(of_points)))
+                    first = results.rows.index(line[0][1])
+                    series.append(
+                        Series(label or axis, [at for at, _ in points], means, *_ends(of_points), place=first)
+                    )
             if series:
                 value = results.describe(name)
                 numbers = [at for one in series for at in one.x if isinstance(at, float)]
@@ -171,7 +174,9 @@ def _curves(results: Results) -> list[Section]:
             x = thinned(steps.index.to_numpy(), width)
             runs = [thinned(steps[run].to_numpy(), width) for run in steps]
             summaries = [summarise(values) for values in zip(*runs, strict=True)]
-            series.append(Series(label, x, [summary.mean for summary in summaries], *_ends(summaries)))
+            place = next(place for place, row in enumerate(results.rows) if row.label == label)
+            means = [summary.mean for summary in summaries]
+            series.append(Series(label, x, means, *_ends(summaries), place=place))
         if series:
             charts.append(Chart(f"Learning curve: {name}", series, "optimizer steps", name))
     return charts
