@@ -161,7 +161,7 @@ def test_numbers_are_kept_to_the_last_digit() -> None:
         [["a", "0.333 [0, 1]", "x"], ["b", "-", "y"]],
     )
     cells = Read(Page("t", [table]).html()).of("td")
-    assert [cell.get("data-n") for cell in cells] == [repr(third), "12345", "-inf", None]
+    assert [cell.get("data-n") for cell in cells] == [repr(third), "12345", "-inf", "nan"]
     plain = Read(Page("t", [Table("t", ["name", "value"], [["a", third], ["b", 1234567], [None, 1e-9]])]).html())
     assert [text for tag, text in plain.texts if tag in ("td", "th") and text.strip()][2:] == [
         "a", "0.3333", "b", "1,234,567", "-", "1e-09",
@@ -172,7 +172,7 @@ def test_charts_have_their_numbers_in_a_table() -> None:
     series = Series("CE", [1, 2], [0.5, 0.75], [0.4, 0.7], [0.6, 0.8])
     read = Read(Page("t", [Chart("pass", [series, Series("TS2", [1], [0.25])], "k", "share")]).html())
     cells = [cell.get("data-n") for cell in read.of("td")]
-    assert cells == ["1", "0.5", "0.4", "0.6", "2", "0.75", "0.7", "0.8", "1", "0.25", None, None]
+    assert cells == ["1", "0.5", "0.4", "0.6", "2", "0.75", "0.7", "0.8", "1", "0.25", "nan", "nan"]
 
 
 def test_figures_hold_what_they_draw() -> None:

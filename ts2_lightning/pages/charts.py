@@ -17,8 +17,8 @@ _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 _HATCHES = ("", "/", ".", "x")
 _SIZES = {"lines": 7, "points": 11}
 _OPACITY = 0.15
-_LEGEND = 60
-"""Characters of a name in a legend, at most."""
+_LEGEND, _TICK, _LINE = 60, 24, 70
+"""Characters of a name in a legend, of a name at an axis, and of a line of other texts, at most."""
 
 
 class Bundle(NamedTuple):
@@ -146,10 +146,13 @@ def _length(low: float | str, high: float | str) -> float:
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    x: dict[str, Any] = {"title": {"text": _literal(chart.x)}, "automargin": True, "exponentformat": "power"}
+    x: dict[str, Any] = {"title": {"text": _title(chart.x)}, "automargin": True, "exponentformat": "power"}
     places = {place for series in chart.series for place in series.x}
     if any(isinstance(place, str) for place in places):
         x["type"] = "category"  # else plotly reads "16" and "2024-01-01" as something else than names
+        names = list(dict.fromkeys(str(place) for series in chart.series for place in series.x))
+        ticks = [_literal(shortened(readable(name), _TICK)) for name in names]
+        x |= {"tickmode": "array", "tickvals": [_literal(name) for name in names], "ticktext": ticks}
     elif chart.log_x:
         x["type"] = "log"
         if len(places) <= 12:
@@ -160,11 +163,16 @@ def _layout(chart: Chart) -> dict[str, Any]:
             }
     return {
         "xaxis": x,
-        "yaxis": {"title": {"text": _literal(chart.y)}, "automargin": True, "exponentformat": "power"},
+        "yaxis": {"title": {"text": _title(chart.y)}, "automargin": True, "exponentformat": "power"},
         "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
         "hovermode": "closest",
         "barmode": "group",
     }
+
+
+def _title(text: str) -> str:
+    """The title of an axis, in two lines at most."""
+    return "<br>".join(map(_literal, textwrap.wrap(shortened(readable(text), 2 * _LINE - 20), _LINE)))
 
 
 def _hover(chart: Chart, series: Series, place: int) -> str:
@@ -173,7 +181,7 @@ def _hover(chart: Chart, series: Series, place: int) -> str:
         lines[-1] += f" [{_short(series.low[place])}, {_short(series.high[place])}]"
     if series.labels:
         lines.append(series.labels[place])
-    return "<br>".join(_literal(part) for line in lines for part in textwrap.wrap(readable(line), 70))
+    return "<br>".join(_literal(part) for line in lines for part in textwrap.wrap(readable(line), _LINE))
 
 
 def _literal(text: str) -> str:

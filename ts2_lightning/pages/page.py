@@ -122,30 +122,32 @@ def _finalize(value: Any) -> Any:
 
 
 def _lines(table: Table) -> list[list[tuple[str, str | None]]]:
-    """The rows of a table: of each cell what is shown, and the number that it is sorted by.
+    """The rows of a table: of each cell what is shown, and the number that it is sorted by; none in columns of texts.
 
     Raises:
         ValueError: a row that has not as many cells as there are columns.
     """
-    shown = table.shown
-    if table.hints and len(table.hints) != len(table.head):
-        raise ValueError(f"table {table.title!r}: {len(table.head)} columns, {len(table.hints)} hints")
+    shown, columns = table.shown, len(table.head)
+    if table.hints and len(table.hints) != columns:
+        raise ValueError(f"table {table.title!r}: {columns} columns, {len(table.hints)} hints")
     if shown is not None and len(shown) != len(table.rows):
         raise ValueError(f"table {table.title!r}: {len(table.rows)} rows, {len(shown)} rows of shown cells")
+    numeric = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, int | float)}
     lines = []
     for place, row in enumerate(table.rows):
         texts = [_shown(cell) for cell in row] if shown is None else shown[place]
-        if not len(table.head) == len(row) == len(texts):
+        if not columns == len(row) == len(texts):
             raise ValueError(
-                f"table {table.title!r}, row {place}: {len(table.head)} columns, {len(row)} cells, {len(texts)} shown"
+                f"table {table.title!r}, row {place}: {columns} columns, {len(row)} cells, {len(texts)} shown"
             )
-        lines.append([(text, _number(cell)) for text, cell in zip(texts, row, strict=True)])
+        keys = [_key(cell) if column in numeric else None for column, cell in enumerate(row)]
+        lines.append(list(zip(texts, keys, strict=True)))
     return lines
 
 
-def _number(cell: Cell) -> str | None:
-    """A number as programs write it; None for what is none."""
-    return None if cell is None or isinstance(cell, str) else repr(cell)
+def _key(cell: Cell) -> str | None:
+    """A number as programs write it; nan where there is nothing, and None for a text."""
+    return None if isinstance(cell, str) else repr(float("nan") if cell is None else cell)
 
 
 def _shown(cell: Cell) -> str:

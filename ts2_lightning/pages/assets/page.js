@@ -11,6 +11,13 @@
     return made;
   };
 
+  // Not `row.cells`: each row's would be a list that the browser keeps up to date while rows are moved.
+  const cellOf = (row, column) => {
+    let cell = row.firstElementChild;
+    for (let place = 0; place < column; place += 1) cell = cell.nextElementSibling;
+    return cell;
+  };
+
   // Numbers by their value, before texts; what is no number, or nothing, comes last in either direction.
   const place = (cell) => {
     if (cell.dataset.n !== undefined) {
@@ -29,6 +36,7 @@
 
   class SortableTable {
     constructor(table) {
+      this.table = table;
       this.body = table.tBodies[0];
       this.heads = [...table.tHead.rows[0].cells];
       this.written = [...this.body.rows];
@@ -36,7 +44,7 @@
       this.limit = AT_ONCE;
       this.words = "";
       this.heads.forEach((head, column) => {
-        head.classList.toggle("n", this.written.some((row) => row.cells[column].dataset.n !== undefined));
+        head.classList.toggle("n", this.written.some((row) => cellOf(row, column).dataset.n !== undefined));
         const button = element("button", { type: "button" }, ...head.childNodes);
         button.addEventListener("click", () => this.sort(column));
         head.append(button);
@@ -68,10 +76,13 @@
       this.heads.forEach((other) => other.setAttribute("aria-sort", "none"));
       head.setAttribute("aria-sort", next);
       const sign = next === "descending" ? -1 : 1;
-      const keyed = this.written.map((row, number) => [place(row.cells[column]), number, row]);
+      const keyed = this.written.map((row, number) => [place(cellOf(row, column)), number, row]);
       if (next !== "none") keyed.sort((a, b) => compare(a[0], b[0], sign) || a[1] - b[1]);
       this.rows = keyed.map((entry) => entry[2]);
+      this.body.remove();
+      this.body.textContent = "";  // all at once: to take them out one by one takes half a minute for 20,000
       this.body.append(...this.rows);
+      this.table.append(this.body);
       if (this.written.length > AT_ONCE || this.words) this.show();
     }
 
