@@ -13,7 +13,9 @@ from ts2_lightning.cli.terminal import OptionParser
 from ts2_lightning.evaluation import Model
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.protocols.stored import stores_of
+from ts2_lightning.evaluation.results import DIRECTORY as MEASURES
 from ts2_lightning.generation.backends.endpoint import PREFIX, Address
+from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import UserError
 
@@ -89,14 +91,14 @@ class AskedModels:
         if name.startswith(PREFIX):
             return self._endpoint(name)
         path = Path(name).expanduser()
-        if path.is_dir() and not (path / "config.json").is_file() and stores_of(path) and not _is_run(path):
+        if _is_responses(path):
             return self._stored(name, path)
         place = find_model(name, name)
         return Model(
             name=name,
             identity=file_stamps(place.path) or place.path,
             locate=cache(partial(place.loadable, self._scratch / str(number))),
-            out=place.run or self._place(name),
+            out=place.run or _place_below(self._out, name),
             run=place.run,
             data=self._data or self._data_of_run(name, place),
             text_template=place.text_template,
@@ -117,7 +119,7 @@ class AskedModels:
             name=name,
             identity=["endpoint", address.url, address.model],
             locate=partial(_refuse, name, "an endpoint cannot be loaded; this measure needs the model itself"),
-            out=self._place(name),
+            out=_place_below(self._out, name),
             label=address.model,
             decoding=self._options.decoding,
             template=self._options.template,
@@ -125,27 +127,62 @@ class AskedModels:
         )
 
     def _stored(self, name: str, path: Path) -> Model:
-        if path.name == "responses" or any(path.glob("part-*.jsonl")):
-            out = path.parent if path.name == "responses" else path.parent.parent
-        else:
-            out = path
         return Model(
             name=name,
             identity="responses",
             locate=partial(_refuse, name, "these are responses, without a model"),
-            out=out,
+            out=_place_of_responses(path),
             label=path.name,
             responses=path,
         )
 
-    def _place(self, name: str) -> Path:
-        """A directory of its own below --out: its name, and a digest of how it was named."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-40:].lstrip("-.")
-        return self._out / f"{plain}-{digest(str(Path(name).absolute() if Path(name).exists() else name))[:6]}"
+
+def evaluated_place(name: str, out: Path) -> tuple[str, Path]:
+    """The title of a model in tables, and the directory with its responses, scores and measures. Nothing is loaded.
+
+    Args:
+        name: what the user calls it: whatever `AskedModels` takes, or a directory that has `measures`.
+        out: directory below which models that are no runs have their files.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name.startswith(PREFIX):
+        return Address.parse(name).model, _place_below(out, name)
+    path = Path(name).expanduser()
+    attempts = numbers(path)
+    if attempts and not any((path / sign).exists() for sign in (CONFIG, "config.json", MEASURES)):
+        path = path / str(attempts[-1])
+    title = "/".join(path.parts[-2:])
+    if (path / MEASURES).is_dir():
+        return title, path
+    if _is_responses(path):
+        return path.name, _place_of_responses(path)
+    if path.is_dir() and _is_run(path):  # which has not been measured
+        return title, path
+    place = find_model(name, name)
+    return title, place.run or _place_below(out, name)
+
+
+def _place_of_responses(path: Path) -> Path:
+    """The directory that has the `responses` among which a path is."""
+    if path.name == "responses" or any(path.glob("part-*.jsonl")):
+        return path.parent if path.name == "responses" else path.parent.parent
+    return path
+
+
+def _place_below(out: Path, name: str) -> Path:
+    """A directory of its own for a model that is no run: its name, and a digest of how it was named."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-40:].lstrip("-.")
+    return out / f"{plain}-{digest(str(Path(name).absolute() if Path(name).exists() else name))[:6]}"
+
+
+def _is_responses(path: Path) -> bool:
+    return path.is_dir() and not (path / "config.json").is_file() and bool(stores_of(path)) and not _is_run(path)
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file()
+    return (path / CONFIG).is_file()
 
 
 def _refuse(name: str, why: str) -> str:

@@ -75,6 +75,9 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(
         "ts2_lightning.cli.evaluate:run", "the papers' protocols: what models answer, and how right it is"
     ),
+    "compare": Command(
+        "ts2_lightning.cli.compare:run", "how models differ, question by question, from what is measured on disk"
+    ),
     "judge": Command(
         "ts2_lightning.cli.judge:run",
         "what a judge is worth: its verdicts beside labels of people",

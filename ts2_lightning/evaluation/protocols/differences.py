@@ -51,6 +51,22 @@ def _with_largest(name: str, at: str, names: Sequence[str]) -> list[str]:
     return [other for other in (name, f"{at}{max(ks, default=1)}") if other in names and other != f"{at}1"]
 
 
+class Common(NamedTuple):
+    """A value at each question that both of two models were asked, in the order of the first.
+
+    Attributes:
+        before: values of the first by the id of the question.
+        after: those of the second.
+        first: number of questions of the first.
+        second: number of questions of the second.
+    """
+
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    first: int
+    second: int
+
+
 def compare(first: Result, second: Result, label: str, name: str) -> Compared | None:
     """Compares two models.
 
@@ -63,15 +79,42 @@ def compare(first: Result, second: Result, label: str, name: str) -> Compared | 
     Returns:
         What both have in common; None if one of them lacks the value for each question.
     """
-    values = [_of_items(result, "per_item", "/".join(filter(None, [label, name]))) for result in (first, second)]
+    both = common_values(first, second, label, name)
+    if both is None:
+        return None
+    difference = paired(both.before, both.after) if both.before else None
+    return Compared(difference, len(both.before), both.first, both.second)
+
+
+def common_values(first: Result, second: Result, label: str, name: str) -> Common | None:
+    """A value at the questions that both were asked: those of one id whose text and right answer are the same.
+
+    Args:
+        first: values and documents of the first under a protocol.
+        second: those of the second.
+        label: label of the part.
+        name: name of the value.
+
+    Returns:
+        The values, which may be none; None if one of the models lacks the value for each question.
+    """
+    values = [_of_items(result, "per_item", whole_name(label, name)) for result in (first, second)]
     if not all(values):
         return None
     ours, theirs = (_of_items(result, ASKED, label) for result in (first, second))
-    same = {id for id, asked in ours.items() if theirs.get(id) == asked}
-    common = [id for id in values[0] if id in values[1] and id in same]
-    before, after = ({id: of_items[id] for id in common} for of_items in values)
-    difference = paired(before, after) if common else None
-    return Compared(difference, len(common), len(values[0]), len(values[1]))
+    common = [id for id in values[0] if id in values[1] and id in ours and ours[id] == theirs.get(id)]
+    before, after = ({id: float(of_items[id]) for id in common} for of_items in values)
+    return Common(before, after, len(values[0]), len(values[1]))
+
+
+def whole_name(label: str, name: str) -> str:
+    """The name of a value within its protocol.
+
+    Example:
+        >>> whole_name("greedy", "accuracy"), whole_name("", "accuracy")
+        ('greedy/accuracy', 'accuracy')
+    """
+    return "/".join(filter(None, [label, name]))
 
 
 def _of_items(result: Result, document: str, name: str) -> Mapping[str, Any]:

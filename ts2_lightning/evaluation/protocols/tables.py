@@ -251,12 +251,23 @@ def _lines(part: Part, evaluated: Sequence[Evaluated]) -> Iterator[tuple[str, li
     for name in part.names:
         if not _LEFT_OUT.fullmatch(name):
             value = describe(f"{part.protocol}/{name}", others)
-            title = value.title if value.title != value.name else name.replace("_at_", "@")
-            title = title.removeprefix(f"{part.protocol}: ")  # it stands above
+            title = title_of(value, part.protocol, name)
             yield title + _chance(part, name), [_shown(cells.get(name), value.format) for cells in part.cells]
             if name in main:
                 less = [_shown_difference(one, value.format) for one in _compared(part, name, evaluated)]
                 yield f"{title}, minus {evaluated[0].title}", less
+
+
+def title_of(value: Value, protocol: str, name: str) -> str:
+    """The title of a value where the name of its protocol stands above.
+
+    Args:
+        value: its description.
+        protocol: name of the protocol.
+        name: name of the value within the part, which is shown where nobody has described it.
+    """
+    title = value.title if value.title != value.name else name.replace("_at_", "@")
+    return title.removeprefix(f"{protocol}: ")
 
 
 def _chance(part: Part, name: str) -> str:

@@ -1,0 +1,99 @@
+"""Forest plots: the differences between models with their intervals, a panel for each value."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from ts2_lightning.evaluation.comparison.pairs import LEVEL, Pair
+from ts2_lightning.evaluation.comparison.ways import Entrant
+from ts2_lightning.evaluation.style import BLACK, BLUE, RED, REST, layout, legend_below, literal, new_figure, save, tidy
+
+_LONG = 44
+"""Characters of a row's name that there is room for."""
+_BETTER = {"higher": " (better →)", "lower": " (← better)", None: ""}
+
+
+def draw_forest(pairs: Sequence[Pair], entrants: Sequence[Entrant], place: Path) -> list[Path]:
+    """Draws the differences: to the right of the line the model has more, filled where its sign is sure.
+
+    Args:
+        pairs: pairs from `compare_all`.
+        entrants: the models.
+        place: path of the pictures without ending.
+
+    Returns:
+        The paths of the pictures; none where there is nothing to draw.
+    """
+    panels: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.difference is not None:
+            panels.setdefault(pair.title, []).append(pair)
+    if not panels:
+        return []
+    rows, columns = layout(len(panels), at_most=3)
+    tallest = max(map(len, panels.values()))
+    longest = max(len(_name(pair, entrants)) for of_panel in panels.values() for pair in of_panel)
+    figure = new_figure((2.6 + 0.055 * min(longest, _LONG)) * columns + 0.6, (0.95 + 0.27 * tallest) * rows + 0.6)
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel, (title, of_panel) in zip(axes, panels.items(), strict=False):
+        _draw(panel, title, of_panel, entrants)
+    for unused in axes[len(panels) :]:
+        unused.set_visible(False)
+    legend_below(figure, _legend([pair for of_panel in panels.values() for pair in of_panel], entrants))
+    return save(figure, place)
+
+
+def _name(pair: Pair, entrants: Sequence[Entrant]) -> str:
+    """What a row is called."""
+    return f"{entrants[pair.second].title} − {entrants[pair.first].title}"
+
+
+def _draw(axes: Axes, title: str, pairs: Sequence[Pair], entrants: Sequence[Entrant]) -> None:
+    for place, pair in enumerate(pairs):
+        assert pair.difference is not None
+        mean, low, high = pair.difference.interval[:3]
+        colour = _colour(pair)
+        if not math.isnan(low):
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6, solid_capstyle="butt")
+        inside = colour if pair.is_sure else "white"
+        axes.plot(mean, place, "o", markersize=6, markerfacecolor=inside, markeredgecolor=colour)
+    tidy(axes, grid="x")
+    axes.axvline(0, color="0.35", linewidth=0.9)
+    reach = max(map(abs, axes.get_xlim()))
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_yticks(range(len(pairs)), [literal(_name(pair, entrants)) for pair in pairs])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_title(literal(title), fontsize=9)
+    axes.set_xlabel(f"difference{_BETTER[pairs[0].value.better]}", fontsize=8)
+
+
+def _colour(pair: Pair) -> str:
+    """Blue where the model is better than the one that is subtracted, red where it is worse, black where none is."""
+    assert pair.difference is not None
+    if not pair.is_sure:
+        return REST
+    if pair.value.better is None:
+        return BLACK
+    return BLUE if pair.ahead == pair.second else RED
+
+
+def _legend(pairs: Sequence[Pair], entrants: Sequence[Entrant]) -> list[Artist]:
+    kinds = {
+        BLUE: f"better (p, Holm < {LEVEL:g})",
+        RED: f"worse (p, Holm < {LEVEL:g})",
+        BLACK: f"differs (p, Holm < {LEVEL:g})",
+        REST: "not told apart",
+    }
+    drawn = {_colour(pair) for pair in pairs}
+    return [
+        Line2D([], [], color=colour, marker="o", markersize=6, markerfacecolor="white" if colour == REST else colour,
+               markeredgecolor=colour, label=said)
+        for colour, said in kinds.items()
+        if colour in drawn
+    ]  # fmt: skip
