@@ -121,6 +121,7 @@ class Grid:
         base_model: None if it is not measured.
         report: settings of the report, as in the file.
         slurm: submitit's parameters, as in the file; None if there are none.
+        published: tables of papers, each as plain values with its figures by row and value.
     """
 
     name: str
@@ -134,6 +135,7 @@ class Grid:
     base_model: BaseModel | None
     report: Mapping[str, Any]
     slurm: Mapping[str, Any] | None
+    published: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def directory(self) -> Path:
@@ -156,6 +158,7 @@ class Grid:
             "axes": {axis: list(choices) for axis, choices in self.axes.items()},
             "seeds": list(self.seeds),
             "report": dict(self.report),
+            "published": [dict(table) for table in self.published],
             "base_model": base and {"label": base.label, "directory": base.directory, **_measured(base.measure)},
             "points": [
                 {
@@ -208,7 +211,12 @@ def read_grid(file: str | Path, read: Read, runs_dir: str | Path = "runs", name:
         base_model=_base_model(grid, points),
         report={} if grid.report is None else grid.report.record(),
         slurm=grid.slurm,
+        published=tuple(table.record(grid.axes, grid.rows, _base_label(grid)) for table in grid.published),
     )
+
+
+def _base_label(grid: GridFile) -> str | None:
+    return None if grid.base_model is None else grid.base_model.label
 
 
 def grid_name(file: Path) -> str:

@@ -17,6 +17,7 @@ from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import SEED as SEED_RANGE
 from ts2_lightning.ranges import trouble
 from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
+from ts2_lightning.studies.grid.published import PublishedTable
 from ts2_lightning.studies.grid.reported import ReportPart
 from ts2_lightning.studies.grid.rows import ALL, LabelledRow, Labels, Rule, read_rule, rows_of
 from ts2_lightning.suggestions import did_you_mean
@@ -277,6 +278,7 @@ class GridFile:
         measure: specification of what is measured of all runs.
         base_model: the model that the runs start from, None if it is not measured.
         report: settings of the report.
+        published: tables of papers, whose figures the report shows beside those of the runs.
         slurm: submitit's parameters.
     """
 
@@ -294,6 +296,7 @@ class GridFile:
     measure: Measures = field(default_factory=dict)
     base_model: Annotated[BaseModelPart | None, _base_model] = None
     report: ReportPart | None = None
+    published: tuple[PublishedTable, ...] = ()
     slurm: Annotated[Mapping[str, Any] | None, _slurm] = None
 
     @cached_property
@@ -354,6 +357,8 @@ def read_grid_file(file: Path) -> GridFile:
     measured = [name for name in dict.fromkeys(names) if name not in ("decoding", "template")]
     if grid.report is not None:
         grid.report.check(grid.axes, rows, measured)
+    for table in grid.published:
+        table.check(grid.axes, rows, None if grid.base_model is None else grid.base_model.label)
     return grid
 
 

@@ -16,6 +16,7 @@ from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.studies.execute.task import FAILED
 from ts2_lightning.studies.grid import GRID
+from ts2_lightning.studies.report.published import figures_of
 from ts2_lightning.studies.report.results import Missing, Results, Row, Run, Settings, told_apart
 from ts2_lightning.studies.report.rows import base_row, endings, label_of, named_axes, rows_of
 from ts2_lightning.studies.report.runs import make_run, outdated
@@ -143,9 +144,10 @@ def _rows(directory: Path, plan: Mapping[str, Any], named: list[str]) -> tuple[t
     runs: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     missing: list[Missing] = []
     base: list[Row] = []
+    tables = plan.get("published") or ()
     if plan.get("base_model"):
         run, problem = _base(directory, plan["base_model"])
-        base.append(Row(plan["base_model"]["label"], {}, (run,), is_base=True))
+        base.append(Row(plan["base_model"]["label"], {}, (run,), is_base=True, published=figures_of(tables, None)))
         missing += [Missing(run.name, base[0].label, problem)] if problem else []
     for point in plan["points"]:
         choices = {axis: str(choice) for axis, choice in point["labels"].items()}
@@ -153,7 +155,10 @@ def _rows(directory: Path, plan: Mapping[str, Any], named: list[str]) -> tuple[t
         runs.setdefault(tuple(choices.items()), []).extend([run_of_point] if run_of_point else [])
         label = label_of(choices, named)
         missing += [Missing(f"{directory.name}/{point['run']}", label, problem)] if problem else []
-    trained = [Row(label_of(dict(choices), named), dict(choices), tuple(of_row)) for choices, of_row in runs.items()]
+    trained = [
+        Row(label_of(dict(choices), named), dict(choices), tuple(of_row), published=figures_of(tables, dict(choices)))
+        for choices, of_row in runs.items()
+    ]
     return told_apart([*base, *trained]), tuple(missing)
 
 

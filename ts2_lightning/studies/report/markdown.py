@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ts2_lightning.evaluation import registered_measures
+from ts2_lightning.studies.report import published
 from ts2_lightning.studies.report.figures import Picture
 from ts2_lightning.studies.report.results import Results, Run, by_runs
 from ts2_lightning.studies.report.statistics import CONFIDENCE
@@ -29,6 +30,7 @@ def as_markdown(results: Results, pictures: Sequence[Picture]) -> str:
     title = f"# {escape_markdown(results.title)}"
     parts = [title, _about(results), _results(results), _columns(results), _differences(results)]
     rest = {
+        "Beside the papers' figures": published.as_markdown(results),
         "Pictures": _pictures(pictures),
         "What is missing": _missing(results),
         "What the rows differ in": _settings(results),

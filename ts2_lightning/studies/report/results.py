@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -57,6 +57,42 @@ class Run:
         return decoding
 
 
+class Source(NamedTuple):
+    """Where a figure was published.
+
+    Attributes:
+        paper: name of the paper.
+        table: number of the table.
+        variant: whose numbers they are: `paper`, of its text; `papers_code`, of its public code.
+        note: what readers have to know of them; empty for nothing.
+    """
+
+    paper: str
+    table: str
+    variant: str
+    note: str
+
+
+class Figure(NamedTuple):
+    """A number that a paper has published of a row.
+
+    Attributes:
+        source: where.
+        row: what the paper calls the row; empty for the row's own name.
+        name: name of our value that it is one of; empty if it is none of ours.
+        title: what the paper calls it, where it is none of ours.
+        value: the number, in our unit.
+        printed: the number as the paper prints it.
+    """
+
+    source: Source
+    row: str
+    name: str
+    title: str
+    value: float
+    printed: str
+
+
 @dataclass(frozen=True)
 class Row:
     """Runs that differ in nothing but their seeds.
@@ -66,12 +102,14 @@ class Row:
         labels: axis -> choice, for those axes that the row has.
         runs: one per seed.
         is_base: a model as it was before any of the trainings: never the best, and compared with nothing.
+        published: what papers have published of it.
     """
 
     label: str
     labels: Mapping[str, str]
     runs: tuple[Run, ...]
     is_base: bool = False
+    published: tuple[Figure, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ts2_lightning.json_files import read_json
 from ts2_lightning.pages import PAGE
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.studies.names import slug
+from ts2_lightning.studies.report import published
 from ts2_lightning.studies.report.distributions import distributions
 from ts2_lightning.studies.report.figures import Picture, against, curves, plane
 from ts2_lightning.studies.report.markdown import COLUMNS, as_markdown, seeds_said
@@ -26,6 +27,7 @@ from ts2_lightning.studies.report.tables import booktabs, results_table
 from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"
+PUBLISHED = "published.csv"
 
 
 def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]:
@@ -38,8 +40,8 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         latex: also write `table.tex`.
 
     Returns:
-        The files: `report.md`, `table.csv`, `results.json`, `table.tex` if it was asked for, `report.html`, and the
-        pictures.
+        The files: `report.md`, `table.csv`, `results.json`, `published.csv` where papers have published figures of the
+        rows, `table.tex` if it was asked for, `report.html`, and the pictures.
 
     Raises:
         UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
@@ -52,6 +54,10 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
     stems = [picture.stem for picture in drawn]
     remove_stale(out, Path(RESULTS).stem, stems)
     texts = {TABLE: as_csv(results), RESULTS: as_json(results, stems)}
+    if any(row.published for row in results.rows):
+        texts[PUBLISHED] = published.as_csv(results)
+    elif not is_new:
+        (out / PUBLISHED).unlink(missing_ok=True)
     if latex:
         parts = results_table(results, results.settings.columns).parts(COLUMNS)
         texts[LATEX] = booktabs(parts, f"{results.title}. {seeds_said(results)}")
@@ -130,6 +136,7 @@ def as_json(results: Results, pictures: Sequence[str]) -> str:
         "axes": results.axes,
         "settings": asdict(results.settings),
         "rows": [_row(results, row, baseline) for row in results.rows],
+        "published": published.as_plain(results),
         "pictures": list(pictures),
         "missing": [asdict(entry) for entry in results.missing],
     }
