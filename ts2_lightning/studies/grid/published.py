@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
 
 from ts2_lightning.evaluation import describe, described, registered_measures
 from ts2_lightning.studies.grid.entries import Entry, read_part
-from ts2_lightning.studies.grid.rows import Axes, LabelledRow, Labels, read_rule
+from ts2_lightning.studies.grid.rows import ALL, Axes, LabelledRow, Labels, read_rule
 from ts2_lightning.suggestions import did_you_mean
 
 VARIANTS = ("paper", "papers_code")
@@ -32,6 +32,11 @@ def _values(entry: Entry) -> tuple[tuple[Entry, str | None], ...]:
         title = read_part(OtherValue, item).title if isinstance(item.value, dict) else None
         read.append((item, title))
     return tuple(read)
+
+
+def _percent(entry: Entry) -> tuple[Entry, ...]:
+    """Names of values, or `all`."""
+    return tuple(entry.one_or_more("names of values of this table, or all"))
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,10 @@ class PublishedTable:
         table: number of the table or figure.
         values: names of our values that its columns are, and titles of others.
         rows: its rows.
-        variant: whose numbers they are, that is, what of ours they are compared with: `paper`, what the text says;
-            `papers_code`, what the public code does.
+        variant: whose numbers they are, one of the variants of their protocols: `paper`, what the text says;
+            `papers_code`, what the public code does. By default `paper`.
         note: where text and public code differ, or what else readers have to know.
-        percent: values that the paper prints in percent, and that are shares here.
+        percent: values that the paper prints in percent, and that are shares here; `all` of them.
     """
 
     entry: Entry
@@ -72,7 +77,7 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
     variant: Entry | None = None
     note: str = ""
-    percent: tuple[Entry, ...] = field(default=())
+    percent: Annotated[tuple[Entry, ...], _percent] = ()
 
     def check(self, axes: Axes, rows: Iterable[LabelledRow], base: str | None) -> None:
         """Makes sure that every figure is a number, of one row of the grid and of a value that there is.
@@ -85,14 +90,14 @@ class PublishedTable:
         Raises:
             UserError: naming the line of what is none of these.
         """
-        if self.variant is not None:
-            self.variant.one_of(VARIANTS, "variant")
-        names = [entry.text for entry, title in self.values if title is None]
         for entry, title in self.values:
             if title is None:
                 check_value(entry)
+        names = [entry.text for entry, title in self.values if title is None]
+        if self.variant is not None:
+            self.variant.one_of(_variants(names), "variant")
         for entry in self.percent:
-            entry.one_of(names, "value of this table")
+            entry.one_of([ALL, *names], "value of this table")
         seen: dict[str, Entry] = {}
         for row in self.rows:
             labels = self._meant(row, axes, rows, base)
@@ -122,13 +127,14 @@ class PublishedTable:
         """Plain values for `grid.json`: numbers in our units, rows by their labels; null is the base model."""
         listed = list(rows)
         percent = {entry.text for entry in self.percent}
+        whole = {entry.text for entry, _ in self.values if entry.scalar is not None} if ALL in percent else percent
         columns = [{"name": None if title else entry.text, "title": title} for entry, title in self.values]
         lines = []
         for row in self.rows:
             meant = self._meant(row, axes, listed, base)
             figures = [_number(figure) for figure in row.figures]
             scaled = [
-                float(Decimal(str(figure)) / 100) if figure is not None and column["name"] in percent else figure
+                float(Decimal(str(figure)) / 100) if figure is not None and column["name"] in whole else figure
                 for figure, column in zip(figures, columns, strict=True)
             ]
             labels = None if isinstance(meant, str) else meant
@@ -141,6 +147,13 @@ class PublishedTable:
             "values": columns,
             "rows": lines,
         }
+
+
+def _variants(names: Iterable[str]) -> list[str]:
+    """The variants of the protocols of values, and the two that most have."""
+    measures = {name.partition("/")[0]: None for name in names}
+    others = [name for measure in measures for name in getattr(registered_measures()[measure], "samplings", ())]
+    return list(dict.fromkeys((*VARIANTS, *others)))
 
 
 def check_value(entry: Entry) -> None:

@@ -111,10 +111,8 @@ def line_of(results: Results, one: Comparison) -> list[str]:
 
 def _whose(source: Source) -> str:
     """Whose numbers the published ones are."""
-    return {
-        "paper": "by the paper's text, as far as it says how",
-        "papers_code": "by the paper's public code (variant papers_code)",
-    }[source.variant]
+    said = {"paper": "by the paper's text", "papers_code": "by the paper's public code"}
+    return f"{said.get(source.variant, 'its own way')} (variant {source.variant})"
 
 
 def said_of(source: Source, compared: Sequence[Comparison]) -> list[str]:
