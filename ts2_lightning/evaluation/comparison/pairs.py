@@ -117,9 +117,18 @@ def _values(way: Way, names: Collection[str]) -> list[tuple[str, str]]:
                 of_parts[part].append(name)
     values = []
     for part, there in of_parts.items():
-        chosen = there if ALL in names else [name for name in there if name in names] if names else main_values(there)
+        chosen = there if ALL in names else [name for name in there if name in names] if names else _main(way, there)
         values += [(part, name) for name in chosen]
     return values
+
+
+def _main(way: Way, there: Sequence[str]) -> list[str]:
+    """What `evaluate` shows differences of; where nothing is right or wrong, what tables show and is better one way."""
+    main = main_values(there)
+    if "accuracy" in there or main != there[:1]:
+        return main
+    described = {name: describe(f"{way.protocol}/{name}", way.described) for name in there}
+    return [name for name, value in described.items() if value.shown and value.better] or main
 
 
 def _pair(way: Way, part: str, name: str, first: int, second: int) -> Pair | None:
