@@ -158,7 +158,7 @@ def test_the_page_shows_them_side_by_side(measured: list[Entrant]) -> None:
     assert section.title == "gsm8k: where the models differ most"
     assert "By gsm8k accuracy ↑" in section.notes[0]
     item = section.items[0]
-    assert item.heading.startswith("2: +1.000\n")
+    assert item.heading.startswith("2: other minus one +1.000\n")
     assert item.heading.endswith("Right: 4")
     assert [name for name, _ in item.columns] == ["one: 0.000", "other: 1.000"]
     assert item.columns[0][1][0] == ("Perhaps, 0...", "score 0, no answer, cut off")

@@ -96,7 +96,9 @@ def _item(contrast: Contrast, entrants: Sequence[Entrant]) -> TextItem:
     assert item is not None
     right = [f"Right: {item.gold}"] if isinstance(item.gold, str | int | float) else []
     history = [f"{turn['role']}: {turn['content']}" for turn in item.history]
-    heading = "\n".join([f"{contrast.id}: {contrast.difference:+{form}}", *history, item.question, *right])
+    second, first = entrants[contrast.pair.second].title, entrants[contrast.pair.first].title
+    differs = f"{contrast.id}: {second} minus {first} {contrast.difference:+{form}}"
+    heading = "\n".join([differs, *history, item.question, *right])
     columns = [
         (_column(entrant.title, texts, form), [(response.text, _worth(response, scored)) for response, scored in shown])
         for entrant, texts in zip(entrants, contrast.texts, strict=True)
