@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from tests.support.counting_judge import CASES, PROMPT, CountingJudge, asked_text, judge_of, told, well
+from ts2_lightning.evaluation import check_spec
 from ts2_lightning.evaluation.judges import Case, JudgePrompt, spending_limit
 from ts2_lightning.evaluation.judges.spending import Prices, estimated_tokens
+from ts2_lightning.evaluation.protocols.judged import JudgedProtocol
+from ts2_lightning.evaluation.protocols.stories import _INSTRUCTION
 from ts2_lightning.generation.backends import json_client
 from ts2_lightning.types import UserError
 
@@ -121,3 +124,23 @@ def test_a_limit_without_prices() -> None:
         told(lambda: judge_of(server).judge(CASES), message)
     with pytest.raises(UserError, match="max_cost must be a finite number above 0, got 0"), spending_limit(0):
         pass
+
+
+def test_a_plan_counts_verdicts_before_any_response_is_there() -> None:
+    """Of a protocol with its settings alone: questions x samples x votes, at the prices of the longest texts."""
+
+    def judging(spec: dict[str, Any], responses: int = 1_000) -> dict[str, float]:
+        [protocol] = check_spec(spec).measures
+        assert isinstance(protocol, JudgedProtocol)
+        return dict(protocol.judging(responses))
+
+    judge = {"model": "endpoint:http://localhost:9#m", "api_key_env": "", "votes": 3, "temperature": 1.0}
+    assert judging({"stories": {"judge": judge}}) == {"judge calls": 3_000}
+    priced = {**judge, "prompt_price": 2.0, "completion_price": 8.0, "max_new_tokens": 20}
+    plan = judging({"stories": {"judge": priced, "max_new_tokens": 64}})
+    prompt = estimated_tokens(_INSTRUCTION)
+    assert plan["judge calls"] == 3_000
+    assert plan["dollars, about"] == pytest.approx(3_000 * ((prompt + 64) * 2 + 20 * 8) / 1e6)
+    assert judging({"stories": {}}) == {"judge calls": 1_000}, "nobody is named, and many would be asked all the same"
+    assert judging({"malicious_instruct": {}}) == {}, "a list of phrases asks nobody"
+    assert judging({"alpaca": {"reward": "somebody/reward"}}) == {"judge calls": 1_000}

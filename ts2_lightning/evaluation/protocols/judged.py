@@ -1,19 +1,21 @@
 """Protocols whose responses a judge rates."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.evaluation.judges import Case, ChatJudge, Judge, Verdict
+from ts2_lightning.evaluation.judges import AskedJudge, Case, ChatJudge, Judge, Verdict
 from ts2_lightning.evaluation.judges.base import plain_judge
+from ts2_lightning.evaluation.judges.spending import estimated_tokens
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import Protocol
 from ts2_lightning.evaluation.protocols.items import Answered, Item, Part, Scored
 from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, beside_scores
 from ts2_lightning.evaluation.protocols.stored import Answers
 from ts2_lightning.generation.requests import Response
+from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
 JUDGE_UNPARSED = Value("judge_unparsed", "judge unread", "share of verdicts that could not be read", "lower", ".3f")
@@ -68,6 +70,29 @@ class JudgedProtocol(Protocol):
         judges = {each.name: getattr(self, each.name) for each in fields(self)}
         of_judges = {name: plain_judge(value) for name, value in judges.items() if is_dataclass(value)}
         return {**super().plain_settings(), **of_judges}
+
+    def judging(self, responses: int) -> Mapping[str, float]:
+        """What judging so many responses takes, before any is there: `judge calls`, and `dollars, about`.
+
+        Dollars are there where prices are set. They are of responses and verdicts as long as they may be; questions in
+        the judge's prompt are not counted, nor what is asked once more since it could not be read. Of a rule there is
+        nothing.
+        """
+        try:
+            judge = self.make_judge()
+        except UserError:  # without a name or a key, it can be counted all the same
+            return {"judge calls": responses}
+        if not isinstance(judge, AskedJudge):
+            return {}
+        calls = responses * judge.votes
+        prices = judge.how.prices if isinstance(judge, ChatJudge) else None
+        if prices is None or not isinstance(judge, ChatJudge):
+            return {"judge calls": calls}
+        read = estimated_tokens(judge.asks.text + judge.asks.system) + self.sampling.max_new_tokens
+        return {
+            "judge calls": calls,
+            "dollars, about": prices.of(calls * read, calls * judge.how.max_new_tokens),
+        }
 
     def responses(self, model: Model, directory: Path) -> Iterator[tuple[Part, Answers]]:
         """The responses of all parts; on a GPU the model then makes room for a language model that judges there."""
