@@ -1,24 +1,40 @@
-"""What a configuration will take: memory per GPU, time per step and checkpoints, before anything runs."""
+"""What a configuration, or making responses, will take: memory, time and checkpoints, before anything runs."""
 
 from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, this_machine
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.duration import EFFICIENCY, WARNING_SECONDS, WRITE_SPEED, Duration, Saving
 from ts2_lightning.planning.estimate import Job, Memory, Plan, make_plan
+from ts2_lightning.planning.generation import (
+    TRANSFORMERS,
+    VLLM,
+    Decoding,
+    GenerationCost,
+    Sampler,
+    Wanted,
+    generation_cost,
+)
 
 __all__ = [
     "EFFICIENCY",
     "GPU",
     "GPUS",
+    "TRANSFORMERS",
+    "VLLM",
     "WARNING_SECONDS",
     "WRITE_SPEED",
+    "Decoding",
     "Duration",
+    "GenerationCost",
     "Job",
     "Machine",
     "Memory",
     "MicroBatch",
     "Plan",
+    "Sampler",
     "Saving",
+    "Wanted",
     "find_gpu",
+    "generation_cost",
     "make_plan",
     "this_machine",
 ]

@@ -195,14 +195,15 @@ def count_activations(
 def _results(decoder: PreTrainedModel, batch: MicroBatch, routed: int) -> list[Tensor]:
     """The last hidden states, and the loss of the routers over each row, as the network has it."""
     switches = {"output_router_logits": True} if routed else {}
-    output = decoder(**_inputs(decoder, batch), **switches, use_cache=False)
+    output = decoder(**inputs_of(decoder, batch), **switches, use_cache=False)
     if not routed:
         return [output.last_hidden_state]
     spans = torch.zeros(batch.rows, 2, dtype=torch.long)
     return [output.last_hidden_state, balance_of_rows(output.router_logits, spans, routed)]
 
 
-def _inputs(decoder: PreTrainedModel, batch: MicroBatch) -> dict[str, Tensor]:
+def inputs_of(decoder: PreTrainedModel, batch: MicroBatch) -> dict[str, Tensor]:
+    """What a model without its head is called with, for a micro-batch."""
     shape = (batch.rows, batch.length)
     inputs = {"input_ids": torch.zeros(shape, dtype=torch.long)}
     if batch.packed or decoder.config.model_type == "opt":  # which counts them by a mask in two dimensions

@@ -78,6 +78,11 @@ class Duration:
         return self.compute + self.communication + self.update
 
 
+def forward_operations(sizes: Sizes) -> float:
+    """Operations of a token's forward pass in the layers, without attention and head: 2 for every weight."""
+    return 2.0 * sum(w.elements * w.used for w in sizes.weights if w.linear)
+
+
 def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool, reference: bool = False) -> Operations:
     """Operations of a micro-batch: 6 for every weight and token (2 forward, 4 backward), and the attention's.
 
@@ -90,7 +95,7 @@ def operations(sizes: Sizes, batch: MicroBatch, checkpointing: bool, reference: 
     Source: Narayanan et al. (2021), Megatron-LM on GPU clusters, appendix; Kaplan et al. (2020), table 1.
     """
     matrices = [w for w in sizes.weights if w.linear]
-    forward = 2.0 * sum(w.elements * w.used for w in matrices)
+    forward = forward_operations(sizes)
     backward = forward + 2.0 * sum(w.elements * w.used for w in matrices if w.trained)
     causal = 0.5 if sizes.attention == "fused" and not sizes.masked else 1.0
     attention = 4.0 * batch.length * sizes.heads_width * sizes.layers * causal

@@ -18,6 +18,7 @@ from ts2_lightning.modules.language_model import build_language_model
 from ts2_lightning.modules.router import experts_per_token, router_coefficient
 from ts2_lightning.modules.sharding import decoder_layers, linear_parts, text_layers
 from ts2_lightning.modules.text_part import is_below, left_out
+from ts2_lightning.planning.caches import CacheLayer, count_cache
 from ts2_lightning.planning.counting import FUSED, Activations, MicroBatch, count_activations
 from ts2_lightning.planning.experts import count_experts, share_of_tokens
 from ts2_lightning.planning.layout import Layout
@@ -137,6 +138,33 @@ def measure(
         return replace(sizes, activations=_count(model, layout, batch, modes, routed))
 
 
+def measure_decoding(config: LanguageModelConfig, dtype: torch.dtype) -> tuple[Sizes, tuple[CacheLayer, ...]]:
+    """The same of a model that generates: its sizes, without activations, and what its cache keeps of a sequence.
+
+    Args:
+        config: Which model; only its config.json is read, and no weights.
+        dtype: of weights and cache.
+
+    Raises:
+        UserError: no config.json there, or a model whose cache cannot be counted.
+    """
+    layout = Layout("single", "one device", dtype=dtype)
+    model = build_language_model(replace(config, attn_implementation="auto", gradient_checkpointing=False), "meta")
+    sizes = _sizes(model.eval(), config, layout, MicroBatch(1, 1), set())
+    decoder = backbone(model)
+    assert isinstance(decoder, PreTrainedModel)
+    with FakeTensorMode():
+        _recast(model, lambda _: dtype)
+        count_experts(model)
+        try:
+            return sizes, count_cache(decoder)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise UserError(
+                f"{type(model).__name__} computes sizes from values, so its cache cannot be counted before it runs "
+                f"({error.func})"
+            ) from error
+
+
 def _quantized(model: PreTrainedModel) -> set[Tensor]:
     """The matrices that are held in 4 bits: of the frozen linear layers that text goes through, but for the head."""
     outside = left_out(model)
@@ -218,7 +246,8 @@ def _sizes(
         for p in model.parameters()
     )
     text = model.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", 0)  # a model of recurrent states has none
+    width = (getattr(text, "head_dim", None) or text.hidden_size // heads) if heads else 0
     matrix = model.get_output_embeddings().weight
     used = dtypes[matrix]
     return Sizes(
@@ -226,7 +255,7 @@ def _sizes(
         weights=weights,
         buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
         layers=len(layers),
-        heads_width=text.num_attention_heads * width,
+        heads_width=heads * width,
         head=Head(
             vocabulary=matrix.shape[0],
             width=matrix.shape[1],
