@@ -233,8 +233,9 @@ def test_jobs_share_the_questions_of_a_protocol(
     monkeypatch.setattr(submitit, "SlurmExecutor", Cluster)
     monkeypatch.setattr(Cluster, "jobs", [])
     asked = [f"endpoint:{server.url}#pear", "--protocol=gsm8k", "--data=gsm8k=sums.jsonl", "--n=2"]
-    submitted = real("generate", *asked, "--slurm={jobs: 2, time: 60}")
+    submitted = real("generate", *asked, "--slurm={jobs: 2, time: 60}", "--gpu", "h100", "--processes=9")
     assert submitted.status == 0, submitted.err
+    assert re.search(r"^gsm8k +8 +0 ", submitted.out, re.M)  # what it will take, before it is submitted
     assert "2 jobs, 7_1 to 7_2, share the responses; their logs: evaluation/endpoint-" in submitted.out
     assert not posts(server)
     assert [job() for job in Cluster.jobs] == [0, 0]

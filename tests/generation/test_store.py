@@ -17,6 +17,7 @@ from hypothesis import strategies as some
 from ts2_lightning.generation import Decoder, GenerationSettings, Request, Response
 from ts2_lightning.generation.backends.base import Backend
 from ts2_lightning.generation.progress import Progress
+from ts2_lightning.generation.rates import read_rates
 from ts2_lightning.generation.response_files import read_items, read_store
 from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.types import UserError
@@ -126,6 +127,32 @@ def test_what_the_files_say(tmp_path: Path) -> None:
         "q1": {"item": "q1", "text": "two?", "gold": "2"}, "q0": {"item": "q0", "text": "\u2028 one?", "gold": None},
     }  # fmt: skip
     assert [(line.item, line.index, line.response.ids) for line in read.lines] == [("q1", 0, (1, 0)), ("q0", 0, (1, 0))]
+
+
+def test_how_fast_they_were_made_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several stretches of work, of which one is stopped; each response once."""
+    now = [100.0]
+    monkeypatch.setattr("ts2_lightning.generation.rates.time.monotonic", lambda: now[0])
+
+    class Slow(Echo):
+        def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
+            for response in super().complete(requests):
+                now[0] += 0.5
+                yield response
+
+    store = ResponseStore(tmp_path, "few", SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        store.fill(wanted(), lambda: Slow(fails_after=4))
+    [rate] = read_rates(store.directory)
+    assert (rate.responses, rate.seconds, rate.device, rate.backend) == (4, 2.0, "", "echo")
+    store.fill(wanted(), Slow)
+    [rate] = read_rates(store.directory)
+    assert (rate.responses, rate.seconds) == (15, 7.5)
+    assert rate.tokens == sum(one.tokens for one in store.responses().values())
+    assert rate.tokens_per_second == rate.tokens / 7.5
+    assert not rate.is_enough
+    store.fill(wanted(), Slow)  # nothing to do, and nothing to note
+    assert read_rates(store.directory) == [rate]
 
 
 def test_items_with_the_same_prompt_have_the_same_responses(tmp_path: Path) -> None:
@@ -381,7 +408,7 @@ def test_a_directory_without_responses(tmp_path: Path) -> None:
 def test_an_estimate_counts_what_others_have_made(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 36.0])
     monkeypatch.setattr("ts2_lightning.generation.progress.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr("ts2_lightning.generation.progress._ESTIMATED_AFTER", (2, 20.0))
+    monkeypatch.setattr("ts2_lightning.generation.progress.ENOUGH", (2, 20.0))
     said: list[str] = []
     with Progress(1000, "", there=98, say=said.append) as progress:
         progress.add(answer(wanted()["q0"][0]))

@@ -84,7 +84,9 @@ import os
 from types import SimpleNamespace
 
 __version__ = "2.99.0"
-cuda = SimpleNamespace(device_count=lambda: int(os.environ.get("STAND_IN_GPUS", 0)))
+cuda = SimpleNamespace(
+    device_count=lambda: int(os.environ.get("STAND_IN_GPUS", 0)), get_device_name=lambda number: "NVIDIA H200"
+)
 """
 
 

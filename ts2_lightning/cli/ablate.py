@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.cli import program
 from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import Interrupted
+from ts2_lightning.cli.evaluation_needs import needs_text
+from ts2_lightning.cli.generation_plan import gpu_help, rendered
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.ranges import COUNT, check_number
@@ -31,7 +32,6 @@ _ABOUT = """Runs a grid: every training that is not done yet, then its measures,
 goes on where it was, what failed is tried again, and what is done is left alone."""
 
 _SEED = "seed"
-_WIDTH = 1000  # nothing is cut off: a row is one line, for eyes and for grep
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,8 +56,10 @@ def run(argv: Sequence[str]) -> int:
     grid = read_grid(options.config, SettingsReader().read, options.runs_dir, options.name)
     points = only(grid, options.only)
     if options.dry_run:
-        put(plan(grid, points))
+        put(plan(grid, points, options.gpu))
         return 0
+    if options.gpu is not None:
+        raise UserError("--gpu: is for --dry-run; leave it out, or add --dry-run")
     return execute_and_report(grid, points, options)
 
 
@@ -67,6 +69,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
     parser.add_argument("--name", help="of the grid, whose runs are in RUNS_DIR/NAME (default: follows from the file)")
     parser.add_argument("--dry-run", action="store_true", help="show the runs with their commands and states, run none")
+    parser.add_argument("--gpu", metavar="NAME", help=f"with --dry-run: {gpu_help()}, for the hours of protocols")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -122,8 +125,19 @@ def only(grid: Grid, wanted: Iterable[str]) -> tuple[Point, ...]:
 # Showing ------------------------------------------------------------------------------------------------------------
 
 
-def plan(grid: Grid, points: Sequence[Point]) -> str:
-    """What `--dry-run` prints: the rows with the state of each, then the command of each training."""
+def plan(grid: Grid, points: Sequence[Point], gpu: str | None = None) -> str:
+    """What `--dry-run` prints: rows with the state of each, what their protocols need, the command of each training.
+
+    Args:
+        grid: all of it.
+        points: points that are shown.
+        gpu: kind of GPU for the hours of protocols; None for this machine's.
+
+    Raises:
+        UserError: no such GPU, or rows of a protocol's file that are no questions.
+    """
+    states = {id(point): state_of(grid, point) for point in points}
+    needs = needs_text(grid, points, lambda point: states[id(point)] == "done", gpu)
     trainings: dict[str, int] = {}
     axes = [axis for axis in grid.axes if any(axis in point.labels for point in points)]
     table = Table(box=None, pad_edge=False, header_style="")
@@ -132,12 +146,13 @@ def plan(grid: Grid, points: Sequence[Point]) -> str:
     for point in points:
         number = trainings.setdefault(point.training.digest, len(trainings) + 1)
         labels = [point.labels.get(axis, "-") for axis in axes]
-        table.add_row(*labels, str(point.seed), f"{number}", state_of(grid, point))
+        table.add_row(*labels, str(point.seed), f"{number}", states[id(point)])
     shared = len(points) - len(trainings)
     about = f"{grid.name}: {_counted(len(points), 'point')}, {_counted(len(trainings), 'training')}"
     if shared:
         about += f" ({_counted(shared, 'point')} measured on the training of another)"
-    return "\n\n".join([f"{about}, in {grid.directory}", _rendered(table), _commands(points)])
+    shown = [f"{about}, in {grid.directory}", rendered(table), *([] if needs is None else [needs]), _commands(points)]
+    return "\n\n".join(shown)
 
 
 def state_of(grid: Grid, point: Point) -> str:
@@ -163,13 +178,6 @@ def _commands(points: Sequence[Point]) -> str:
     return "\n".join(
         f"# {number}: {' / '.join(titles)}\n{command}" for number, (command, titles) in enumerate(lines.items(), 1)
     )
-
-
-def _rendered(table: Table) -> str:
-    console = Console(width=_WIDTH, color_system=None, markup=False, emoji=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
 
 def _counted(count: int, noun: str) -> str:

@@ -52,6 +52,11 @@ def add_place_options(parser: OptionParser) -> None:
     parser.add_argument("--runs_dir", metavar="DIR", help="the directory of your own runs (default: runs)")
 
 
+def is_planned(options: Any) -> bool:
+    """Whether the models are only looked at by this process, so that no checkpoint becomes a model."""
+    return bool(options.plan) or getattr(options, "slurm", None) is not None
+
+
 class AskedModels:
     """The models that the options name.
 
@@ -97,7 +102,7 @@ class AskedModels:
         return Model(
             name=name,
             identity=file_stamps(place.path) or place.path,
-            locate=cache(partial(place.loadable, self._scratch / str(number))),
+            locate=cache(partial(place.loadable, None if is_planned(self._options) else self._scratch / str(number))),
             out=place.run or _place_below(self._out, name),
             run=place.run,
             data=self._data or self._data_of_run(name, place),

@@ -8,6 +8,7 @@ from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_model_op
 from ts2_lightning.cli.backend_options import add_endpoint_options
 from ts2_lightning.cli.explore_options import add_explore, explored
 from ts2_lightning.cli.judge_options import add_judge_options, judges_of, max_cost
+from ts2_lightning.cli.generation_plan import add_plan_options, check_plan, parts_of, plan_text
 from ts2_lightning.cli.model_places import add_device, begin
 from ts2_lightning.cli.protocol_options import add_protocol_options, add_sampling_options, protocol_help, spec_of
 from ts2_lightning.cli.terminal import OptionParser, put
@@ -40,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     begin("evaluate", options.device, options.out)
+    check_plan(options)
     spec = spec_of(options)
     out = Path(options.out)
     count, loads = explored(options)
@@ -48,6 +50,13 @@ def run(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="ts2-evaluate-") as scratch, limit:
         models = AskedModels(options, Path(scratch), out).models()
         asked = [measure for measure in spec.measures if isinstance(measure, Protocol)]
+        if options.plan:
+            put(
+                "\n\n".join(
+                    plan_text(model, parts_of(model, asked), options.gpu, options.processes or 1) for model in models
+                )
+            )
+            return 0
         explorer = ProtocolExplorer(asked, count, put)
         for model in models:
             put(f"== {model.name}")
@@ -88,6 +97,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--sandbox", metavar="NAME", help="where that code runs")
     parser.add_argument("--i_know_what_i_run", action="store_true", help="with --sandbox none: it keeps nothing in")
     add_explore(parser, "questions of each protocol")
+    add_plan_options(parser)
     parser.add_argument("--out", default=EVALUATION, metavar="DIR", help=f"table and pictures (default: {EVALUATION})")
     add_endpoint_options(parser)
     add_device(parser)

@@ -7,9 +7,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_place_options, asked_help
+from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_place_options, asked_help, is_planned
 from ts2_lightning.cli.backend_options import add_backend_options, add_endpoint_options, check_used, vllm_arguments
-from ts2_lightning.cli.model_places import add_device, begin, find_model
+from ts2_lightning.cli.generation_plan import PlannedPart, add_plan_options, check_plan, parts_of, plan_text
+from ts2_lightning.cli.model_places import NotExportedError, add_device, begin, find_model
 from ts2_lightning.cli.protocol_options import (
     add_protocol_options,
     add_sampling_options,
@@ -22,7 +23,7 @@ from ts2_lightning.evaluation import Model
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.protocols import Protocol
 from ts2_lightning.evaluation.protocols.asking import respond
-from ts2_lightning.generation import Request, Response
+from ts2_lightning.generation import GenerationSettings, Request, Response
 from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.generation.requests import Asked
 from ts2_lightning.generation.response_files import DIRECTORY
@@ -73,12 +74,17 @@ def run(argv: Sequence[str]) -> int:
     spec = None if options.protocol is None else spec_of(options)
     with tempfile.TemporaryDirectory(prefix="ts2-generate-") as scratch:
         model = _model(options, Path(scratch))
+        asked = [] if spec is None else [one for one in spec.measures if isinstance(one, Protocol)]
+        if options.plan or options.slurm is not None:
+            put(_plan(model, asked, options))
+        if options.plan:
+            return 0
         if options.slurm is not None:
             return _submit(options, list(argv), model.out)
         if spec is None:
             _generate(model, options)
         else:
-            _respond(model, [one for one in spec.measures if isinstance(one, Protocol)], options.ids)
+            _respond(model, asked, options.ids)
     return 0
 
 
@@ -95,7 +101,7 @@ def _model(options: Any, scratch: Path) -> Model:
     return Model(
         name=options.model,
         identity=file_stamps(place.path) or place.path,
-        locate=cache(partial(place.loadable, scratch / "export")),
+        locate=cache(partial(place.loadable, None if is_planned(options) else scratch / "export")),
         out=_place_of(options, place.run),
         text_template=place.text_template,
         decoding=options.decoding,
@@ -113,23 +119,70 @@ def _place_of(options: Any, run: Path | None) -> Path:
     return Path(out)
 
 
-def _generate(model: Model, options: Any) -> None:
-    """Responses to the prompts of a file."""
+def _plan(model: Model, asked: Sequence[Protocol], options: Any) -> str:
+    """What it will take. Jobs are submitted also where that cannot be said of their model."""
+    jobs, gpus = _shares(options)
+    try:
+        if asked:
+            return plan_text(model, parts_of(model, asked), options.gpu, jobs, gpus)
+        prompts = _asked_prompts(model, options)
+        part = PlannedPart(prompts.name, prompts.settings, prompts.wanted, prompts.batch_size)
+        return plan_text(model, [part], options.gpu, jobs, gpus)
+    except NotExportedError as error:
+        if options.plan:
+            raise
+        return f"No plan: {error}"
+
+
+def _shares(options: Any) -> tuple[int, int]:
+    """Number of processes that share the work, and of the GPUs of each."""
+    if options.slurm is None:
+        return options.processes or 1, 1
+    settings = _slurm_settings(options.slurm)
+    gpus = settings.get("gpus_per_node")
+    return options.processes or settings["jobs"], gpus if isinstance(gpus, int) and gpus > 0 else 1
+
+
+@dataclass(frozen=True)
+class _AskedPrompts:
+    """The prompts of a file, and the responses that are wanted to them.
+
+    Attributes:
+        name: begins the name of the directory.
+        settings: what the responses are made with.
+        items: plain values of each prompt by its id.
+        wanted: requests of each prompt by its id.
+        batch_size: responses at a time.
+    """
+
+    name: str
+    settings: GenerationSettings
+    items: Mapping[str, Mapping[str, Any]]
+    wanted: Mapping[str, Sequence[Request]]
+    batch_size: int
+
+
+def _asked_prompts(model: Model, options: Any) -> _AskedPrompts:
     numbers = {name: usual if (own := number(options, name)) is None else own for name, usual in _OF_PROMPTS.items()}
     data = model.validation_data("--prompts", options.prompts, format=options.format or "auto")
     prompts = _prompts(model, data, numbers["limit"])
     settings = model.generation_settings(
         numbers["max_new_tokens"], numbers["seed"], numbers["temperature"], numbers["top_k"], numbers["top_p"]
     )
-    store = ResponseStore(model.out, options.name or Path(options.prompts).stem, settings, model.name)
-    store.add_items({
-        str(place): {"text": text, "gold": reference} for place, (text, reference, _) in enumerate(prompts)
-    })  # fmt: skip
+    items = {str(place): {"text": text, "gold": reference} for place, (text, reference, _) in enumerate(prompts)}
     wanted = {
         str(place): [Request(asked, index, settings) for index in range(numbers["n"])]
         for place, (_, _, asked) in enumerate(prompts)
     }
-    made = store.fill(wanted, lambda: model.make_backend(numbers["batch_size"]), "Generating", put, options.ids)
+    return _AskedPrompts(options.name or Path(options.prompts).stem, settings, items, wanted, numbers["batch_size"])
+
+
+def _generate(model: Model, options: Any) -> None:
+    """Responses to the prompts of a file."""
+    asked = _asked_prompts(model, options)
+    store = ResponseStore(model.out, asked.name, asked.settings, model.name)
+    store.add_items(asked.items)
+    made = store.fill(asked.wanted, lambda: model.make_backend(asked.batch_size), "Generating", put, options.ids)
     model.forget()
     put(_summary([response for of_item in made.values() for response in of_item], str(store.directory)))
 
@@ -185,6 +238,7 @@ def _check(options: Any) -> None:
         raise UserError(f"--n {options.n}: at temperature 0 all samples are the same; leave it out, or --temperature")
     if options.name is not None and (Path(options.name).name != options.name or options.name[:1] in ("", ".")):
         raise UserError(f"--name {options.name}: it begins the name of a directory; write a word without slashes")
+    check_plan(options)
     vllm_arguments(options)
     check_used(options, [options.model])
 
@@ -221,8 +275,7 @@ def _submit(options: Any, argv: list[str], out: Path) -> int:
         raise UserError("--slurm needs submitit: pip install 'ts2-lightning[slurm]'") from error
     settings = _slurm_settings(options.slurm)
     jobs = settings.pop("jobs")
-    at = argv.index("--slurm") if "--slurm" in argv else None
-    own = [*argv[:at], *argv[at + 2 :]] if at is not None else [one for one in argv if not one.startswith("--slurm=")]
+    own = _without(argv, ("--slurm", "--gpu", "--processes"))
     folder = out / DIRECTORY / "slurm"
     try:
         executor = submitit.SlurmExecutor(folder)
@@ -236,6 +289,22 @@ def _submit(options: Any, argv: list[str], out: Path) -> int:
         raise UserError(f"--slurm: sbatch has not taken the jobs: {said}") from error
     put(f"{jobs} jobs, {submitted[0].job_id} to {submitted[-1].job_id}, share the responses; their logs: {folder}")
     return 0
+
+
+def _without(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command line without some of its options, which have a value each.
+
+    >>> _without(["m", "--slurm", "x", "--gpu=a", "--n", "2"], ["--slurm", "--gpu"])
+    ['m', '--n', '2']
+    """
+    words = iter(argv)
+    left = []
+    for word in words:
+        if word in options:
+            next(words, None)
+        elif not word.startswith(tuple(f"{option}=" for option in options)):
+            left.append(word)
+    return left
 
 
 def _slurm_settings(text: str) -> dict[str, Any]:
@@ -279,6 +348,7 @@ def _parser() -> OptionParser:
         help="submit an array of jobs that share the work, with submitit's parameters, such as '{jobs: 8, "
         'gpus_per_node: 1, time: "8:00:00"}\'',
     )
+    add_plan_options(parser)
     parser.add_argument("--format", help="with --prompts: their format (default: found row by row)")
     parser.add_argument("--name", help="with --prompts: begins the name of the directory (default: the file's name)")
     add_protocol_options(parser)

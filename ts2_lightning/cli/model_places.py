@@ -57,6 +57,10 @@ def begin(command: str, device: str, out: str | None) -> None:
     check_out(out)
 
 
+class NotExportedError(UserError):
+    """A checkpoint, of whose model nothing is known without its weights."""
+
+
 class ModelPlace(NamedTuple):
     """Where a model was found.
 
@@ -72,14 +76,22 @@ class ModelPlace(NamedTuple):
     is_checkpoint: bool = False
     text_template: Callable[[PreTrainedTokenizerBase], ChatTemplate] | None = None
 
-    def loadable(self, scratch: Path) -> str:
+    def loadable(self, scratch: Path | None) -> str:
         """The directory or name that transformers loads.
 
         Args:
-            scratch: directory that is made for the export of a checkpoint.
+            scratch: directory that is made for the export of a checkpoint; None exports none.
+
+        Raises:
+            NotExportedError: a checkpoint is to be exported, and there is no directory for that.
         """
         if not self.is_checkpoint:
             return self.path
+        if scratch is None:
+            raise NotExportedError(
+                f"{self.path}: this is a checkpoint, and a plan reads no weights; export it first, with `export --ckpt "
+                f"{self.path} --out DIR`"
+            )
         export.run(["--ckpt", self.path, "--out", str(scratch)])
         return str(scratch)
 

@@ -16,7 +16,7 @@ from ts2_lightning.cli import program
 from ts2_lightning.cli.base_models import with_config, with_rows_for_tokens
 from ts2_lightning.cli.errors.parser import Parser, require_nothing
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
-from ts2_lightning.cli.terminal import put
+from ts2_lightning.cli.terminal import put, rounded
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
 from ts2_lightning.modules.adapter_start import check_adapter_files
@@ -222,9 +222,9 @@ _FOOTNOTE = (
 def _headline(plan: Plan) -> str:
     job = plan.job
     trained = sum(w.elements for w in plan.sizes.weights if w.trained)
-    parameters = f"{_rounded(plan.sizes.parameters)} parameters"
+    parameters = f"{rounded(plan.sizes.parameters)} parameters"
     if trained < plan.sizes.parameters:
-        parameters += f", {_rounded(trained)} trained"
+        parameters += f", {rounded(trained)} trained"
     nodes = f" in {job.nodes} nodes" if job.nodes > 1 else ""
     if isinstance(job.device, GPU):
         place = f"{job.gpus} x {job.device.name}{nodes} ({job.device.memory / _GIB:.1f} GiB each)"
@@ -243,15 +243,6 @@ def _headline(plan: Plan) -> str:
 
 def _unit(plan: Plan) -> str:
     return "GPU" if isinstance(plan.job.device, GPU) else "process"
-
-
-def _rounded(count: int) -> str:
-    """A large number.
-
-    >>> _rounded(8_030_261_248), _rounded(436_992)
-    ('8.03 billion', '0.44 million')
-    """
-    return f"{count / 1e9:,.2f} billion" if count >= 1e8 else f"{count / 1e6:,.2f} million"
 
 
 def _columns(plan: Plan) -> list[tuple[str, bool]]:

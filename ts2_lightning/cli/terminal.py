@@ -46,6 +46,15 @@ def page_width() -> int:
     return min(max(columns, _WIDTHS[0]), _WIDTHS[1])
 
 
+def rounded(count: int) -> str:
+    """A large number.
+
+    >>> rounded(8_030_261_248), rounded(436_992)
+    ('8.03 billion', '0.44 million')
+    """
+    return f"{count / 1e9:,.2f} billion" if count >= 1e8 else f"{count / 1e6:,.2f} million"
+
+
 def in_colour() -> bool:
     """Whether the text may have colours: on a terminal, unless NO_COLOR is set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

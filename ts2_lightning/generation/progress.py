@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tqdm.auto import tqdm
 
+from ts2_lightning.generation.rates import ENOUGH
 from ts2_lightning.generation.requests import Response
-
-_ESTIMATED_AFTER = 64, 10.0
-"""Responses and seconds after which the rest is estimated: those that end first are the shortest."""
 
 
 class Progress:
@@ -38,7 +36,7 @@ class Progress:
         seconds = max(time.perf_counter() - self._started, 1e-9)
         self._bar.set_postfix_str(f"{self._tokens / seconds:,.0f} tokens/s", refresh=False)
         self._bar.update()
-        if self._say is not None and self._made >= _ESTIMATED_AFTER[0] and seconds >= _ESTIMATED_AFTER[1]:
+        if self._say is not None and self._made >= ENOUGH[0] and seconds >= ENOUGH[1]:
             left = self._total - self._there
             self._say(
                 f"{self._tokens / seconds:,.0f} tokens a second, {self._tokens / self._made:,.0f} tokens a response: "

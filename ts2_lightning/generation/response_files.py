@@ -73,7 +73,7 @@ def read_items(directory: Path) -> dict[str, dict[str, Any]]:
     """
     file = directory / ITEMS
     items: dict[str, dict[str, Any]] = {}
-    for number, text in enumerate(_whole_lines(file, 0), 1):
+    for number, text in enumerate(whole_lines(file, 0), 1):
         try:
             values = json.loads(text)
             items[str(values["item"])] = values
@@ -102,7 +102,7 @@ class Reader:
         """Every response by its key; of two with the same one the first counts."""
         for part in sorted(self._directory.glob("part-*.jsonl")):
             at, number = self._read.get(part, (0, 0))
-            for text in _whole_lines(part, at):
+            for text in whole_lines(part, at):
                 at, number = at + len(text) + 1, number + 1
                 if number == 1:
                     self._check_head(part, text)
@@ -152,7 +152,7 @@ def _of_type(plain: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     return value
 
 
-def _whole_lines(file: Path, start: int) -> list[bytes]:
+def whole_lines(file: Path, start: int) -> list[bytes]:
     """The lines of a file from a place on, without the last one if it was cut short; none if there is no file.
 
     They are cut as bytes: what was cut short may end within a character.

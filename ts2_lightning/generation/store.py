@@ -3,6 +3,7 @@
     DIR/responses/NAME-DIGEST/   of what is asked: name and settings, the model among them
         items.jsonl              what is asked, for people and for whoever scores: a line for each item
         part-00000.jsonl         a file for each process that has written: first what it is, then a line a response
+        rates.jsonl              how fast they were made: a line for each stretch of work, see `rates`
         .claims/                 locks of blocks of items
 
 Which block a response belongs to follows from its item alone, so no process has to know of the others. One that works
@@ -24,6 +25,7 @@ from typing import Any
 from ts2_lightning import __version__
 from ts2_lightning.generation.backends.base import Backend
 from ts2_lightning.generation.progress import Progress
+from ts2_lightning.generation.rates import Clock
 from ts2_lightning.generation.requests import GenerationSettings, Request, Response
 from ts2_lightning.generation.response_files import DIRECTORY, FORMAT, ITEMS, Reader, read_items
 from ts2_lightning.runs.process_lock import lock_file
@@ -66,7 +68,7 @@ class ResponseStore:
 
     def __init__(self, directory: Path, name: str, settings: GenerationSettings, model: str = "") -> None:
         self.settings = settings
-        self.directory = directory / DIRECTORY / f"{name}-{digest([name, asdict(settings)])[:8]}"
+        self.directory = place_of(directory, name, settings)
         self._name, self._model = name, model
         self._reader = Reader(self.directory)
         self._part: int | None = None
@@ -99,14 +101,7 @@ class ResponseStore:
 
     def missing(self, wanted: Mapping[str, Sequence[Request]]) -> dict[str, list[Request]]:
         """Of the requests of each item those without a response, each once; items without such are left out."""
-        seen = set(self._reader.read())
-        left: dict[str, list[Request]] = {}
-        for item, requests in wanted.items():
-            for request in requests:
-                if request.key not in seen:
-                    seen.add(request.key)
-                    left.setdefault(item, []).append(request)
-        return left
+        return missing(self._reader, wanted)
 
     def fill(
         self,
@@ -176,6 +171,7 @@ class ResponseStore:
         """Makes what nobody else is making; false if there was no such."""
         with _Claims(self.directory / _CLAIMS) as claims:
             source = self._claimed(left, claims)
+            clock = Clock(self.directory, dict(backend.versions).get("backend", ""), *backend.device)
             first = next(source, None)
             if first is None:
                 return False
@@ -184,11 +180,15 @@ class ResponseStore:
                     item, request = claims.asked[response.key]
                     self._pending.append(_as_line(item, request, response, keep_ids))
                     progress.add(response)
+                    with _told(self.directory):
+                        clock.add(response.tokens)
                     if time.monotonic() - self._written_at > _WRITE_AFTER:
                         self._write(backend)
                         claims.release(self._reader.read())
             finally:
                 self._write(backend)
+                with _told(self.directory):
+                    clock.write()
             if unmade := [key for key in claims.asked if key not in self._reader.read()]:
                 raise RuntimeError(f"the backend has made no response to {len(unmade)} requests, such as {unmade[0]}")
         return True
@@ -237,6 +237,34 @@ class ResponseStore:
             "backend": versions.pop("backend", type(backend).__name__),
             "versions": {"ts2_lightning": __version__, **versions},
         }
+
+
+def place_of(directory: Path, name: str, settings: GenerationSettings) -> Path:
+    """The directory of the responses to what is asked under a name with some settings; nothing is made.
+
+    Args:
+        directory: directory that has `responses/NAME-DIGEST`.
+        name: name of what is asked.
+        settings: what the responses are made with.
+    """
+    return directory / DIRECTORY / f"{name}-{digest([name, asdict(settings)])[:8]}"
+
+
+def missing(reader: Reader, wanted: Mapping[str, Sequence[Request]]) -> dict[str, list[Request]]:
+    """Of the requests of each item those without a response, each once; items without such are left out.
+
+    Args:
+        reader: reader of the directory of the responses.
+        wanted: requests of each item by its id.
+    """
+    seen = set(reader.read())
+    left: dict[str, list[Request]] = {}
+    for item, requests in wanted.items():
+        for request in requests:
+            if request.key not in seen:
+                seen.add(request.key)
+                left.setdefault(item, []).append(request)
+    return left
 
 
 class _Claims:

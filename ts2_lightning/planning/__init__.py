@@ -1,6 +1,6 @@
 """What a configuration, or making responses, will take: memory, time and checkpoints, before anything runs."""
 
-from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, this_machine
+from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, gpu_of_device, this_machine
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.duration import EFFICIENCY, WARNING_SECONDS, WRITE_SPEED, Duration, Saving
 from ts2_lightning.planning.estimate import Job, Memory, Plan, make_plan
@@ -35,6 +35,7 @@ __all__ = [
     "Wanted",
     "find_gpu",
     "generation_cost",
+    "gpu_of_device",
     "make_plan",
     "this_machine",
 ]

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ts2_lightning.data.sources import HUB
 from ts2_lightning.evaluation.estimates import Unparsed
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
@@ -202,6 +203,13 @@ class Protocol(Measure):
             check_number("ks", k, Range(least=1, most=n, whole=True), NULL)
         check_greedy(self.sampling)
 
+    def judging(self, responses: int) -> Mapping[str, float]:
+        """What judging so many responses takes, for plans: numbers by their units, such as `judge calls` or `dollars`.
+
+        Nothing where no other model is needed, see `models_needed`.
+        """
+        return {}
+
     # The three stages -------------------------------------------------------------------------------------------
 
     def items(self, data_set: str) -> list[Item]:
@@ -222,6 +230,11 @@ class Protocol(Measure):
             twice = Counter(item.id for item in items).most_common(1)[0][0]
             raise UserError(f"{option}: two problems are called {twice!r}; their ids must differ")
         return items
+
+    def is_in_files(self, data_set: str) -> bool:
+        """Whether the rows of a data set lie in a file that the user has named, and are not those of the hub."""
+        file = self._file(data_set)
+        return file is not None and not file.startswith(HUB)
 
     def _file(self, data_set: str) -> str | None:
         return self.data.get(data_set) if isinstance(self.data, dict) else self.data

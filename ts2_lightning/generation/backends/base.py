@@ -38,3 +38,8 @@ class Backend(ABC):
     @abstractmethod
     def versions(self) -> Mapping[str, str]:
         """Its name and the versions of what it runs on, for the first line of a file of responses."""
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """The driver's name of the GPUs that it computes on, or `cpu`, and how many; empty where a server computes."""
+        return "", 0

@@ -89,6 +89,12 @@ class TransformersBackend(Backend):
         """Name and versions: transformers and torch."""
         return {"backend": "transformers", "transformers": transformers.__version__, "torch": torch.__version__}
 
+    @property
+    def device(self) -> tuple[str, int]:
+        """The device of the model."""
+        device = self.model.device
+        return (torch.cuda.get_device_name(device) if device.type == "cuda" else device.type), 1
+
     def check(self, requests: Sequence[Request]) -> None:
         """Raises UserError for a prompt without a token, without room for a response, or with a foreign token."""
         self._jobs(requests)

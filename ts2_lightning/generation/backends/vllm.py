@@ -69,12 +69,14 @@ class Installation:
         vllm: version of vLLM.
         torch: version of torch.
         gpus: number of GPUs that torch sees there.
+        gpu: the driver's name of the first.
     """
 
     python: str
     vllm: str
     torch: str | None
     gpus: int
+    gpu: str = ""
 
     @classmethod
     def of(cls, interpreter: str) -> "Installation":
@@ -154,6 +156,12 @@ class VLLMBackend(Backend):
         """Name and versions: vLLM, and torch and python beside it."""
         told = self._installation
         return {"backend": "vllm", "vllm": told.vllm, "torch": str(told.torch), "python": told.python}
+
+    @property
+    def device(self) -> tuple[str, int]:
+        """The GPUs of all workers, or `cpu`."""
+        visible = sum(len(slot["CUDA_VISIBLE_DEVICES"].split(",")) for slot in self._slots if slot)
+        return (self._installation.gpu, visible) if visible else ("cpu", 1)
 
     def close(self) -> None:
         """As the base class: it ends the workers."""

@@ -27,7 +27,7 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def versions() -> dict[str, Any]:
-    """The versions of python, vllm and torch, None where one is missing, and the number of GPUs. Imports no vllm."""
+    """The versions of python, vllm and torch, None where one is missing, number and name of GPUs. Imports no vllm."""
     version = None
     if util.find_spec("vllm") is not None:
         for name in DISTRIBUTIONS:
@@ -41,9 +41,10 @@ def versions() -> dict[str, Any]:
     try:
         torch: Any = import_module("torch")
     except ImportError:
-        return {"python": platform.python_version(), "vllm": version, "torch": None, "gpus": 0}
+        return {"python": platform.python_version(), "vllm": version, "torch": None, "gpus": 0, "gpu": ""}
     gpus = torch.cuda.device_count()
-    return {"python": platform.python_version(), "vllm": version, "torch": torch.__version__, "gpus": gpus}
+    gpu = torch.cuda.get_device_name(0) if gpus else ""
+    return {"python": platform.python_version(), "vllm": version, "torch": torch.__version__, "gpus": gpus, "gpu": gpu}
 
 
 def die_with_the_parent() -> None:
