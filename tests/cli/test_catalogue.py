@@ -217,8 +217,8 @@ def test_a_loss_of_the_user(ts2: Run, here: Path) -> None:
         ("losses torch.nn.Linear", "losses: torch.nn.Linear is not a TokenLoss"),
         ("losses math.pi", "losses: math.pi is not a TokenLoss"),
         ("losses .Focal", "losses: cannot import .Focal: "),
-        ("losses TS2Loss GEMLoss", "losses: unrecognized arguments: GEMLoss"),
-        ("losses --jsn", "losses: unrecognized arguments: --jsn"),
+        ("losses TS2Loss GEMLoss", "losses: unexpected argument 'GEMLoss'"),
+        ("losses --jsn", "losses: --jsn: no such option; did you mean --json?"),
     ],
 )
 def test_a_mistake_takes_one_line(ts2: Run, words: str, expected: str) -> None:

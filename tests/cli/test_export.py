@@ -82,7 +82,10 @@ def test_adapter(here: Path, run: Path, ts2: Run) -> None:
         (["--ckpt", "base"], "this is a model directory, not a checkpoint"),
         (["--ckpt", "elsewhere.ckpt"], "it lies in no run"),
         (["--ckpt", "cut.ckpt"], "not a complete checkpoint"),
-        (["--ckpt", "last", "--name", "chat", "--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
+        (
+            ["--ckpt", "last", "--name", "chat", "--dtype", "fp8"],
+            "--dtype: expected one of float32, bfloat16,",
+        ),
         (["--ckpt", "last", "--name", "chat", "--out", "base"], "base is the model's own source"),
         (["--ckpt", "last", "--name", "chat", "--out", "runs"], "holds something that is not an export (chat)"),
         (["--ckpt", "last", "--name", "chat", "--out", "chat.jinja"], "chat.jinja is a file"),

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from tests.cli.conftest import Run
 from tests.e2e.command_line import Answer
 from ts2_lightning import cli
+from ts2_lightning.cli import COMMANDS
 from ts2_lightning.cli.errors.guard import guarded
+from ts2_lightning.cli.terminal import OptionParser
 from ts2_lightning.types import SharedError, UserError
 
 COMMAND_LINE = {
@@ -61,7 +64,10 @@ COMMAND_LINE = {
     "fit --model.lm.path x --name ../y": "--name '../y': the name of a run is a directory below --runs_dir",
     "fit --model.lm.path x --trainer.use_distributed_sampler true": "--trainer.use_distributed_sampler: leave it",
     "fit --model.lm.path x --trainer.default_root_dir y": "--trainer.default_root_dir: the run's directory is",
-    "fit --model.lm.path x --trainer.accelerator gpux": "trainer: ",
+    "fit --model.lm.path x --trainer.accelerator gpux": (
+        "trainer.accelerator: Lightning knows no accelerator 'gpux'; did you mean gpu?"
+    ),
+    "fit --model.lm.path x --trainer.strategy dpd": "trainer.strategy: Lightning knows no strategy 'dpd'; did you",
     "fit --model.lm.path toyworld?sed=1": "model.lm.path 'toyworld?sed=1': expected '?seed=' and a whole number",
     "fit --model.lm.path x --ckpt_path last": "--ckpt_path last: nothing to resume: there is no run in runs/run",
     "fit --model.lm.path x --ckpt_path no.ckpt": "--ckpt_path no.ckpt: no such checkpoint",
@@ -125,6 +131,25 @@ PLACES = {
 def test_the_last_place_that_gives_a_value_is_blamed(ts2: Run, here: Path, line: str, expected: str) -> None:
     (here / "c.yaml").write_text("model: {loss: {class_path: SquareLoss}}\ntrainer:\n  max_epochs: 3\n")
     assert ts2("fit", "--model.lm.path=x", *line.split()).refusal == expected
+
+
+def test_a_misspelt_option_of_any_command_is_told_with_the_right_one(ts2: Run) -> None:
+    """Before what is missing besides, and wherever it stands."""
+    tried = 0
+    for name, command in COMMANDS.items():
+        make = getattr(import_module(command.target.partition(":")[0]), "_parser", None)
+        parser = make() if make is not None else None
+        if not isinstance(parser, OptionParser):
+            continue  # of the commands that read the settings of `fit`
+        for action in parser._actions:
+            for option in action.option_strings:
+                if len(option) > 5:
+                    wrong = f"{option}{option[-1]}"
+                    said = f"error: {name}: {wrong}: no such option; did you mean {option}?\n"
+                    assert ts2(name, "a", wrong, "3").err == said
+                    assert ts2(name, f"{wrong}=3").err == said
+                    tried += 1
+    assert tried > 60
 
 
 def test_help_lists_every_command(ts2: Run) -> None:

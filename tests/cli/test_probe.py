@@ -163,7 +163,10 @@ def test_one_model_with_another_vocabulary(toys: Path, ts2: Run) -> None:
         (["tail", *TOYS, "--limit", "0"], "--limit must be a whole number of at least 1, got 0"),
         (["tail", *TOYS, "--device", "gpu"], "--device gpu: "),
         (["tail", *TOYS, "--out", "rows.jsonl"], "--out rows.jsonl: "),
-        (["tails", *TOYS], "probe: argument probe: invalid choice: 'tails'"),
+        (
+            ["tails", *TOYS],
+            "macro, tail, tspd, all, got 'tails'; did you mean tail?",
+        ),
         (["tail"], "probe: the following arguments are required: --model"),
     ],
 )

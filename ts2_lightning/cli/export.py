@@ -8,7 +8,7 @@ from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import choose_whole
-from ts2_lightning.cli.terminal import OptionParser, quieten
+from ts2_lightning.cli.terminal import OptionParser, choice, quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
 from ts2_lightning.json_files import read_json
@@ -71,12 +71,12 @@ def _parser() -> OptionParser:
     parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
     parser.add_argument(
         "--dtype",
-        choices=list(WEIGHT_DTYPES),
+        **choice(WEIGHT_DTYPES),
         help="default: bfloat16 if the base model is, else the weights' own",
     )
     parser.add_argument(
         "--adapter",
-        choices=["merged", "separate"],
+        **choice(["merged", "separate"]),
         default="merged",
         help="of a run with model.lm.adapter: merged into whole weights (default), or by itself, in PEFT's format",
     )

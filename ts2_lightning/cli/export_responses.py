@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from ts2_lightning.cli.terminal import OptionParser, put
+from ts2_lightning.cli.terminal import OptionParser, choice, put
 from ts2_lightning.evaluation.answers import code
 from ts2_lightning.generation.exports import (
     TOOLS,
@@ -82,7 +82,7 @@ def _parser() -> OptionParser:
         help=f"responses, such as DIR/{DIRECTORY}/humaneval-1a2b3c4d; or DIR with responses under one name",
     )
     formats = "; ".join(f"{name}: {tool.file}, {tool.format}" for name, tool in TOOLS.items())
-    parser.add_argument("--to", required=True, choices=list(TOOLS), help=formats)
+    parser.add_argument("--to", required=True, **choice(TOOLS), help=formats)
     parser.add_argument("--out", metavar="FILE", help="file to write (default: DIR/TOOL/ and the tool's name of it)")
     parser.add_argument(
         "--generator", metavar="NAME", help="name of the model in the file (default: as generate had it)"
@@ -98,7 +98,7 @@ def _parser() -> OptionParser:
     )
     parser.add_argument(
         "--rule",
-        choices=code.RULES,
+        **choice(code.RULES),
         help="how code is read (default: completion of text that was continued, prefilled of an answer that was begun, "
         "else fenced)",
     )

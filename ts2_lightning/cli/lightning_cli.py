@@ -54,6 +54,7 @@ from ts2_lightning.cli.trainer_settings import (
     computes_in_bfloat16,
     join_default_callbacks,
     refuse_owned_settings,
+    refuse_unknown_names,
 )
 from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
 from ts2_lightning.runs.directory import discard, latest_config, run_name
@@ -277,6 +278,7 @@ class TS2CLI(LightningCLI):
         ):
             trainer.max_epochs = _EPOCHS
         refuse_owned_settings(trainer)
+        refuse_unknown_names(trainer)
         settle_weights_only(settings, self.options)
 
     def before_instantiate_classes(self) -> None:

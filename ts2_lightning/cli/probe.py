@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, get_args
 
 from ts2_lightning.cli.explore_options import add_explore, explored
 from ts2_lightning.cli.model_places import add_device, begin, find_model, model_help
-from ts2_lightning.cli.terminal import OptionParser, put
+from ts2_lightning.cli.terminal import OptionParser, one_of, put
 from ts2_lightning.evaluation import Model, Spec, make_measures
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measures.probes import Kind, Probes
@@ -271,7 +271,9 @@ def _digest(text: str) -> str:
 def _parser() -> OptionParser:
     usual = Probes()
     parser = OptionParser("probe", _ABOUT)
-    parser.add_argument("probe", choices=[*PROBES, "all"], help="which probe")
+    parser.add_argument(
+        "probe", type=one_of([*PROBES, "all"]), metavar="PROBE", help=f"one of {', '.join(PROBES)}, or all"
+    )
     parser.add_argument(
         "--model",
         action="append",

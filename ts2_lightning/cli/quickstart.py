@@ -1,6 +1,5 @@
 """`quickstart`: what cross-entropy and TS2 do to the same model, on a world whose plausible answers are known."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.cli import main
-from ts2_lightning.cli.terminal import put, quieten
+from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.picture import draw_next_token
 from ts2_lightning.ranges import SEED, check_numbers
@@ -174,11 +173,9 @@ def _draw(
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python cli.py quickstart",
-        description="Fine-tune the toy world's base model with CE, CE at half the learning rate, and TS2; compare.",
-    )
+def _parser() -> OptionParser:
+    about = "Fine-tune the toy world's base model with CE, CE at half the learning rate, and TS2; compare."
+    parser = OptionParser("quickstart", about)
     parser.add_argument("--seed", type=int, default=0, help="of the training rows and their order (default: 0)")
     parser.add_argument("--runs_dir", default="runs", help="directory of all runs (default: runs)")
     return parser

@@ -3,14 +3,17 @@
 import argparse
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.program import program
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 _WIDTHS = (60, 100)  # least and most columns of the text, whatever the terminal's width
@@ -29,9 +32,71 @@ class OptionParser(argparse.ArgumentParser):
         super().__init__(prog=f"{program()} {command}", description=about, allow_abbrev=False)
         self._command = command
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As of the base class, but that a misspelt option is what is told first, with the nearest right one."""
+        words = sys.argv[1:] if args is None else list(args)
+        options = [option for action in self._actions for option in action.option_strings]
+        for word in words:
+            if word == "--":
+                break
+            if (name := word.partition("=")[0]) not in options and _is_an_option(name, options):
+                names = [option.lstrip("-") for option in options if option.startswith("--")]
+                near = did_you_mean(name.lstrip("-"), names, "--")
+                self.error(f"{name}: no such option{near}")
+        parsed, rest = super().parse_known_args(words, namespace)
+        if rest:
+            self.error(f"unexpected argument {rest[0]!r}")
+        return parsed
+
     def error(self, message: str) -> NoReturn:
         """Leaves the parser with a message that names the command."""
         raise CommandLineError(f"{self._command}: {message}")
+
+
+def _is_an_option(word: str, options: Iterable[str]) -> bool:
+    """Whether a word that is no option's name was meant as one, as argparse has it.
+
+    >>> [_is_an_option(word, ["-c", "--name"]) for word in ("--nmae", "-x", "-3", "-1e-4", "-", "-cfile", "-a b", "a")]
+    [True, True, False, False, False, False, False, False]
+    """
+    is_number = re.fullmatch(r"-\.?\d.*", word) is not None
+    is_joined = word[:2] in options and word[:2] != "--"
+    return len(word) > 1 and word.startswith("-") and not (is_number or is_joined or " " in word)
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """The type of an option that takes one of some names; a wrong one is told with the nearest right one.
+
+    Args:
+        names: names that there are.
+
+    Example:
+        >>> one_of(["merged", "separate"])("merged")
+        'merged'
+        >>> one_of(["merged", "separate"])("seperate")
+        Traceback (most recent call last):
+            ...
+        argparse.ArgumentTypeError: expected one of merged, separate, got 'seperate'; did you mean separate?
+    """
+    names = list(names)
+
+    def chosen(word: str) -> str:
+        if word not in names:
+            near = did_you_mean(word, names)
+            raise argparse.ArgumentTypeError(f"expected one of {', '.join(names)}, got {word!r}{near}")
+        return word
+
+    return chosen
+
+
+def choice(names: Iterable[str]) -> dict[str, Any]:
+    """What `add_argument` is given for an option that takes one of some names, and shows them in the help.
+
+    Args:
+        names: names that there are.
+    """
+    names = list(names)
+    return {"type": one_of(names), "metavar": f"{{{','.join(names)}}}"}
 
 
 def check_out(directory: str | Path | None) -> None:

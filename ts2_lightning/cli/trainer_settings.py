@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ts2_lightning.cli.base_models import check_model_path
@@ -31,6 +33,7 @@ from ts2_lightning.ranges import (
     check_number,
     whole_number,
 )
+from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 _MEANING = "a whole number counts batches, any other is a share of them"
@@ -129,6 +132,19 @@ def _check_strategy(arguments: Namespace) -> None:
             check_number(f"trainer.strategy.{name}", arguments[name], COUNT)
     if isinstance(arguments.get("timeout"), timedelta):
         check_number("trainer.strategy.timeout in seconds", arguments.timeout.total_seconds(), POSITIVE)
+
+
+def refuse_unknown_names(trainer: Namespace) -> None:
+    """Tells the nearest right name of a strategy or an accelerator that Lightning does not know; it would tell none.
+
+    Raises:
+        UserError: a name is near.
+    """
+    names = {"strategy": ["auto", *StrategyRegistry], "accelerator": ["auto", "gpu", *AcceleratorRegistry]}
+    for setting, right in names.items():
+        name = getattr(trainer, setting)
+        if isinstance(name, str) and name not in right and (near := did_you_mean(name, right)):
+            raise UserError(f"trainer.{setting}: Lightning knows no {setting} {name!r}{near}")
 
 
 def refuse_owned_settings(trainer: Namespace) -> None:
