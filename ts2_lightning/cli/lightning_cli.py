@@ -2,6 +2,7 @@
 
 import pickle
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -25,6 +26,7 @@ from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.errors.origins import check_options, config_files, place_of
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
+from ts2_lightning.cli.errors.replaced import replaced_settings
 from ts2_lightning.cli.going_on import (
     differences,
     more_than_values,
@@ -94,6 +96,7 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
     quieten(command)
     options = with_module_class(with_config_of_run(options))
     check_options(options, DEFAULT_CLASSES)
+    replaced_settings(options, DEFAULT_CLASSES)
     module, data = classes()
     (cli or TS2CLI)(command, options, chosen_module(options, module), data).run()
     return 0
@@ -341,6 +344,8 @@ class TS2CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Takes the run's directory and builds the trainer in it."""
+        for line in replaced_settings(self.options, DEFAULT_CLASSES) if is_rank_zero() else []:
+            print(line, file=sys.stderr, flush=True)
         self.destination = agree(self._runs, self.argv, self._claim)
         self.run_dir = Path(self.destination.directory)
         self.datamodule.goes_on = self.destination.checkpoint is not None

@@ -54,7 +54,7 @@ def option_values(arguments: Sequence[str], *names: str) -> list[str]:
 
 def config_files(arguments: Sequence[str]) -> list[str]:
     """The configuration files named by `-c` and `--config`, in order; text given in place of a file is left out."""
-    return [value for value in option_values(arguments, *CONFIG_OPTIONS) if not _is_text(value)]
+    return [value for value in option_values(arguments, *CONFIG_OPTIONS) if not is_text(value)]
 
 
 def origins(arguments: Sequence[str]) -> list[Origin]:
@@ -64,10 +64,10 @@ def origins(arguments: Sequence[str]) -> list[Origin]:
         name, equals, value = argument.partition("=")
         if name in CONFIG_OPTIONS:
             value = value if equals else next(iter(arguments[position + 1 : position + 2]), "")
-            if value and not _is_text(value):
+            if value and not is_text(value):
                 places.extend(_file_origins(value))
         elif name.startswith("--"):
-            places.append(Origin(_plain(name[2:]), option=argument))
+            places.append(Origin(plain(name[2:]), option=argument))
     return places
 
 
@@ -80,10 +80,10 @@ def find_origin(key: str, arguments: Sequence[str], *aliases: str) -> Origin | N
         *aliases: Other names of the same setting.
     """
     places = origins(arguments)
-    named = [place for place in places if place.key in (_plain(key), *aliases)]
+    named = [place for place in places if place.key in (plain(key), *aliases)]
     if named:
         return named[-1]
-    for candidate in _ancestors(_plain(key)):
+    for candidate in _ancestors(plain(key)):
         matching = [place for place in places if place.key == candidate]
         if matching:
             return matching[-1]
@@ -192,7 +192,7 @@ def check_order(arguments: Sequence[str], classes: Iterable[str]) -> None:
                 raise CommandLineError(f"--{early} comes before --{key}, which would reset it; give --{key} first")
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether the value of `-c` is YAML text itself rather than a path."""
     return "\n" in value or value.lstrip().startswith("{") or ": " in value
 
@@ -222,7 +222,8 @@ def _node_origins(node: yaml.Node, prefix: str, file: str) -> Iterator[Origin]:
             yield from _node_origins(inner, full, file if inner is value else str(named))
 
 
-def _plain(key: str) -> str:
+def plain(key: str) -> str:
+    """A setting without what only its place in a file of settings needs: `model.loss.init_args.alpha`."""
     return ".".join(part for part in key.rstrip("+").split(".") if part not in _ELIDED)
 
 
