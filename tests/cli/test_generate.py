@@ -108,6 +108,21 @@ def test_a_model_of_no_run_needs_a_place(ts2: Run, base: str) -> None:
     assert "say with --out where its responses go" in answer.err
 
 
+def test_a_run_s_own_settings_of_its_data_count(ts2: Run, base: str) -> None:
+    """As for `evaluate`: here that bad rows are allowed for; of no run, `--config` says it."""
+    run = Path("runs/mine/1")
+    run.mkdir(parents=True)
+    Path(base).rename(run / "export")
+    (run / "config.yaml").write_text("data: {max_rejects: 0.5}\n")
+    Path("bad.jsonl").write_text('{"prompt": "name a fruit"}\n{"text": 3}\n')
+    answer = ts2("generate", str(run), "--prompts=bad.jsonl", *FEW).done()
+    assert "1 responses, of which 0 are there" in answer.out
+    elsewhere = ("generate", str(run / "export"), "--prompts=bad.jsonl", "--out=out", *FEW)
+    (run / "config.yaml").rename("config.yaml")
+    assert "bad.jsonl:2: no format fits" in ts2(*elsewhere).refusal
+    assert ts2(*elsewhere, "--config=config.yaml").done()
+
+
 def start(base: str, *options: str) -> subprocess.Popen[str]:
     command = [
         sys.executable, "-m", "ts2_lightning.cli", "generate", base, "--prompts=many.jsonl", "--out=out", "--n=8",

@@ -511,6 +511,26 @@ def test_a_row_that_is_no_question_is_told_before_anything_is_sampled(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "row"),
+    [
+        ("mmlu", {"question": "Which?", "choices": ["a", "b\ud83d"], "answer": 0}),
+        ("arc", {"question": "Which?", "choices": {"text": ["\udc00", "b"], "label": ["A", "B"]}, "answerKey": "A"}),
+        ("arc", {"query": "Which?", "choices": ["a", "\ud83d"], "gold": 0}),
+    ],
+)
+def test_half_a_character_in_a_list_is_told_with_file_and_line(
+    tmp_path: Path, protocol: str, row: dict[str, Any]
+) -> None:
+    backend = Canned(answer_sums)
+    rows = [{**row, "choices": json.loads(json.dumps(row["choices"]).replace("\\ud83d", "").replace("\\udc00", "c"))}]
+    data = write_rows(tmp_path / "rows.jsonl", [*rows, row])
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: it has half a character, '.u(d83d|dc00)'; want") as error:
+        measured(canned_model(tmp_path / "out", backend), **{protocol: {"data": data}})
+    assert backend.made == []
+    assert "\n" not in str(error.value)
+
+
 def test_data_that_is_not_there_is_one_line_with_the_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = canned_model(tmp_path / "out", Canned(answer_sums))

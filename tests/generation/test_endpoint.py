@@ -287,6 +287,35 @@ def test_an_end_that_is_none_of_ours_is_told() -> None:
     assert (response.text, response.finish) == ("", "stop")
 
 
+def test_the_key_comes_back_in_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server may say it as the name of a model, as an owner, as the end of a response, or in a response."""
+    key = "sk-very-secret-0123456789"
+    monkeypatch.setenv("SERVERS_KEY", key)
+    answer = says(f"it is {key}", finish=f"{key}\n" + "x" * 1000)
+    for owner in (key, "vllm"):
+        with JsonServer(otherwise=server_of(lambda _: answer, owner)) as server:
+            backend = endpoint(server.url, api_key_env="SERVERS_KEY")
+            with pytest.warns(UserWarning, match=r"unusual way, taken as they are \(\*\*\* x+\.\.\.: 1\)$") as told:
+                (response,) = backend.complete([ask()])
+            assert response.text == "it is ***"
+            assert not any(key in str(one.message) for one in told)
+            assert key not in repr(backend.versions)
+    names = (key, "pear-2")
+    with JsonServer(otherwise=server_of(lambda _: answer, names=names)) as server:
+        with pytest.raises(UserError, match=r"has no model 'apple'; it has pear-2, \*\*\*$"):
+            list(endpoint(server.url, "apple", api_key_env="SERVERS_KEY").complete([ask()]))
+        with pytest.raises(UserError, match=r"has no model 'sk-very-secret-012345678'; did you mean \*\*\*\?$"):
+            list(endpoint(server.url, key[:-1], api_key_env="SERVERS_KEY").complete([ask()]))
+
+
+def test_a_key_that_is_a_word_changes_no_response(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of one's own are given keys such as EMPTY."""
+    monkeypatch.setenv("SERVERS_KEY", "EMPTY")
+    with JsonServer(otherwise=server_of(lambda _: says("an EMPTY basket"))) as server:
+        (response,) = endpoint(server.url, api_key_env="SERVERS_KEY").complete([ask()])
+    assert response.text == "an EMPTY basket"
+
+
 def test_one_that_fails_costs_none_of_those_under_way() -> None:
     """The second request is refused while the first and third are made; they are paid for, and handed over."""
 

@@ -1,6 +1,7 @@
 """Responses on disk under attack: killed writers, several of them, full disks, foreign lines."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -352,6 +353,9 @@ GOOD = {"key": "k", "item": "q", "index": 0, "text": "", "tokens": 1, "finish": 
         json.dumps({**GOOD, "finish": "end"}), json.dumps({**GOOD, "finish": ["stop"]}),
         json.dumps({**GOOD, "key": 7}), json.dumps({**GOOD, "index": True}),
         json.dumps({**GOOD, "mean_probability": "much"}), json.dumps({**GOOD, "ids": 3}),
+        json.dumps({**GOOD, "mean_probability": math.nan}), json.dumps({**GOOD, "mean_probability": -0.1}),
+        json.dumps({**GOOD, "mean_probability": 1.5}), json.dumps({**GOOD, "text": "x", "tokens": 0}),
+        json.dumps({**GOOD, "tokens": -1}), json.dumps({**GOOD, "index": -1}),
         json.dumps({**GOOD, "ids": [[]]}), json.dumps({**GOOD, "mean_probability": 10**400}),
     ],
 )  # fmt: skip
@@ -373,6 +377,22 @@ def test_a_file_of_something_else(head: str, message: str, tmp_path: Path) -> No
     (kept.directory / "part-00000.jsonl").write_text(f"{head}\n")
     with pytest.raises(UserError, match=rf"part-00000\.jsonl:1: {message}"):
         kept.responses()
+
+
+@pytest.mark.parametrize(
+    ("probability", "kept"), [(math.nan, None), (math.inf, None), (1 + 1e-9, 1.0), (0.25, 0.25), (None, None)]
+)
+def test_what_is_written_is_read(probability: float | None, kept: float | None, tmp_path: Path) -> None:
+    """Also of a model whose numbers are broken, and of an empty answer of a server."""
+
+    class Odd(Echo):
+        def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
+            for request in requests:
+                yield Response(request.key, "", 0, "stop", probability)
+
+    made = store(tmp_path).fill(wanted(1, 1), Odd)
+    assert [(one.mean_probability, one.tokens) for one in made["q0"]] == [(kept, 0)]
+    assert store(tmp_path).fill(wanted(1, 1), Echo) == made
 
 
 def test_other_keys_and_double_ones(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import queue
 import signal
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tests.callbacks.tiny_llama import WORDS, write_base
 from tests.support.stand_in_vllm import write_interpreter
 from ts2_lightning.generation import Decoder
+from ts2_lightning.generation.backends import vllm_worker
 from ts2_lightning.generation.backends.vllm import OWN_ARGUMENTS, VLLMBackend, read_arguments
 from ts2_lightning.generation.requests import GenerationSettings, Request, Response
 from ts2_lightning.types import UserError
@@ -296,6 +298,71 @@ def test_one_that_writes_nonsense_is_given_up(make: Any, tmp_path: Path) -> None
         pytest.raises(UserError, match=r"died 2 times in a row \(signal SIGKILL; its log ends: all is well\)"),
     ):
         list(make(script(tmp_path / "python", lines), restarts=1).complete(ask()))
+
+
+def test_one_that_hangs_is_ended_and_started_again(
+    make: Any, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: Path
+) -> None:
+    """Nothing is lost, and nothing of it is left. (On a busy machine a start may take longer than the silence.)"""
+    (tmp_path / "hangs").write_text("1")
+    monkeypatch.setenv("STAND_IN_HANGS", str(tmp_path / "hangs"))
+    requests = ask(20)
+    with pytest.warns(UserWarning, match=r"vLLM has said nothing for 2 s and was ended \(signal SIGKILL; .*again"):
+        responses = list(make(arguments={"silence": 2}, restarts=50).complete(requests))
+    assert {one.key: one for one in responses} == {request.key: expected(request, tokenizer) for request in requests}
+    assert len(responses) == 20
+    first = processes(starts)[0]
+    assert ends_soon(first)
+
+
+def test_one_that_does_not_even_listen(make: Any, tmp_path: Path) -> None:
+    """Requests that it does not take stop nobody: there are more of them than the pipe holds."""
+    ready = '{"ready": {"at_once": 100, "context": 999}}'
+    lines = f"case \"$*\" in *--versions) echo '{TOLD}';; *) echo '{ready}'; sleep 60;; esac"
+    backend = make(script(tmp_path / "python", lines), restarts=0, arguments={"silence": 0.5})
+    with pytest.raises(UserError, match=r"has said nothing for 0.5 s and was ended 1 times in a row \(signal SIGKILL"):
+        list(backend.complete(ask(200, prompt=(6,) * 60)))
+
+
+def test_more_requests_than_a_pipe_holds(make: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """They go on their way as soon as they are taken, not when a worker has said something."""
+    requests = ask(600, prompt=(6,) * 60)
+    responses = list(make(arguments={"max_num_seqs": 500}).complete(requests))
+    assert {one.key for one in responses} == {request.key for request in requests}
+
+
+def test_an_engine_that_goes_on_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long its responses are."""
+    said: list[dict[str, Any]] = []
+
+    class Engine:
+        steps = 0
+
+        def has_unfinished_requests(self) -> bool:
+            return True
+
+        def step(self) -> list[Any]:
+            self.steps += 1
+            if self.steps > 3:
+                raise KeyboardInterrupt
+            return []
+
+    class Lines:
+        received: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def write(self, value: dict[str, Any]) -> None:
+            said.append(value)
+
+    monkeypatch.setattr(vllm_worker, "_ALIVE_SECONDS", -1.0)
+    with pytest.raises(KeyboardInterrupt):
+        vllm_worker.serve(Engine(), Lines())  # type: ignore[arg-type]
+    assert said == [{"alive": True}] * 3
+
+
+@pytest.mark.parametrize("silence", [0, -1, "long", True])
+def test_a_silence_that_cannot_be(silence: Any, make: Any) -> None:
+    with pytest.raises(UserError, match="vllm_args: silence must be"):
+        make(arguments={"silence": silence})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Environment variables say how it behaves: `STAND_IN_CRASHES`, a file with the number of crashes that are left, each
 after `STAND_IN_CRASH_AFTER` responses, 1 if it is not set; `STAND_IN_GPUS`; `STAND_IN_LOAD`, an error's text;
-`STAND_IN_SLEEP`, seconds for a response.
+`STAND_IN_SLEEP`, seconds for a response; `STAND_IN_HANGS`, a file with the number of times that it is still to hang.
 """
 
 import subprocess
@@ -62,6 +62,9 @@ class LLMEngine:
     def step(self):
         print("a step")
         time.sleep(float(os.environ.get("STAND_IN_SLEEP", 0)))
+        if (file := os.environ.get("STAND_IN_HANGS")) and (left := int(open(file).read())):
+            open(file, "w").write(str(left - 1))
+            time.sleep(1000)
         name, prompt, params = self._asked.pop()
         self._made += 1
         is_time = self._made > int(os.environ.get("STAND_IN_CRASH_AFTER", 1))

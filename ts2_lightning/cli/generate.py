@@ -3,14 +3,13 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_place_options, asked_help, is_planned
+from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_place_options, asked_help
 from ts2_lightning.cli.backend_options import add_backend_options, add_endpoint_options, check_used, vllm_arguments
 from ts2_lightning.cli.generation_plan import PlannedPart, add_plan_options, check_plan, parts_of, plan_text
-from ts2_lightning.cli.model_places import NotExportedError, add_device, begin, find_model
+from ts2_lightning.cli.model_places import NotExportedError, add_device, begin
 from ts2_lightning.cli.protocol_options import (
     add_protocol_options,
     add_sampling_options,
@@ -24,12 +23,10 @@ from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.protocols import Protocol
 from ts2_lightning.evaluation.protocols.asking import respond
 from ts2_lightning.generation import GenerationSettings, Request, Response
-from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.generation.requests import Asked
 from ts2_lightning.generation.response_files import DIRECTORY
 from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.ranges import COUNT, check_number
-from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
@@ -51,7 +48,7 @@ _OF_PROMPTS: dict[str, Any] = {
     "batch_size": 64,
 }
 """What stands for options of the sampling that are left out, where prompts are sampled: as in the papers' chats."""
-_FOR_PROMPTS, _FOR_PROTOCOLS = ("format", "name"), ("data", "variant", "set", "config", "runs_dir")
+_FOR_PROMPTS, _FOR_PROTOCOLS = ("format", "name"), ("data", "variant", "set")
 """Options that only `--prompts`, or only `--protocol`, has use for."""
 
 
@@ -95,21 +92,10 @@ def _model(options: Any, scratch: Path) -> Model:
         if model.responses is not None:
             raise UserError(f"{options.model}: these are responses, without a model; `evaluate` scores them")
         return model
-    if options.model.startswith(PREFIX):
-        return replace(AskedModels(options, scratch, Path()).model(options.model), out=_place_of(options, None))
-    place = find_model(options.model, options.model)
-    return Model(
-        name=options.model,
-        identity=file_stamps(place.path) or place.path,
-        locate=cache(partial(place.loadable, None if is_planned(options) else scratch / "export")),
-        out=_place_of(options, place.run),
-        text_template=place.text_template,
-        decoding=options.decoding,
-        template=options.template,
-        device=options.device,
-        backend=options.backend,
-        vllm_args=vllm_arguments(options),
-    )
+    asked = AskedModels(options, scratch, Path()).model(options.model)
+    if asked.responses is not None:
+        raise UserError(f"{options.model}: these are responses, without a model; name the model")
+    return replace(asked, out=_place_of(options, asked.run))
 
 
 def _place_of(options: Any, run: Path | None) -> Path:

@@ -136,13 +136,24 @@ def _line_of(part: Path, number: int, text: bytes) -> tuple[str, Line]:
             mean_probability=None if probability is None else float(probability),
             ids=None if ids is None else tuple(map(int, ids)),
         )
-        if response.finish not in FINISHES:
-            raise ValueError(f"finish {response.finish!r}")
+        _check(response, plain["index"])
         return response.key, Line(_of_type(plain, "item", str), _of_type(plain, "index", int), response)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(
             f"{part}:{number}: no response ({error!r}); remove the line, and its response is made again"
         ) from error
+
+
+def _check(response: Response, index: Any) -> None:
+    """Raises ValueError for what no backend writes."""
+    if response.finish not in FINISHES:
+        raise ValueError(f"finish {response.finish!r}")
+    if response.mean_probability is not None and not 0 <= response.mean_probability <= 1:  # nor is NaN
+        raise ValueError(f"mean_probability {response.mean_probability}")
+    if response.tokens < (1 if response.text else 0):
+        raise ValueError(f"tokens {response.tokens}")
+    if isinstance(index, int) and index < 0:
+        raise ValueError(f"index {index}")
 
 
 def _of_type(plain: Mapping[str, Any], name: str, kind: type[Any]) -> Any:

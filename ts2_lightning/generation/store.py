@@ -13,6 +13,7 @@ there. Whole lines are added at once, so a process that is killed leaves at most
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -317,6 +318,9 @@ class _Claims:
 
 
 def _as_line(item: str, request: Request, response: Response, keep_ids: bool) -> bytes:
+    probability = response.mean_probability
+    if probability is not None:  # that of a broken model is no number
+        probability = round(min(1.0, probability), 6) if math.isfinite(probability) else None
     plain: dict[str, Any] = {
         "key": response.key,
         "item": item,
@@ -325,7 +329,7 @@ def _as_line(item: str, request: Request, response: Response, keep_ids: bool) ->
         "text": response.text,
         "tokens": response.tokens,
         "finish": response.finish,
-        "mean_probability": None if response.mean_probability is None else round(response.mean_probability, 6),
+        "mean_probability": probability,
     }
     if keep_ids and response.ids is not None:
         plain["ids"] = response.ids

@@ -4,6 +4,7 @@ Three stages, each with files of its own: responses -> scores -> values. What is
 of samples asks for the missing ones only, and another way to score asks for none.
 """
 
+import json
 import sys
 from abc import abstractmethod
 from collections import Counter
@@ -17,7 +18,7 @@ from ts2_lightning.evaluation.estimates import Unparsed
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import AskedPart, ask, part_name, respond
-from ts2_lightning.evaluation.protocols.data import DataSet, Row, data_identity, read_data
+from ts2_lightning.evaluation.protocols.data import HALF, DataSet, Row, data_identity, read_data
 from ts2_lightning.evaluation.protocols.items import (
     ASKED,
     Answered,
@@ -27,6 +28,7 @@ from ts2_lightning.evaluation.protocols.items import (
     Sampling,
     Scored,
     fingerprint,
+    plain_item,
 )
 from ts2_lightning.evaluation.protocols.right_answers import estimate_right_answers
 from ts2_lightning.evaluation.protocols.scores import NotScoredError, ScoreFile
@@ -222,7 +224,7 @@ class Protocol(Measure):
         items: list[Item] = []
         for row in read_data(described, self._file(data_set), option, self.limit):
             try:
-                items += self.items_of(row, data_set)
+                items += map(_whole, self.items_of(row, data_set))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 said = f"no field {error}" if isinstance(error, KeyError) else str(error)
                 raise UserError(f"{option} {row.origin}: {said}; wanted are rows with {described.fields}") from error
@@ -311,6 +313,14 @@ class Protocol(Measure):
         settings = {} if code is None else self.plain_settings()
         own = {name: value for name, value in settings.items() if name not in common}
         return {"scoring": self.scoring, "variant": self.variant, "code": code, **own}
+
+
+def _whole(item: Item) -> Item:
+    """The item, if all of its text can be put into tokens and files. Raises ValueError for half a character."""
+    half = HALF.search(json.dumps(plain_item(item), ensure_ascii=False, default=str))
+    if half is not None:
+        raise ValueError(f"it has half a character, {half[0]!r}")
+    return item
 
 
 def check_greedy(sampling: Sampling) -> None:

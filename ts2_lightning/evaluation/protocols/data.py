@@ -16,7 +16,7 @@ from ts2_lightning.data.sources import HUB, Source, file_digest, read_rows, reso
 from ts2_lightning.types import UserError
 
 _CSV, _TXT = ".csv", ".txt"
-_HALF = re.compile("[\ud800-\udfff]")
+HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and no tokenizer reads: a surrogate by itself."""
 
 
@@ -71,8 +71,8 @@ class Row:
         value = self.fields[name]
         if not isinstance(value, str):
             raise ValueError(f"{name} must be text, got {str(value)[:60]!r}")
-        if _HALF.search(value):
-            raise ValueError(f"{name} has half a character, {_HALF.search(value)[0]!r}")  # type: ignore[index]
+        if HALF.search(value):
+            raise ValueError(f"{name} has half a character, {HALF.search(value)[0]!r}")  # type: ignore[index]
         return value
 
 

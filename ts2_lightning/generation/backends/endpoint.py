@@ -28,6 +28,8 @@ PREFIX = "endpoint:"
 OPTIONAL = ("seed", "logprobs")
 """Fields that can be left out of requests: without them the same distribution is sampled."""
 
+_SECRET = 16
+"""Characters of a key that is taken for a secret; servers of one's own are given words such as EMPTY."""
 _SHOWN = 60
 _GRACE_SECONDS = 30.0
 """Time that calls under way get to end after one has failed: they are paid for already."""
@@ -155,8 +157,8 @@ class Endpoint(Backend):
         if listed and owner is None:
             raise self._no_such_model(listed)
         if owner != "vllm":
-            return {"owner": owner} if owner else {}
-        return {"owner": owner, "vllm": self._vllm_version()}
+            return {"owner": self.client.in_a_line(owner)} if owner else {}
+        return {"owner": owner, "vllm": self.client.in_a_line(self._vllm_version())}
 
     def _models(self) -> dict[str, str]:
         """The models that the server lists: who it says owns each."""
@@ -178,7 +180,7 @@ class Endpoint(Backend):
         near = did_you_mean(self.address.model, listed)
         names = ", ".join(sorted(listed)[:8]) + (", ..." if len(listed) > 8 else "")
         serves = near or (f"; it has {names}" if listed else "")
-        return UserError(f"{self.address.url}: has no model {self.address.model!r}{serves}")
+        return UserError(f"{self.address.url}: has no model {self.address.model!r}{self.client.in_a_line(serves)}")
 
     @property
     def _is_vllm(self) -> bool:
@@ -233,7 +235,7 @@ class Endpoint(Backend):
         has_all = log_probabilities is not None and len(log_probabilities) == tokens
         return Response(
             key=request.key,
-            text=text if isinstance(text, str) else "",
+            text=self.client.without_key(text, _SECRET) if isinstance(text, str) else "",
             tokens=tokens,
             finish=self._finish(choice.get("finish_reason")),
             mean_probability=_mean_probability(log_probabilities),
@@ -243,7 +245,7 @@ class Endpoint(Backend):
 
     def _finish(self, reason: object) -> Literal["stop", "length"]:
         if reason not in ("stop", "length"):
-            self._finishes[str(reason)] += 1
+            self._finishes[self.client.in_a_line(str(reason))] += 1
         return "length" if reason == "length" else "stop"
 
     def _refusal(self, request: Request, path: str, body: Mapping[str, Any], error: ServerError) -> UserError:
@@ -379,4 +381,5 @@ def _log_probabilities(logprobs: Any) -> tuple[float, ...] | None:
 def _mean_probability(log_probabilities: tuple[float, ...] | None) -> float | None:
     if not log_probabilities:
         return None
-    return math.fsum(math.exp(min(number, 0.0)) for number in log_probabilities) / len(log_probabilities)
+    mean = math.fsum(math.exp(min(number, 0.0)) for number in log_probabilities) / len(log_probabilities)
+    return mean if math.isfinite(mean) else None

@@ -222,7 +222,7 @@ class JsonClient:
             ) as response:
                 received = self._read(response, deadline)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            cause = self._in_a_line(str(error)) or "no connection in time"
+            cause = self.in_a_line(str(error)) or "no connection in time"
             unreachable = UserError(f"{self.url} cannot be reached ({cause}); start the server, or mend the address")
             if not self._has_answered:  # a wrong address is not worth minutes of tries
                 raise unreachable from None
@@ -231,7 +231,7 @@ class JsonClient:
             raise _Again(UserError(f"{self.url}: no answer within {seconds:g} s (--timeout)")) from None
         except (httpx2.TransportError, httpx2.InvalidURL) as error:
             broken = UserError(
-                f"{self.url}: the connection broke ({self._in_a_line(str(error)) or type(error).__name__})"
+                f"{self.url}: the connection broke ({self.in_a_line(str(error)) or type(error).__name__})"
             )
             if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError | httpx2.ProxyError):
                 raise _Again(broken) from None
@@ -256,10 +256,10 @@ class JsonClient:
     def _refusal(self, response: httpx2.Response, received: bytes) -> Exception:
         """The error of an answer whose status is none of success."""
         status = response.status_code
-        detail = self._in_a_line(_words(received)) or response.reason_phrase
+        detail = self.in_a_line(_words(received)) or response.reason_phrase
         if response.is_redirect:
             target = urlsplit(response.headers.get("Location", ""))
-            place = self._in_a_line(
+            place = self.in_a_line(
                 f"{target.scheme}://{target.hostname}{target.path}" if target.hostname else target.path
             )
             return ServerError(f"{self.url}: is redirected to {place}; give that address if it is right", status, place)
@@ -285,7 +285,7 @@ class JsonClient:
         try:
             answer = json.loads(received)
         except (ValueError, RecursionError):
-            start = self._in_a_line(received[:200].decode(errors="replace"))[:80]
+            start = self.in_a_line(received[:200].decode(errors="replace"))[:80]
             raise UserError(
                 f"{self.url}{path}: answers with what is no JSON ({start!r}); correct the address"
             ) from None
@@ -302,9 +302,18 @@ class JsonClient:
                 if isinstance(count, int) and count > 0:
                     setattr(self.usage, name, getattr(self.usage, name) + count)
 
-    def _in_a_line(self, text: str) -> str:
-        """A server's words, which may repeat the key that it got."""
-        text = text.replace(self._key, "***") if self._key else text
+    def without_key(self, text: str, least: int = 1) -> str:
+        """A server's words without the key, which it may repeat.
+
+        Args:
+            text: the words.
+            least: shortest key that is looked for: `EMPTY` is no secret, and a word that responses may have.
+        """
+        return text.replace(self._key, "***") if self._key and len(self._key) >= least else text
+
+    def in_a_line(self, text: str) -> str:
+        """A server's words in one line of bounded length, without the key."""
+        text = self.without_key(text)
         text = " ".join(re.sub(r"[^\x20-\x7e\xa1-\U0010ffff]+", " ", text).split())
         return text if len(text) <= 300 else f"{text[:297]}..."
 

@@ -26,7 +26,7 @@ from ts2_lightning.generation.backends.vllm_processes import WORKER, Answer, Job
 from ts2_lightning.generation.decoders import Decoder
 from ts2_lightning.generation.requests import FINISHES, Asked, Request, Response
 from ts2_lightning.model_limits import ModelLimits, limits_of
-from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_number
+from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, POSITIVE, check_number
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
@@ -56,6 +56,8 @@ _REFUSED = {
 
 _LEAST_TEMPERATURE = 0.01
 """vLLM raises temperatures between 0 and this one to it."""
+SILENCE = 3600.0
+"""Seconds that a worker may say nothing. Loading takes minutes; one whose engine goes on says so every ten seconds."""
 _VERSIONS_SECONDS = 300.0
 _SHOWN = 40
 
@@ -124,6 +126,9 @@ class VLLMBackend(Backend):
         arguments: arguments of vLLM's engine, such as `dtype`, `max_model_len` or `tensor_parallel_size`.
         restarts: number of times that a worker may die one after the other without a response in between.
 
+    `arguments` may have `silence` too, which is ours: the seconds after which a worker that has something to do, and
+    says nothing, is ended and started again (`SILENCE`); loading the model is among them.
+
     Raises:
         UserError: an interpreter without vLLM or with a version that is not supported, or an argument that cannot be
             set.
@@ -139,6 +144,8 @@ class VLLMBackend(Backend):
     ) -> None:
         check_number("vllm: restarts", restarts, COUNT_OR_ZERO)
         self._arguments = dict(arguments or {})
+        self._silence = self._arguments.pop("silence", SILENCE)
+        check_number("vllm_args: silence", self._silence, POSITIVE)
         if wrong := next((name for name in self._arguments if name in _REFUSED), None):
             raise UserError(f"vllm_args: {wrong} cannot be set, because responses would not follow from what is asked")
         self._interpreter = os.path.expanduser(interpreter)  # no shell does, behind a colon
@@ -174,7 +181,7 @@ class VLLMBackend(Backend):
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
         """As the base class. After Ctrl-C the responses that have come are handed over, and the workers ended."""
-        run = Run(self._workers, len(self._slots), self._start, map(self._job, requests), self._restarts)
+        run = Run(self._workers, len(self._slots), self._start, map(self._job, requests), self._restarts, self._silence)
         is_whole = False
         try:
             for job, answer in run.answers():

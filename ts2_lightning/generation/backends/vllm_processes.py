@@ -6,6 +6,7 @@ import selectors
 import signal
 import subprocess
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
@@ -26,6 +27,8 @@ _NOT_INHERITED = {
 """Variables of this interpreter, and of a `torchrun` around it, that mean nothing to a worker."""
 
 _READ_BYTES, _LOG_BYTES, _LOG_LINES, _LINE_LENGTH = 2**16, 2**14, 3, 300
+_LOOK_AFTER = 60.0
+"""Seconds after which workers are looked at that say nothing."""
 _MOST_BYTES = 64 * 2**20
 """A line of a worker is not longer."""
 
@@ -77,12 +80,14 @@ class Worker:
         start: first line that it reads.
 
     Attributes:
+        heard_at: when it has last said something, or had nothing to say, on the clock of `time.monotonic`.
         jobs: what it has, by id.
         at_once: number of requests that it works on at the same time; 0 while it loads.
         context: largest number of tokens of a prompt with its response.
     """
 
     def __init__(self, interpreter: str, variables: Mapping[str, str], start: Mapping[str, Any]) -> None:
+        self.heard_at = time.monotonic()
         self.jobs: dict[str, Job] = {}
         self.at_once = 0
         self.context = 0
@@ -92,6 +97,9 @@ class Worker:
             [interpreter, "-I", str(WORKER)], env=environment(variables), stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=self._log, start_new_session=True, bufsize=0,
         )  # fmt: skip
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # one that hangs must not hang whoever feeds it
+        self._unsent = bytearray()
         self._send(_as_line(start))
 
     def fileno(self) -> int:
@@ -99,21 +107,44 @@ class Worker:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
+    @property
+    def listening(self) -> int:
+        """The descriptor that can be written to when the worker takes more, for `selectors`."""
+        assert self._process.stdin is not None
+        return self._process.stdin.fileno()
+
     def give(self, jobs: list[Job]) -> None:
         """Hands it requests."""
+        if not self.jobs and self.at_once:
+            self.heard_at = time.monotonic()  # it had nothing to say
         self.jobs |= {job.request.key: job for job in jobs}
         self._send(b"".join(job.line for job in jobs))
 
     def _send(self, text: bytes) -> None:
+        self._unsent += text
+        self.send_on()
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether it has not taken yet all that it is told."""
+        return bool(self._unsent)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has something to do: to load the model, or to answer."""
+        return not self.at_once or bool(self.jobs)
+
+    def send_on(self) -> None:
+        """Tells it as much of the rest as it takes now."""
         assert self._process.stdin is not None
-        view = memoryview(text)
         with suppress(BrokenPipeError):  # it is dead, which is noticed when it is heard
-            while view:
-                view = view[self._process.stdin.write(view) :]
+            while self._unsent and (count := self._process.stdin.write(self._unsent)):
+                del self._unsent[:count]
 
     def hear(self) -> list[dict[str, Any]] | None:
         """What it has said since, whole lines; None if it is dead, or says what is no JSON object."""
         text = os.read(self.fileno(), _READ_BYTES)
+        self.heard_at = time.monotonic()
         *lines, self._rest = (self._rest + text).split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
@@ -156,6 +187,7 @@ class Run:
         start: starts the worker of a number.
         jobs: requests, each taken when a worker has room for it.
         restarts: number of times that a worker may die one after the other without a response in between.
+        silence: seconds after which a worker that has something to do and says nothing is ended, as if it had died.
     """
 
     def __init__(
@@ -165,12 +197,14 @@ class Run:
         start: Callable[[int], Worker],
         jobs: Iterator[Job],
         restarts: int,
+        silence: float,
     ) -> None:
         self._workers = workers
         self._count = count
         self._start = start
         self._jobs = jobs
         self._restarts = restarts
+        self._silence = silence
         self._deaths = dict.fromkeys(range(count), 0)
         self._waiting: deque[Job] = deque()
         """Requests that were taken and that no worker has: those of one that died, and the first."""
@@ -194,10 +228,23 @@ class Run:
                 self._feed(worker)
             if not self._waiting and not any(worker.jobs for worker in self._workers.values()):
                 return
-            for number in self._heard(None):
+            for number in self._heard(self._patience()):
                 self._hear(number)
+            self._bury_silent()
             while self._arrived:
                 yield self._arrived.popleft()
+
+    def _patience(self) -> float:
+        """Seconds until the next worker will have been silent for too long."""
+        since = min((worker.heard_at for worker in self._workers.values() if worker.is_busy), default=time.monotonic())
+        return min(_LOOK_AFTER, max(0.0, since + self._silence - time.monotonic()))
+
+    def _bury_silent(self) -> None:
+        """Ends the workers that have been silent for too long."""
+        for number, worker in list(self._workers.items()):
+            worker.send_on()
+            if worker.is_busy and time.monotonic() - worker.heard_at > self._silence:
+                self._bury(number, f"has said nothing for {self._silence:,g} s and was ended")
 
     def arrived(self) -> Iterator[tuple[Job, Answer]]:
         """What workers have said already; no further one is started."""
@@ -213,7 +260,9 @@ class Run:
         with selectors.DefaultSelector() as selector:
             for number, worker in self._workers.items():
                 selector.register(worker, selectors.EVENT_READ, number)
-            return [key.data for key, _ in selector.select(seconds)]
+                if worker.has_unsent:
+                    selector.register(worker.listening, selectors.EVENT_WRITE, None)
+            return [key.data for key, _ in selector.select(seconds) if key.data is not None]
 
     def _feed(self, worker: Worker) -> None:
         """Gives a worker as much as it works on at once, and as much again that it can go on with."""
@@ -242,6 +291,8 @@ class Run:
         worker = self._workers[number]
         messages = worker.hear()
         for message in messages or []:
+            if "alive" in message:
+                continue
             if "ready" in message:
                 worker.at_once, worker.context = message["ready"]["at_once"], message["ready"]["context"]
             elif "id" not in message and "error" in message:
@@ -255,16 +306,16 @@ class Run:
         if messages is None:
             self._bury(number)
 
-    def _bury(self, number: int) -> None:
-        """Takes back what a worker had that has died, or talks nonsense."""
+    def _bury(self, number: int, what: str = "has died") -> None:
+        """Takes back what a worker had that has died, talks nonsense, or says nothing any more."""
         worker = self._workers.pop(number)
         self._waiting.extendleft(reversed(worker.jobs.values()))
         how = worker.end()
         self._deaths[number] += 1
         if self._deaths[number] > self._restarts:
-            raise UserError(f"vLLM has died {self._deaths[number]} times in a row ({how})")
+            raise UserError(f"vLLM {what} {self._deaths[number]} times in a row ({how})")
         again = f"it is started again ({self._deaths[number]} of {self._restarts} times without a response in between)"
-        rank_zero_warn(f"vLLM has died ({how}); {again}, and makes anew what it was making")
+        rank_zero_warn(f"vLLM {what} ({how}); {again}, and makes anew what it was making")
 
 
 def _as_line(value: Mapping[str, Any]) -> bytes:

