@@ -7,8 +7,8 @@ from pathlib import Path
 from ts2_lightning.cli.asked_models import EVALUATION, AskedModels, add_model_options
 from ts2_lightning.cli.backend_options import add_endpoint_options
 from ts2_lightning.cli.explore_options import add_explore, explored
-from ts2_lightning.cli.judge_options import add_judge_options, judges_of, max_cost
 from ts2_lightning.cli.generation_plan import add_plan_options, check_plan, parts_of, plan_text
+from ts2_lightning.cli.judge_options import add_judge_options, judges_of, max_cost
 from ts2_lightning.cli.model_places import add_device, begin
 from ts2_lightning.cli.protocol_options import add_protocol_options, add_sampling_options, protocol_help, spec_of
 from ts2_lightning.cli.terminal import OptionParser, put

@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 
 from ts2_lightning.evaluation.comparison.pairs import LEVEL, Pair
 from ts2_lightning.evaluation.comparison.ways import Entrant
-from ts2_lightning.evaluation.style import BLACK, BLUE, RED, REST, layout, legend_below, literal, new_figure, save, tidy
+from ts2_lightning.evaluation.style import layout, legend_below, literal, new_figure, save, tidy
+from ts2_lightning.pages.colours import BLACK, BLUE, RED, REST
 
 _LONG = 44
 """Characters of a row's name that there is room for."""
