@@ -8,16 +8,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 from sacrebleu.metrics import BLEU
 
 from tests.support.canned import canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
+from ts2_lightning.data.bundled import TEMPLATES
 from ts2_lightning.evaluation import Model, check_spec, files_of, make_measures
 from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings
 from ts2_lightning.evaluation.protocols.stories import RATING, Stories, cleaned
-from ts2_lightning.evaluation.results import read_result
+from ts2_lightning.evaluation.protocols.tables import Evaluated, remarks
+from ts2_lightning.evaluation.results import Result, read_result
 from ts2_lightning.generation.backends import Backend
 from ts2_lightning.generation.backends.endpoint import Endpoint
 from ts2_lightning.generation.requests import Request, Response
@@ -103,6 +106,10 @@ def test_stories_are_continued_and_small_prompts_asked_as_the_model_was_trained(
         [prompt] = protocol.items("small_prompts")
         digest = hashlib.sha256(prompt.question.replace("What is Atlantis?", "X").encode()).hexdigest()[:16]
         assert (digest, prompt.continued) == ("e2d41d3247512fd6", True)  # PROMPT.format("X", "") at edec5a9
+        chat = jinja2.Template(TEMPLATES["tofu"].jinja).render(
+            messages=[{"role": "user", "content": "What is Atlantis?"}]
+        )
+        assert prompt.question == chat  # so a model that was trained with this template is asked the same
     [prompt] = Stories(data=data, variant="papers_code", asked_in="chat").items("small_prompts")
     assert not prompt.continued
     assert (Stories().sampling.top_k, Stories(variant="papers_code").sampling.top_k) == (0, 50)
@@ -217,6 +224,11 @@ def test_prompts_without_any_rating_are_left_out_of_quality_alone(tmp_path: Path
     assert values["stories/short_stories/self_bleu_sd"] > 0
     assert "stories/short_stories/quality" not in none
     assert none["stories/short_stories/judge_unparsed"] == 1
+    evaluated = Evaluated("m", {"stories": Result("stories", None, "auto", {}, none, {}, {}, "", 0)})
+    assert (
+        "m, stories short_stories: 100% of the judge's verdicts could not be read; read some of them before the values."
+        in (remarks([evaluated], []))
+    )
 
 
 def test_another_judge_or_variant_of_it_samples_nothing_again(tmp_path: Path, data: dict[str, str]) -> None:

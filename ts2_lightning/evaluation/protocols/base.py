@@ -90,7 +90,7 @@ class Protocol(Measure):
     """Whether the vote of k is one of the values."""
 
     texts_stay: ClassVar[bool] = False
-    """Whether questions and responses stay in their files: pages, comparisons and messages show none of them."""
+    """Whether questions and responses stay in their files: no table, page or comparison shows any of them."""
 
     scoring: ClassVar[int] = 1
     """Version of the way that responses are scored. Raise it with every change: scores are then made anew."""

@@ -83,7 +83,7 @@ class MTBench101(JudgedProtocol):
     )
     data_sets: ClassVar = {
         "mtbench101": DataSet(
-            "", "", 3615, "task, id and history (turns with user and bot); 1,388 rows have 3,615 turns to rate",
+            "", "", 3615, "task, id and history, a list of turns with user and bot",
             home="github.com/mtbench101/mt-bench-101: data/subjective/mtbench101.jsonl",
         )
     }  # fmt: skip

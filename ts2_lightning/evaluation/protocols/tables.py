@@ -25,7 +25,7 @@ CURVES = ("pass", "majority", "chance", "win_rate", "lc_win_rate")
 _LEFT_OUT = re.compile(r"(chance|wins|positive|reward)_at_.*|first_.*|accuracy_of_parsed|(pass|majority)_at_1")
 """Values that only the table for programs has; one response votes for itself."""
 _MANY = 0.3
-"""Share of responses without an answer from which on scores are doubtful."""
+"""Share of responses without an answer, or of verdicts that could not be read, from which on scores are doubtful."""
 
 _DIFFERENCE = ("difference", "difference_low", "difference_high", "difference_questions")
 _CSV_HEAD = ("model", "protocol", "part", "value", "mean", "low", "high", *BESIDE, *_DIFFERENCE)
@@ -146,6 +146,13 @@ def remarks(evaluated: Sequence[Evaluated], protocols: Sequence[Protocol]) -> li
         for part in parts_of(evaluated)
         for model, cells in zip(evaluated, part.cells, strict=True)
         if {"unparsed", "truncated", "questions"} <= cells.keys() and cells["unparsed"].mean > _MANY
+    ]
+    doubts += [
+        f"{model.title}, {part.title}: {cells['judge_unparsed'].mean:.0%} of the judge's verdicts could not be read; "
+        "read some of them before the values."
+        for part in parts_of(evaluated)
+        for model, cells in zip(evaluated, part.cells, strict=True)
+        if "judge_unparsed" in cells and cells["judge_unparsed"].mean > _MANY
     ]
     lines += _remarks_on_differences(evaluated)
     return lines + cautions[-1:] + [*dict.fromkeys(protocol.note for protocol in protocols if protocol.note)] + doubts
