@@ -252,6 +252,10 @@ def test_another_judge_or_variant_of_it_samples_nothing_again(tmp_path: Path, da
         ({"judge": {"votes": "a"}}, "stories.judge.votes: expected int, got 'a'"),
         ({"judge": 3}, "stories.judge must be a mapping of settings"),
         (
+            {"variant": "papers_code", "judge": {"model": "m", "template": "chatml"}},
+            "measure.stories: judge.template chatml: judge_format papers_code asks the judge in its own chat template",
+        ),
+        (
             {"variant": "papers_code", "judge": "endpoint:http://h#m"},
             "measure.stories: judge_format papers_code leaves out the beginning of the judge's turn, which an endpoint",
         ),
@@ -295,8 +299,8 @@ def chatting(shared_data: Path, tmp_path: Path) -> Path:
     return place
 
 
-def test_the_public_code_s_judge_has_its_first_token_twice_and_no_turn(chatting: Path) -> None:
-    settings = ChatSettings(model=str(chatting))
+def test_the_public_code_s_judge_has_its_first_token_twice_and_no_turn(shared_data: Path, chatting: Path) -> None:
+    settings = ChatSettings(model=str(chatting), device="cpu")
     case = Case(({"role": "user", "content": "Ann."},), "She sang.", details={"is_story": True})
     judges: list[Any] = [Stories(judge=settings, variant=name).make_judge() for name in ("paper", "papers_code")]
     ours, code = ([*judge.prompt(case)] for judge in judges)
@@ -308,6 +312,12 @@ def test_the_public_code_s_judge_has_its_first_token_twice_and_no_turn(chatting:
     assert code[1:] == tokenizer.apply_chat_template([turn], return_dict=False)
     assert judges[0].identity != judges[1].identity
     assert isinstance(judges[1], ChatJudge)
+    judges[1].check()
+    bare = ChatSettings(model=str(shared_data / "models/stories260K"), device="cpu")
+    with pytest.raises(
+        UserError, match=r"judge_format papers_code asks the judge in its own chat template, and .* has none"
+    ):
+        Stories(judge=bare, variant="papers_code").make_judge().check()
 
 
 def test_a_judge_that_dies_is_gone_on_with_and_nothing_is_asked_twice(
@@ -342,7 +352,7 @@ def test_a_judge_that_dies_is_gone_on_with_and_nothing_is_asked_twice(
     shown = capsys.readouterr().out
     assert re.search(r"^  quality +\d\.\d\d \[\d\.\d\d, \d\.\d\d\]$", shown, re.M)
     assert re.search(r"^  judge unread +0\.000$", shown, re.M)
-    assert "side: table.csv, table.md, stories-diversity.png" in shown
+    assert "table.csv, table.md, stories-diversity.png" in shown
     expected = [json.loads(line) for path in Path("side").glob("*/scores/*.jsonl") for line in path.open()][1:]
     assert len({(line["item"], line["key"]) for line in expected}) == len(expected) == 9
     assert {line["note"] for line in expected} == {f"Total rating: {line['answer']}" for line in expected}

@@ -111,6 +111,16 @@ class AskedInCode(ChatJudge):
         """As any chat judge's, and how it is asked."""
         return [super().identity, PAPERS_CODE]
 
+    def check(self) -> None:
+        """As any chat judge; raises UserError for a model without a chat template of its own too."""
+        super().check()
+        tokenizer: Any = self._model.tokenizer
+        if not tokenizer.chat_template:
+            raise UserError(
+                f"judge_format papers_code asks the judge in its own chat template, and {self._model.name} has none; "
+                "set judge_format to model"
+            )
+
     def prompt(self, case: Case) -> Asked:
         """The rendered chat without the beginning of an answer, made tokens of as any text is."""
         tokenizer: Any = self._model.tokenizer
@@ -206,6 +216,11 @@ class Stories(JudgedProtocol):
             raise UserError(
                 "judge_format papers_code leaves out the beginning of the judge's turn, which an endpoint adds itself; "
                 "set judge_format to model"
+            )
+        if self.in_code and self.judge.template != "auto":
+            raise UserError(
+                f"judge.template {self.judge.template}: judge_format papers_code asks the judge in its own chat "
+                "template; leave it out, or set judge_format to model"
             )
         super().check()
 
