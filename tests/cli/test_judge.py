@@ -146,6 +146,7 @@ REFUSED = {
     "--check pairs.jsonl --limit 0": "--limit must be a whole number of at least 1, got 0",
     "--check pairs.jsonl --prompt nothing.txt": "--prompt nothing.txt: cannot be read (",
     "--check pairs.jsonl --prompt pairs.jsonl": "--prompt pairs.jsonl: has no {response}, so that the judge would not",
+    "--check pairs.jsonl --prompt one.txt": "--prompt one.txt: has no {other}, so that the judge would not see it",
     "--check pairs.jsonl --pattern (": "the pattern '(' of a parser is no regular expression",
     "--check pairs.jsonl --votes 3": "judge.votes: at temperature 0 all 3 votes are the same",
     "--check pairs.jsonl --votes 0": "--votes must be a whole number of at least 1, got 0",
@@ -164,6 +165,7 @@ REFUSED = {
 def test_what_cannot_be(real: Run, here: Path, line: str) -> None:
     write_rows("pairs.jsonl", [{"instruction": "Q", "output_1": "a", "output_2": "b", "preference": 1}])
     write_rows("rows.jsonl", [{"instruction": "Q", "response": "a", "label": 4}])
+    Path("one.txt").write_text("Is {response} good?")
     refusal = real("judge", "--judge", "endpoint:http://127.0.0.1:9#m", "--judge_api_key_env=", *line.split()).refusal
     assert REFUSED[line] in refusal
     assert not Path("judge_check").exists()

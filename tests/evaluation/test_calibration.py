@@ -138,15 +138,19 @@ def worth(labels: list[float], ratings: list[float | None], lengths: list[int], 
 
 
 def test_ratings_by_hand() -> None:
-    labels, lengths = [1.0, 2.0, 3.0, 4.0, 5.0, 5.0], [5, 9, 2, 14, 8, 7]
-    ratings = [2.0, 2.4, None, 3.5, 5.0, 1.0]
+    labels, lengths = [1.0, 2.0, 3.0, 3.0, 5.0, 5.0], [5, 9, 2, 14, 8, 7]
+    ratings = [2.0, 2.4, None, 2.5, 5.0, 1.0]
     values = worth(labels, ratings, lengths).values
     read = [(rating, label, length) for rating, label, length in zip(ratings, labels, lengths, strict=True) if rating]
     x, y, z = (np.array(column) for column in zip(*read, strict=True))
-    assert values["accuracy"].value == statistics.fmean([0, 1, 1, 1, 0])  # 2.4 is 2, and 3.5 is 4
+    assert values["accuracy"].value == statistics.fmean([0, 1, 1, 1, 0])  # 2.4 is 2, and 2.5 is 3
     assert values["mean_difference"].value == pytest.approx((x - y).mean())
     assert values["pearson"].value == pytest.approx(scipy.stats.pearsonr(x, y)[0])
     assert values["spearman"].value == pytest.approx(scipy.stats.spearmanr(x, y)[0])
+    ranks = np.stack([scipy.stats.rankdata(column) for column in (x, z, y)], axis=1)
+    of_x, of_z = (np.polynomial.Polynomial.fit(ranks[:, 2], ranks[:, column], 1)(ranks[:, 2]) for column in (0, 1))
+    left = pearson(np.stack([ranks[:, 0] - of_x, ranks[:, 1] - of_z], axis=1))
+    assert values["length_given_label"].value == pytest.approx(left)
     assert values["length_correlation"].value == pytest.approx(scipy.stats.spearmanr(x, z)[0])
     assert values["label_length_correlation"].value == pytest.approx(scipy.stats.spearmanr(y, z)[0])
     expected = ((x[:, None] - y[None, :]) ** 2).mean()  # of a rating and a label of any two rows

@@ -107,6 +107,7 @@ def test_ratings_are_read() -> None:
     assert {text: read(text) for text in answers} == answers
     assert replace(read, take="last")("Total rating: 6 Total rating: 2") == 2.0
     assert rating(r"(\S+)")("1e999") is None
+    assert [rating(r"(\S+)", 1, 5)(text) for text in ("0.9", "1", "5", "5.1")] == [None, 1, 5, None]
     assert rating(r"(nan|\d+)|x")("nan") is None
     assert rating(r"(\d+)|x")("x") is None
 
@@ -369,9 +370,6 @@ def local(network: Any, prompt: JudgePrompt, **how: Any) -> ChatJudge:
     return ChatJudge(ChatSettings(**{"max_new_tokens": 6, **how}), prompt, rating(r"(\w+)"), model)
 
 
-TALK = JudgePrompt("toy", "name a fruit {response}", "the answer is")
-
-
 def test_a_template_begins_the_turn_once_and_the_first_token_comes_once(network: Any) -> None:
     ids = local(network, JudgePrompt("toy", "name a fruit {response}")).prompt(Case.answer("", "plum"))
     tokenizer: Any = build_tokenizer()
@@ -390,6 +388,14 @@ def test_control_tokens_in_a_response_are_text(network: Any) -> None:
         known = specials - {tokenizer.unk_token_id}
         assert [one for one in ids if one in known] == [one for one in plain if one in known]
         assert len(ids) > len(plain)
+
+
+def test_a_template_without_a_system_turn(network: Any) -> None:
+    judge = local(network, JudgePrompt("toy", "name a fruit {response}", "the answer is"))
+    source = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    tokenizer: Any = judge._model.tokenizer
+    tokenizer.chat_template = source + tokenizer.chat_template
+    told(lambda: judge.prompt(CASES[0]), "judge model: its chat template does not take the prompt (")
 
 
 def test_batched_is_one_by_one(network: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

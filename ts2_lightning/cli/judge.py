@@ -105,15 +105,17 @@ def _pairs(settings: ChatSettings, labelled: Sequence[Labelled], options: Any) -
     return judge, worth_of_pairs(labelled, list(zip(verdicts[::2], verdicts[1::2], strict=True)))
 
 
-def _asked(options: Any, prompt: JudgePrompt, parser: Parser) -> tuple[JudgePrompt, Parser]:
+def _asked(options: Any, usual: JudgePrompt, parser: Parser) -> tuple[JudgePrompt, Parser]:
     """What the judge is asked, and how it is read: ours, or what the user has named."""
+    prompt = usual
     if options.prompt is not None:
         try:
             prompt = JudgePrompt("check", Path(options.prompt).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompt {options.prompt}: cannot be read ({error})") from error
-        if "{response}" not in prompt.text:
-            raise UserError(f"--prompt {options.prompt}: has no {{response}}, so that the judge would not see it")
+        places = ("{response}", "{other}") if "{other}" in usual.text else ("{response}",)
+        if absent := next((place for place in places if place not in prompt.text), None):
+            raise UserError(f"--prompt {options.prompt}: has no {absent}, so that the judge would not see it")
     if options.pattern is not None:
         parser = replace(parser, pattern=options.pattern)  # type: ignore[call-arg]
     assert isinstance(parser, Rating | Label)

@@ -26,7 +26,7 @@ from ts2_lightning.evaluation.prompts import Question
 from ts2_lightning.generation import GenerationSettings
 from ts2_lightning.generation.backends import Backend, check_backend
 from ts2_lightning.generation.backends.endpoint import PREFIX, Address, Endpoint
-from ts2_lightning.generation.backends.json_client import ClientSettings
+from ts2_lightning.generation.backends.json_client import ClientSettings, Usage
 from ts2_lightning.generation.backends.vllm import PREFIX as VLLM
 from ts2_lightning.generation.backends.vllm import Installation
 from ts2_lightning.generation.requests import Asked, Request
@@ -158,6 +158,7 @@ class ChatJudge(AskedJudge):
         self.votes = settings.votes
         self._model = model or judge_model(settings)
         self._prompts: dict[Asked, Asked] = {}
+        self._served: Endpoint | None = None
 
     @property
     def title(self) -> str:
@@ -257,10 +258,9 @@ class ChatJudge(AskedJudge):
             cost: what `cost` returned.
         """
         about = "about " if cost.is_estimate else ""
-        dollars = "" if cost.dollars is None else f": ${cost.dollars:,.2f}" if cost.dollars >= 0.005 else ": < $0.01"
         return (
             f"{self.asks.name}: {cost.calls:,} verdicts by {self.title}, {about}{cost.prompt_tokens or 0:,} prompt "
-            f"tokens and at most {cost.new_tokens:,} new ones{dollars}"
+            f"tokens and at most {cost.new_tokens:,} new ones{_dollars(cost.dollars)}"
         )
 
     # Asking -----------------------------------------------------------------------------------------------------
@@ -281,7 +281,18 @@ class ChatJudge(AskedJudge):
         try:
             return super().judge(cases)
         finally:
+            self._say_what_was_used()
             self._model.forget()
+
+    def _say_what_was_used(self) -> None:
+        """Says what a server has counted, where one was asked that counts."""
+        usage = self._served.usage if self._served is not None else Usage()
+        if usage.prompt_tokens:
+            prices, counted = self.how.prices, (usage.prompt_tokens, usage.completion_tokens)
+            dollars = _dollars(None if prices is None else prices.of(*counted))
+            tokens = f"{counted[0]:,} prompt tokens and {counted[1]:,} new ones"
+            rank_zero_info(f"{self.asks.name}: {self.title} has counted {tokens}{dollars}")
+        self._served = None
 
     def _check_lengths(self, missing: Sequence[Request]) -> None:
         """Raises UserError for prompts that leave a local judge no room to answer: cut off they would be others."""
@@ -300,11 +311,17 @@ class ChatJudge(AskedJudge):
     def make_backend(self) -> Backend:
         """What makes its answers; it stops at the limit of `spending_limit`."""
         backend = self._model.make_backend(self.how.batch_size)
+        self._served = backend if isinstance(backend, Endpoint) else None
         prices = self.how.prices
         return backend if prices is None else Metered(backend, prices, self.asks.name)
 
 
 _NOTHING = Case((), "")
+
+
+def _dollars(dollars: float | None) -> str:
+    """The end of a line on what judging takes."""
+    return "" if dollars is None else f": ${dollars:,.2f}" if dollars >= 0.005 or not dollars else ": < $0.01"
 
 
 def without_thought(answer: str) -> str:

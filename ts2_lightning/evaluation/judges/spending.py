@@ -179,26 +179,32 @@ class _Gate:
     def __init__(self, requests: Iterable[Request], prices: Prices, spending: Spending) -> None:
         self._source = iter(requests)
         self._prices, self._spending = prices, spending
-        self._under_way: dict[str, tuple[Request, float]] = {}
+        self._under_way: dict[str, Request] = {}
+        self._estimated, self._counted = 0, 0
         self.held: Request | None = None
         self.taken = 0
 
     def __iter__(self) -> Iterator[Request]:
         while request := self.held or next(self._source, None):
-            most = self._prices.of(estimated_tokens(request.prompt), request.settings.max_new_tokens)
-            reserved = sum(dollars for _, dollars in self._under_way.values())
-            is_dear = self._spending.dollars + reserved + most > self._spending.limit
+            is_dear = self._spending.dollars + self._most([*self._under_way.values(), request]) > self._spending.limit
             self.held = request if is_dear else None
             if is_dear:
                 return
-            self._under_way[request.key] = request, most
+            self._under_way[request.key] = request
             self.taken += 1
             yield request
 
+    def _most(self, requests: Sequence[Request]) -> float:
+        """The dollars that requests may take, whose prompts have more tokens than estimated if those so far had."""
+        factor = max(1.0, self._counted / self._estimated) if self._estimated else 1.0
+        prompts = sum(estimated_tokens(request.prompt) for request in requests)
+        return self._prices.of(factor * prompts, sum(request.settings.max_new_tokens for request in requests))
+
     def pay(self, response: Response, counted: tuple[int, int] | None) -> None:
         """Pays for what a server has counted since the last time; None: for this response, by the estimate."""
-        request, _ = self._under_way.pop(response.key)
-        tokens = (estimated_tokens(request.prompt), response.tokens) if counted is None else counted
+        estimated = estimated_tokens(self._under_way.pop(response.key).prompt)
+        tokens = (estimated, response.tokens) if counted is None else counted
+        self._estimated, self._counted = self._estimated + estimated, self._counted + tokens[0]
         self._spending.dollars += self._prices.of(*tokens)
 
 
