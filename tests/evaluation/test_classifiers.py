@@ -6,7 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.support.judges import count_rows, edit_json, write_reward_model
 from ts2_lightning.evaluation.judges import Case, Equivalence, EquivalenceSettings, RewardModel, RewardSettings
 from ts2_lightning.evaluation.judges import classifier as classifiers
 from ts2_lightning.evaluation.judges.classifier import Classifier, ClassifierBackend, chosen_devices
+from ts2_lightning.evaluation.judges.classifier_processes import _Worker
 from ts2_lightning.generation import Decoder, GenerationSettings, Request
 
 pytestmark = pytest.mark.usefixtures("judge_cache")
@@ -262,6 +265,21 @@ def test_two_processes_share_the_texts(reward_dir: Path, judge_cache: Path, monk
     assert [verdict.value for verdict in judge.judge(cases(40))][:12] == rewards
     monkeypatch.setenv("TS2_CACHE_DIR", str(judge_cache) + "2")
     assert [verdict.value for verdict in judge.judge(cases(12))] == pytest.approx(rewards, abs=1e-5)
+
+
+def test_how_a_process_ended_is_the_same_to_all_that_ask(reward_dir: Path) -> None:
+    """Whoever waits for it, and whoever ends all of them, may do so at once."""
+    worker = _Worker({"place": str(reward_dir), "labels": 1, "batch_size": 2, "device": "cpu"})
+    at_once = Barrier(4)
+
+    def end(_: int) -> str:
+        at_once.wait()
+        return worker.end()
+
+    with ThreadPoolExecutor(4) as threads:
+        told = list(threads.map(end, range(4)))
+    assert len({*told, worker.end()}) == 1
+    assert told[0].startswith("exit status -9; its log ")
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import IO, Any, cast
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -91,6 +92,7 @@ class _Worker:
         self._arguments = arguments
         self._batch_size: int = arguments["batch_size"]
         self._is_ready = False
+        self._lock, self._ended = Lock(), ""
 
     def ask(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """The numbers of rows, in their order."""
@@ -123,14 +125,17 @@ class _Worker:
         return answer
 
     def end(self) -> str:
-        """Kills it. Returns how it ended, with the last lines of its log, in one line."""
+        """Kills it. Returns how it ended, with the last lines of its log, in one line; the same to all that ask."""
+        with self._lock:  # whoever waits for it, and whoever ends all of them
+            self._ended = self._ended or self._end()
+        return self._ended
+
+    def _end(self) -> str:
         self._process.kill()
         status = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):
                 cast(IO[bytes], pipe).close()
-        if self._log.closed:
-            return f"exit status {status}"
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _LOG_BYTES))
         lines = [" ".join(line.split()) for line in self._log.read().decode(errors="replace").splitlines()]
         last = " | ".join(line[:_LINE_LENGTH] for line in [line for line in lines if line][-_LOG_LINES:])
