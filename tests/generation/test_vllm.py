@@ -325,7 +325,7 @@ def test_one_that_does_not_even_listen(make: Any, tmp_path: Path) -> None:
 
 
 def test_more_requests_than_a_pipe_holds(make: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """They go on their way as soon as they are taken, not when a worker has said something."""
+    """What it does not take at once it gets later, whole."""
     requests = ask(600, prompt=(6,) * 60)
     responses = list(make(arguments={"max_num_seqs": 500}).complete(requests))
     assert {one.key for one in responses} == {request.key for request in requests}

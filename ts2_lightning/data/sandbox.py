@@ -138,6 +138,7 @@ class _Counting(CodeGenerator):
     """Compiles a template so that it pays for its blocks and its output, and weighs what its syntax creates."""
 
     def blockvisit(self, body: Iterable[nodes.Node], frame: Frame) -> None:
+        """A block pays for itself and for the text that it always writes."""
         body = list(body)
         written = [child for node in body if isinstance(node, nodes.Output) for child in node.nodes]
         characters = sum(len(str(child.as_const())) for child in written if isinstance(child, _TEXT))
@@ -145,6 +146,7 @@ class _Counting(CodeGenerator):
         super().blockvisit(body, frame)
 
     def macro_body(self, node: nodes.Macro | nodes.CallBlock, frame: Frame) -> Any:
+        """A macro that collects arguments is refused: what it collects would be weighed nowhere."""
         named = {argument.name for argument in node.args}
         if collected := find_undeclared(node.body, ("varargs", "kwargs")) - named:
             self.fail(f"a macro of a chat template has no {collected.pop()}", node.lineno)
@@ -164,24 +166,31 @@ class _Counting(CodeGenerator):
         self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        """`~` becomes `_Budget.joined`."""
         self._call("joined", node.nodes, frame)
 
     def visit_Add(self, node: nodes.BinExpr, frame: Frame) -> None:  # noqa: N802
+        """`+` becomes `_Budget.added`."""
         self._call("added", [node.left, node.right], frame)
 
     def visit_Filter(self, node: nodes.Filter, frame: Frame) -> None:  # noqa: N802
+        """What a filter makes is weighed."""
         self._weigh(super().visit_Filter, node, frame)
 
     def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: N802
+        """What a function, a method or a macro makes is weighed."""
         self._weigh(super().visit_Call, node, frame, forward_caller=forward_caller)
 
     def visit_List(self, node: nodes.List, frame: Frame) -> None:  # noqa: N802
+        """A list is weighed, unless it is of constants."""
         self._weigh(super().visit_List, node, frame)
 
     def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:  # noqa: N802
+        """A mapping is weighed."""
         self._weigh(super().visit_Dict, node, frame)
 
     def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:  # noqa: N802
+        """A tuple is weighed as a list is."""
         if node.ctx == "load":
             self._weigh(super().visit_Tuple, node, frame)
         else:  # names that are assigned to
