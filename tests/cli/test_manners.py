@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from tests.cli.conftest import Run
 from tests.e2e.command_line import Answer
 from ts2_lightning import cli
-from ts2_lightning.cli import COMMANDS
+from ts2_lightning.cli import COMMANDS, terminal
 from ts2_lightning.cli.errors.guard import guarded
-from ts2_lightning.cli.terminal import OptionParser
+from ts2_lightning.cli.terminal import OptionParser, quieten
 from ts2_lightning.types import SharedError, UserError
 
 COMMAND_LINE = {
@@ -294,6 +295,17 @@ def test_a_place_where_no_run_can_be(fit: Run, here: Path, options: str, told: s
     (here / "runs").mkdir()
     (here / "runs/file").write_text("")
     assert told in fit(*options.split()).complaint
+
+
+def test_a_warning_of_ours_tells_no_line_of_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of another package still does: it is all there is to find out where it comes from."""
+    monkeypatch.setattr(warnings, "formatwarning", lambda message, category, file, *_: f"{file}: {message}")
+    monkeypatch.setattr(terminal, "_WARNINGS", ())
+    for _ in range(2):
+        quieten("fit")
+        ours = str(Path(terminal.__file__).with_name("evaluate.py"))
+        assert warnings.formatwarning("cut off", UserWarning, ours, 3) == "warning: cut off\n"
+        assert warnings.formatwarning("old", UserWarning, "/other/file.py", 3) == "/other/file.py: old"
 
 
 @pytest.mark.parametrize("way", ["option", "variable"])

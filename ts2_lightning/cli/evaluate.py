@@ -65,6 +65,8 @@ def run(argv: Sequence[str]) -> int:
             model.forget()
             evaluated.append(_read(model, spec))
         _write(evaluated, out, asked, [*text_sections(models, asked), *explorer.sections()])
+    for model in models:
+        put(f"{model.out}: responses, scores and values of {model.title}")
     return 0
 
 

@@ -136,6 +136,7 @@ def put(text: str) -> None:
 
 # Noise of the libraries -----------------------------------------------------------------------------------------
 
+_PACKAGE = Path(__file__).resolve().parents[1]
 _WARNINGS = (
     r".*does not have many workers.*",
     r".*LeafSpec.*is deprecated.*",
@@ -176,6 +177,20 @@ class _Unwanted(logging.Filter):
         return not any(unwanted in message for unwanted in _MESSAGES)
 
 
+def _tell_plainly() -> None:
+    """Has warnings of this package tell what they say alone: the file and line of the code are no use to a user."""
+    before = warnings.formatwarning
+    if getattr(before, "is_plain", False):
+        return
+
+    def plainly(message: Any, category: Any, filename: str, lineno: int, line: str | None = None) -> str:
+        is_ours = Path(filename).is_relative_to(_PACKAGE)
+        return f"warning: {message}\n" if is_ours else before(message, category, filename, lineno, line)
+
+    plainly.is_plain = True  # type: ignore[attr-defined]
+    warnings.formatwarning = plainly
+
+
 def quieten(command: str) -> None:
     """Filters the warnings and log lines of the libraries that are of no use on the command line.
 
@@ -185,6 +200,7 @@ def quieten(command: str) -> None:
     """
     for pattern in _WARNINGS if command == "fit" else (*_WARNINGS, _CALLBACKS_WARNING):
         warnings.filterwarnings("ignore", message=pattern)
+    _tell_plainly()
     # Said outright, since tokenizers would warn in every worker process otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     names = [name for name in logging.root.manager.loggerDict if name.startswith("lightning")]

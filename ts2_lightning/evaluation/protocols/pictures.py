@@ -116,7 +116,7 @@ def _draw_curves(axes: Axes, part: Part, evaluated: Sequence[Evaluated], parts: 
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     is_share = all("win_rate" not in curves for curves in _curves(part, evaluated))
-    axes.set_ylim(0, 1.02 if is_share else 102)
+    axes.set_ylim(*((-0.02, 1.02) if is_share else (-2, 102)))  # a curve at 0 is seen
     axes.set_xlabel("responses k (logarithmic axis)", fontsize=9)
     axes.set_ylabel("share of questions" if is_share else "win rate", fontsize=9)
 
