@@ -128,6 +128,24 @@ def test_what_is_missing_is_said_with_the_command_that_makes_it(
     assert float(table()["gsm8k", "", "accuracy", "weak", "mine"]["difference"]) == pytest.approx(0.125)
 
 
+def test_the_command_says_all_that_is_not_as_usual(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that what it makes is compared with what is there."""
+    monkeypatch.setattr(asked_models, "make_endpoint", lambda address, options: answer(3))
+    settings = {"data": "sums.jsonl", "variant": "papers_code", "n": 3, "ks": [1, 3], "greedy": False, "seed": 7}
+    spec = check_spec({"gsm8k": settings, "decoding": "sparsemax", "template": "plain"})
+    make_measures(canned_model(Path("weak"), answer(2)), spec, lambda line: None, draw=False)
+    capsys.readouterr()
+    name = "endpoint:http://localhost:9#mine"
+    others = ["--decoding", "sparsemax", "--evaluation_dir", "else where"]
+    assert run("weak", name, *others) == 2
+    [command] = re.findall(r"^mine was not measured under gsm8k: \w+(?: cli.py)? (.*)$", capsys.readouterr().out, re.M)
+    assert main(shlex.split(command)) == 0
+    assert run("weak", name, *others) == 0
+    assert table()["gsm8k", "", "accuracy", "weak", "mine"]["questions"] == "6"
+
+
 def test_only_what_both_were_asked_is_compared(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in Path("sums.jsonl").read_text().splitlines()]
     rows[0], rows[1] = rows[1], rows[0]
@@ -170,9 +188,14 @@ def test_files_that_cannot_be_read_are_told(stored: Path, capsys: pytest.Capture
     document = json.loads(next(Path("strong/measures").glob("arc-*.json")).read_text())
     del document["documents"]["asked"]
     next(Path("strong/measures").glob("arc-*.json")).write_text(json.dumps(document))
+    [other] = Path("mid/measures").glob("gsm8k-*.json")
+    document = json.loads(other.read_text())
+    document["documents"]["per_item"]["accuracy"]["3"] = "three"
+    other.write_text(json.dumps(document))
     assert run(*SKILLS) == 0
     shown = capsys.readouterr().out
     assert f"{file}: not what `measure` writes" in shown
+    assert f"{other}: not what `evaluate` writes of questions; remove it, and evaluate again" in shown
     assert "does not say what was asked, as of an earlier version; evaluate it again" in shown
     assert "arc" not in {key[0] for key in table()}
     assert len(re.findall(r"^(mid|strong) was not measured under arc: ", shown, re.M)) == 2
@@ -196,6 +219,7 @@ def test_files_that_cannot_be_read_are_told(stored: Path, capsys: pytest.Capture
         (["weak", "mid", "--decoding", "sparse"], "--decoding: no decoding 'sparse'; did you mean sparsemax?"),
         (["weak", "mid", "--decoding", "sparsemax"], "none of these models was measured under a protocol (sparsemax"),
         (["weak", "mid", "--out", "sums.jsonl"], "--out sums.jsonl: this is a file; name a directory"),
+        (["weak", "weak/responses"], "weak/responses: it is the same as weak, "),
         (["endpoint:localhost", "mid"], "an endpoint must be like endpoint:http://localhost:8000#MODEL"),
     ],
 )

@@ -24,6 +24,7 @@ from ts2_lightning.evaluation.comparison import (
 )
 from ts2_lightning.evaluation.comparison.pairs import ALL, values_of
 from ts2_lightning.evaluation.distributions import DECODINGS
+from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.program import program
 from ts2_lightning.ranges import COUNT_OR_ZERO, check_number, whole_number
 from ts2_lightning.runs.writing import write_whole
@@ -62,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     ways, notes = ways_of(entrants, tuple(classes), _decoding(options.decoding))
     count: Any = whole_number(options.items)
     check_number("--items", count, COUNT_OR_ZERO)
-    missing = _missing(ways, entrants, classes)
+    missing = _missing(ways, entrants, classes, options)
     pairs = compare_all(ways, _baseline(options.baseline, entrants), options.all_pairs, _values(options.values, ways))
     if not any(pair.difference is not None for pair in pairs):
         put("\n".join([*notes, *missing]))
@@ -83,6 +84,10 @@ def _entrants(options: Any) -> list[Entrant]:
     if len(names) < 2:
         raise UserError(f"{names[0]}: name at least two models, since one alone is compared with nothing")
     places = [evaluated_place(name, Path(options.evaluation_dir)) for name in names]
+    directories = [directory.resolve() for _, directory in places]
+    for name, directory in zip(names, directories, strict=True):
+        if (other := names[directories.index(directory)]) != name:
+            raise UserError(f"{name}: it is the same as {other}, {directory}; name each model once")
     titles = [title for title, _ in places]
     return [
         Entrant(title if titles.count(title) == 1 else name, name, directory)
@@ -132,10 +137,11 @@ def _values(text: str | None, ways: Sequence[Way]) -> list[str]:
 # What is missing ------------------------------------------------------------------------------------------------
 
 
-def _missing(ways: Sequence[Way], entrants: Sequence[Entrant], classes: Mapping[str, str]) -> list[str]:
+def _missing(ways: Sequence[Way], entrants: Sequence[Entrant], classes: Mapping[str, str], options: Any) -> list[str]:
     """A line for each model and way in which others were measured and it was not, with the command that measures it."""
+    place = options.evaluation_dir
     lines = [
-        f"{entrant.title} was not measured under {way.title}: {_command(way, entrant.name, classes)}"
+        f"{entrant.title} was not measured under {way.title}: {_command(way, entrant.name, classes, place)}"
         for way in ways
         for entrant, result in zip(entrants, way.results, strict=True)
         if result is None
@@ -148,15 +154,20 @@ def _missing(ways: Sequence[Way], entrants: Sequence[Entrant], classes: Mapping[
     ]
 
 
-def _command(way: Way, model: str, classes: Mapping[str, str]) -> str:
+def _command(way: Way, model: str, classes: Mapping[str, str], place: str) -> str:
     """The command that measures a model in a way; settings that are as usual are left out."""
     registered = protocols().get(way.protocol)
     name = classes.get(way.protocol, way.protocol if registered else f"FILE.{way.protocol}")
     usual: Mapping[str, Any] = {}
-    if registered is not None:
-        variant = way.settings.get("variant")
-        usual = {**registered(variant=variant or "paper").plain_settings(), "variant": registered().variant}
+    variant = str(way.settings.get("variant"))
+    if registered is not None and variant in registered.samplings:
+        usual = {**registered(variant=variant).plain_settings(), "variant": registered().variant}
     words = [program(), "evaluate", shlex.quote(model), "--protocol", name]
+    result = next(result for result in way.results if result is not None)
+    template = None if model.startswith(PREFIX) else result.template  # a server sees to its own
+    places = {"decoding": (result.decoding, "softmax"), "template": (template, "auto")}
+    for option, (value, default) in {**places, "out": (place, EVALUATION)}.items():
+        words += [] if value in (default, None) else [f"--{option}", shlex.quote(str(value))]
     for setting, value in way.settings.items():
         if value is None or value == usual.get(setting):
             continue

@@ -1,6 +1,7 @@
 """What of several models was measured in the same way: under a protocol, with the same settings."""
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,11 +95,26 @@ def _results_of(entrant: Entrant, notes: list[str]) -> list[Result]:
         except UserError as error:
             notes.append(str(error))
             continue
-        if result.documents.get(ASKED):
-            results.append(result)
-        elif result.documents.get("per_item"):
+        if not result.documents.get("per_item"):
+            continue
+        if not result.documents.get(ASKED):
             notes.append(f"{file}: does not say what was asked, as of an earlier version; evaluate it again")
+        elif not _is_whole(result):
+            notes.append(f"{file}: not what `evaluate` writes of questions; remove it, and evaluate again")
+        else:
+            results.append(result)
     return results
+
+
+def _is_whole(result: Result) -> bool:
+    """Whether each question has a number and what tells it apart, in a file that anybody may have written."""
+    tables = [result.documents["per_item"], result.documents[ASKED]]
+    if not all(
+        isinstance(table, Mapping) and all(isinstance(of, Mapping) for of in table.values()) for table in tables
+    ):
+        return False
+    numbers = [number for of_value in tables[0].values() for number in of_value.values()]
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
 
 
 def _key(result: Result) -> str:
