@@ -91,6 +91,10 @@ def test_models_are_compared_with_the_first_one(stored: Path, capsys: pytest.Cap
     assert "gsm8k accuracy ↑ | strong | 0.750 | weak | 0.125 | +0.625 [" in Path("comparison/table.md").read_text()
     assert len(Image.open("comparison/differences.png").convert("RGB").getcolors(1 << 24) or ()) > 10
     assert "<text" in Path("comparison/differences.svg").read_text()
+    page = Path("comparison/report.html").read_text()
+    assert "weak, mid, strong: each with weak, on the questions that both were asked." in page
+    assert "3: strong minus weak +0.750" in page, "where they differ most"
+    assert "The answer is: 6" in page
 
 
 def test_every_two_models_and_another_baseline(stored: Path) -> None:

@@ -155,6 +155,9 @@ def test_ours_stand_beside_the_papers(report: Path) -> None:
     assert "Ours of arc is of the variant paper" in section
     results = json.loads((report / "results.json").read_text())
     assert len(results["published"]) == len(lines)
+    page = (report / "report.html").read_text()
+    assert "figures: Someone, table 1" in page
+    assert "CE (cross-entropy)" in page
 
 
 def test_published_figures_enter_no_mean(report: Path) -> None:

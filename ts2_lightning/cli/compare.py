@@ -20,11 +20,13 @@ from ts2_lightning.evaluation.comparison import (
     contrasts_of,
     draw_forest,
     remarks,
+    sections_of,
     ways_of,
 )
 from ts2_lightning.evaluation.comparison.pairs import ALL, values_of
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.generation.backends.endpoint import PREFIX
+from ts2_lightning.pages import PAGE, Page
 from ts2_lightning.program import program
 from ts2_lightning.ranges import COUNT_OR_ZERO, check_number, whole_number
 from ts2_lightning.runs.writing import write_whole
@@ -69,7 +71,9 @@ def run(argv: Sequence[str]) -> int:
         put("\n".join([*notes, *missing]))
         raise UserError(_nothing(ways, pairs, options))
     contrasts, of_texts = contrasts_of(pairs, entrants, count, classes)
-    _write(pairs, entrants, [*remarks(pairs), *notes, *of_texts, *missing], Path(options.out))
+    below = [*remarks(pairs), *notes, *of_texts, *missing]
+    page = Page("Models compared", sections_of(pairs, entrants, contrasts, below), _intro(entrants, options))
+    _write(pairs, entrants, below, page, Path(options.out))
     return 0
 
 
@@ -199,13 +203,21 @@ def _nothing(ways: Sequence[Way], pairs: Sequence[Pair], options: Any) -> str:
 # What is shown --------------------------------------------------------------------------------------------------
 
 
-def _write(pairs: Sequence[Pair], entrants: Sequence[Entrant], below: Sequence[str], out: Path) -> None:
+def _intro(entrants: Sequence[Entrant], options: Any) -> list[str]:
+    """Which models are compared, and with what."""
+    baseline = entrants[_baseline(options.baseline, entrants)].title
+    how = "every two of them" if options.all_pairs else f"each with {baseline}"
+    return [f"{', '.join(entrant.title for entrant in entrants)}: {how}, on the questions that both were asked."]
+
+
+def _write(pairs: Sequence[Pair], entrants: Sequence[Entrant], below: Sequence[str], page: Page, out: Path) -> None:
     put("\n".join([as_text(pairs, entrants), "", *below]))
     texts = {"table.csv": as_csv(pairs, entrants), "table.md": as_markdown(pairs, entrants, below)}
     for name, text in texts.items():
         write_whole(out / name, lambda beside, text=text: beside.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     draw_forest(pairs, entrants, out / "differences")
-    put(f"\n{out}: table.csv, table.md, differences.png")
+    page.write(out / PAGE)
+    put(f"\n{out}: {PAGE}, table.csv, table.md, differences.png")
 
 
 def _parser() -> OptionParser:
@@ -226,5 +238,7 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "--evaluation_dir", default=EVALUATION, metavar="DIR", help=f"--out of evaluate (default: {EVALUATION})"
     )
-    parser.add_argument("--out", default=COMPARISON, metavar="DIR", help=f"table and picture (default: {COMPARISON})")
+    parser.add_argument(
+        "--out", default=COMPARISON, metavar="DIR", help=f"table, picture, page (default: {COMPARISON})"
+    )
     return parser

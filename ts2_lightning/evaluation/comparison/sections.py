@@ -8,15 +8,13 @@ from ts2_lightning.evaluation.comparison.tables import HEAD, HINTS, lines_of, p_
 from ts2_lightning.evaluation.comparison.ways import Entrant
 from ts2_lightning.evaluation.protocols.items import Scored
 from ts2_lightning.generation.requests import Response
-from ts2_lightning.pages import Chart, Series, Table, Text, TextItem
+from ts2_lightning.pages import Chart, Section, Series, Table, TextItem
 from ts2_lightning.pages import Texts as TextsSection
 
 _RESPONSES = 8
 """Responses of a model to a question that are shown, at most."""
 _ANSWER = 60
 """Characters of an answer beside a text, at most."""
-
-Section = Text | Table | Chart | TextsSection
 
 
 def sections_of(

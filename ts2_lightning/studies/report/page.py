@@ -7,6 +7,7 @@ from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.pages import Cell, Chart, Page, Section, Series, Table, Text
 from ts2_lightning.studies.report.figures import POINTS, by_step_of, lines_along, thinned
 from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said
+from ts2_lightning.studies.report.published import HEAD, comparisons, line_of, said_of
 from ts2_lightning.studies.report.results import Results, Row, by_runs
 from ts2_lightning.studies.report.statistics import Summary, summarise
 from ts2_lightning.studies.report.tables import Mark, differences_table, results_table, titled
@@ -17,8 +18,8 @@ _MARKS: dict[Mark, str] = {"": "", "best": " *", "near": " °", "apart": " *"}
 
 def as_page(results: Results) -> Page:
     """The page of results with complete settings."""
-    sections: list[Section] = [_results(results), *_differences(results), *_planes(results), *_against(results)]
-    sections += [*_curves(results), _long(results), *_missing(results), _runs(results)]
+    sections: list[Section] = [_results(results), *_differences(results), *_published(results), *_planes(results)]
+    sections += [*_against(results), *_curves(results), _long(results), *_missing(results), _runs(results)]
     return Page(results.title, sections, _about(results))
 
 
@@ -80,6 +81,20 @@ def _table(
     described = [results.describe(name) for name in results.settings.columns]
     hints = ["", *(": ".join(filter(None, [value.name, value.meaning])) for value in described)]
     return Table(title, [first, *(titled(value) for value in described)], cells, shown, hints, remarks)
+
+
+def _published(results: Results) -> list[Section]:
+    """What papers have published of the rows, beside ours: a table for each of theirs."""
+    sections: list[Section] = []
+    for source, compared in comparisons(results).items():
+        cells: list[list[Cell]] = []
+        for one in compared:
+            ours, less = (None if math.isnan(number) else number for number in (one.ours.mean, one.difference))
+            cells.append([one.row.label, one.figure.name or one.figure.title, ours, one.figure.value, less])
+        shown = [line_of(results, one) for one in compared]
+        title = f"Beside the papers' figures: {source.paper}, {source.table}"
+        sections.append(Table(title, ["row", *HEAD[1:]], cells, shown, (), said_of(source, compared)))
+    return sections
 
 
 def _long(results: Results) -> Table:
