@@ -185,3 +185,25 @@ def test_a_dry_run_says_what_protocols_need(real: Run, model: str) -> None:
     assert "No hours: there are no figures of a CPU's speed" in on_cpu.out
     refused = real("ablate", "-c", "grid.yaml", "--gpu=h100")
     assert "--gpu: is for --dry-run" in refused.err
+
+
+def test_a_dry_run_counts_verdicts_and_dollars(real: Run, model: str) -> None:
+    """229 prompts of stories, ten responses to each, three votes, two seeds. Nothing is asked: there is no server."""
+    settings = {"model": {"lm": {"path": model}}, "data": {"train": "gsm8k.jsonl"}, "trainer": {"accelerator": "cpu"}}
+    Path("toy.yaml").write_text(yaml.safe_dump(settings))
+    prices = {"prompt_price": 2.0, "completion_price": 8.0}
+    judge = {"model": "endpoint:http://localhost:9#judge", "api_key_env": "", "votes": 3, "temperature": 1.0, **prices}
+    Path("grid.yaml").write_text(yaml.safe_dump({**GRID, "measure": {"stories": {"judge": judge}}}, sort_keys=False))
+    [block] = [
+        block
+        for block in real("ablate", "-c", "grid.yaml", "--dry-run").done().out.split("\n\n")
+        if block.startswith("Evaluation")
+    ]
+    lines = block.splitlines()
+    assert lines[1].split("  ")[-2:] == ["judge calls", "dollars, about"]
+    for line in lines[3:5]:
+        assert line.split()[:3] == [*line.split()[:1], "stories", f"{2 * 2290:,}"]
+        calls, dollars = (float(cell.replace(",", "")) for cell in line.split()[-2:])
+        assert calls == 3 * 2 * 2290
+        assert calls * (64 * 2.0 + 32 * 8.0) / 1e6 < dollars < calls * ((64 + 1_000) * 2.0 + 32 * 8.0) / 1e6
+    assert lines[2].split()[-2:] == ["-", "-"], "the base model has no judge"

@@ -10,7 +10,7 @@ from tests.support.counting_judge import CASES, PROMPT, CountingJudge, asked_tex
 from ts2_lightning.evaluation import check_spec
 from ts2_lightning.evaluation.judges import Case, JudgePrompt, spending_limit
 from ts2_lightning.evaluation.judges.spending import Prices, estimated_tokens
-from ts2_lightning.evaluation.protocols.judged import JudgedProtocol
+from ts2_lightning.evaluation.protocols import Protocol
 from ts2_lightning.evaluation.protocols.stories import _INSTRUCTION
 from ts2_lightning.generation.backends import json_client
 from ts2_lightning.types import UserError
@@ -134,7 +134,7 @@ def test_a_plan_counts_verdicts_before_any_response_is_there() -> None:
 
     def judging(spec: dict[str, Any], responses: int = 1_000) -> dict[str, float]:
         [protocol] = check_spec(spec).measures
-        assert isinstance(protocol, JudgedProtocol)
+        assert isinstance(protocol, Protocol)
         return dict(protocol.judging(responses))
 
     judge = {"model": "endpoint:http://localhost:9#m", "api_key_env": "", "votes": 3, "temperature": 1.0}
@@ -147,3 +147,5 @@ def test_a_plan_counts_verdicts_before_any_response_is_there() -> None:
     assert judging({"stories": {}}) == {"judge calls": 1_000}, "nobody is named, and many would be asked all the same"
     assert judging({"malicious_instruct": {}}) == {}, "a list of phrases asks nobody"
     assert judging({"alpaca": {"reward": "somebody/reward"}}) == {"judge calls": 1_000}
+    assert judging({"novelty": {"n": 5}}) == {"judge calls": 1_000, "pairs compared, at most": 200 * (5 * 4 / 2)}
+    assert judging({"novelty": {"equivalence": "unigram", "reward": None}}) == {}
