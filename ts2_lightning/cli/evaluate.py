@@ -19,7 +19,7 @@ from ts2_lightning.evaluation.protocols.pictures import draw_all
 from ts2_lightning.evaluation.protocols.sections import ProtocolExplorer, text_sections, value_sections
 from ts2_lightning.evaluation.protocols.tables import Evaluated, as_csv, as_markdown, as_text, remarks
 from ts2_lightning.evaluation.results import read_result
-from ts2_lightning.pages import PAGE, Page, Section
+from ts2_lightning.pages import PAGE, Page
 from ts2_lightning.runs.writing import write_whole
 
 _ABOUT = """Asks models the questions of protocols, scores what they respond, and shows the values side by side. What is
@@ -64,7 +64,11 @@ def run(argv: Sequence[str]) -> int:
             explorer.listen(model, loads)
             model.forget()
             evaluated.append(_read(model, spec))
-        _write(evaluated, out, asked, [*text_sections(models, asked), *explorer.sections()])
+        written = _write(evaluated, out, asked)
+        sections = [*value_sections(evaluated), *text_sections(models, asked), *explorer.sections()]
+        page = Page(", ".join(measure.name for measure in asked), sections, remarks(evaluated, asked))
+        written.insert(0, page.write(out / PAGE).name)
+    put(f"\n{out}: {', '.join(written)}")
     for model in models:
         put(f"{model.out}: responses, scores and values of {model.title}")
     return 0
@@ -76,16 +80,14 @@ def _read(model: Model, spec: Spec) -> Evaluated:
     return Evaluated(model.title, results)
 
 
-def _write(evaluated: Sequence[Evaluated], out: Path, asked: Sequence[Protocol], texts: Sequence[Section]) -> None:
+def _write(evaluated: Sequence[Evaluated], out: Path, asked: Sequence[Protocol]) -> list[str]:
+    """Prints the table, and writes it beside the pictures. Returns the names of the files that people look at."""
     below = remarks(evaluated, asked)
     put("\n".join(["", as_text(evaluated), "", *below]))
     for name, text in (("table.csv", as_csv(evaluated)), ("table.md", as_markdown(evaluated, below))):
         write_whole(out / name, lambda beside, text=text: beside.write_text(text, encoding="utf-8"))  # type: ignore[misc]
     pictures = draw_all(evaluated, out)
-    page = Page(", ".join(dict.fromkeys(one.name for one in asked)), [*value_sections(evaluated), *texts], below)
-    page.write(out / PAGE)
-    named = ", ".join(path.name for path in pictures if path.suffix == ".png")
-    put(f"\n{out}: {PAGE}, table.csv, table.md{', ' + named if named else ''}")
+    return ["table.csv", "table.md", *(path.name for path in pictures if path.suffix == ".png")]
 
 
 def _parser() -> OptionParser:

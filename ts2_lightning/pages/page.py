@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from ts2_lightning.pages.charts import bundle, figure, numbers
 from ts2_lightning.pages.sections import Cell, Chart, Section, Table, Tokens
@@ -59,9 +58,9 @@ class Page:
         allowed = [*scripts, *([bundle().source] if drawn else [])]
         return _environment().get_template("page.html").render(
             page=self,
-            style=Markup(_asset("page.css")),
+            style=_asset("page.css"),
             policy=_policy(allowed),
-            scripts=[Markup(script) for script in scripts],
+            scripts=scripts,
             plotly=bundle().packed if drawn else None,
         )  # fmt: skip
 
@@ -106,16 +105,16 @@ def _environment() -> Environment:
     environment.filters |= {
         "lines": _lines,
         "kind": lambda section: type(section).__name__.lower(),
-        "figure": lambda chart: Markup(as_script(figure(chart))),
+        "figure": lambda chart: as_script(figure(chart)),
         "numbers": numbers,
-        "tokens": lambda section: Markup(as_script(plain_tokens(section))),
+        "tokens": lambda section: as_script(plain_tokens(section)),
     }
     return environment
 
 
 def _finalize(value: Any) -> Any:
-    """Every text on its way into the page, so that none is left out."""
-    return readable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Every text on its way into the page, so that none is left out, but for those that are HTML or scripts already."""
+    return readable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 # Tables -----------------------------------------------------------------------------------------------------------
