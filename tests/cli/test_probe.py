@@ -57,6 +57,11 @@ def test_all_probes_of_two_directories(toys: Path, ts2: Run) -> None:
     assert set(os.listdir("out")) == expected | {"report.md", "report.html"}
     assert "report: out/report.md" in answer.out
     assert "page: out/report.html" in answer.out
+    page = Path("out/report.html").read_text()
+    for numbers_of_model in numbers("tail")["models"].values():
+        assert f'data-n="{numbers_of_model["top1"]!r}"' in page
+    assert page.count('class="explorer"') == 1
+    assert '"name":"response of B2 (sparsemax)"' in page
     for name in ("micro", "macro", "tail", "tspd"):
         assert list(numbers(name)["models"]) == ["A", "B", "B2 (sparsemax)"]
     b, again = (numbers("tail")["models"][name] for name in ("B", "B2 (sparsemax)"))

@@ -14,6 +14,7 @@ import pytest
 from scipy import stats
 
 from tests.studies.report_runs import config_of, make_grid, make_run
+from ts2_lightning import pages
 from ts2_lightning.evaluation import describe, described
 from ts2_lightning.studies.report import (
     Missing,
@@ -27,6 +28,7 @@ from ts2_lightning.studies.report import (
     write_report,
 )
 from ts2_lightning.studies.report.markdown import as_markdown, notes
+from ts2_lightning.studies.report.page import as_page
 from ts2_lightning.studies.report.tables import (
     Cell,
     Table,
@@ -524,3 +526,33 @@ def test_what_json_cannot_say_is_null() -> None:
     (run,) = json.loads(as_json(results, []))["rows"][0]["runs"]
     assert run["values"] == {V: None, D: None}
     assert ",,," in as_csv(results)
+
+
+def test_the_page_has_the_values_of_the_tables(study: tuple[Results, Path, list[Path]]) -> None:
+    results = complete_settings(study[0])
+    page = as_page(results)
+    tables = {section.title: section for section in page.sections if isinstance(section, pages.Table)}
+    long = tables["All values"]
+    lines = list(csv.reader(as_csv(results).splitlines()))
+    assert list(long.head) == lines[0]
+    assert [["" if cell is None or cell != cell else str(cell) for cell in row] for row in long.rows] == lines[1:]
+    shown = tables["Results"].shown
+    assert shown is not None
+    expected = results_table(results, results.settings.columns)
+    texts = [[cell.rstrip(" *°") for cell in row] for row in shown]
+    assert texts == [[cell.text for cell in row] for row in expected.rows]
+    for row, of_row in zip(results.rows, tables["Results"].rows, strict=True):
+        means = [results.summary(row, name).mean for name in results.settings.columns]
+        assert list(of_row[1:]) == [None if mean != mean else mean for mean in means]
+    charts = [section for section in page.sections if isinstance(section, pages.Chart)]
+    [plane] = [chart for chart in charts if chart.kind == "points"][:1]
+    x, y = results.settings.planes[0]
+    for row, series in zip(results.rows, plane.series, strict=True):
+        of_x, of_y = results.summary(row, x), results.summary(row, y)
+        assert (series.name, series.x, series.y) == (row.label, [of_x.mean], [of_y.mean])
+        if len(row.runs) > 1:
+            assert (series.low, series.x_high) == ([of_y.mean - of_y.sd], [of_x.mean + of_x.sd])
+    against = [chart for chart in charts if chart.title.endswith("against alpha")]
+    assert against
+    assert all(list(series.x) == [0.25, 1.0] for chart in against for series in chart.series)
+    assert "All values" in page.html()
