@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks import diagnostics, sandbox, startup
+from benchmarks import diagnostics, sandbox, startup, training_step
 from benchmarks import loss_engine as benchmark
 from ts2_lightning.engines import FullEngine
 from ts2_lightning.losses import EntmaxLoss, GEMLoss, SparsemaxLoss, TokenLoss, TS2Loss
+from ts2_lightning.toyworld import write_blank_model
 
 COMPILED = [name for name in benchmark.SUBJECTS if name.endswith(", compiled")]
 
@@ -54,6 +56,21 @@ def test_the_monitor_takes_its_turns() -> None:
     assert found.keys() == {*diagnostics.MODES, "thinned"}
     assert all(numbers["seconds"] > 0 for numbers in found.values())
     assert found["off"]["seconds_over_off"] == found["off"]["cpu_seconds_over_off"] == 1
+
+
+@pytest.mark.parametrize("training", training_step.TRAININGS)
+def test_loops_take_their_turns_in_a_training(
+    training: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS2_CACHE_DIR", str(cache))
+    monkeypatch.setattr(training_step, "WARM_UP", 1)
+    write_blank_model(tmp_path)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    turns = training_step.measure(training, str(tmp_path), steps=3)
+    assert {name: len(of_name) for name, of_name in turns.items()} == {"plain": 3, "engine": 3, training: 3}
+    table = training_step.summary(turns)
+    assert table["plain"]["to_plain"] == table["plain"]["to_plain_p75"] == 1
+    assert all(mine > 0 and plain > 0 for of_name in turns.values() for mine, plain in of_name)
 
 
 def test_a_start_is_compared_with_importing_torch() -> None:

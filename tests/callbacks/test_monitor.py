@@ -185,6 +185,16 @@ def test_only_what_is_asked_for_is_requested() -> None:
     assert added == {"tspd_head_2", "tspd_tail_2", "tspd_head_4", "tspd_tail_4"}
 
 
+def test_quantiles_of_ranks_and_of_sizes_are_each_their_own(tmp_path: Path) -> None:
+    rows = make_rows([4, 5])
+    for row in rows:
+        row["gold_rank"] = 2 * row["support_size"] + 1
+    trainer = make_trainer(tmp_path, callbacks=[monitor := DistributionMonitor()], accumulate_grad_batches=2)
+    trainer.fit(Publisher(), loader(rows))
+    names = [f"{name}_{ending}" for name in ("support_size", "gold_rank") for ending in ("p50", "p90")]
+    assert [monitor.latest[f"train/{name}"] for name in names] == [brute_force(rows, name) for name in names]
+
+
 def test_histograms_in_tensorboard_and_in_a_file(tmp_path: Path) -> None:
     """In every second step; sizes beyond what is counted by itself too."""
     rows = make_rows([3, 4, 2, 6])

@@ -1,6 +1,7 @@
 """What is random in a step depends on the step, and on nothing that happened before."""
 
 import random
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,49 @@ def test_ranks_draw_other_numbers() -> None:
     assert not torch.equal(one, torch.rand(4))
     seed_all(0, 1, 0, 0)
     assert torch.equal(one, torch.rand(4))
+
+
+def test_the_draws_are_those_of_the_seeds_of_all_libraries() -> None:
+    """Seeded as they say, not with what else would do: a run goes on with the draws of earlier versions."""
+    words = np.random.SeedSequence((3, 1, 4, 1)).generate_state(4)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(int(words[2]))
+    random.seed(int(words[3]))
+    expected = torch.rand(3).tolist(), torch.randn(3).tolist(), np.random.rand(3).tolist(), random.random()
+    seed_all(3, 1, 4, 1)
+    assert (torch.rand(3).tolist(), torch.randn(3).tolist(), np.random.rand(3).tolist(), random.random()) == expected
+
+
+@pytest.fixture
+def seeds_of_cuda(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Seeds that the generators of CUDA get, in a process that pretends to use it."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    return seeds
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_where_cuda_is_in_use_it_is_seeded_like_the_cpu(device: str, seeds_of_cuda: list[int]) -> None:
+    seed_all(0, 1, device=torch.device(device))
+    assert seeds_of_cuda == [torch.initial_seed()]
+
+
+def test_a_process_that_does_not_use_cuda_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is it asked for anything, nor is a seed kept for it with the text of the stack, which takes long."""
+
+    def unexpected(*_: Any, **__: Any) -> None:
+        raise AssertionError("must not be called")
+
+    monkeypatch.setattr(traceback, "format_stack", unexpected)
+    for name in ("init", "_lazy_init", "_lazy_call", "manual_seed_all", "device_count", "is_available"):
+        monkeypatch.setattr(torch.cuda, name, unexpected)
+    seed_all(0, 1)
+    assert torch.initial_seed() != 0
+
+
+def test_devices_of_other_kinds_are_seeded_as_torch_seeds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    seed_all(0, 1, device=torch.device("mps"))
+    assert len(seeds) == 1

@@ -1,9 +1,14 @@
 """One CSV row per step, nothing lost however the run ends."""
 
 import csv
+import math
 from pathlib import Path
 
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 
@@ -112,3 +117,41 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
         (5, 50),
         (6, 60),
     ]
+
+
+METRICS = {"train/a": 1, "train/b": 0.1, "val/c": math.inf, "val/d": math.nan, "e f": -1e300}
+
+
+def test_tensorboard_gets_the_numbers_of_a_step_as_one_event(tmp_path: Path) -> None:
+    """And shows what it shows of Lightning's own logger, which writes one each."""
+    values, events = [], []
+    for kind in (TensorBoardLogger, RunTensorBoardLogger):
+        log = kind(str(tmp_path), name=kind.__name__, version="")
+        for step in (1, 2, 2):
+            log.log_metrics(METRICS, step=step)
+        log.finalize("success")
+        shown = EventAccumulator(log.log_dir).Reload()
+        tags = shown.Tags()["scalars"]
+        values.append({tag: [(event.step, repr(event.value)) for event in shown.Scalars(tag)] for tag in tags})
+        (file,) = Path(log.log_dir).glob("events*")
+        events.append(sum(event.HasField("summary") for event in EventFileLoader(str(file)).Load()))
+    assert values[0] == values[1]
+    assert values[1].keys() == METRICS.keys()
+    assert events == [15, 3]
+
+
+def test_what_is_no_plain_number_reaches_tensorboard_as_lightning_writes_it(tmp_path: Path) -> None:
+    log = RunTensorBoardLogger(str(tmp_path), name="tensorboard", version="")
+    log.log_metrics({"a": 1.0, "b": torch.tensor(2.0)}, step=1)
+    with pytest.raises(ValueError, match="not supported"):
+        log.log_metrics({"a": "many"}, step=2)
+    log.finalize("success")
+    shown = EventAccumulator(log.log_dir).Reload()
+    assert [shown.Scalars(tag)[0].value for tag in ("a", "b")] == [1, 2]
+
+
+def test_a_prefix_stands_before_every_name(tmp_path: Path) -> None:
+    log = RunTensorBoardLogger(str(tmp_path), name="tensorboard", version="", prefix="mine")
+    log.log_metrics({"a": 1.0}, step=1)
+    log.finalize("success")
+    assert EventAccumulator(log.log_dir).Reload().Tags()["scalars"] == ["mine-a"]

@@ -36,6 +36,16 @@ def test_beyond_the_largest() -> None:
     assert f.quantiles_of_counts(counts, [0.25, 0.5, 0.75]).tolist() == [1, 5, math.inf]
 
 
+def test_several_counts_at_once_are_each_by_itself() -> None:
+    rows = [torch.tensor([1, 1, 2, 5]), torch.zeros(0), torch.tensor([7, 300])]
+    counts = torch.stack([f.count_sizes(row, largest=20) for row in rows])
+    together = f.quantiles_of_counts(counts.reshape(3, 1, -1), [0.5, 0.9])
+    alone = torch.stack([f.quantiles_of_counts(one, [0.5, 0.9]) for one in counts])
+    torch.testing.assert_close(together, alone[:, None], rtol=0, atol=0, equal_nan=True)
+    assert together[0, 0].tolist() == [1, 5]
+    assert together[2, 0].tolist() == [7, math.inf]
+
+
 def test_nothing() -> None:
     counts = f.count_sizes(torch.zeros(0))
     assert counts.sum() == 0

@@ -242,11 +242,11 @@ class DistributionMonitor(Callback):
     def _lines(trainer: Trainer) -> StepLines:
         return StepLines(Path(trainer.default_root_dir) / "histograms.jsonl")
 
-    def _write_histograms(self, trainer: Trainer, prefix: str, counts: dict[str, list[int]]) -> None:
+    def _write_histograms(self, trainer: Trainer, prefix: str, counts: dict[str, Tensor]) -> None:
         if not trainer.is_global_zero:
             return
-        for name, of_sizes in counts.items():
-            tag = f"{prefix}/{name}"
+        for name, of_name in counts.items():
+            tag, of_sizes = f"{prefix}/{name}", of_name.tolist()
             filled = {str(size): count for size, count in enumerate(of_sizes) if count}
             self._lines(trainer).add(trainer.global_step, name=tag, counts=filled)
             for logger in trainer.loggers:
@@ -261,20 +261,21 @@ class _Measured:
     Attributes:
         means: over all tokens.
         groups: `position` or `token_class` -> `KEY/GROUP` -> mean.
-        counts: Counts [LARGEST + 2] of each of `COUNTED`.
+        counts: Counts [LARGEST + 2] of each of `COUNTED`, int64 on the CPU.
     """
 
     means: dict[str, float]
     groups: dict[str, dict[str, float]]
-    counts: dict[str, list[int]]
+    counts: dict[str, Tensor]
 
     def scalars(self, prefix: str) -> dict[str, float]:
         """All numbers, under their logging names; `prefix` is a stage, and maybe a set: `val/chat`."""
         stage, slash, of_set = prefix.partition("/")
         scalars = {f"{prefix}/{name}": mean for name, mean in self.means.items()}
-        for name, counts in self.counts.items():
-            values = quantiles_of_counts(torch.tensor(counts), list(QUANTILES.values())).tolist()
-            scalars |= {f"{prefix}/{name}_{ending}": value for ending, value in zip(QUANTILES, values, strict=True)}
+        if self.counts:
+            quantiles = quantiles_of_counts(torch.stack(list(self.counts.values())), list(QUANTILES.values())).tolist()
+            for name, values in zip(self.counts, quantiles, strict=True):
+                scalars |= {f"{prefix}/{name}_{ending}": value for ending, value in zip(QUANTILES, values, strict=True)}
         for kind, means in self.groups.items():
             scalars |= {f"{stage}_by_{kind}{slash}{of_set}/{name}": mean for name, mean in means.items()}
         return scalars
@@ -322,11 +323,13 @@ class _Window:
         groups = {kind: means_of_groups(of_kind.compute(strategy)) for kind, of_kind in self._of_groups.items()}
         kwargs = trainer.distributed_sampler_kwargs
         copies = 1 if kwargs is None else trainer.world_size // kwargs["num_replicas"]  # ranks that share their rows
-        counts = {}
-        for name in COUNTED:
-            if name in means:  # as it is on every rank or on none
-                mine = self._counts.get(name, torch.zeros(LARGEST + 2, dtype=torch.long, device=strategy.root_device))
-                counts[name] = (strategy.reduce(mine, reduce_op="sum") // copies).tolist()
+        names = [name for name in COUNTED if name in means]  # on every rank or on none
+        counts: dict[str, Tensor] = {}
+        if names:
+            none = torch.zeros(LARGEST + 2, dtype=torch.long, device=strategy.root_device)
+            mine = torch.stack([self._counts.get(name, none) for name in names])
+            summed = (strategy.reduce(mine, reduce_op="sum") // copies).cpu()
+            counts = dict(zip(names, summed, strict=True))
         self._counts = {}
         for sums in (self._means, *self._of_groups.values()):
             sums.reset()

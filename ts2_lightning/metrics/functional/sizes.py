@@ -33,11 +33,11 @@ def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
     """The smallest size that at least a share q of all does not exceed, exactly (numpy's `inverted_cdf`).
 
     Args:
-        counts: [s] counts from `count_sizes`, possibly summed over pieces.
+        counts: [..., s] counts from `count_sizes`, possibly summed over pieces.
         quantiles: shares q, each from 0 to 1.
 
     Returns:
-        [len(quantiles)] float64; inf where the answer is above `largest`, NaN where nothing was counted.
+        [..., len(quantiles)] float64; inf where the answer is above `largest`, NaN where nothing was counted.
 
     Raises:
         UserError: if a share is not from 0 to 1.
@@ -48,12 +48,13 @@ def quantiles_of_counts(counts: Tensor, quantiles: Sequence[float]) -> Tensor:
     """
     check_shares(quantiles)
     dtype = widest_float(counts.device)
-    at_most = counts.cumsum(0).to(dtype)
-    ranks = torch.tensor(list(quantiles), dtype=dtype, device=counts.device) * at_most[-1]
+    at_most = counts.cumsum(-1).to(dtype)
+    total = at_most[..., -1:]
+    ranks = torch.tensor(list(quantiles), dtype=dtype, device=counts.device) * total
     ranks = (ranks * (1 - 1e-12)).clamp(min=1)  # 0.07 * 100 is a hair above 7; the first of all is the 1st
     slots = torch.searchsorted(at_most, ranks).to(dtype)
-    beyond = slots >= len(counts) - 1
-    return slots.masked_fill(beyond, torch.inf).masked_fill(at_most[-1] == 0, torch.nan)
+    beyond = slots >= counts.shape[-1] - 1
+    return slots.masked_fill(beyond, torch.inf).masked_fill(total == 0, torch.nan)
 
 
 def check_shares(quantiles: Sequence[float]) -> tuple[float, ...]:
