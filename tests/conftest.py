@@ -1,9 +1,12 @@
 """What every test may use."""
 
+import gc
 import os
 from pathlib import Path
 
 import pytest
+
+gc.disable()  # until all tests are collected: what is imported and collected stays, and is looked through by no collection
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
@@ -16,6 +19,11 @@ LONGEST = ("e2e/test_ablate.py", "test_readme.py", "e2e", "cli", "contract")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests before the others, the longest first."""
     items.sort(key=_place)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def _place(item: pytest.Item) -> int:

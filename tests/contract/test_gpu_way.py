@@ -19,6 +19,7 @@ from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.types import ReferenceOutput, Targets
 
 ALL = OBJECTIVES | ANCHORED
+N = 160
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -45,18 +46,18 @@ def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> No
 def step_without_data(
     engine: LossEngine, loss: TokenLoss, dtype: torch.dtype, wrap: Callable[[nn.Linear], nn.Module] = lambda head: head
 ) -> None:
-    """Forward and backward pass on tensors that have shapes and no values."""
+    """Forward and backward pass on tensors that have shapes and no values: two chunks or blocks, the second one short."""
     with FakeTensorMode(), NoBooleanIndices():
-        hidden = torch.empty(300, 64, dtype=dtype, requires_grad=True)
+        hidden = torch.empty(N, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)
-        labels, positions = torch.empty(300, dtype=torch.long), torch.empty(300, dtype=torch.long)
-        reference = ReferenceOutput(torch.empty(300, 8, dtype=dtype), nn.Linear(8, 5000, dtype=dtype))
-        targets = Targets(labels, torch.empty(300), positions, positions, reference if loss.needs_reference else None)
+        labels, positions = torch.empty(N, dtype=torch.long), torch.empty(N, dtype=torch.long)
+        reference = ReferenceOutput(torch.empty(N, 8, dtype=dtype), nn.Linear(8, 5000, dtype=dtype))
+        targets = Targets(labels, torch.empty(N), positions, positions, reference if loss.needs_reference else None)
         output = engine(loss, wrap(head), hidden, targets)
         output.total.backward()
         assert hidden.grad.dtype == head.weight.grad.dtype == dtype
         assert head.weight.grad.shape == (5000, 64)
-        assert all(value.shape == (300,) for value in output.tokens.values())
+        assert all(value.shape == (N,) for value in output.tokens.values())
         assert all(value.dtype == torch.float32 for value in output.tokens.values())
 
 

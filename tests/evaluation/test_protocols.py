@@ -532,7 +532,8 @@ def test_half_a_character_in_a_list_is_told_with_file_and_line(
 
 
 def test_data_that_is_not_there_is_one_line_with_the_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for library in ("huggingface_hub.constants", "datasets.config"):  # which have read the environment long ago
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
     model = canned_model(tmp_path / "out", Canned(answer_sums))
     with pytest.raises(UserError, match=r"no file .*nowhere\.jsonl.*; wanted are rows with question, and answer"):
         measured(model, gsm8k={"data": str(tmp_path / "nowhere.jsonl")})

@@ -18,7 +18,7 @@ from ts2_lightning.planning.loss import count_block, loss_bytes
 from ts2_lightning.planning.model import Head
 from ts2_lightning.types import ReferenceOutput, Targets
 
-N, H, K = 96, 40, 6000
+N, H, K = 48, 40, 6000
 BLOCK = 12  # rows
 ANCHORED_LOSS = ReferenceAnchored(TS2Loss())
 PRECISIONS = [(torch.float32, None), (torch.float32, torch.bfloat16), (torch.bfloat16, None)]
@@ -59,7 +59,7 @@ def planned(engine: LossEngine, loss: TokenLoss, precision: Any, plain: bool = T
 @pytest.mark.parametrize("loss", [CrossEntropyLoss(), TS2Loss(), TS2Loss(logit_scale=2.0)], ids=["ce", "ts2", "scaled"])
 @pytest.mark.parametrize("trained", [True, False])
 def test_chunked(loss: TokenLoss, precision: Any, trained: bool) -> None:
-    for chunk in (24, 96):
+    for chunk in (24, 48):
         engine = ChunkedEngine(chunk)
         found = allocated(engine, loss, precision, trained=trained)
         assert planned(engine, loss, precision, trained=trained) == pytest.approx(found, rel=0.02)
@@ -78,7 +78,7 @@ def test_full(precision: Any, loss: TokenLoss) -> None:
 def test_a_reference(precision: Any, trained: bool) -> None:
     """Its logits of a chunk at a time, and its hidden states, which the network holds."""
     states = N * H * precision[0].itemsize
-    for chunk in (24, 96):
+    for chunk in (24, 48):
         engine = ChunkedEngine(chunk)
         counted = allocated(engine, ANCHORED_LOSS, precision, trained=trained)
         assert counted > allocated(engine, TS2Loss(), precision, trained=trained)
