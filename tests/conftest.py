@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-gc.disable()  # until all tests are collected: what is imported and collected stays, and is looked through by no collection
+gc.disable()  # until all tests are collected: what is imported for them stays, and no collection looks through it
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported

@@ -46,7 +46,7 @@ def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> No
 def step_without_data(
     engine: LossEngine, loss: TokenLoss, dtype: torch.dtype, wrap: Callable[[nn.Linear], nn.Module] = lambda head: head
 ) -> None:
-    """Forward and backward pass on tensors that have shapes and no values: two chunks or blocks, the second one short."""
+    """Forward and backward pass on tensors without values, in two chunks or blocks, of which one is short."""
     with FakeTensorMode(), NoBooleanIndices():
         hidden = torch.empty(N, 64, dtype=dtype, requires_grad=True)
         head = nn.Linear(64, 5000, bias=True, dtype=dtype)

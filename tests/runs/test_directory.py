@@ -1,10 +1,10 @@
 """Names, numbers, and which checkpoint is meant."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,24 +49,23 @@ def test_numbers_go_up_and_are_not_used_again(tmp_path: Path) -> None:
     assert claim_next(tmp_path / "a").name == "12"
 
 
+def claim_many(all_are_there: Any, directory: Path, claimed: Any) -> None:
+    all_are_there.wait(60)
+    claimed.put([claim_next(directory).name for _ in range(50)])
+
+
 def test_concurrent_claims_never_share(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from ts2_lightning.runs.directory import claim_next\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
-        "for _ in range(50): print(claim_next(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "a")]
-    root = Path(__file__).resolve().parents[2]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(4)
-    ]
+    """Of processes that begin at the same time."""
+    forks = multiprocessing.get_context("fork")
+    all_are_there, queue = forks.Barrier(4), forks.SimpleQueue()
+    arguments = (all_are_there, tmp_path / "a", queue)
+    processes = [forks.Process(target=claim_many, args=arguments) for _ in range(4)]
     for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:  # all have imported and wait for this line, so that they claim at the same time
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    claimed = [line for process in processes for line in process.communicate()[0].split()]
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    claimed = [name for _ in processes for name in queue.get()]
     assert len(claimed) == 200
     assert len(set(claimed)) == 200
 
