@@ -222,6 +222,14 @@ def test_variants_sample_as_their_papers() -> None:
     assert (tofu.n, tofu.temperature, tofu.top_p, tofu.max_new_tokens) == (10, 1.0, 0.9, 64)
 
 
+def test_verdicts_are_counted_before_there_are_responses() -> None:
+    words = EquivalenceSettings("unigram")
+    assert NoveltyBench().judging(1000) == {"judge calls": 100 * 45 + 1000}
+    assert NoveltyBench(reward=None).judging(1000) == {"judge calls": 100 * 45}
+    assert NoveltyBench(equivalence=words).judging(1000) == {"judge calls": 1000}
+    assert NoveltyBench(equivalence=words, reward=None).judging(1000) == {}
+
+
 def test_the_benchmarks_file_is_read(shared_data: Path) -> None:
     file = str(shared_data / "eval/noveltybench_curated.jsonl")
     items = NoveltyBench(data={"curated": file}, sets=("curated",)).items("curated")

@@ -158,6 +158,12 @@ class NoveltyBench(Protocol):
             self._reward.check()
         super().check_model(model)
 
+    def judging(self, responses: int) -> dict[str, float]:
+        """What judging takes, before any response is there: every two responses to a prompt, at most, and rewards."""
+        pairs = 0 if isinstance(self._equivalence, Unigram) else responses * (self.sampling.n - 1) // 2
+        calls = pairs + (0 if self.reward is None else responses)
+        return {"judge calls": calls} if calls else {}
+
     def item(self, row: Row, data_set: str) -> Item:
         """The prompt as it is."""
         name = row.fields.get("id")
