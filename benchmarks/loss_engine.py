@@ -49,8 +49,11 @@ from ts2_lightning.losses import (
 )
 from ts2_lightning.types import TOKEN_STATISTICS, Targets
 
-SHAPES = [(256, 256, 128256), (256, 1024, 128256), (1024, 256, 128256), (1024, 1024, 32000), (1024, 1024, 128256)]
-"""(N tokens, H width, K vocabulary)."""
+SHAPES = [
+    *[(256, 256, 128256), (256, 1024, 128256), (1024, 256, 128256), (1024, 1024, 32000)],
+    *[(1024, 256, 8192), (256, 640, 262144), (1024, 1024, 128256)],
+]
+"""(N tokens, H width, K vocabulary); 640 x 262,144 is the head of Gemma 3 270M. The last has the most memory."""
 
 TURN = 50
 """Tokens of a response, for the losses that ask."""

@@ -14,9 +14,9 @@ from tests.gpu_way import as_on_a_gpu
 from tests.reference import sparsemax as by_sort
 from ts2_lightning.ops import Listed, Masked, entmax
 from ts2_lightning.ops import entmax_probabilities as dense
-from ts2_lightning.ops.entmax import block_maxima
+from ts2_lightning.ops.entmax import block_maxima, block_width
 
-WIDTHS = [1, 2, 3, 255, 256, 257, 512, 1000, 4099]
+WIDTHS = [1, 2, 3, 255, 256, 257, 512, 1000, 4099, 16400]
 
 
 @pytest.fixture(params=[Listed, Masked], autouse=True)
@@ -119,8 +119,16 @@ def test_nan_ends() -> None:
     torch.testing.assert_close(dense(z)[[0, 2]], by_sort(z[[0, 2]]), rtol=1e-5, atol=1e-6)
 
 
+def test_a_block_is_never_wider_than_their_number() -> None:
+    widths = {k: block_width(k) for k in (*range(1, 70_000), 128_256, 151_936, 262_144)}
+    assert all(width & (width - 1) == 0 and width * width <= k for k, width in widths.items())
+    assert all(width == 256 or 4 * width * width > k for k, width in widths.items())
+    assert set(widths.values()) == {2**power for power in range(9)}
+
+
 @pytest.mark.parametrize("k", WIDTHS)
 def test_block_maxima(k: int) -> None:
     z = torch.randn(3, k)
-    blocks = [z[:, i : i + 256].amax(-1) for i in range(0, k, 256)]
+    width = block_width(k)
+    blocks = [z[:, i : i + width].amax(-1) for i in range(0, k, width)]
     assert torch.equal(block_maxima(z), torch.stack(blocks, -1))

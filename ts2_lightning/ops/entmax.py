@@ -11,6 +11,7 @@ columns bound the threshold from below, only blocks whose maximum exceeds the bo
 iteration is finished in float64 on the few entries that they hold.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,8 +26,8 @@ from ts2_lightning.ranges import Range
 ENTMAX_ORDERS = Range(least=1.001, most=2, hint="towards 1 it becomes softmax")
 """The permitted alphas: nearer to 1 the factor 1 / (alpha - 1) makes rounding in float32 visible."""
 
-BLOCK = 256
-"""Columns per block: 501 blocks for a vocabulary of 128,256."""
+WIDEST_BLOCK = 256
+"""Columns per block, at most: 501 blocks for a vocabulary of 128,256."""
 
 DENSE_SHARE = 1 / 16
 """Above this share of blocks that may hold support, iterating over the full width is cheaper than a gather."""
@@ -60,17 +61,33 @@ class Entmax(NamedTuple):
     size: Tensor
 
 
-def block_maxima(logits: Tensor, block: int = BLOCK) -> Tensor:
-    """Maxima of consecutive blocks of columns, the last block possibly shorter.
+def block_width(vocabulary: int) -> int:
+    """The number of columns per block: the power of two below the square root of K, at most `WIDEST_BLOCK`.
+
+    So a row has at least as many blocks as a block has columns. Where it has few, a handful is a large share of them,
+    and all rows are iterated on in full; narrower blocks cost more to reduce than they spare.
+
+    Args:
+        vocabulary: number K of columns, at least 1.
+
+    Example:
+        >>> [block_width(k) for k in (428, 8_192, 32_000, 128_256, 262_144)]
+        [16, 64, 128, 256, 256]
+    """
+    return min(WIDEST_BLOCK, 1 << (math.isqrt(vocabulary).bit_length() - 1))
+
+
+def block_maxima(logits: Tensor) -> Tensor:
+    """Maxima of consecutive blocks of `block_width(K)` columns, the last block possibly shorter.
 
     Args:
         logits: [n, K] logits, contiguous.
-        block: number of columns per block.
 
     Returns:
-        [n, ceil(K / block)].
+        [n, ceil(K / block_width(K))].
     """
     n, K = logits.shape
+    block = block_width(K)
     whole = K - K % block
     maxima = logits[:, :whole].reshape(n, whole // block, block).amax(-1)
     if whole == K:
@@ -89,7 +106,7 @@ def entmax(logits: Tensor, alpha: float = 2.0, maxima: Tensor | None = None) -> 
     Args:
         logits: [n, K] logits, float32 or float64. Entries may be -inf, but not all of a row.
         alpha: order, 1 < alpha <= 2. Towards 1 the supports grow, and with them the cost.
-        maxima: [n, ceil(K / BLOCK)] `block_maxima` of the logits, if they are computed already.
+        maxima: `block_maxima` of the logits, if they are computed already.
 
     Returns:
         The support, the probabilities on it, the threshold and the size, see `Entmax`.
@@ -150,13 +167,14 @@ def _listed(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
 
 
 def _block_entries(logits: Tensor, hit: Tensor) -> Listed:
-    """All entries of the blocks marked in `hit` ([n, ceil(K / BLOCK)] bool)."""
+    """All entries of the blocks marked in `hit`, a bool for each of `block_maxima`."""
     n, K = logits.shape
+    block = block_width(K)
     rows, blocks = hit.nonzero(as_tuple=True)
-    columns = blocks[:, None] * BLOCK + torch.arange(BLOCK, device=logits.device)
+    columns = blocks[:, None] * block + torch.arange(block, device=logits.device)
     rows = rows[:, None].expand_as(columns)
     inside = columns < K
-    if K % BLOCK == 0:
+    if K % block == 0:
         return Listed(rows.reshape(-1), columns.reshape(-1), n)
     return Listed(rows[inside], columns[inside], n)
 

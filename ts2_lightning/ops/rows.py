@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops.entmax import BLOCK, Entmax, block_maxima, entmax
+from ts2_lightning.ops.entmax import Entmax, block_maxima, block_width, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
 from ts2_lightning.types import Targets, UserError
 
@@ -147,7 +147,7 @@ class LogitRows:
 
     @cached_property
     def block_maxima(self) -> Tensor:
-        """[n, ceil(K / BLOCK)] maxima of blocks of columns."""
+        """[n, ceil(K / block_width(K))] maxima of blocks of columns."""
         return block_maxima(self.logits)
 
     @cached_property
@@ -244,14 +244,15 @@ class LogitRows:
 
     def top(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest logits of each row and their columns, both [n, min(k, K)], in falling order."""
-        n, K = self.logits.shape
+        K = self.logits.shape[-1]
         blocks = self.block_maxima.shape[-1]
         if blocks <= 2 * k:
             values, columns = self.logits.topk(min(k, K), dim=-1)
             return values, columns
         # The k largest entries lie in the k blocks with the largest maxima.
         chosen = self.block_maxima.topk(k, dim=-1).indices
-        columns = (chosen[..., None] * BLOCK + torch.arange(BLOCK, device=chosen.device)).view(n, -1)
+        width = block_width(K)
+        columns = (chosen[..., None] * width + torch.arange(width, device=chosen.device)).flatten(1)
         inside = columns < K
         columns = columns.clamp(max=K - 1)
         candidates = self.logits.gather(-1, columns).masked_fill(~inside, -torch.inf)
