@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks import __main__ as every
 from benchmarks import diagnostics, sandbox, startup, training_step
 from benchmarks import loss_engine as benchmark
 from ts2_lightning.engines import FullEngine
@@ -97,3 +98,15 @@ def test_the_sandbox_is_measured_on_programs_that_are_right(tmp_path: Path) -> N
     assert list(sandbox.fresh_interpreters(programs)) == [True] * 3
     with pytest.raises(RuntimeError, match="1 of 3 right programs have not passed"):
         sandbox.rates(lambda: 2, 3, 1)
+
+
+def test_every_benchmark_is_listed_and_has_a_command() -> None:
+    titles = every.titles()
+    results = {file.stem.removesuffix("_cpu") for file in (every.ROOT / "benchmarks" / "results").glob("*_cpu.json")}
+    assert results <= titles.keys()
+    assert all(titles.values())
+    for name in titles.keys() - every.NEEDS_DATA.keys():
+        words = every.command(name, "cpu")
+        assert words is not None
+        assert words[1:3] == ["-m", f"benchmarks.{name}"]
+        assert words[-1].endswith(f"results/{name}_cpu.json")
