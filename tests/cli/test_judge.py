@@ -1,6 +1,7 @@
 """`judge`, and the options of `evaluate` that say who judges and what it may cost."""
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.support.canned import Canned, canned_model
 from tests.support.counting_judge import CountingJudge, often_failing
+from tests.support.judges import write_reward_model
 from ts2_lightning.evaluation import check_spec, make_measures
 from ts2_lightning.generation.backends import json_client
 
@@ -134,6 +136,31 @@ def test_a_judge_of_which_nothing_can_be_read(real: Run, server: CountingJudge) 
     assert "no verdict could be read: see `raw` in verdicts.jsonl, and --prompt and --pattern" in done.out
     assert json.loads(Path("judge_check/agreement.json").read_text())["values"]["kappa"]["value"] is None
     assert {body["temperature"] for body in server.bodies} == {0, 1}
+
+
+def test_a_reward_model_is_checked_on_pairs_and_on_ratings(real: Run, here: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("TS2_CACHE_DIR", str(here / "cache"))
+    model = str(write_reward_model(here / "model"))
+    texts = ["fine", "a long and winding answer", "no", "well then", "hm, perhaps so"]
+    write_rows("rows.jsonl", [{"instruction": "Q", "response": text, "label": i} for i, text in enumerate(texts)])
+    write_rows("pairs.jsonl", [
+        {"instruction": "Q", "output_1": first, "output_2": second, "preference": 1}
+        for first, second in itertools.pairwise(texts)
+    ])  # fmt: skip
+    words = ("judge", "--judge", model, "--kind", "reward", "--device=cpu")
+    assert "correlation of ranks with the label" in real(*words, "--check", "rows.jsonl").done().out
+    kept = [json.loads(line) for line in Path("judge_check/verdicts.jsonl").read_text().splitlines()]
+    rewards = {text: row["verdict"] for text, row in zip(texts, kept, strict=True)}
+    assert len({*rewards.values()}) == len(texts)
+    done = real(*words, "--check", "pairs.jsonl", "--set", "batch_size=2", "--out=out").done()
+    assert "model on 4 pairs" in done.out
+    right = sum(rewards[first] > rewards[second] for first, second in itertools.pairwise(texts))
+    assert json.loads(Path("out/agreement.json").read_text())["values"]["accuracy"]["value"] == right / 4
+    assert (
+        "--votes: is for judges that are asked in words, not for --kind reward"
+        in real(*words, "--check", "rows.jsonl", "--votes", "2").refusal
+    )
+    assert "reward: no setting 'votes'" in real(*words, "--check", "rows.jsonl", "--set", "votes=2").refusal
 
 
 REFUSED = {

@@ -8,14 +8,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ts2_lightning.cli.judge_options import add_judge_options, judge_values, max_cost
 from ts2_lightning.cli.model_places import add_device, begin
 from ts2_lightning.cli.terminal import OptionParser, put
-from ts2_lightning.evaluation.judges import ChatJudge, ChatSettings, JudgePrompt, Parser, spending_limit
+from ts2_lightning.evaluation.judges import (
+    ChatJudge,
+    ChatSettings,
+    Judge,
+    JudgePrompt,
+    Parser,
+    RewardModel,
+    RewardSettings,
+    spending_limit,
+)
 from ts2_lightning.evaluation.judges.agreement import Agreed
-from ts2_lightning.evaluation.judges.calibration import TITLES, Worth, worth_of_pairs, worth_of_ratings
+from ts2_lightning.evaluation.judges.calibration import (
+    TITLES,
+    Worth,
+    worth_of_pairs,
+    worth_of_ratings,
+    worth_of_rewards,
+)
 from ts2_lightning.evaluation.judges.labelled import (
     FIELDS,
     PAIR_PROMPT,
@@ -37,7 +52,14 @@ _ABOUT = """Has a judge rate what people, or a stronger judge, have rated alread
 kappa, correlations, and what it owes to the place and the length of a response, each with the 95 % interval of the
 bootstrap over rows. Pairs are asked in both orders. Verdicts are kept: what was asked once is not asked again."""
 
+G = TypeVar("G")
+
 OUT = "judge_check"
+_OF_CHATS = (
+    "judge_backend", "judge_temperature", "judge_api_key_env", "votes", "price", "max_cost", "scale", "prompt",
+    "pattern",
+)  # fmt: skip
+"""Options that reward models have no use for."""
 _FEW = 100
 """Rows below which a figure says little."""
 _MANY_UNREAD = 0.1
@@ -59,29 +81,43 @@ def run(argv: Sequence[str]) -> int:
     begin("judge", options.device, options.out)
     labelled, are_pairs = read_labelled(options.check, "--check", _limit(options))
     kind = options.kind or ("pair" if are_pairs else "rating")
-    if (kind == "pair") != are_pairs:
-        raise UserError(
-            f"--kind {kind}: the rows of {options.check} are {'pairs' if are_pairs else 'single responses'}"
-        )
-    settings = _settings(options)
-    with spending_limit(max_cost(options, {"--judge": settings})):
-        judge, worth = _pairs(settings, labelled, options) if are_pairs else _ratings(settings, labelled, options)
+    if kind != "reward" and (kind == "pair") != are_pairs:
+        rows = "pairs" if are_pairs else "single responses"
+        raise UserError(f"--kind {kind}: the rows of {options.check} are {rows}")
+    if kind == "reward":
+        judge, worth = _rewards(labelled, are_pairs, options)
+    else:
+        settings = _settings(options, ChatSettings)
+        with spending_limit(max_cost(options, {"--judge": settings})):
+            judge, worth = _pairs(settings, labelled, options) if are_pairs else _ratings(settings, labelled, options)
     _write(Path(options.out), kind, judge, worth, options)
     return 0
 
 
-def _settings(options: Any) -> ChatSettings:
-    values = judge_values(options)["judge"]
+def _settings(options: Any, kind: type[G]) -> G:
+    values: dict[str, Any] = judge_values(options)["judge"]
     for text in options.set or ():
         name, equals, value = text.partition("=")
-        name = name.strip().removeprefix("judge.")
+        name = name.strip().removeprefix("judge.").removeprefix("reward.")
         if not equals or not name:
             raise UserError(f"--set {text}: write SETTING=VALUE, such as max_new_tokens=64")
         values[name] = load_yaml(value, f"--set {text}")
-    return read_group(ChatSettings, values, "judge")
+    return read_group(kind, values, "judge" if kind is ChatSettings else "reward")
 
 
-def _ratings(settings: ChatSettings, labelled: Sequence[Labelled], options: Any) -> tuple[ChatJudge, Worth]:
+def _rewards(labelled: Sequence[Labelled], are_pairs: bool, options: Any) -> tuple[Judge, Worth]:
+    for name in _OF_CHATS:
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: is for judges that are asked in words, not for --kind reward; leave it out")
+    judge = RewardModel(_settings(options, RewardSettings))
+    judge.check()
+    if not are_pairs:
+        return judge, worth_of_ratings(labelled, judge.judge([row.case for row in labelled]), on_scale=False)
+    rewards = judge.judge([case for row in labelled for case in (row.case, row.swapped)])
+    return judge, worth_of_rewards(labelled, list(zip(rewards[::2], rewards[1::2], strict=True)))
+
+
+def _ratings(settings: ChatSettings, labelled: Sequence[Labelled], options: Any) -> tuple[Judge, Worth]:
     least, most = scale_of(labelled, _scale(options.scale))
     if options.scale is None:
         put(f"ratings from {least:g} to {most:g}, the smallest and the largest label (--scale sets others)")
@@ -95,7 +131,7 @@ def _ratings(settings: ChatSettings, labelled: Sequence[Labelled], options: Any)
     return judge, worth_of_ratings(labelled, judge.judge(cases))
 
 
-def _pairs(settings: ChatSettings, labelled: Sequence[Labelled], options: Any) -> tuple[ChatJudge, Worth]:
+def _pairs(settings: ChatSettings, labelled: Sequence[Labelled], options: Any) -> tuple[Judge, Worth]:
     if options.scale is not None:
         raise UserError("--scale: is for ratings, and the rows are pairs; leave it out")
     prompt, parser = _asked(options, PAIR_PROMPT, pair_parser())
@@ -143,10 +179,11 @@ def _limit(options: Any) -> int | None:
 # What is shown --------------------------------------------------------------------------------------------------
 
 
-def _write(out: Path, kind: str, judge: ChatJudge, worth: Worth, options: Any) -> None:
-    put("\n".join(["", *_table(judge, worth, kind), "", *_remarks(worth)]).rstrip())
+def _write(out: Path, kind: str, judge: Judge, worth: Worth, options: Any) -> None:
+    title = judge.title if isinstance(judge, ChatJudge) else "/".join(Path(options.judge).parts[-2:])
+    put("\n".join(["", *_table(title, worth), "", *_remarks(worth)]).rstrip())
     whole = {
-        "judge": str(judge.how.model), "kind": kind, "file": options.check, "rows": len(worth.rows),
+        "judge": options.judge, "kind": kind, "file": options.check, "rows": len(worth.rows),
         "identity": judge.identity, "values": {name: _plain(agreed) for name, agreed in worth.values.items()},
     }  # fmt: skip
     write_json(out / "agreement.json", whole)
@@ -155,9 +192,9 @@ def _write(out: Path, kind: str, judge: ChatJudge, worth: Worth, options: Any) -
     put(f"\n{out}: agreement.csv, agreement.json, verdicts.jsonl")
 
 
-def _table(judge: ChatJudge, worth: Worth, kind: str) -> list[str]:
+def _table(title: str, worth: Worth) -> list[str]:
     width = max(len(TITLES[name]) for name in worth.values)
-    lines = [f"{judge.title} on {len(worth.rows):,} {'pairs' if kind == 'pair' else 'responses'}"]
+    lines = [f"{title} on {len(worth.rows):,} {'pairs' if 'longer_wins' in worth.values else 'responses'}"]
     for name, agreed in worth.values.items():
         lines.append(f"  {TITLES[name]:<{width}}  {_shown(agreed)}")
     return lines
@@ -204,7 +241,9 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
 def _parser() -> OptionParser:
     parser = OptionParser("judge", _ABOUT)
     parser.add_argument("--check", required=True, metavar="FILE", help=f"rows with {FIELDS}")
-    parser.add_argument("--kind", choices=("rating", "pair"), help="default: what the rows are")
+    parser.add_argument(
+        "--kind", choices=("rating", "pair", "reward"), help="reward: MODEL is one (default: by the rows)"
+    )
     parser.add_argument("--scale", metavar="LEAST,MOST", help="ratings (default: smallest and largest label)")
     parser.add_argument("--prompt", metavar="FILE", help="what the judge is asked, with {response} (default: ours)")
     parser.add_argument("--pattern", metavar="REGEX", help="what is read of its answer: the first group")
