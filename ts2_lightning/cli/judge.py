@@ -123,8 +123,6 @@ def _ratings(settings: ChatSettings, labelled: Sequence[Labelled], options: Any)
         put(f"ratings from {least:g} to {most:g}, the smallest and the largest label (--scale sets others)")
     details = {"least": f"{least:g}", "most": f"{most:g}"}
     prompt, parser = _asked(options, RATING_PROMPT, rating_parser(least, most))
-    if isinstance(parser, Rating):
-        parser = replace(parser, least=least, most=most)
     judge = ChatJudge(settings, prompt, parser)
     judge.check()
     cases = [replace(row.case, details={**details, **row.case.details}) for row in labelled]
