@@ -216,8 +216,8 @@ def test_files_that_cannot_be_read_are_told(stored: Path, capsys: pytest.Capture
         (["weak", "mid", "--protocol", "maths"], "none of these models was measured under a protocol"),
         (["weak", "mid", "--baseline", "mad"], "--baseline mad: none of the models; did you mean mid?"),
         (
-            ["weak", "mid", "--values", "acuracy"],
-            "no value 'acuracy' is there for each question; did you mean",
+            ["weak", "mid", "--values", "accurcy"],
+            "no value 'accurcy' is there for each question; did you mean",
         ),
         (["weak", "mid", "--items", "-1"], "--items must be a whole number of at least 0, got -1"),
         (["weak", "mid", "--decoding", "sparse"], "--decoding: no decoding 'sparse'; did you mean sparsemax?"),

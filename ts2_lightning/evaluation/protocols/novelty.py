@@ -1,7 +1,7 @@
 """NoveltyBench: how many different things a model says to one prompt, and what they are worth to who reads them all."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -129,12 +129,6 @@ class NoveltyBench(Protocol):
             )
         if self.reward.format == "papers_code":
             raise UserError("reward.format: ratings are of rewards behind the answer; set it to model, or to null")
-
-    def judging(self, responses: int) -> Mapping[str, float]:
-        """A rating of each response, and as many pairs as there may be, `pairs compared, at most`: all of a prompt."""
-        pairs = 0.0 if isinstance(self._equivalence, Unigram) else responses * (self.sampling.n - 1) / 2
-        plan = {"judge calls": 0 if self.reward is None else responses, "pairs compared, at most": pairs}
-        return {unit: number for unit, number in plan.items() if number}
 
     def plain_settings(self) -> dict[str, Any]:
         """The settings as plain values."""
