@@ -1,12 +1,12 @@
 """Time and peak memory of every objective, against plain cross-entropy, the papers' public formulas, the entmax
 package and `torch.compile`.
 
-    python benchmarks/loss_engine.py --out figures.json           # all shapes; about an hour on one core
-    python benchmarks/loss_engine.py --shape 1024 256 128256 --subjects TS2 'public TS2' --rounds 7
-    python benchmarks/loss_engine.py --table figures.json         # the table of the README from figures
+    python -m benchmarks.loss_engine --out figures.json           # all shapes; about an hour on one core
+    python -m benchmarks.loss_engine --shape 1024 256 128256 --subjects TS2 'public TS2' --rounds 7
+    python -m benchmarks.loss_engine --table figures.json         # the table of the README from figures
 
 Measured from hidden states [N, H] and a head [K, H] to the gradients of both, in float32. All subjects take
-turns in one process, so that a machine whose speed drifts moves their ratios little; the median of the rounds counts.
+turns in one process, in processor time; the median of the rounds' ratios counts, and their quartiles are their spread.
 Memory is the growth of the process's peak over its inputs, in a process of its own per subject, in units of one
 float32 tensor [N, K]; the head's gradient [K, H], which every subject must hold, is taken off. It is measured at the
 largest shape.
@@ -14,7 +14,6 @@ largest shape.
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.record import ROOT, spread, write
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.losses import (
     CrossEntropyLoss,
@@ -174,7 +174,7 @@ def step(objective: Objective, head: nn.Linear, hidden_states: Tensor, labels: T
 
 
 def measure_time(shape: tuple[int, int, int], subjects: Sequence[str], rounds: int) -> dict[str, dict[int, float]]:
-    """Seconds of every subject by round, after a step of some that is not counted (it compiles)."""
+    """Processor seconds of every subject by round, after a step of some that is not counted (it compiles)."""
     data = inputs(shape)
     for name in subjects:
         if name == "plain CE" or name.endswith(", compiled"):
@@ -183,9 +183,9 @@ def measure_time(shape: tuple[int, int, int], subjects: Sequence[str], rounds: i
     for turn in range(rounds):
         for name in subjects:
             if turn == 0 or name not in SLOW:
-                start = time.perf_counter()
+                start = time.process_time()
                 step(SUBJECTS[name], *data)
-                seconds[name][turn] = time.perf_counter() - start
+                seconds[name][turn] = time.process_time() - start
         print(f"{shape}: round {turn + 1} of {rounds}", file=sys.stderr)
     return seconds
 
@@ -210,8 +210,9 @@ def resident(field: str) -> int:
 
 def memory_in_a_process(shape: tuple[int, int, int], subject: str, threads: int) -> float:
     """`measure_memory` where nothing has been allocated before."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--shape", *map(str, shape), "--memory-of", subject]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    options = ["--threads", str(threads), "--shape", *map(str, shape), "--memory-of", subject]
+    command = [sys.executable, "-m", "benchmarks.loss_engine", *options]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
 
 def report(
@@ -223,9 +224,9 @@ def report(
     for name, values in seconds.items():
         fused = "CE" + NO_STATISTICS if name.endswith(NO_STATISTICS) else "CE"
         row: dict[str, float] = {"seconds": round(statistics.median(values.values()), 4)}
-        row["to_plain_ce"] = ratio(values, seconds["plain CE"])
+        row |= spread("to_plain_ce", ratios(values, seconds["plain CE"]))
         if name.removesuffix(NO_STATISTICS) in LOSSES:
-            row["to_fused_ce"] = ratio(values, seconds[fused])
+            row |= spread("to_fused_ce", ratios(values, seconds[fused]))
         if memory and not name.endswith(NO_STATISTICS):
             row["memory_in_nk"] = round(memory_in_a_process(shape, name, threads), 3)
         rows[name] = row
@@ -233,9 +234,9 @@ def report(
     return {"tokens": shape[0], "width": shape[1], "vocabulary": shape[2], "subjects": rows}
 
 
-def ratio(values: dict[int, float], others: dict[int, float]) -> float:
-    """Median over the rounds of the ratio within a round."""
-    return round(statistics.median(value / others[turn] for turn, value in values.items()), 3)
+def ratios(values: dict[int, float], others: dict[int, float]) -> list[float]:
+    """The ratio within each round."""
+    return [value / others[turn] for turn, value in values.items()]
 
 
 def table(record: dict[str, Any], subjects: Sequence[str]) -> str:
@@ -287,15 +288,12 @@ def main() -> None:
     if arguments.memory_of:
         print(measure_memory(shapes[0], arguments.memory_of))
         return
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-    record = {"command": " ".join(sys.argv), "machine": machine, "rounds": arguments.rounds}
     results: list[dict[str, Any]] = []
     for shape in shapes:
         memory = shape == shapes[-1]
         results.append(report(shape, arguments.subjects, arguments.rounds, arguments.threads, memory))
-        if arguments.out:
-            text = json.dumps(record | {"threads": arguments.threads, "results": results}, indent=2)
-            arguments.out.write_text(text + "\n")
+        figures = {"rounds": arguments.rounds, "threads": arguments.threads, "results": results}
+        write(arguments.out, figures)
 
 
 if __name__ == "__main__":
