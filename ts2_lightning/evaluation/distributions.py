@@ -16,7 +16,7 @@ PLAIN = Decoder()
 """Sampling at temperature 1 from the whole vocabulary."""
 
 PAPERS = Decoder(temperature=0.6, top_k=50, top_p=0.9)
-"""What the TS2 and GEM papers sample with (TS2, section 4)."""
+"""What the TS2 and GEM papers sample with (TS2, appendix B; GEM, appendix E.1)."""
 
 
 def log_probabilities(logits: Tensor, decoder: Decoder) -> Tensor:

@@ -126,7 +126,7 @@ class AlpacaEval(JudgedProtocol):
         PAPER: Sampling(32, temperature=0.6, top_k=50, top_p=0.9, max_new_tokens=2048),
         PAPERS_CODE: Sampling(16, temperature=0.6, top_k=50, top_p=0.9, max_new_tokens=2048),
     }
-    source: ClassVar[str] = "GEM, section 5.1; TS2, section 4; Li et al., AlpacaEval (2023)"
+    source: ClassVar[str] = "GEM, section 6.1; TS2, section 5.1 and appendix B; Li et al., AlpacaEval (2023)"
     prompt: ClassVar[str] = "{instruction}"
     models_needed: ClassVar[str] = (
         f"a reward model with one output ({PAPERS_REWARD_MODEL}, 8B); outputs to compare with; an embedding model if "

@@ -77,7 +77,7 @@ class ARC(GreedyChoice):
     """Questions of school science, the challenge set: one greedy answer, without examples."""
 
     name: ClassVar[str] = "arc"
-    source: ClassVar[str] = "TOFU, section 5 and appendix"
+    source: ClassVar[str] = "TOFU, section 5, appendix B.5, table D.4"
     data_sets: ClassVar = {"arc": DataSet("allenai/ai2_arc", "test", 1172, ARC_FIELDS, name="ARC-Challenge")}
 
     def choices(self, row: Row) -> Choices:
@@ -90,7 +90,7 @@ class MMLU(GreedyChoice):
     """Questions of 57 subjects: one greedy answer, without examples."""
 
     name: ClassVar[str] = "mmlu"
-    source: ClassVar[str] = "TOFU, section 5 and appendix"
+    source: ClassVar[str] = "TOFU, section 5, appendix B.5, table D.4"
     data_sets: ClassVar = {"mmlu": DataSet("cais/mmlu", "test", 14042, MMLU_FIELDS, name="all")}
 
     def choices(self, row: Row) -> Choices:

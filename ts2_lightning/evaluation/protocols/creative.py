@@ -70,7 +70,7 @@ class Creative(Protocol):
         PAPER: Sampling(16, temperature=0.6, top_k=50, top_p=0.9),
         PAPERS_CODE: Sampling(16, temperature=1.0, top_k=50, top_p=0.9),
     }
-    source: ClassVar[str] = "GEM, section 5.1 and appendix F.1; TS2, section 4 and appendix C.7"
+    source: ClassVar[str] = "TS2, section 5.1.1 and appendix C.7; GEM, appendix F.1 and its public code"
     prompt: ClassVar[str] = "{poems}\n{stories}".format(**PROMPTS)
     models_needed: ClassVar[str] = f"an embedding model for Sent-BERT ({PAPERS_EMBEDDER}), unless sentence_bert is null"
     planes: ClassVar = (

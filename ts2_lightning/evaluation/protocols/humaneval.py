@@ -67,7 +67,7 @@ class HumanEval(Protocol):
         PAPERS_CODE: Sampling(200, temperature=0.6, top_p=0.9),
     }
     usual_ks: ClassVar[tuple[int, ...]] = (1, 10, 20, 50, 100)
-    source: ClassVar[str] = "TS2, section 4; GEM, section 5.2"
+    source: ClassVar[str] = "TS2, section 5.1 and appendix C.6; GEM, section 6.1"
     prompt: ClassVar[str] = PROMPT
     models_needed: ClassVar[str] = "none (programs run in a sandbox, with run_code)"
     planes: ClassVar = (("humaneval/distinct_answers", "humaneval/pass_at_1"),)

@@ -51,7 +51,7 @@ class Maths(Protocol):
     }
     samplings: ClassVar = {PAPER: Sampling(16, temperature=1.0, top_p=0.9, max_new_tokens=4096)}
     usual_ks: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16)
-    source: ClassVar[str] = "TOFU, section 5.3 and table 4"
+    source: ClassVar[str] = "TOFU, section 5, appendix B.5, table 2"
     prompt: ClassVar[str] = PROMPT.format(problem="{problem}")
     models_needed: ClassVar[str] = "none (answers are compared by math-verify, the extra `math`)"
     deviations: ClassVar[tuple[str, ...]] = (

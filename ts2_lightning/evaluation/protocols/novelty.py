@@ -80,7 +80,7 @@ class NoveltyBench(Protocol):
         PAPERS_CODE: Sampling(10, temperature=1.0, max_new_tokens=512),
         TOFU: Sampling(10, temperature=1.0, top_p=0.9, max_new_tokens=64),
     }
-    source: ClassVar[str] = "Zhang et al., NoveltyBench (2025); TOFU, 5.2"
+    source: ClassVar[str] = "Zhang et al., NoveltyBench (2025); TOFU, section 5, tables C.1 and D.2"
     prompt: ClassVar[str] = "{prompt}"
     models_needed: ClassVar[str] = (
         f"a classifier of pairs ({_EQUIVALENCE.model}), unless equivalence is unigram; the reward model "

@@ -50,7 +50,7 @@ class OpenLLM(Protocol):
         PAPER: Sampling(32, temperature=0.6, top_p=0.9, max_new_tokens=256),
         PAPERS_CODE: Sampling(32, temperature=0.6, top_p=0.9, max_new_tokens=256),
     }
-    source: ClassVar[str] = "TS2, section 4 and appendix C.8"
+    source: ClassVar[str] = "TS2, section 5.2 and appendix C.8"
     prompt: ClassVar[str] = CHOICE_PROMPT
     usual_ks: ClassVar[tuple[int, ...]] = (1, 2, 4, 8, 16, 32)
     values: ClassVar = right_answer_values(majority=True)
