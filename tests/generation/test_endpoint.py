@@ -318,8 +318,10 @@ def test_a_key_that_is_a_word_changes_no_response(monkeypatch: pytest.MonkeyPatc
 
 def test_one_that_fails_costs_none_of_those_under_way() -> None:
     """The second request is refused while the first and third are made; they are paid for, and handed over."""
+    all_there = threading.Barrier(3)
 
     def handler(call: Call) -> Answer:
+        all_there.wait(60)
         if call.body["max_tokens"] == 2:
             return Answer({"message": "no"}, 400)
         time.sleep(0.4)
