@@ -211,6 +211,8 @@ CASES: dict[str, tuple[Handler, dict[str, Any], str]] = {
         {},
         r"does not say how many tokens it has \(usage\)",
     ),
+    "a count of 0": (server_of(lambda _: says("x", 0)), {}, r"does not say how many tokens it has \(usage\)"),
+    "a count below 0": (server_of(lambda _: says("", -1)), {}, r"does not say how many tokens it has \(usage\)"),
     "garbage": (server_of(lambda _: Answer(b"<html>")), {}, "answers with what is no JSON"),
 }  # fmt: skip
 
@@ -276,6 +278,17 @@ def test_log_probabilities_that_are_none(logprobs: Any) -> None:
     with JsonServer(otherwise=server_of(lambda _: says(logprobs=logprobs))) as server:
         (response,) = endpoint(server.url).complete([ask()])
     assert (response.mean_probability, response.log_probabilities, response.tokens) == (None, None, 2)
+
+
+def test_a_server_that_counts_nothing_is_counted_for() -> None:
+    """Some say 0 tokens for every text; a store would take no response like that."""
+    logprobs = {"content": [{"logprob": -0.5}] * 3}
+    with JsonServer(otherwise=server_of(lambda _: says("a pear", 0, logprobs=logprobs))) as server:
+        (response,) = endpoint(server.url).complete([ask()])
+    assert response.tokens == 3
+    with JsonServer(otherwise=server_of(lambda _: says("", 0))) as server:
+        (response,) = endpoint(server.url).complete([ask()])
+    assert (response.text, response.tokens) == ("", 0)
 
 
 def test_an_end_that_is_none_of_ours_is_told() -> None:

@@ -34,7 +34,8 @@ class Canned(Backend):
             question = message["content"]
             self.made.append((question, request.index, request.settings.decoder.temperature))
             text = self.answers(question, request.index)
-            yield Response(request.key, text, len(text.split()), "length" if text.endswith("...") else "stop")
+            tokens = len(text.split()) or int(bool(text))  # white space is made of tokens too
+            yield Response(request.key, text, tokens, "length" if text.endswith("...") else "stop")
 
     @property
     def versions(self) -> Mapping[str, str]:

@@ -227,8 +227,8 @@ class Endpoint(Backend):
         log_probabilities = _log_probabilities(choice.get("logprobs"))
         usage = answer.get("usage")
         tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if not isinstance(tokens, int):
-            if log_probabilities is None:
+        if not isinstance(tokens, int) or tokens < (1 if text else 0):  # some servers count nothing, and say 0
+            if not log_probabilities:
                 raise UserError(f"{self.address.url}: an answer does not say how many tokens it has (usage)")
             tokens = len(log_probabilities)
         ids = choice.get("token_ids")
