@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from ts2_lightning.evaluation.estimates import (
     best_of_k,
-    bootstrap,
-    bootstrap_of_groups,
     caution,
     chance_best_of_k,
     chance_majority,
@@ -22,9 +20,9 @@ from ts2_lightning.evaluation.estimates import (
     first_majority,
     majority_at_k,
     mean_success,
-    paired,
     pass_at_k,
 )
+from ts2_lightning.evaluation.intervals import bootstrap, bootstrap_of_groups, paired
 from ts2_lightning.types import UserError
 
 exhaustive = settings(derandomize=True, deadline=None, max_examples=60)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ts2_lightning.evaluation.comparison.ways import Way
 from ts2_lightning.evaluation.descriptions import describe
-from ts2_lightning.evaluation.estimates import Difference, paired
+from ts2_lightning.evaluation.intervals import Difference, paired
 from ts2_lightning.evaluation.protocols.differences import Common, common_values, main_values
 from ts2_lightning.evaluation.protocols.tables import title_of
 from ts2_lightning.evaluation.significance import holm, sign_flip

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ts2_lightning.evaluation.estimates import Difference, paired
+from ts2_lightning.evaluation.intervals import Difference, paired
 from ts2_lightning.evaluation.protocols.items import ASKED
 from ts2_lightning.evaluation.results import Result
 

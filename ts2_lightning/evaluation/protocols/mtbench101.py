@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-from ts2_lightning.evaluation.estimates import bootstrap_of_groups
+from ts2_lightning.evaluation.intervals import bootstrap_of_groups
 from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings, Judge, JudgePrompt, rating
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.data import DataSet, Row

@@ -6,7 +6,6 @@ import numpy as np
 
 from ts2_lightning.evaluation.estimates import (
     Unparsed,
-    bootstrap,
     chance_best_of_k,
     first_best_of_k,
     first_majority,
@@ -14,6 +13,7 @@ from ts2_lightning.evaluation.estimates import (
     mean_success,
     pass_at_k,
 )
+from ts2_lightning.evaluation.intervals import bootstrap
 from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item
 from ts2_lightning.values import Value
 
