@@ -153,6 +153,7 @@ def _results(results: Results) -> str:
 
 
 def legend_said(results: Results) -> str:
+    """What the marks in the tables mean, as far as there are any."""
     lines = []
     if any(results.describe(name).better for name in results.settings.columns):
         lines.append("Bold: the best mean of a column, and equal ones as printed; ↑ more is better, ↓ less is.")
