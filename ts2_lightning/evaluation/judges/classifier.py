@@ -26,7 +26,6 @@ from ts2_lightning.generation.backends.transformers import is_out_of_memory
 from ts2_lightning.generation.requests import Request, Response
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.model_files import check_weight_files, read_classifier
-from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import UserError
 
@@ -330,8 +329,3 @@ def chosen_devices(devices: str | None) -> list[str]:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return names
-
-
-def check_batch_size(batch_size: int, where: str) -> None:
-    """Raises UserError for a number of texts at a time that cannot be."""
-    check_number(f"{where}.batch_size", batch_size, COUNT)

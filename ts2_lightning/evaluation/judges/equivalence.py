@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ts2_lightning.evaluation.judges.base import OF_NO_VERDICT, Case, Judge, JudgeCost, Verdict
-from ts2_lightning.evaluation.judges.classifier import ClassifierJudge, check_batch_size
+from ts2_lightning.evaluation.judges.classifier import ClassifierJudge
 from ts2_lightning.evaluation.judges.reward import read_numbers
 from ts2_lightning.generation.requests import Asked
-from ts2_lightning.ranges import NULL, Range, check_number
+from ts2_lightning.ranges import COUNT, NULL, Range, check_numbers
 from ts2_lightning.types import UserError
 
 UNIGRAM = "unigram"
@@ -50,8 +50,7 @@ class EquivalenceSettings:
     batch_size: int = field(default=64, metadata=OF_NO_VERDICT)
 
     def __post_init__(self) -> None:
-        check_number("equivalence.threshold", self.threshold, Range(least=0, most=1), NULL)
-        check_batch_size(self.batch_size, "equivalence")
+        check_numbers("equivalence.", self, threshold=(Range(least=0, most=1), NULL), batch_size=COUNT)
         if not self.model:
             raise UserError(f"equivalence.model is empty; name a directory, a model on the hub, or {UNIGRAM}")
 

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from ts2_lightning.data.sandbox import compiled, reason_of_failure
 from ts2_lightning.evaluation.judges.base import OF_NO_VERDICT, Case, plain_judge
-from ts2_lightning.evaluation.judges.classifier import ClassifierJudge, check_batch_size
+from ts2_lightning.evaluation.judges.classifier import ClassifierJudge
 from ts2_lightning.generation.requests import Asked
-from ts2_lightning.ranges import COUNT, NULL, check_number
+from ts2_lightning.ranges import COUNT, NULL, check_numbers
 from ts2_lightning.types import UserError
 
 PAPERS_REWARD_MODEL = "sfairXC/FsfairX-LLaMA3-RM-v0.1"
@@ -48,8 +48,7 @@ class RewardSettings:
     batch_size: int = field(default=16, metadata=OF_NO_VERDICT)
 
     def __post_init__(self) -> None:
-        check_number("reward.max_tokens", self.max_tokens, COUNT, NULL)
-        check_batch_size(self.batch_size, "reward")
+        check_numbers("reward.", self, max_tokens=(COUNT, NULL), batch_size=COUNT)
         if self.format not in (*FORMATS, None):
             raise UserError(f"reward.format: no format {self.format!r}; there is {', '.join(FORMATS)}")
         if not self.model:
