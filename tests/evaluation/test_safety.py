@@ -88,8 +88,8 @@ def test_the_rule_is_no_model() -> None:
 def test_the_classifier_is_asked_what_it_was_trained_with() -> None:
     """Digests of LLAMA2_CLS_PROMPT of HarmBench's code, with our names of the response."""
     prompt = harmbench_prompt("harmbench", in_text=True)
-    assert prompt.in_context is not None
-    texts = [one.text.replace("{response}", "{generation}") for one in (prompt, prompt.in_context)]
+    assert prompt.instead is not None
+    texts = [one.text.replace("{response}", "{generation}") for one in (prompt, prompt.instead)]
     assert [hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts] == [
         "788f4f6aa1491c43",
         "5d6bb9e3cf4d1e5f",

@@ -94,7 +94,7 @@ def test_prompts_of_the_judge_are_tofu_s_word_by_word() -> None:
 
 
 def _texts(judge: Any) -> list[str]:
-    return [judge.asks.text, judge.asks.of_story.text]
+    return [judge.asks.text, judge.asks.instead.text]
 
 
 def test_stories_are_continued_and_small_prompts_asked_as_the_model_was_trained(data: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ processes share them, and nothing that was asked once is asked again.
 from ts2_lightning.evaluation.judges.base import AskedJudge, Case, Judge, JudgeCost, Verdict
 from ts2_lightning.evaluation.judges.chat import ChatJudge, ChatSettings
 from ts2_lightning.evaluation.judges.equivalence import Equivalence, EquivalenceSettings, Unigram, make_equivalence
-from ts2_lightning.evaluation.judges.questions import JudgePrompt, Label, Parser, Rating, label, rating
+from ts2_lightning.evaluation.judges.questions import JudgePrompt, Label, Parser, Rating, TwofoldPrompt, label, rating
 from ts2_lightning.evaluation.judges.refusal import Refusal
 from ts2_lightning.evaluation.judges.reward import PAPERS_REWARD_MODEL, RewardModel, RewardSettings
 from ts2_lightning.evaluation.judges.spending import spending_limit
@@ -29,6 +29,7 @@ __all__ = [
     "Refusal",
     "RewardModel",
     "RewardSettings",
+    "TwofoldPrompt",
     "Unigram",
     "Verdict",
     "label",

@@ -77,6 +77,30 @@ class JudgePrompt:
         return _PLACE.sub(value, text)
 
 
+@dataclass(frozen=True)
+class TwofoldPrompt(JudgePrompt):
+    """What a judge is asked of a case, and what it is asked instead of cases that have a certain detail.
+
+    Attributes:
+        detail: name among the case's details; where it is there and not empty or false, `instead` is asked.
+        instead: what is asked of those cases; None asks the same of all.
+
+    Example:
+        >>> prompt = TwofoldPrompt("", "Is {response} a fruit?", detail="place", instead=JudgePrompt("", "{place}?"))
+        >>> [prompt.asked(Case((), "fig", details=details))[0]["content"] for details in ({}, {"place": "Here"})]
+        ['Is fig a fruit?', 'Here?']
+    """
+
+    detail: str = ""
+    instead: JudgePrompt | None = None
+
+    def asked(self, case: Case) -> Asked:
+        """What is asked of the case."""
+        if self.instead is not None and case.details.get(self.detail):
+            return self.instead.asked(case)
+        return super().asked(case)
+
+
 def _values(case: Case) -> dict[str, Any]:
     questions = [turn["content"] for turn in case.messages if turn["role"] == "user"]
     return {

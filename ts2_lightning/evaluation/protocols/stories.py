@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings, Judge, JudgePrompt, rating
+from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings, Judge, JudgePrompt, TwofoldPrompt, rating
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.choice import DELIMITED
 from ts2_lightning.evaluation.protocols.data import DataSet, Row
@@ -84,23 +84,6 @@ USUAL_JUDGE = ChatSettings(max_new_tokens=32)
 
 RATING = rating(r"Total rating:\s*([0-9]+(?:\.\d+)?)", 0, 5)
 """Reads a verdict as TOFU's code does."""
-
-
-@dataclass(frozen=True)
-class StoryPrompt(JudgePrompt):
-    """What the judge is asked of an answer; `is_story` of the case's details asks of a continuation instead.
-
-    Attributes:
-        of_story: what it is asked of a continuation.
-    """
-
-    of_story: JudgePrompt | None = None
-
-    def asked(self, case: Case) -> Asked:
-        """What it is asked of a case."""
-        if self.of_story is not None and case.details["is_story"]:
-            return self.of_story.asked(case)
-        return super().asked(case)
 
 
 class AskedInCode(ChatJudge):
@@ -232,7 +215,7 @@ class Stories(JudgedProtocol):
     def make_judge(self) -> Judge:
         """The chat model with TOFU's prompts."""
         kind = AskedInCode if self.in_code else ChatJudge
-        prompt = StoryPrompt(self.name, _INSTRUCTION, of_story=JudgePrompt(self.name, _STORY))
+        prompt = TwofoldPrompt(self.name, _INSTRUCTION, detail="is_story", instead=JudgePrompt(self.name, _STORY))
         return kind(self.judge, prompt, RATING)
 
     def item(self, row: Row, data_set: str) -> Item:
