@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from tests.support.canned import Canned, canned_model
 from tests.support.errors import refused
 from ts2_lightning.evaluation import check_spec, describe, files_of, make_measures
 from ts2_lightning.evaluation.judges import Case, Equivalence, EquivalenceSettings, RewardModel, RewardSettings
+from ts2_lightning.evaluation.model import Model
+from ts2_lightning.evaluation.protocols.judged import making_room
 from ts2_lightning.evaluation.protocols.novelty import (
     REWARD_MODEL,
     THRESHOLDS,
@@ -151,6 +153,23 @@ def test_distinct_needs_no_model(tmp_path: Path, rows: str) -> None:
     assert not any("utility" in name or "rating" in name for name in values)
     assert (values["novelty/curated/questions"], values["novelty/curated/samples"]) == (2, 6)
     assert describe("novelty/curated/distinct").better == "higher"
+
+
+def test_a_model_makes_room_for_judges_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All parts are made before the first is judged; else the model would be loaded anew for the second."""
+    events: list[str] = []
+    monkeypatch.setattr(Model, "forget", lambda model: events.append("room"))
+    model = canned_model(tmp_path / "out", Canned(answers))
+    model.device = "cuda:0"
+
+    def parts() -> Iterator[Any]:
+        for part in (1, 2):
+            events.append(f"made {part}")
+            yield part, []
+
+    for part, _ in making_room(model, parts()):
+        events.append(f"judged {part}")
+    assert events == ["made 1", "made 2", "room", "judged 1", "judged 2"]
 
 
 def test_more_responses_make_other_classes_of_the_same_scores(tmp_path: Path, rows: str, own: str) -> None:

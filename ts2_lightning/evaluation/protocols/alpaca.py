@@ -27,17 +27,16 @@ from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.creative import CHAT, chat_around, check_diversity, diversity_of, texts_of
 from ts2_lightning.evaluation.protocols.data import DataSet, Row, data_identity, read_data
 from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, Part, Sampling
-from ts2_lightning.evaluation.protocols.judged import JUDGE_UNPARSED, JudgedProtocol
+from ts2_lightning.evaluation.protocols.judged import BESIDE_VERDICTS, JudgedProtocol, beside_verdicts, making_room
 from ts2_lightning.evaluation.protocols.rewarded import (
     USUAL_REWARD,
     check_format,
-    making_room,
     plain_said,
     responses_beside,
     reward_model,
     with_said,
 )
-from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, USUAL_KS, beside_scores, interval
+from ts2_lightning.evaluation.protocols.right_answers import USUAL_KS, interval
 from ts2_lightning.evaluation.protocols.stored import Answers, stored_answers, stores_of
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.metrics import DiversityVariant
@@ -115,8 +114,7 @@ class AlpacaEval(JudgedProtocol):
         Value("ngram", "n-gram", "100 times the share of distinct n-grams, mean of n = 1, 2, 3", "higher", ".2f"),
         Value("sentence_bert", "Sent-BERT", "100 times 1 - the mean cosine of two responses", "higher", ".2f"),
         *(Value(f"distinct_{n}", f"distinct {n}-grams", "", "higher", ".3f") for n in (1, 2, 3)),
-        JUDGE_UNPARSED,
-        *(value for value in COMMON_VALUES if value.name in ("truncated", "questions", "samples")),
+        *BESIDE_VERDICTS,
     )
     data_sets: ClassVar = {"alpaca": DataSet("tatsu-lab/alpaca_eval", "eval", 805, "instruction", name="alpaca_eval")}
     outputs: ClassVar = DataSet(
@@ -300,13 +298,11 @@ class AlpacaEval(JudgedProtocol):
         values = {**rates, **at_equal_length, **means}
         values["longer"] = float(np.mean(sides.longer() > 0))
         values["characters"] = float(sides.lengths.mean())
-        beside = beside_scores(answered)
-        beside[JUDGE_UNPARSED.name] = beside.pop("unparsed")
         per_item = {
             name: {of.item.id: round(float(number), 6) for of, number in zip(answered, numbers, strict=True)}
             for name, numbers in each.items()
         }
-        return Estimate({**values, **beside}, per_item, curves)
+        return Estimate({**values, **beside_verdicts(answered)}, per_item, curves)
 
     def _sides(self, answered: Sequence[Answered]) -> "_Sides":
         opponents = [self.opponents[of.item.question] for of in answered]

@@ -1,13 +1,14 @@
 """Protocols whose responses a judge rates."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation.judges import AskedJudge, Case, ChatJudge, Judge, Verdict
 from ts2_lightning.evaluation.judges.base import plain_judge
+from ts2_lightning.evaluation.judges.classifier import free_memory
 from ts2_lightning.evaluation.judges.spending import estimated_tokens
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import Protocol
@@ -97,11 +98,8 @@ class JudgedProtocol(Protocol):
     def responses(self, model: Model, directory: Path) -> Iterator[tuple[Part, Answers]]:
         """The responses of all parts; on a GPU the model then makes room for a language model that judges there."""
         judge, answers = self.make_judge(), super().responses(model, directory)
-        if isinstance(judge, ChatJudge) and not judge.how.is_endpoint:
-            answers = iter([*answers])  # of all parts before the first is judged, so that no model is loaded twice
-            if model.device != "cpu" or model.backend != "transformers":
-                model.forget()
-        yield from answers
+        needs_room = isinstance(judge, ChatJudge) and not judge.how.is_endpoint
+        yield from making_room(model, answers) if needs_room else answers
 
     def inputs(self, model: Model) -> Any:
         """The rows, and the judge."""
@@ -111,6 +109,18 @@ class JudgedProtocol(Protocol):
         """Raises UserError for a judge that cannot be asked or rows that are no questions: before hours of sampling."""
         self.make_judge().check()
         super().check_model(model)
+
+
+def making_room(model: Model, parts: Iterable[tuple[Part, Answers]]) -> Iterator[tuple[Part, Answers]]:
+    """The responses of all parts; on a GPU the model that made them is let go of, since a judge needs the memory.
+
+    All are made before the first part is judged, so that no model is loaded twice.
+    """
+    made = [*parts]
+    if model.device != "cpu" or model.backend != "transformers":
+        model.forget()
+        free_memory()
+    yield from made
 
 
 def read_scores(answered: Answered) -> list[float]:

@@ -24,7 +24,7 @@ from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE, Protocol
 from ts2_lightning.evaluation.protocols.data import DataSet, Row
 from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, Part, Sampling, Scored
-from ts2_lightning.evaluation.protocols.rewarded import making_room
+from ts2_lightning.evaluation.protocols.judged import making_room
 from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, beside_scores
 from ts2_lightning.evaluation.protocols.stored import Answers
 from ts2_lightning.generation.requests import Response

@@ -1,19 +1,16 @@
-"""Protocols whose responses a reward model rates: what it is asked, and how it gets the memory of the device."""
+"""Protocols whose responses a reward model rates: what it is asked."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation.judges import RewardModel, RewardSettings
-from ts2_lightning.evaluation.judges.classifier import free_memory
 from ts2_lightning.evaluation.judges.reward import SAID, RewardFormat
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import AskedPart
 from ts2_lightning.evaluation.protocols.base import PAPERS_CODE
 from ts2_lightning.evaluation.protocols.creative import said_of
-from ts2_lightning.evaluation.protocols.items import Part
-from ts2_lightning.evaluation.protocols.stored import Answers, stores_of
+from ts2_lightning.evaluation.protocols.stored import stores_of
 from ts2_lightning.types import UserError
 
 USUAL_REWARD = RewardSettings()
@@ -41,15 +38,6 @@ def with_said(asked: AskedPart, model: Model) -> AskedPart:
         for item, prompt in zip(asked.items, asked.prompts, strict=True)
     ]
     return replace(asked, items=items)
-
-
-def making_room(model: Model, parts: Iterable[tuple[Part, Answers]]) -> Iterator[tuple[Part, Answers]]:
-    """The responses of each part; on a GPU the model that made them is let go of, since a judge needs the memory."""
-    for part, answers in parts:
-        if model.device != "cpu" or model.backend != "transformers":
-            model.forget()
-            free_memory()
-        yield part, answers
 
 
 def responses_beside(place: str) -> Path | None:
