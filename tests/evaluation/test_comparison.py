@@ -161,8 +161,8 @@ def test_the_page_shows_them_side_by_side(measured: list[Entrant]) -> None:
     assert item.heading.startswith("2: other minus one +1.000\n")
     assert item.heading.endswith("Right: 4")
     assert [name for name, _ in item.columns] == ["one: 0.000", "other: 1.000"]
-    assert item.columns[0][1][0] == ("Perhaps, 0...", "score 0, no answer, cut off")
-    assert item.columns[1][1][0] == ("The answer is: 4", "score 1, answer 4")
+    assert item.columns[0][1][0] == ("Perhaps, 0...", "score 0 · no answer read · cut off")
+    assert item.columns[1][1][0] == ("The answer is: 4", "score 1 · answer 4")
 
 
 def test_texts_that_stay_in_their_files_are_not_shown(measured: list[Entrant], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from ts2_lightning.evaluation.comparison.ways import Entrant
 from ts2_lightning.evaluation.protocols.asking import part_name
 from ts2_lightning.evaluation.protocols.base import PAPER, Protocol
 from ts2_lightning.evaluation.protocols.items import ASKED, Item, Part, Scored
-from ts2_lightning.evaluation.protocols.scores import NotScoredError, ScoreFile
+from ts2_lightning.evaluation.protocols.scores import ScoreFile
 from ts2_lightning.evaluation.protocols.stored import Answers, stored_answers, stores_of
 from ts2_lightning.evaluation.registry import check_spec
 from ts2_lightning.evaluation.results import Result
@@ -188,13 +188,7 @@ class _Reader:
         if id not in self._answers:
             return []
         item, responses = self._answers[id]
-        return [(one, self._score(item, one)) for one in responses]
-
-    def _score(self, item: Item, response: Response) -> Scored | None:
-        try:
-            return None if self._scores is None else self._scores[item, response.key]
-        except NotScoredError:
-            return None
+        return [(one, None if self._scores is None else self._scores.get(item, one.key)) for one in responses]
 
 
 def _stored(directory: Path, protocol: Protocol, part: Part) -> Answers:

@@ -6,15 +6,12 @@ from ts2_lightning.evaluation.comparison.contrasts import Contrast, Texts
 from ts2_lightning.evaluation.comparison.pairs import Pair
 from ts2_lightning.evaluation.comparison.tables import HEAD, HINTS, lines_of, p_text, titled
 from ts2_lightning.evaluation.comparison.ways import Entrant
-from ts2_lightning.evaluation.protocols.items import Scored
-from ts2_lightning.generation.requests import Response
+from ts2_lightning.evaluation.protocols.sections import asked_text, worth
 from ts2_lightning.pages import Chart, Section, Series, Table, TextItem
 from ts2_lightning.pages import Texts as TextsSection
 
 _RESPONSES = 8
 """Responses of a model to a question that are shown, at most."""
-_ANSWER = 60
-"""Characters of an answer beside a text, at most."""
 
 
 def sections_of(
@@ -93,12 +90,11 @@ def _item(contrast: Contrast, entrants: Sequence[Entrant]) -> TextItem:
     item, form = contrast.item, contrast.pair.value.format
     assert item is not None
     right = [f"Right: {item.gold}"] if isinstance(item.gold, str | int | float) else []
-    history = [f"{turn['role']}: {turn['content']}" for turn in item.history]
     second, first = entrants[contrast.pair.second].title, entrants[contrast.pair.first].title
     differs = f"{contrast.id}: {second} minus {first} {contrast.difference:+{form}}"
-    heading = "\n".join([differs, *history, item.question, *right])
+    heading = "\n".join([differs, asked_text(item), *right])
     columns = [
-        (_column(entrant.title, texts, form), [(response.text, _worth(response, scored)) for response, scored in shown])
+        (_column(entrant.title, texts, form), [(response.text, worth(response, scored)) for response, scored in shown])
         for entrant, texts in zip(entrants, contrast.texts, strict=True)
         for shown in [texts.responses[:_RESPONSES]]
     ]
@@ -110,12 +106,3 @@ def _column(title: str, texts: Texts, form: str) -> str:
     value = "not asked" if texts.value is None else f"{texts.value:{form}}"
     count = len(texts.responses)
     return f"{title}: {value}" + (f" (the first {_RESPONSES} of {count} responses)" if count > _RESPONSES else "")
-
-
-def _worth(response: Response, scored: Scored | None) -> str:
-    """What a response is worth, and the answer that was read in it."""
-    cut = ["cut off"] if response.finish == "length" else []
-    if scored is None:
-        return ", ".join(cut)
-    answer = "no answer" if scored.answer is None else f"answer {' '.join(scored.answer.split())[:_ANSWER]}"
-    return ", ".join([f"score {scored.score:.4g}", answer, *cut])

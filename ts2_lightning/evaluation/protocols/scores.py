@@ -55,6 +55,10 @@ class ScoreFile:
         except KeyError as error:
             raise NotScoredError(f"item {item.id}: none for the response {key}") from error
 
+    def get(self, item: Item, key: str) -> Scored | None:
+        """The score of a response to a question; None if it has none."""
+        return self._scores.get((item.id, _stamp(item), key))
+
     def append(self, item: Item, scored: Sequence[Scored]) -> None:
         """Adds the scores of responses to a question. Raises NotScoredError for what is no score."""
         for one in scored:

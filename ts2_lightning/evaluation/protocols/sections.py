@@ -6,7 +6,7 @@ from dataclasses import replace
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import part_name
 from ts2_lightning.evaluation.protocols.base import Protocol
-from ts2_lightning.evaluation.protocols.items import Item, Part, fingerprint
+from ts2_lightning.evaluation.protocols.items import Item, Part, Scored, fingerprint
 from ts2_lightning.evaluation.protocols.pictures import planes_of
 from ts2_lightning.evaluation.protocols.scores import ScoreFile
 from ts2_lightning.evaluation.protocols.stored import Answers
@@ -114,8 +114,8 @@ def text_sections(models: Sequence[Model], protocols: Sequence[Protocol]) -> lis
                 items = parts.setdefault(part.label, {})
                 for item, responses in answers[:QUESTIONS]:
                     key = item.id, fingerprint(item)
-                    before = items.get(key) or TextItem(_asked(item), [])
-                    texts = [(one.text, _remark(item, one, scores)) for one in responses[:RESPONSES]]
+                    before = items.get(key) or TextItem(asked_text(item), [])
+                    texts = [(one.text, worth(one, scores.get(item, one.key))) for one in responses[:RESPONSES]]
                     items[key] = TextItem(before.heading, [*before.columns, (model.title, texts)])
         for label, items in parts.items():
             title = " ".join(filter(None, [protocol.name, label]))
@@ -140,16 +140,22 @@ def _there(model: Model, protocol: Protocol) -> Iterator[tuple[Part, Answers]]:
             yield part, [(item, [there[one.key] for one in asked.wanted[item.id]]) for item in asked.items]
 
 
-def _asked(item: Item) -> str:
+def asked_text(item: Item) -> str:
+    """What a model is asked, with the turns before, and how its answer begins."""
     turns = [f"{turn['role']}: {turn['content']}" for turn in item.history]
     return "\n\n".join([*turns, item.question + (f"\n\n{item.opening}" if item.opening else "")])
 
 
-def _remark(item: Item, response: Response, scores: ScoreFile) -> str:
+def worth(response: Response, scored: Scored | None) -> str:
+    """What a response is worth, the answer that was read in it, and what is noted of it, in a line.
+
+    Args:
+        response: the response.
+        scored: its score; None if it has none.
+    """
     cut = "cut off" if response.finish == "length" else ""
-    if (item, response.key) not in scores:
+    if scored is None:
         return cut
-    scored = scores[item, response.key]
     answer = "no answer read" if scored.answer is None else f"answer {_shortened(scored.answer)}"
     return " · ".join(filter(None, [f"score {scored.score:.3g}", answer, cut, _shortened(scored.note)]))
 
@@ -200,7 +206,9 @@ class ProtocolExplorer:
         limit = self._count if protocol.limit is None else min(protocol.limit, self._count)
         first = replace(protocol, limit=limit)
         asked = first.asked(model, first.parts()[0])
-        return [(f"{protocol.name}: {_asked(item)}", asked.wanted[item.id][0]) for item in asked.items[: self._count]]
+        return [
+            (f"{protocol.name}: {asked_text(item)}", asked.wanted[item.id][0]) for item in asked.items[: self._count]
+        ]
 
     def sections(self) -> list[Section]:
         """The section of the page; none if nothing was heard. Models are loaded once more, one after the other."""
