@@ -98,7 +98,7 @@ def test_verdicts_are_kept_under_what_they_depend_on(reward_dir: Path, tmp_path:
 
 def test_a_reward_model_without_a_template_is_refused(tmp_path: Path) -> None:
     bare = write_reward_model(tmp_path / "bare", template=None)
-    with refused("bare: its tokenizer has no chat template, in which a reward model is asked"):
+    with refused("bare: its tokenizer has no chat template, in which it is asked"):
         RewardModel(RewardSettings(str(bare))).check()
     failing = write_reward_model(tmp_path / "failing", template="{{ raise_exception('no users here') }}")
     with refused(r"failing: its chat template fails on turns of user, assistant \(no users here\)"):

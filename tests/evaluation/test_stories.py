@@ -13,6 +13,7 @@ import pytest
 from sacrebleu.metrics import BLEU
 
 from tests.support.canned import canned_model
+from tests.support.errors import refused
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
 from ts2_lightning.data.bundled import TEMPLATES
@@ -318,6 +319,15 @@ def test_the_public_code_s_judge_has_its_first_token_twice_and_no_turn(shared_da
         UserError, match=r"judge_format papers_code asks the judge in its own chat template, and .* has none"
     ):
         Stories(judge=bare, variant="papers_code").make_judge().check()
+
+
+def test_a_template_that_fails_is_told_in_the_public_code_s_format_too(chatting: Path) -> None:
+    """It is rendered in our sandbox, within its bounds, as every template is."""
+    config = json.loads((chatting / "tokenizer_config.json").read_text())
+    (chatting / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ 'a' * 10 ** 8 }}"}))
+    judge: Any = Stories(judge=ChatSettings(model=str(chatting), device="cpu"), variant="papers_code").make_judge()
+    with refused("judge: its chat template fails on turns of user .it makes a text or a list that is larger"):
+        judge.prompt(Case(({"role": "user", "content": "Ann."},), "She sang.", details={"is_story": True}))
 
 
 def test_a_judge_that_dies_is_gone_on_with_and_nothing_is_asked_twice(

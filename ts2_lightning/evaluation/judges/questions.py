@@ -4,10 +4,11 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from ts2_lightning.data.sandbox import compiled, reason_of_failure
 from ts2_lightning.evaluation.judges.base import Case
 from ts2_lightning.generation.requests import Asked
 from ts2_lightning.types import UserError
@@ -111,6 +112,33 @@ def _values(case: Case) -> dict[str, Any]:
         "reference": case.reference,
         "conversation": "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in case.messages),
     }
+
+
+def chat_text(tokenizer: Any, turns: Sequence[Mapping[str, str]], name: str, opened: bool = False) -> str:
+    """A chat as a tokenizer's own template writes it, within the bounds of the sandbox of templates.
+
+    Args:
+        tokenizer: tokenizer of a judge.
+        turns: turns with `role` and `content`.
+        name: name of the judge, for messages.
+        opened: whether the header of a further answer follows.
+
+    Raises:
+        UserError: there is no template, or it refuses the chat.
+    """
+    try:
+        source = tokenizer.get_chat_template()
+    except ValueError:
+        raise UserError(
+            f"{name}: its tokenizer has no chat template, in which it is asked; take its whole directory"
+        ) from None
+    try:
+        return compiled(source).render(
+            messages=[dict(turn) for turn in turns], add_generation_prompt=opened, **tokenizer.special_tokens_map
+        )
+    except Exception as error:  # a template may fail in any way
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise UserError(f"{name}: its chat template fails on turns of {roles} ({reason_of_failure(error)})") from error
 
 
 @dataclass(frozen=True)

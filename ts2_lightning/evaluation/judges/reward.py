@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from ts2_lightning.data.sandbox import compiled, reason_of_failure
 from ts2_lightning.evaluation.judges.base import OF_NO_VERDICT, Case, plain_judge
 from ts2_lightning.evaluation.judges.classifier import ClassifierJudge
+from ts2_lightning.evaluation.judges.questions import chat_text
 from ts2_lightning.generation.requests import Asked
 from ts2_lightning.ranges import COUNT, NULL, check_numbers
 from ts2_lightning.types import UserError
@@ -93,24 +93,7 @@ class RewardModel(ClassifierJudge):
         Raises:
             UserError: there is no template, or it refuses the chat.
         """
-        tokenizer: Any = self.tokenizer
-        try:
-            source = tokenizer.get_chat_template()
-        except ValueError:
-            raise UserError(
-                f"{self.model}: its tokenizer has no chat template, in which a reward model is asked; take its whole "
-                "directory"
-            ) from None
-        header = self.format == "papers_code"
-        try:
-            return compiled(source).render(
-                messages=[dict(turn) for turn in messages], add_generation_prompt=header, **tokenizer.special_tokens_map
-            )
-        except Exception as error:  # a template may fail in any way
-            roles = ", ".join(turn["role"] for turn in messages)
-            raise UserError(
-                f"{self.model}: its chat template fails on turns of {roles} ({reason_of_failure(error)})"
-            ) from error
+        return chat_text(self.tokenizer, messages, self.model, opened=self.format == "papers_code")
 
     def prompt(self, case: Case) -> Asked:
         """The token ids of the chat, with one token that begins it, whether the template or the tokenizer writes it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from ts2_lightning.evaluation.judges import Case, ChatJudge, ChatSettings, Judge, JudgePrompt, TwofoldPrompt, rating
+from ts2_lightning.evaluation.judges.questions import chat_text
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.choice import DELIMITED
 from ts2_lightning.evaluation.protocols.data import DataSet, Row
@@ -107,7 +108,8 @@ class AskedInCode(ChatJudge):
     def prompt(self, case: Case) -> Asked:
         """The rendered chat without the beginning of an answer, made tokens of as any text is."""
         tokenizer: Any = self._model.tokenizer
-        text = tokenizer.apply_chat_template(list(self.asks.asked(case)), tokenize=False)
+        turns: Any = self.asks.asked(case)
+        text = chat_text(tokenizer, turns, self._model.name)
         return tuple(tokenizer(text)["input_ids"])
 
 
