@@ -17,7 +17,7 @@ from tests.support.errors import refused
 from ts2_lightning.evaluation import check_spec, describe, files_of, make_measures
 from ts2_lightning.evaluation.judges import Case, Equivalence, EquivalenceSettings, RewardModel, RewardSettings
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.evaluation.protocols.judged import making_room
+from ts2_lightning.evaluation.protocols.judged import leave_room
 from ts2_lightning.evaluation.protocols.novelty import (
     REWARD_MODEL,
     THRESHOLDS,
@@ -167,7 +167,7 @@ def test_a_model_makes_room_for_judges_once(tmp_path: Path, monkeypatch: pytest.
             events.append(f"made {part}")
             yield part, []
 
-    for part, _ in making_room(model, parts()):
+    for part, _ in leave_room(model, parts()):
         events.append(f"judged {part}")
     assert events == ["made 1", "made 2", "room", "judged 1", "judged 2"]
 

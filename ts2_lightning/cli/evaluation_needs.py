@@ -53,8 +53,8 @@ class Needs:
     @property
     def gpu_hours(self) -> float | None:
         """Hours of GPUs for the responses; None where they are not known."""
-        known = [cost.gpu_hours for cost in self.costs]
-        return None if None in known else sum(filter(None, known))
+        of_costs = [cost.gpu_hours for cost in self.costs]
+        return None if None in of_costs else sum(filter(None, of_costs))
 
 
 def needs_of(
@@ -223,9 +223,9 @@ def _title(device: GPU | None) -> str:
 def _below(needs: Sequence[Needs]) -> list[str]:
     costs = [cost for one in needs for cost in one.costs]
     lines = []
-    known = [one.gpu_hours for one in needs if one.gpu_hours is not None]
+    of_rows = [one.gpu_hours for one in needs if one.gpu_hours is not None]
     if any(cost.seconds is not None for cost in costs):
-        lines.append(f"{hours(sum(known))} GPU hours in all. {estimate_note(costs[0])}")
+        lines.append(f"{hours(sum(of_rows))} GPU hours in all. {estimate_note(costs[0])}")
     if unfit := next((cost for cost in costs if not cost.fits), None):
         assert unfit.gpu is not None
         lines.append(

@@ -172,15 +172,15 @@ def sampler_of(model: Model) -> Sampler:
     """What makes the responses of a model, as its options set it."""
     if not model.backend.startswith(VLLM_PREFIX):
         return TRANSFORMERS
-    given = model.vllm_args
-    sizes = [given.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
+    arguments = model.vllm_args
+    sizes = [arguments.get(name, 1) for name in ("tensor_parallel_size", "pipeline_parallel_size")]
     for name, size in zip(("tensor_parallel_size", "pipeline_parallel_size"), sizes, strict=True):
         check_number(f"vllm_args: {name}", size, COUNT)
-    gpus = math.prod(sizes) if "tensor_parallel_size" in given or "pipeline_parallel_size" in given else None
+    gpus = math.prod(sizes) if "tensor_parallel_size" in arguments or "pipeline_parallel_size" in arguments else None
     return replace(
         VLLM,
-        at_once=given.get("max_num_seqs", VLLM.at_once),
-        memory=given.get("gpu_memory_utilization", VLLM.memory),
+        at_once=arguments.get("max_num_seqs", VLLM.at_once),
+        memory=arguments.get("gpu_memory_utilization", VLLM.memory),
         gpus=gpus,
     )
 
@@ -269,13 +269,13 @@ def _remarks(costs: Sequence[PlannedCost], processes: int, gpus: int) -> list[st
     on_gpus = [one for one in costs if one.cost.gpu is not None]
     if on_gpus:
         lines += _verdict(on_gpus)
-        known = [one.cost.wall_hours(processes * max(gpus, one.cost.gpus)) for one in on_gpus]
-        if None not in known:
+        lasting = [one.cost.wall_hours(processes * max(gpus, one.cost.gpus)) for one in on_gpus]
+        if None not in lasting:
             many = "1 process" if processes == 1 else f"{processes} processes"
             each = max([gpus, *(one.cost.gpus for one in on_gpus)])
             lines.append(
                 f"{hours(sum(one.cost.gpu_hours or 0 for one in on_gpus))} GPU hours; "
-                f"{hours(sum(filter(None, known)))} hours with {many} of {each} GPU{'s' if each > 1 else ''}"
+                f"{hours(sum(filter(None, lasting)))} hours with {many} of {each} GPU{'s' if each > 1 else ''}"
             )
         lines.append(estimate_note(on_gpus[0].cost))
     lines += [_measured(one) for one in on_gpus if one.cost.rate is not None]

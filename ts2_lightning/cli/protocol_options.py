@@ -173,8 +173,8 @@ def _add_setting(text: str, asked: Mapping[str, type[Protocol]], settings: dict[
     if match is None or not re.fullmatch(r"\w+(\.\w+)*", setting):
         raise UserError(f"--set {text}: write PROTOCOL.SETTING=VALUE, such as gsm8k.ks=[1,4,16]")
     if name is None:
-        given = place.partition(".")[0]
-        hint = did_you_mean(given, asked) or f"; there is {', '.join(asked)}"
+        first = place.partition(".")[0]
+        hint = did_you_mean(first, asked) or f"; there is {', '.join(asked)}"
         raise UserError(f"--set {text}: no such protocol in --protocol{hint}")
     value = load_yaml(match["value"], f"--set {text}")
     group, _, inner = setting.partition(".")

@@ -22,7 +22,7 @@ _MODULE = "model"
 
 
 @dataclass(frozen=True)
-class _Given:
+class _Entry:
     """Something that a place gives.
 
     Attributes:
@@ -55,8 +55,8 @@ def replaced_settings(arguments: Sequence[str], classes: Mapping[str, str]) -> l
         CommandLineError: an option does not count.
     """
     state = _State({key: (path,) for key, path in classes.items()})
-    for given in _all(arguments):
-        state.take(given)
+    for entry in _all(arguments):
+        state.take(entry)
     return state.lines
 
 
@@ -73,49 +73,49 @@ class _State:
     def __init__(self, named: dict[str, tuple[str, ...]]) -> None:
         self.lines: list[str] = []
         self._named = named
-        self._lists: dict[str, _Given] = {}
-        self._settings: dict[str, _Given] = {}
+        self._lists: dict[str, _Entry] = {}
+        self._settings: dict[str, _Entry] = {}
 
-    def take(self, given: _Given) -> None:
+    def take(self, entry: _Entry) -> None:
         """Applies what is given next.
 
         Raises:
             CommandLineError: an option does not count any more.
         """
-        key = given.key
+        key = entry.key
         before = self._named.get(key)
-        if given.is_list or (given.names is not None and key in self._lists):
-            self._take_list(given)
-        elif key != _MODULE and (given.names is not None or before is not None):
-            self._named[key] = names = given.names or (given.text,)
+        if entry.is_list or (entry.names is not None and key in self._lists):
+            self._take_list(entry)
+        elif key != _MODULE and (entry.names is not None or before is not None):
+            self._named[key] = names = entry.names or (entry.text,)
             if before is not None and _leaf(before) != _leaf(names):
-                self._replace(given, _leaf(before), _leaf(names))
-        self._settings[key] = given
+                self._replace(entry, _leaf(before), _leaf(names))
+        self._settings[key] = entry
 
-    def _take_list(self, given: _Given) -> None:
-        before = self._lists.pop(given.key, None)
-        if before is not None and not given.adds:
+    def _take_list(self, entry: _Entry) -> None:
+        before = self._lists.pop(entry.key, None)
+        if before is not None and not entry.adds:
             names = ", ".join(name.rpartition(".")[2] for name in before.names or ())
             self.lines.append(
-                f"{given.key}: what {given.where} names takes the place of the list of {before.where} ({names}); write "
-                f"`{given.key.rpartition('.')[2]}+` to add to it"
+                f"{entry.key}: what {entry.where} names takes the place of the list of {before.where} ({names}); write "
+                f"`{entry.key.rpartition('.')[2]}+` to add to it"
             )
-        if given.is_list:
-            self._lists[given.key] = given
+        if entry.is_list:
+            self._lists[entry.key] = entry
 
-    def _replace(self, given: _Given, before: str, now: str) -> None:
-        under = f"{given.key}."
+    def _replace(self, entry: _Entry, before: str, now: str) -> None:
+        under = f"{entry.key}."
         gone = [self._settings.pop(name) for name in list(self._settings) if name.startswith(under)]
         for name in [name for name in self._named if name.startswith(under)]:
             del self._named[name]
         if typed := next((one for one in gone if one.typed), None):
-            first = given.where if given.typed else "-c"
+            first = entry.where if entry.typed else "-c"
             raise CommandLineError(
-                f"{typed.where} comes before {given.where}, which would reset it; give {first} first"
+                f"{typed.where} comes before {entry.where}, which would reset it; give {first} first"
             )
         if gone:
             parts = ", ".join(f"{one.key.removeprefix(under)} ({one.where})" for one in gone)
-            place = f"{given.key}: {now} ({given.where}) takes the place of {before}"
+            place = f"{entry.key}: {now} ({entry.where}) takes the place of {before}"
             self.lines.append(f"{place}, whose settings no longer count: {parts}")
 
 
@@ -123,7 +123,7 @@ def _leaf(names: Sequence[str]) -> str:
     return names[0].rpartition(".")[2]
 
 
-def _all(arguments: Sequence[str]) -> Iterator[_Given]:
+def _all(arguments: Sequence[str]) -> Iterator[_Entry]:
     """What files and options give, in the order in which it is applied."""
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -135,23 +135,23 @@ def _all(arguments: Sequence[str]) -> Iterator[_Given]:
             yield from _of_option(name, value)
 
 
-def _of_option(name: str, value: str) -> Iterator[_Given]:
+def _of_option(name: str, value: str) -> Iterator[_Entry]:
     """An option: a class by its name or in a file of settings, or the value of a setting."""
     adds, key = name.endswith("+"), plain(name.removeprefix("--"))
     if adds:  # its settings are those of the object that was added last
         return
     if key.endswith(f".{_CLASS}"):
-        yield _Given(key.removesuffix(f".{_CLASS}"), name, True, (value,))
+        yield _Entry(key.removesuffix(f".{_CLASS}"), name, True, (value,))
         return
     file = named_file(yaml.ScalarNode("tag:yaml.org,2002:str", value), "")
     if file is None:
-        looks_like_a_class = value.rpartition(".")[2][:1].isupper()
-        yield _Given(key, name, True, (value,) if looks_like_a_class else None, text=value)
+        is_class = value.rpartition(".")[2][:1].isupper()
+        yield _Entry(key, name, True, (value,) if is_class else None, text=value)
         return
     yield from _of_node(compose_config(file), key, file)
 
 
-def _of_node(node: yaml.Node | None, key: str, file: str) -> Iterator[_Given]:
+def _of_node(node: yaml.Node | None, key: str, file: str) -> Iterator[_Entry]:
     """What a value of a file gives; a class before its settings, wherever it stands."""
     if not isinstance(node, yaml.MappingNode):
         return
@@ -159,7 +159,7 @@ def _of_node(node: yaml.Node | None, key: str, file: str) -> Iterator[_Given]:
     for name, value in parts:
         plain_name, where = str(name.value).rstrip("+"), f"{file}:{name.start_mark.line + 1}"
         if plain_name == _CLASS and key:
-            yield _Given(key, where, False, (str(value.value),))
+            yield _Entry(key, where, False, (str(value.value),))
             continue
         full = key if plain_name in _INSIDE else f"{key}.{plain_name}".strip(".")
         named = named_file(value, file)
@@ -168,10 +168,10 @@ def _of_node(node: yaml.Node | None, key: str, file: str) -> Iterator[_Given]:
         elif isinstance(value, yaml.MappingNode):
             yield from _of_node(value, full, file)
         elif isinstance(value, yaml.SequenceNode) and (classes := _classes_of(value)):
-            yield _Given(full, where, False, classes, str(name.value).endswith("+"), True)
+            yield _Entry(full, where, False, classes, str(name.value).endswith("+"), True)
         else:
             text = str(value.value) if isinstance(value, yaml.ScalarNode) else ""
-            yield _Given(full, where, False, (text,) if text.rpartition(".")[2][:1].isupper() else None, text=text)
+            yield _Entry(full, where, False, (text,) if text.rpartition(".")[2][:1].isupper() else None, text=text)
 
 
 def _classes_of(node: yaml.SequenceNode) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE
 from ts2_lightning.evaluation.protocols.creative import CHAT, chat_around, check_diversity, diversity_of, texts_of
 from ts2_lightning.evaluation.protocols.data import DataSet, Row, data_identity, read_data
 from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, Part, Sampling
-from ts2_lightning.evaluation.protocols.judged import BESIDE_VERDICTS, JudgedProtocol, beside_verdicts, making_room
+from ts2_lightning.evaluation.protocols.judged import BESIDE_VERDICTS, JudgedProtocol, beside_verdicts, leave_room
 from ts2_lightning.evaluation.protocols.rewarded import (
     USUAL_REWARD,
     check_format,
@@ -274,7 +274,7 @@ class AlpacaEval(JudgedProtocol):
             kept = [(item, prompt) for item, prompt in pairs if item.question in self.opponents]
             items, prompts = [item for item, _ in kept], [prompt for _, prompt in kept]
             chosen = replace(asked, items=items, prompts=prompts)
-            yield from making_room(model, [(part, respond(model, chosen, directory, self.batch_size))])
+            yield from leave_room(model, [(part, respond(model, chosen, directory, self.batch_size))])
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """As of every protocol; the reward model is let go of afterwards."""

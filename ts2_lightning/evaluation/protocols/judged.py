@@ -99,7 +99,7 @@ class JudgedProtocol(Protocol):
         """The responses of all parts; on a GPU the model then makes room for a language model that judges there."""
         judge, answers = self.make_judge(), super().responses(model, directory)
         needs_room = isinstance(judge, ChatJudge) and not judge.how.is_endpoint
-        yield from making_room(model, answers) if needs_room else answers
+        yield from leave_room(model, answers) if needs_room else answers
 
     def inputs(self, model: Model) -> Any:
         """The rows, and the judge."""
@@ -111,7 +111,7 @@ class JudgedProtocol(Protocol):
         super().check_model(model)
 
 
-def making_room(model: Model, parts: Iterable[tuple[Part, Answers]]) -> Iterator[tuple[Part, Answers]]:
+def leave_room(model: Model, parts: Iterable[tuple[Part, Answers]]) -> Iterator[tuple[Part, Answers]]:
     """The responses of all parts; on a GPU the model that made them is let go of, since a judge needs the memory.
 
     All are made before the first part is judged, so that no model is loaded twice.

@@ -24,7 +24,7 @@ from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.base import PAPER, PAPERS_CODE, Protocol
 from ts2_lightning.evaluation.protocols.data import DataSet, Row
 from ts2_lightning.evaluation.protocols.items import Answered, Estimate, Item, Part, Sampling, Scored
-from ts2_lightning.evaluation.protocols.judged import making_room
+from ts2_lightning.evaluation.protocols.judged import leave_room
 from ts2_lightning.evaluation.protocols.right_answers import COMMON_VALUES, beside_scores
 from ts2_lightning.evaluation.protocols.stored import Answers
 from ts2_lightning.generation.requests import Response
@@ -188,7 +188,7 @@ class NoveltyBench(Protocol):
 
     def responses(self, model: Model, directory: Path) -> Iterator[tuple[Part, Answers]]:
         """As of every protocol; on a GPU the model makes room for the judges."""
-        return making_room(model, super().responses(model, directory))
+        return leave_room(model, super().responses(model, directory))
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """As of every protocol; document `classes`: the class of each response, by the part and the question."""
