@@ -1,4 +1,8 @@
-"""The command line. Nothing heavy is imported until a command runs, so that `--help` answers at once."""
+"""The command line: a file for each command (`commands` lists them), and errors in one line (`errors`).
+
+In: what a user types; out: what is printed, and an exit status. It may import every room, and nothing heavy before a
+command runs, so that `--help` answers at once. Not here: anything that a user of the package without commands needs.
+"""
 
 import os
 import sys

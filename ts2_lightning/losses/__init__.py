@@ -1,4 +1,8 @@
-"""Objectives: one file per family, each a formula on rows of logits."""
+"""Objectives: one file per family, each a formula on rows of logits.
+
+In: rows of logits and what is known of their tokens; out: values of tokens and gradients. It may import only `ops` (and
+what every room may). Not here: models, batches, chunks, devices, and means over tokens.
+"""
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss, ValueLoss
 from ts2_lightning.losses.cross_entropy import CrossEntropyLoss, EntropyBonusLoss, LabelSmoothingLoss, cross_entropy

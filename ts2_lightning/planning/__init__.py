@@ -1,4 +1,8 @@
-"""What a configuration, or making responses, will take: memory, time and checkpoints, before anything runs."""
+"""What a configuration, or making responses, will take: memory, time and checkpoints, before anything runs.
+
+In: a model's config, a trainer's settings, a kind of GPU; out: bytes, seconds, and what they are made of. It may import
+`modules` and what lies below it. Not here: weights, rows, and the words in which a command says all this.
+"""
 
 from ts2_lightning.hardware import GPU, GPUS, Machine, find_gpu, gpu_of_device, this_machine
 from ts2_lightning.planning.counting import MicroBatch
