@@ -231,14 +231,9 @@ def run(
     seed_everything(0, verbose=False)
     watch, memory = Watch(), Memory()
     model = str(world / case.model)
-    module = SFTModule(
-        LanguageModelConfig(model, adapter=adapter),
-        LOSSES[case.loss](),
-        ChunkedEngine(chunk_size=13),
-        AdamWConfig(lr=LR, eps=EPS),
-        ScheduleConfig("constant", warmup_ratio=0.0),
-        nonfinite,
-    )
+    lm, optimizer = LanguageModelConfig(model, adapter=adapter), AdamWConfig(lr=LR, eps=EPS)
+    schedule = ScheduleConfig("constant", warmup_ratio=0.0)
+    module = SFTModule(lm, LOSSES[case.loss](), ChunkedEngine(chunk_size=13), optimizer, schedule, nonfinite)
     data = SFTData(
         train=str(world / "train.jsonl"), validation=str(world / "validation.jsonl"), tokenizer=model,
         batch_size=BATCH_SIZE, micro_batch_size=micro_batch_size, eval_batch_size=3, packing=case.packing,
