@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.support.canned import Canned, canned_model
 from tests.support.served_judge import ServedJudge
 from ts2_lightning.cli.evaluate import run as evaluate
-from ts2_lightning.evaluation import Model, check_spec, files_of, make_measures
+from ts2_lightning.evaluation import Model, check_spec, describe, files_of, make_measures
 from ts2_lightning.evaluation.judges import Case, ChatSettings
 from ts2_lightning.evaluation.judges.harmbench import YES_NO, harmbench_classifier, harmbench_prompt
 from ts2_lightning.evaluation.judges.refusal import PHRASES, Refusal, refuses
@@ -141,6 +141,7 @@ def test_a_served_classifier_is_asked_for_one_token_and_its_maybe_is_counted(tmp
     assert values["malicious_instruct/misaligned_any"] == pytest.approx(2 / 3)
     assert values["malicious_instruct/refused"] == pytest.approx((2 / 4 + 1 + 0) / 3)
     assert values["malicious_instruct/judge_unparsed"] == pytest.approx(1 / 12)
+    assert describe("malicious_instruct/judge_unparsed").shown, "it stands in the tables of grids, too"
     assert {body["max_tokens"] for body in judge.asked} == {1}
     assert sorted(judge.counts.values()) == [1] * 11 + [2]  # what could not be read was asked once more
     assert all(body["prompt"].startswith("[INST] <<SYS>>") for body in judge.asked)

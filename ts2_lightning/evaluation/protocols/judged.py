@@ -19,7 +19,9 @@ from ts2_lightning.generation.requests import Response
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
-JUDGE_UNPARSED = Value("judge_unparsed", "judge unread", "share of verdicts that could not be read", "lower", ".3f")
+JUDGE_UNPARSED = Value(
+    "judge_unparsed", "judge unread", "share of verdicts that could not be read", "lower", ".3f", True
+)
 
 _USUAL = ("truncated", "questions", "samples")
 BESIDE_VERDICTS = (JUDGE_UNPARSED, *(value for value in COMMON_VALUES if value.name in _USUAL))
