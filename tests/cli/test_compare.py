@@ -219,6 +219,10 @@ def test_files_that_cannot_be_read_are_told(stored: Path, capsys: pytest.Capture
             ["weak", "mid", "--values", "accurcy"],
             "no value 'accurcy' is there for each question; did you mean",
         ),
+        (
+            ["endpoint:http://localhost:9#a", "endpoint:http://localhost:9#b", "--evaluation_dir", "evaluaton"],
+            "nothing to compare: --evaluation_dir evaluaton: no such directory",
+        ),
         (["weak", "mid", "--items", "-1"], "--items must be a whole number of at least 0, got -1"),
         (["weak", "mid", "--decoding", "sparse"], "--decoding: no decoding 'sparse'; did you mean sparsemax?"),
         (["weak", "mid", "--decoding", "sparsemax"], "none of these models was measured under a protocol (sparsemax"),
@@ -231,7 +235,9 @@ def test_what_cannot_be_is_told_in_one_line(
     stored: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     assert run(*words) == 2
-    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+    shown = capsys.readouterr()
+    assert said in shown.err.strip().splitlines()[-1]
+    assert shown.out != "\n"
     assert not Path("comparison").exists()
 
 

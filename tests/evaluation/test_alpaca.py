@@ -189,6 +189,10 @@ def test_another_run_is_compared_at_the_same_n(tmp_path: Path, files: dict[str, 
             canned_model(tmp_path / "more", Canned(answers)),
             asked({**files, "baseline": str(first.out)}, reward_dir, n=8),
         )
+    with refused(r"alpaca\.baseline .*: no responses but those of models in it; name one, such as .*/first$"):
+        measured(
+            canned_model(tmp_path / "all", Canned(answers)), asked({**files, "baseline": str(tmp_path)}, reward_dir)
+        )
 
 
 def test_another_baseline_asks_for_its_own_outputs_alone(

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -107,6 +107,20 @@ def test_one_question_and_none_have_no_interval(tmp_path: Path) -> None:
 
 
 # Questions ----------------------------------------------------------------------------------------------------------
+
+
+def test_charts_of_one_protocol_are_told_apart() -> None:
+    """Values of another scale have a chart of their own; the page lists charts by their titles."""
+    results = [result({"quality": [i, 3.0], "diversity": [0.5, 0.5 * i], "words": [2.0, 1.0 + i]}) for i in (1, 2, 4)]
+    wider = {"mine/quality": Value("mine/quality", "quality", "", "higher", ".1f", True)}
+    results = [replace(one, described={**one.described, **wider}) for one in results]
+    charts = sections_of(compare_all([way(*results)]), ENTRANTS, [], [])[1:]
+    assert [chart.title for chart in charts] == [
+        "mine: differences, quality ↑",
+        "mine: differences, diversity ↑, words ↑",
+    ]
+    [alone] = sections_of(compare_all([way(*results)], names=["words"]), ENTRANTS, [], [])[1:]
+    assert alone.title == "mine: differences"
 
 
 @pytest.fixture

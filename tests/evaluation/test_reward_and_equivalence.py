@@ -114,6 +114,8 @@ def test_settings_that_cannot_be_are_refused() -> None:
         RewardSettings("m", "code")  # type: ignore[arg-type]
     with refused("reward.model is empty"):
         RewardSettings("")
+    with refused("reward.model endpoint:http://localhost:1#m: no server gives rewards; name a directory"):
+        RewardSettings("endpoint:http://localhost:1#m")
     with refused("equivalence.model is empty"):
         EquivalenceSettings("")
 

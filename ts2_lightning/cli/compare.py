@@ -68,7 +68,8 @@ def run(argv: Sequence[str]) -> int:
     missing = _missing(ways, entrants, classes, options)
     pairs = compare_all(ways, _baseline(options.baseline, entrants), options.all_pairs, _values(options.values, ways))
     if not any(pair.difference is not None for pair in pairs):
-        put("\n".join([*notes, *missing]))
+        if lines := [*notes, *missing]:
+            put("\n".join(lines))
         raise UserError(_nothing(ways, pairs, options))
     contrasts, of_texts = contrasts_of(pairs, entrants, count, classes)
     below = [*remarks(pairs), *notes, *of_texts, *missing]
@@ -188,6 +189,9 @@ def _command(way: Way, model: str, classes: Mapping[str, str], place: str) -> st
 
 def _nothing(ways: Sequence[Way], pairs: Sequence[Pair], options: Any) -> str:
     """Why there is nothing to compare."""
+    place = options.evaluation_dir
+    if not ways and place != EVALUATION and not Path(place).is_dir():
+        return f"nothing to compare: --evaluation_dir {place}: no such directory; name the --out of evaluate"
     if not ways:
         return (
             f"nothing to compare: none of these models was measured under a protocol ({options.decoding} decoding); "

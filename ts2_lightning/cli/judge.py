@@ -214,7 +214,11 @@ def _remarks(worth: Worth) -> list[str]:
     elif unread > _MANY_UNREAD:
         remarks.append(f"{unread:.0%} of the verdicts could not be read: the figures are of the others alone")
     if len(worth.rows) < _FEW:
-        remarks.append(f"{len(worth.rows):,} rows are few: the intervals count, not the figures")
+        remarks.append(
+            f"{len(worth.rows):,} rows are few: the intervals count, not the figures"
+            if len(worth.rows) > 1
+            else "one row says nothing of a judge"
+        )
     return remarks
 
 

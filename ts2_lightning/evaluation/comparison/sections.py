@@ -43,7 +43,7 @@ def _charts(pairs: Sequence[Pair], entrants: Sequence[Entrant]) -> list[Chart]:
     for pair in pairs:
         if pair.difference is not None:
             by_scale.setdefault((pair.way.title, pair.value.format), []).append(pair)
-    charts = []
+    charts = list[tuple[str, list[Series]]]()
     for (protocol, _), of_scale in by_scale.items():
         series = []
         for first, second in dict.fromkeys((pair.first, pair.second) for pair in of_scale):
@@ -59,8 +59,24 @@ def _charts(pairs: Sequence[Pair], entrants: Sequence[Entrant]) -> list[Chart]:
                     [f"p {p_text(pair.p)}, by Holm {p_text(pair.corrected)}" for pair in same],
                 )
             )
-        charts.append(Chart(f"{protocol}: differences", series, "", "difference", "points"))
-    return charts
+        charts.append((protocol, series))
+    protocols = [protocol for protocol, _ in charts]
+    return [
+        Chart(
+            f"{protocol}: differences" + (f", {_first(series)}" if protocols.count(protocol) > 1 else ""),
+            series,
+            "",
+            "difference",
+            "points",
+        )
+        for protocol, series in charts
+    ]
+
+
+def _first(series: Sequence[Series]) -> str:
+    """What tells a chart from others of its protocol: its first two values."""
+    names = list(dict.fromkeys(str(name) for one in series for name in one.x))
+    return ", ".join(names if len(names) < 3 else [*names[:2], "..."])
 
 
 def _end(end: float, mean: float) -> float:

@@ -150,7 +150,8 @@ class ClassifierBackend(Backend):
         for request in requests:
             _check_row(_ids(request), limits, place)
         tokens = sum(len(_ids(request)) for request in requests)
-        self._to_say = f"{len(requests):,} texts of {tokens:,} tokens by {place} on {', '.join(self._devices)}"
+        texts = "1 text" if len(requests) == 1 else f"{len(requests):,} texts"
+        self._to_say = f"{texts} of {tokens:,} tokens by {place} on {', '.join(self._devices)}"
 
     @cached_property
     def _limits(self) -> ModelLimits:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from ts2_lightning.evaluation.judges.base import OF_NO_VERDICT, Case, plain_judge
 from ts2_lightning.evaluation.judges.classifier import ClassifierJudge
 from ts2_lightning.evaluation.judges.questions import chat_text
+from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.generation.requests import Asked
 from ts2_lightning.ranges import COUNT, NULL, check_numbers
 from ts2_lightning.types import UserError
@@ -53,6 +54,10 @@ class RewardSettings:
             raise UserError(f"reward.format: no format {self.format!r}; there is {', '.join(FORMATS)}")
         if not self.model:
             raise UserError("reward.model is empty; name a directory or a model on the hub")
+        if self.model.startswith(PREFIX):
+            raise UserError(
+                f"reward.model {self.model}: no server gives rewards; name a directory or a model on the hub"
+            )
 
 
 class RewardModel(ClassifierJudge):

@@ -165,7 +165,7 @@ class AlpacaEval(JudgedProtocol):
 
     @cached_property
     def _other_run(self) -> Path | None:
-        return None if self.baseline is None else responses_beside(self.baseline)
+        return None if self.baseline is None else responses_beside(f"{self.name}.baseline", self.baseline)
 
     @cached_property
     def opponents(self) -> dict[str, Opponent]:

@@ -40,10 +40,22 @@ def with_said(asked: AskedPart, model: Model) -> AskedPart:
     return replace(asked, items=items)
 
 
-def responses_beside(place: str) -> Path | None:
-    """The directory with a run's responses that a setting names; None if it names something else."""
+def responses_beside(option: str, place: str) -> Path | None:
+    """The directory with a run's responses that a setting names; None if it names something else.
+
+    Args:
+        option: the setting.
+        place: what it names.
+
+    Raises:
+        UserError: a directory in which several models have theirs, such as `--out` of `evaluate`.
+    """
     path = Path(place).expanduser()
-    return path if path.is_dir() and stores_of(path) else None
+    if path.is_dir() and stores_of(path):
+        return path
+    if inside := [below for below in sorted(path.glob("*")) if below.is_dir() and stores_of(below)]:
+        raise UserError(f"{option} {place}: no responses but those of models in it; name one, such as {inside[0]}")
+    return None
 
 
 def plain_said(details: Any) -> dict[str, str]:
