@@ -14,13 +14,20 @@ from tests.support.canned import Canned, canned_model
 from tests.support.errors import refused
 from tests.support.judges import LLAMA_3, count_rows
 from ts2_lightning.evaluation import Model, check_spec, describe, files_of, make_measures
-from ts2_lightning.evaluation.judges import Case, RewardModel, RewardSettings
+from ts2_lightning.evaluation.judges import Case, ChatSettings, RewardModel, RewardSettings
+from ts2_lightning.evaluation.judges.equivalence import EquivalenceSettings
 from ts2_lightning.evaluation.judges.reward import SAID
 from ts2_lightning.evaluation.preferences import win_at_equal_length
 from ts2_lightning.evaluation.protocols.alpaca import AlpacaEval
+from ts2_lightning.evaluation.protocols.novelty import NoveltyBench
+from ts2_lightning.evaluation.protocols.safety import MaliciousInstruct
+from ts2_lightning.evaluation.protocols.sections import value_sections
+from ts2_lightning.evaluation.protocols.stories import Stories
+from ts2_lightning.evaluation.protocols.tables import Evaluated
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.generation import Response
 from ts2_lightning.metrics import functional as f
+from ts2_lightning.pages import Chart
 
 pytestmark = pytest.mark.usefixtures("judge_cache")
 QUESTIONS = ["Name a fruit.", "Is rain wet?", "Write a line."]
@@ -122,6 +129,11 @@ def test_values_are_those_of_all_subsets(tmp_path: Path, files: dict[str, str], 
     assert mean == pytest.approx(values["win_rate_at_2"])
     assert low <= mean <= high
     assert describe("alpaca/win_rate_at_32").title == "alpaca: win rate, best of 32"
+    [file] = files_of(model.out, check_spec(spec)).values()
+    charts = [one for one in value_sections([Evaluated("m", {"alpaca": read_result(file)})]) if isinstance(one, Chart)]
+    [chart] = [one for one in charts if one.title == "alpaca: best of k responses"]
+    assert (chart.y, [*chart.series[0].x]) == ("win rate, %", [1, 2, 4])
+    assert [*chart.series[0].y] == pytest.approx([values[f"win_rate{end}"] for end in ("", "_at_2", "_at_4")])
     assert len(backend.made) == 3 * N
 
 
@@ -306,6 +318,14 @@ def test_the_papers_code_needs_the_whole_prompt(
     with refused("the format papers_code is of the model's whole prompt, and nothing says it of these responses"):
         measured(kept, spec)
     assert measured(local, spec) == measured(kept, spec)
+
+
+def test_the_model_that_is_used_is_the_one_of_the_settings(reward_dir: Path) -> None:
+    assert AlpacaEval(reward=RewardSettings(str(reward_dir))).models_used == str(reward_dir)
+    assert NoveltyBench(reward=None, equivalence=EquivalenceSettings("unigram")).models_used == "none"
+    assert MaliciousInstruct().models_used == "none"
+    assert Stories(judge=ChatSettings("endpoint:http://localhost:9/v1#m", api_key_env="")).models_used == "m"
+    assert Stories().models_used == Stories.models_needed  # nobody is named yet
 
 
 def test_settings_that_no_value_depends_on_are_none_of_the_values(reward_dir: Path) -> None:

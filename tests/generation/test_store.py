@@ -287,6 +287,27 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(backend.asked) == 15 - len(there)
 
 
+class Paid(Echo):
+    """Looks at the disk before each response: what was paid for is there, whatever ends this process now."""
+
+    keeps_each = True
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self.directory, self.there = directory, []
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
+        for response in super().complete(requests):
+            self.there.append(len(lines(self.directory)) if parts(self.directory) else 0)
+            yield response
+
+
+def test_what_was_paid_for_is_on_disk_at_once(tmp_path: Path) -> None:
+    backend = Paid(tmp_path)
+    store(tmp_path).fill(wanted(), lambda: backend)
+    assert backend.there == [*range(15)]
+
+
 @pytest.mark.parametrize("short", [1, 2])
 def test_a_disk_that_has_room_again_gets_whole_lines(
     short: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -112,7 +112,7 @@ class _Counter:
             of_protocol = [self._wanted(protocol, part, context) for part in protocol.parts()]
             judging.update(protocol.judging(sum(wanted.responses for wanted in of_protocol)))
             costs += [self._cost(wanted, decoding, protocol.batch_size) for wanted in of_protocol]
-        models = dict.fromkeys(one.models_needed for one in asked if one.models_needed != "none")
+        models = dict.fromkeys(one.models_used for one in asked if one.models_used != "none")
         names = tuple(dict.fromkeys(one.name for one in asked))
         return Needs(row, label, names, tuple(costs), judging, tuple(models))
 

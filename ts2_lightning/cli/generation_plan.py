@@ -54,7 +54,7 @@ class PlannedPart:
         wanted: requests of each item by its id.
         batch_size: responses at a time, with transformers.
         judging: what judging the responses takes, see `Protocol.judging`.
-        models_needed: other models that are needed for that; `none`.
+        models_used: other models that are used for that; `none`.
     """
 
     name: str
@@ -62,7 +62,7 @@ class PlannedPart:
     wanted: Mapping[str, Sequence[Request]]
     batch_size: int
     judging: Mapping[str, float] = field(default_factory=dict)
-    models_needed: str = "none"
+    models_used: str = "none"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def parts_of(model: Model, protocols: Iterable[Protocol]) -> list[PlannedPart]:
     return [
         PlannedPart(
             one.name, one.settings, one.wanted, protocol.batch_size, protocol.judging(len(one.items) * one.n),
-            protocol.models_needed,
+            protocol.models_used,
         )
         for protocol, one in asked
     ]  # fmt: skip
@@ -294,9 +294,9 @@ def _judging(parts: Sequence[PlannedPart]) -> list[str]:
     """What is needed of other models, part by part."""
     lines = []
     for part in parts:
-        if part.models_needed != "none":
+        if part.models_used != "none":
             numbers = "".join(f", {number:,.6g} {unit}" for unit, number in part.judging.items())
-            lines.append(f"{part.name}: judging needs {part.models_needed}{numbers}")
+            lines.append(f"{part.name}: judging needs {part.models_used}{numbers}")
     return lines
 
 

@@ -183,7 +183,7 @@ class ResponseStore:
                     progress.add(response)
                     with _told(self.directory):
                         clock.add(response.tokens)
-                    if time.monotonic() - self._written_at > _WRITE_AFTER:
+                    if backend.keeps_each or time.monotonic() - self._written_at > _WRITE_AFTER:
                         self._write(backend)
                         claims.release(self._reader.read())
             finally:

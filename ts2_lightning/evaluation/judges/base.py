@@ -97,6 +97,11 @@ class Judge(ABC):
     """Name in files and messages."""
 
     @property
+    def title(self) -> str:
+        """The name of the model that is asked, for people; `none` for a rule."""
+        return "none"
+
+    @property
     @abstractmethod
     def identity(self) -> Any:
         """Plain values that change when a verdict of the same case may: the model, its prompt, how it is read."""

@@ -252,6 +252,11 @@ class ClassifierJudge(AskedJudge):
         self._backend: ClassifierBackend | None = None
 
     @property
+    def title(self) -> str:
+        """The name of the model, for people."""
+        return self.model
+
+    @property
     def model_identity(self) -> list[Any]:
         """Plain values that change when the model or its tokenizer does: files by their stamps, or names on the hub."""
         places = dict.fromkeys([self.model, self._tokenizer_place])

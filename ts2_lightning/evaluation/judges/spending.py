@@ -123,6 +123,8 @@ class Metered(Backend):
         name: what is judged, for messages.
     """
 
+    keeps_each = True
+
     def __init__(self, inner: Backend, prices: Prices, name: str) -> None:
         self._inner, self._prices, self._name = inner, prices, name
 

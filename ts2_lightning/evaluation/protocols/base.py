@@ -212,6 +212,11 @@ class Protocol(Measure):
         """
         return {}
 
+    @property
+    def models_used(self) -> str:
+        """The models that are used beside the one that is measured, by their names; `none`."""
+        return self.models_needed
+
     # The three stages -------------------------------------------------------------------------------------------
 
     def items(self, data_set: str) -> list[Item]:

@@ -74,6 +74,14 @@ class JudgedProtocol(Protocol):
         of_judges = {name: plain_judge(value) for name, value in judges.items() if is_dataclass(value)}
         return {**super().plain_settings(), **of_judges}
 
+    @property
+    def models_used(self) -> str:
+        """The judge that the settings name; what is needed, where they name none; `none` for a rule."""
+        try:
+            return self.make_judge().title
+        except UserError:
+            return self.models_needed
+
     def judging(self, responses: int) -> Mapping[str, float]:
         """What judging so many responses takes, before any is there: `judge calls`, and `dollars, about`.
 

@@ -152,6 +152,12 @@ class NoveltyBench(Protocol):
             self._reward.check()
         super().check_model(model)
 
+    @property
+    def models_used(self) -> str:
+        """The models that the settings name."""
+        titles = [self._equivalence.title, "none" if self._reward is None else self._reward.title]
+        return " and ".join(title for title in titles if title != "none") or "none"
+
     def judging(self, responses: int) -> dict[str, float]:
         """What judging takes, before any response is there: every two responses to a prompt, at most, and rewards."""
         pairs = 0 if isinstance(self._equivalence, Unigram) else responses * (self.sampling.n - 1) // 2

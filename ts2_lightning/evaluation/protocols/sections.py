@@ -31,7 +31,12 @@ RESPONSES = 3
 _ANSWER = 60
 """Characters of an answer beside its response."""
 
-_CURVES = {"pass": "right in one of k responses", "majority": "vote of k responses"}
+_CURVES = {
+    "pass": ("right in one of k responses", "share of questions"),
+    "majority": ("vote of k responses", "share of questions"),
+    "win_rate": ("best of k responses", "win rate, %"),
+    "lc_win_rate": ("best of k responses, at equal length", "win rate, %"),
+}
 
 
 def value_sections(evaluated: Sequence[Evaluated]) -> list[Section]:
@@ -57,7 +62,7 @@ def _curves(
     title: str, drawn: Sequence[dict[str, dict[int, tuple[float, float, float]]]], evaluated: Sequence[Evaluated]
 ) -> list[Section]:
     sections: list[Section] = []
-    for name, said in _CURVES.items():
+    for name, (said, y) in _CURVES.items():
         series = [
             _series(model.title, curves[name], place)
             for place, (model, curves) in enumerate(zip(evaluated, drawn, strict=True))
@@ -66,9 +71,7 @@ def _curves(
         chance = next((curves["chance"] for curves in drawn if "chance" in curves), None) if name == "pass" else None
         if series:
             series += [_series("k guesses", chance, len(evaluated))] if chance else []
-            sections.append(
-                Chart(f"{title}: {said}", series, "responses k (logarithmic axis)", "share of questions", log_x=True)
-            )
+            sections.append(Chart(f"{title}: {said}", series, "responses k (logarithmic axis)", y, log_x=True))
     return sections
 
 

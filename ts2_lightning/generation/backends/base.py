@@ -9,6 +9,9 @@ from ts2_lightning.generation.requests import Request, Response
 class Backend(ABC):
     """Makes responses to requests."""
 
+    keeps_each: bool = False
+    """Whether each response is written as soon as it is there, since it costs more than a write: it may be paid for."""
+
     @abstractmethod
     def complete(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Makes one response to each request, and hands each over as soon as it is made.

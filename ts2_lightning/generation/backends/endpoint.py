@@ -83,6 +83,8 @@ class Endpoint(Backend):
         UserError: an address that cannot be used, or a field that cannot be left out.
     """
 
+    keeps_each = True
+
     def __init__(self, address: Address, settings: ClientSettings | None = None, leave_out: Sequence[str] = ()) -> None:
         if wrong := next((name for name in leave_out if name not in OPTIONAL), None):
             raise UserError(
