@@ -13,7 +13,7 @@ from tests.evaluation.test_token_explorer import NAMES, network, words
 from tests.support.canned import Canned, canned_model
 from ts2_lightning.evaluation import Model, check_spec, files_of, make_measures
 from ts2_lightning.evaluation.protocols import DataSet, Item, Protocol, Row, Sampling, Scored, right_answer_values
-from ts2_lightning.evaluation.protocols.sections import ProtocolExplorer, text_sections, value_sections
+from ts2_lightning.evaluation.protocols.sections import ProtocolExplorer, text_sections, value_sections, worth
 from ts2_lightning.evaluation.protocols.tables import Evaluated, as_csv
 from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.generation import Response
@@ -132,3 +132,17 @@ def test_no_model_is_loaded_for_the_page_alone(tmp_path: Path, protocol: Words) 
         none = ProtocolExplorer([protocol] if not count else [Silent(data=protocol.data)], count, lambda line: None)
         none.listen(local(1, tmp_path), loads=True)
         assert none.sections() == []
+
+
+@pytest.mark.parametrize(
+    ("scored", "said"),
+    [
+        (Scored("k", "-0.51", -0.51, "[-0.510000023]"), "score -0.51"),  # a reward says it once
+        (Scored("k", "1", 1.0), "score 1 · answer 1"),
+        (Scored("k", "4", 4.0, "Total rating: 4"), "score 4 · answer 4 · Total rating: 4"),
+        (Scored("k", None, 0.0, "[0.0]"), "score 0 · no answer read · [0.0]"),
+        (Scored("k", "1", 1.0, "[" * 99_999), f"score 1 · answer 1 · {'[' * 60}…"),
+    ],
+)
+def test_what_a_response_is_worth_is_said_once(scored: Scored, said: str) -> None:
+    assert worth(Response("k", "text", 1, "stop"), scored) == said

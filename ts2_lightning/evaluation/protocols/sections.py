@@ -1,5 +1,7 @@
 """What a page shows of protocols: values, curves, and responses side by side."""
 
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -159,8 +161,20 @@ def worth(response: Response, scored: Scored | None) -> str:
     cut = "cut off" if response.finish == "length" else ""
     if scored is None:
         return cut
+    score = f"score {scored.score:.3g}"
+    if scored.answer is not None and _is_score(scored.note, scored):  # of a reward, which would be there three times
+        return " · ".join(filter(None, [score, cut]))
     answer = "no answer read" if scored.answer is None else f"answer {_shortened(scored.answer)}"
-    return " · ".join(filter(None, [f"score {scored.score:.3g}", answer, cut, _shortened(scored.note)]))
+    return " · ".join(filter(None, [score, answer, cut, _shortened(scored.note)]))
+
+
+def _is_score(note: str, scored: Scored) -> bool:
+    """Whether a note says nothing but the score, as that of a classifier does."""
+    try:
+        [number] = json.loads(note)
+        return math.isclose(number, scored.score, rel_tol=1e-4)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _shortened(text: str) -> str:

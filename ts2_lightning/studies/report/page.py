@@ -107,7 +107,8 @@ def _long(results: Results) -> Table:
     for (row, name), values in results.by_seed.items():
         summary = summarise(list(values.values()))
         numbers = [summary.mean, summary.sd, summary.n, *map(values.get, seeds)]
-        rows.append([row, *labels[row], name, *numbers])
+        there = [None if number is None or math.isnan(number) else number for number in numbers]
+        rows.append([row, *labels[row], name, *there])
     titles = ["seed none" if seed is None else f"seed {seed}" for seed in seeds]
     return Table("All values", ["row", *results.axes, "metric", "mean", "sd", "n", *titles], rows)
 
