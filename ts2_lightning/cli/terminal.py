@@ -73,10 +73,10 @@ def one_of(names: Iterable[str]) -> Callable[[str], str]:
     Example:
         >>> one_of(["merged", "separate"])("merged")
         'merged'
-        >>> one_of(["merged", "separate"])("seperate")
+        >>> one_of(["merged", "separate"])("mmerged")
         Traceback (most recent call last):
             ...
-        argparse.ArgumentTypeError: expected one of merged, separate, got 'seperate'; did you mean separate?
+        argparse.ArgumentTypeError: expected one of merged, separate, got 'mmerged'; did you mean merged?
     """
     names = list(names)
 
