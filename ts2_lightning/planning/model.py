@@ -143,7 +143,7 @@ def measure_decoding(config: LanguageModelConfig, dtype: torch.dtype) -> tuple[S
 
     Args:
         config: Which model; only its config.json is read, and no weights.
-        dtype: of weights and cache.
+        dtype: number format of weights and cache.
 
     Raises:
         UserError: no config.json there, or a model whose cache cannot be counted.

@@ -32,7 +32,7 @@ class Field(NamedTuple):
         names: names of the field, all of which mean the same.
         fate: treatment of the field.
         says: meaning and treatment, for docs/data.md; for a refused field the remedy, which ends the error message.
-        passes: of a refused field, a test of values that ask for nothing special; None lets empty values pass.
+        passes: test of a refused field's values that ask for nothing special; None lets empty values pass.
     """
 
     names: tuple[str, ...]
