@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from ts2_lightning.engines.linear import frozen_head
 from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, LossResult, TokenLoss
-from ts2_lightning.ops import LogitRows, Workspace, rows_per_block, token_statistics, widest_float
+from ts2_lightning.ops import (
+    LogitRows,
+    RowKernels,
+    SummarisedRows,
+    Workspace,
+    rows_per_block,
+    summary_request,
+    token_statistics,
+    widest_float,
+)
 from ts2_lightning.types import TOKEN_STATISTICS, LossOutput, ReferenceOutput, Targets, UserError
 
 
@@ -149,6 +158,7 @@ def evaluate_rows(
     recorder: TokenRecorder,
     start: int,
     statistics: Collection[str],
+    kernels: RowKernels | None = None,
 ) -> Iterator[tuple[slice, Gradient]]:
     """Runs the loss over rows of logits, block by block, and records what it and the statistics give.
 
@@ -160,13 +170,16 @@ def evaluate_rows(
         start: position of the first row among the N tokens. Of a loss that needs a reference, all its rows of these
             n tokens are computed at once.
         statistics: which to measure.
+        kernels: kernels that read rows of logits, or None for torch's operations.
 
     Yields:
         Which rows make the block, and the weighted gradient with respect to their logits. Its dense parts lie in memory
         that the next block uses again; the block's logits may be overwritten.
     """
     n, K = logits.shape
-    block = rows_per_block(K, logits.device)
+    # Where kernels do all there is to do on [n, K], there are no temporaries that ask for small blocks.
+    block = max(n, 1) if kernels and loss.summary else rows_per_block(K, logits.device)
+    request = summary_request(loss.summary, loss.logit_scale, statistics)
     workspace = Workspace()
     reference = None if targets.reference is None else targets.reference.head(targets.reference.hidden_states)
     for first in range(0, max(n, 1), block):  # no rows at all still tell the names of the statistics
@@ -175,7 +188,11 @@ def evaluate_rows(
         weights = block_targets.weights
         workspace.clear()
         with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
-            rows = LogitRows(logits[part], block_targets, workspace, None if reference is None else reference[part])
+            of_reference = None if reference is None else reference[part]
+            if kernels is None:
+                rows = LogitRows(logits[part], block_targets, workspace, of_reference)
+            else:
+                rows = SummarisedRows(logits[part], block_targets, kernels, request, workspace, of_reference)
             result = loss.evaluate(rows)
             _check(loss, result, rows)
             values = {"objective": result.term.value}

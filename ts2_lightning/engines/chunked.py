@@ -17,6 +17,7 @@ from ts2_lightning.engines.base import (
     evaluate_rows,
     promote,
 )
+from ts2_lightning.engines.kernels import row_kernels
 from ts2_lightning.engines.linear import (
     accumulator,
     factor_dtype,
@@ -51,9 +52,12 @@ class ChunkedEngine(LossEngine):
     Args:
         chunk_size: tokens per chunk, >= 1. Default: equal chunks of at most 192 on a CPU, 2,048 on a GPU, more for a
             small vocabulary.
+        kernels: whether Triton kernels read the rows of logits and write their gradients. By default they do where
+            they can: on NVIDIA GPUs with bfloat16, with Triton installed.
 
     Raises:
         ValueError: `chunk_size` is below 1.
+        UserError: kernels are asked for on a device that cannot run them.
 
     Example:
         >>> from ts2_lightning.losses import TS2Loss
@@ -64,9 +68,10 @@ class ChunkedEngine(LossEngine):
         (torch.Size([5, 8]), torch.Size([5]))
     """
 
-    def __init__(self, chunk_size: int | None = None) -> None:
+    def __init__(self, chunk_size: int | None = None, kernels: bool | None = None) -> None:
         check_number("ChunkedEngine: chunk_size", chunk_size, COUNT, NULL)
         self.chunk_size = chunk_size
+        self.kernels = kernels
 
     def run(
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
@@ -78,7 +83,7 @@ class ChunkedEngine(LossEngine):
         kind = _LinearHead if is_plain_linear(head) else _ModuleHead
         inputs = kind(head, hidden_states, size)
         for start in range(0, max(n, 1), size):
-            _run_chunk(loss, inputs, targets, recorder, slice(start, min(start + size, n)), statistics)
+            _run_chunk(loss, inputs, targets, recorder, slice(start, min(start + size, n)), statistics, self.kernels)
         return inputs.attach(recorder.output(inputs.dtype))
 
     def peak_bytes(self, sizes: LossSizes) -> int:
@@ -109,12 +114,15 @@ def _run_chunk(
     recorder: TokenRecorder,
     part: slice,
     statistics: Collection[str],
+    kernels: bool | None,
 ) -> None:
     """One chunk, of which nothing is left when the next one begins."""
     logits, gradient = inputs.logits(part)
-    chunk = _ChunkGradient(gradient, inputs.takes_lists)
+    chunk = _ChunkGradient(gradient, inputs.takes_lists, inputs.gradient_dtype)
     with torch.no_grad():
-        for rows, share in evaluate_rows(loss, logits, targets.part(part), recorder, part.start, statistics):
+        reader = row_kernels(kernels, logits)
+        blocks = evaluate_rows(loss, logits, targets.part(part), recorder, part.start, statistics, reader)
+        for rows, share in blocks:
             chunk.add(rows, share)
     chunk.give_to(inputs, part)
 
@@ -155,11 +163,14 @@ class _ChunkGradient:
     Args:
         out: [n, K] receives a dense gradient; may be the logits. None: no gradient is wanted.
         lists: whether the head takes lists.
+        dtype: what the head will turn a dense gradient into.
     """
 
-    def __init__(self, out: Tensor | None, lists: bool) -> None:
+    def __init__(self, out: Tensor | None, lists: bool, dtype: torch.dtype) -> None:
         self._out = out
         self._lists = lists
+        self._dtype = dtype
+        self._dense = out
         self._blocks: list[tuple[slice, Gradient]] = []
         self._entries = 0
 
@@ -167,22 +178,31 @@ class _ChunkGradient:
         """Takes the gradient of a block of rows."""
         if self._out is None:
             return
-        self._blocks.append((rows, gradient))
         self._entries += gradient.listed
-        if not (self._lists and gradient.listed and self._entries <= LISTED_SHARE * self._out.numel()):
-            self._lists = False
-            for place, share in self._blocks:
-                share.write_to(self._out[place])
-            self._blocks.clear()
+        if self._lists and gradient.listed and self._entries <= LISTED_SHARE * self._out.numel():
+            # The next block takes the memory in which this one's matrices lie.
+            self._blocks.append((rows, gradient.formed()))
+            return
+        self._lists = False
+        for place, share in [*self._blocks, (rows, gradient)]:
+            self._write(place, share)
+        self._blocks.clear()
+
+    def _write(self, rows: slice, gradient: Gradient) -> None:
+        assert self._out is not None
+        if rows == slice(0, len(self._out)):  # alone in its chunk: it may be of the head's dtype
+            self._dense = gradient.write_to(self._out, self._dtype)
+        else:
+            gradient.write_to(self._out[rows])
 
     def give_to(self, head: "_Head", part: slice) -> None:
         """Adds the chunk's share to the head's gradients."""
-        if self._out is None:
+        if self._dense is None:
             return
         if self._lists:
             head.accumulate_lists(part, self._blocks)
         else:
-            head.accumulate(part, self._out)
+            head.accumulate(part, self._dense)
 
 
 class _Head(ABC):
@@ -209,6 +229,11 @@ class _Head(ABC):
     @property
     def _needs_gradient(self) -> bool:
         return any(g is not None for g in self._gradients)
+
+    @property
+    @abstractmethod
+    def gradient_dtype(self) -> torch.dtype:
+        """The dtype in which the gradient of the logits is multiplied."""
 
     @abstractmethod
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
@@ -243,6 +268,11 @@ class _LinearHead(_Head):
         rows = min(chunk_size, len(hidden_states))
         self._buffer = hidden_states.new_empty(rows, head.out_features, dtype=self.dtype)
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """See `_Head`."""
+        return self._weight.dtype
+
     @torch.no_grad()
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
         """See `_Head`."""
@@ -263,7 +293,7 @@ class _LinearHead(_Head):
         if of_weight is not None:
             multiply_add(of_weight, factor.T, self._factors[part])
         if of_bias and of_bias[0] is not None:
-            of_bias[0] += gradient.sum(0)
+            of_bias[0] += gradient.sum(0, dtype=of_bias[0].dtype)
 
     @torch.no_grad()
     def accumulate_lists(self, part: slice, blocks: list[tuple[slice, Gradient]]) -> None:
@@ -272,6 +302,7 @@ class _LinearHead(_Head):
         for block, gradient in blocks:
             for entries, values in gradient.sparse:
                 assert isinstance(entries, Listed)
+                assert isinstance(values, Tensor)
                 places, columns = entries.rows + (part.start + block.start), entries.columns
                 factor = values.to(self._weight.dtype)[:, None]
                 if of_hidden is not None:
@@ -287,6 +318,11 @@ class _ModuleHead(_Head):
 
     def __init__(self, head: nn.Module, hidden_states: Tensor, chunk_size: int) -> None:
         super().__init__(head, hidden_states, list(head.parameters()))
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """See `_Head`."""
+        return self._output.dtype
 
     def logits(self, part: slice) -> tuple[Tensor, Tensor | None]:
         """See `_Head`."""

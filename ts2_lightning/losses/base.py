@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops import Entries, Listed, LogitRows
+from ts2_lightning.ops import Entmax, Entries, Listed, LogitRows, RowMatrix, SummaryRequest, row_numbers
 
 
 class DensePart(NamedTuple):
@@ -23,20 +23,68 @@ class DensePart(NamedTuple):
 
     Attributes:
         coefficient: [n].
-        basis: [n, K].
+        basis: [n, K], or a matrix of the rows by its name, which a kernel never forms.
         excluded: entries at which this part is zero, or None.
     """
 
     coefficient: Tensor
-    basis: Tensor
+    basis: Tensor | RowMatrix
     excluded: Entries | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The basis as a tensor [n, K]."""
+        return self.basis.tensor if isinstance(self.basis, RowMatrix) else self.basis
+
+    def is_multiple_of(self, other: "DensePart") -> bool:
+        """Whether another part differs in its coefficient alone."""
+        if self.excluded is not other.excluded:
+            return False
+        if isinstance(self.basis, RowMatrix) and isinstance(other.basis, RowMatrix):
+            return self.basis == other.basis
+        return self.basis is other.basis
+
+
+class Multiple(NamedTuple):
+    """coefficient_i * basis_ij at some entries.
+
+    Attributes:
+        coefficient: [n], or one number.
+        basis: a matrix of the rows, or a projection at its support.
+    """
+
+    coefficient: Tensor | float
+    basis: RowMatrix | Entmax
 
 
 class SparsePart(NamedTuple):
-    """`values` at `entries`, zero elsewhere."""
+    """`values` at `entries`, zero elsewhere.
+
+    Attributes:
+        entries: the entries.
+        values: a tensor of values at them, or a multiple of a basis that a kernel knows.
+    """
 
     entries: Entries
-    values: Tensor
+    values: Tensor | Multiple
+
+    @property
+    def tensor(self) -> Tensor:
+        """The values as a tensor."""
+        if not isinstance(self.values, Multiple):
+            return self.values
+        coefficient, basis = self.values
+        numbers = basis.at(self.entries)
+        if isinstance(coefficient, Tensor):
+            coefficient = self.entries.of_rows(coefficient)
+        return numbers if isinstance(coefficient, float) and coefficient == 1.0 else numbers * coefficient
+
+    def scaled(self, factor: Tensor | float) -> "SparsePart":
+        """These values times a factor: a number, or [n] numbers."""
+        if isinstance(self.values, Multiple):
+            return self._replace(values=self.values._replace(coefficient=self.values.coefficient * factor))
+        at = self.entries.of_rows(factor) if isinstance(factor, Tensor) else factor
+        return self._replace(values=(self.values * at).to(self.values.dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +103,7 @@ class Gradient:
         dense = list(self.dense)
         for part in other.dense:
             # Multiples of the same softmax become one: each part is a pass over memory.
-            same = [i for i, mine in enumerate(dense) if mine.basis is part.basis and mine.excluded is part.excluded]
+            same = [i for i, mine in enumerate(dense) if mine.is_multiple_of(part)]
             if same:
                 dense[same[0]] = part._replace(coefficient=dense[same[0]].coefficient + part.coefficient)
             else:
@@ -65,17 +113,29 @@ class Gradient:
     def scaled(self, factor: Tensor | float) -> "Gradient":
         """This gradient times a factor: a number, or [n] numbers."""
 
-        def at(entries: Entries) -> Tensor | float:
-            return entries.of_rows(factor) if isinstance(factor, Tensor) else factor
-
         dense = (DensePart((c * factor).to(c.dtype), b, x) for c, b, x in self.dense)
-        return Gradient(tuple(dense), tuple(SparsePart(e, (v * at(e)).to(v.dtype)) for e, v in self.sparse))
+        return Gradient(tuple(dense), tuple(part.scaled(factor) for part in self.sparse))
 
-    def write_to(self, out: Tensor) -> None:
-        """Writes the gradient over `out` [n, K], which may be the logits themselves."""
-        if not self.dense:
+    def write_to(self, out: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Writes the gradient over `out` [n, K], which may be the logits themselves.
+
+        Args:
+            out: memory of at least float32.
+            dtype: bfloat16 lets a kernel, where one writes, round the gradient on its way: its rows then lie in
+                those of `out`, as far apart. Default: that of `out`.
+
+        Returns:
+            The gradient [n, K]: `out`, or its memory seen as bfloat16.
+        """
+        numbers = row_numbers(self.dense, self.sparse)
+        if numbers is not None:
+            return numbers.write_to(out, dtype)
+        # Everything is formed before the first write, which may be over the logits.
+        dense = [(part.coefficient, part.matrix, part.excluded) for part in self.dense]
+        sparse = [(part.entries, part.tensor) for part in self.sparse]
+        if not dense:
             out.zero_()
-        for i, (coefficient, basis, excluded) in enumerate(self.dense):
+        for i, (coefficient, basis, excluded) in enumerate(dense):
             before = excluded.at(out) if excluded is not None and i > 0 else 0.0
             if i == 0:
                 torch.mul(basis, coefficient[:, None], out=out)
@@ -83,15 +143,19 @@ class Gradient:
                 out.addcmul_(basis, coefficient[:, None])
             if excluded is not None:
                 excluded.put(out, before)
-        for entries, values in self.sparse:
+        for entries, values in sparse:
             entries.add(out, values)
+        return out
+
+    def formed(self) -> "Gradient":
+        """The same gradient with its sparse values as tensors, which do not need the rows any more."""
+        return Gradient(self.dense, tuple(part._replace(values=part.tensor) for part in self.sparse))
 
     @property
     def listed(self) -> int:
         """Number of entries of a gradient that consists of lists alone (a position may come twice), else 0."""
-        if self.dense or not all(isinstance(entries, Listed) for entries, _ in self.sparse):
-            return 0
-        return sum(len(values) for _, values in self.sparse)
+        lists = [entries for entries, _ in self.sparse if isinstance(entries, Listed)]
+        return 0 if self.dense or len(lists) < len(self.sparse) else sum(len(entries.rows) for entries in lists)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +210,13 @@ class TokenLoss(ABC):
         logit_scale: c, the factor on the logits at which the loss projects them; the statistics report the support of
             sparsemax(c z).
         needs_reference: Whether the loss reads `rows.reference`, what a frozen reference model says about each token.
+        summary: What value and gradient follow from, if a summary of each row is enough: a GPU's kernel then reads a
+            whole chunk of rows at once. None: the loss may form matrices [n, K], and gets a few rows at a time.
     """
 
     logit_scale: float = 1.0
     needs_reference: bool = False
+    summary: SummaryRequest | None = None
 
     @abstractmethod
     def evaluate(self, rows: LogitRows) -> LossResult:

@@ -3,7 +3,7 @@
 import torch
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
-from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops import LogitRows, SummaryRequest
 from ts2_lightning.ranges import NOT_NEGATIVE, SHARE, check_number
 
 
@@ -14,7 +14,7 @@ def cross_entropy(rows: LogitRows) -> Term:
 
 def softmax_part(rows: LogitRows) -> Gradient:
     """The gradient softmax(z), of log sum_j exp z_j."""
-    return Gradient(dense=(DensePart(1 / rows.normalizer, rows.exponentials),))
+    return Gradient(dense=(DensePart(1 / rows.normalizer, rows.matrix("exponentials")),))
 
 
 def minus_gold(rows: LogitRows) -> Gradient:
@@ -24,19 +24,17 @@ def minus_gold(rows: LogitRows) -> Gradient:
 
 def uniform_cross_entropy(rows: LogitRows) -> Term:
     """L = -mean_j log softmax(z)_j over the K tokens that are not masked, with gradient softmax(z) - 1/K."""
-    unmasked = rows.unmasked
-    count = unmasked.sum(-1)
-    shifted = torch.sub(rows.logits, rows.maximum[:, None], out=rows.buffer()).nan_to_num_(neginf=0.0)
-    value = rows.normalizer.log() - shifted.sum(-1) / count
-    return Term(value, softmax_part(rows) + Gradient(dense=(DensePart(-1 / count, unmasked),)))
+    value = rows.normalizer.log() - rows.mean_logit
+    uniform = DensePart(-1 / rows.unmasked_count, rows.matrix("unmasked"))
+    return Term(value, softmax_part(rows) + Gradient(dense=(uniform,)))
 
 
 def negative_entropy(rows: LogitRows) -> Term:
     """L = sum_j p_j log p_j with p = softmax(z), with gradient p (log p + H), H the entropy."""
     entropy, log_normalizer = rows.entropy, rows.normalizer.log()
     dense = (
-        DensePart(1 / rows.normalizer, rows.weighted_exponentials),
-        DensePart((entropy - log_normalizer) / rows.normalizer, rows.exponentials),
+        DensePart(1 / rows.normalizer, rows.matrix("weighted_exponentials")),
+        DensePart((entropy - log_normalizer) / rows.normalizer, rows.matrix("exponentials")),
     )
     return Term(-entropy, Gradient(dense=dense))
 
@@ -57,6 +55,8 @@ class CrossEntropyLoss(TokenLoss):
         >>> round(CrossEntropyLoss().evaluate(rows).term.value.item(), 4)
         0.4076
     """
+
+    summary = SummaryRequest()
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient, see `cross_entropy`."""
@@ -86,6 +86,8 @@ class LabelSmoothingLoss(TokenLoss):
         >>> round(LabelSmoothingLoss(epsilon=0.2).evaluate(rows).term.value.item(), 4)
         0.6076
     """
+
+    summary = SummaryRequest(uniform=True)
 
     def __init__(self, epsilon: float = 0.2) -> None:
         check_number("LabelSmoothingLoss: epsilon", epsilon, SHARE)
@@ -121,6 +123,8 @@ class EntropyBonusLoss(TokenLoss):
         >>> round(EntropyBonusLoss(gamma=0.1).evaluate(rows).term.value.item(), 4)
         0.3244
     """
+
+    summary = SummaryRequest()
 
     def __init__(self, gamma: float = 0.1) -> None:
         check_number("EntropyBonusLoss: gamma", gamma, NOT_NEGATIVE)

@@ -4,9 +4,9 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from ts2_lightning.losses.base import Gradient, LossResult, SparsePart, Term, TokenLoss
+from ts2_lightning.losses.base import Gradient, LossResult, Multiple, SparsePart, Term, TokenLoss
 from ts2_lightning.losses.cross_entropy import minus_gold
-from ts2_lightning.ops import ENTMAX_ORDERS, Entmax, LogitRows
+from ts2_lightning.ops import ENTMAX_ORDERS, SUMMARISED_ORDERS, Entmax, LogitRows, SummaryRequest
 from ts2_lightning.ranges import check_number
 
 
@@ -22,12 +22,10 @@ def fenchel_young(rows: LogitRows, projection: Entmax, entropy: Tensor) -> Term:
         projection: p of every row.
         entropy: [n] H(p), a concave entropy that is zero where p is one-hot.
     """
-    support, p = projection.support, projection.probabilities
-    shifted = support.at(rows.logits) - support.of_rows(rows.maximum)
-    expected = support.sum(p * shifted)
     # The loss is never negative; rounding can leave it a hair below zero.
-    value = (expected - rows.gold_logit + entropy).clamp(min=0)
-    return Term(value, Gradient(sparse=(SparsePart(support, p),)) + minus_gold(rows))
+    value = (rows.expected_under(projection) - rows.gold_logit + entropy).clamp(min=0)
+    p = SparsePart(projection.support, Multiple(1.0, projection))
+    return Term(value, Gradient(sparse=(p,)) + minus_gold(rows))
 
 
 def entmax_loss(rows: LogitRows, alpha: float) -> Term:
@@ -46,8 +44,7 @@ def entmax_loss(rows: LogitRows, alpha: float) -> Term:
 
 def tsallis_entropy(projection: Entmax, alpha: float) -> Tensor:
     """H(p) = (1 - sum_j p_j^alpha) / (alpha (alpha - 1)) of a sparse distribution, [n]; at alpha = 2 Gini's entropy."""
-    powers = projection.probabilities.square() if alpha == 2 else projection.probabilities.pow(alpha)
-    return (1 - projection.support.sum(powers)) / (alpha * (alpha - 1))
+    return (1 - projection.power_sum(alpha)) / (alpha * (alpha - 1))
 
 
 class FenchelYoungLoss(TokenLoss):
@@ -106,6 +103,7 @@ class EntmaxLoss(FenchelYoungLoss):
     def __init__(self, alpha: float = 1.5) -> None:
         check_number("EntmaxLoss: alpha", alpha, ENTMAX_ORDERS)
         self.alpha = alpha
+        self.summary = SummaryRequest(support_scale=1.0, alpha=alpha) if alpha in SUMMARISED_ORDERS else None
 
     def project(self, rows: LogitRows) -> Entmax:
         """See `FenchelYoungLoss`."""
@@ -134,6 +132,8 @@ class SparsemaxLoss(FenchelYoungLoss):
         >>> round(SparsemaxLoss().evaluate(rows).term.value.item(), 4)
         0.09
     """
+
+    summary = SummaryRequest(support_scale=1.0)
 
     def project(self, rows: LogitRows) -> Entmax:
         """See `FenchelYoungLoss`."""

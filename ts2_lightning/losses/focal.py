@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ts2_lightning.losses.base import LossResult, TokenLoss
 from ts2_lightning.losses.cross_entropy import cross_entropy
-from ts2_lightning.ops import LogitRows, widest_float
+from ts2_lightning.ops import LogitRows, SummaryRequest, widest_float
 from ts2_lightning.ranges import NOT_NEGATIVE, POSITIVE, Range, check_number
 from ts2_lightning.types import UserError
 
@@ -51,6 +51,8 @@ class FocalLoss(TokenLoss):
         0.0153
     """
 
+    summary = SummaryRequest()
+
     def __init__(self, gamma: float = 3.0) -> None:
         check_number("FocalLoss: gamma", gamma, NOT_NEGATIVE)
         self.gamma = gamma
@@ -90,6 +92,7 @@ class TOFULoss(TokenLoss):
         check_number("TOFULoss: beta", beta, Range(above=0, most=1))
         self.gamma = gamma
         self.beta = beta
+        self.summary = SummaryRequest(softmax_scale=1 / beta)
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient."""
@@ -127,6 +130,8 @@ class LambdaPRLoss(TokenLoss):
         >>> round(LambdaPRLoss().evaluate(rows).term.value.item(), 4)
         8.3255
     """
+
+    summary = SummaryRequest()
 
     def __init__(self, lambda_: float = 0.1, alpha: float = 1e-5) -> None:
         check_number("LambdaPRLoss: lambda_", lambda_, POSITIVE)

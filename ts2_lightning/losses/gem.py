@@ -6,7 +6,7 @@ import torch
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
 from ts2_lightning.losses.cross_entropy import minus_gold, softmax_part
-from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops import LogitRows, SummaryRequest
 from ts2_lightning.ranges import Range, check_number
 from ts2_lightning.types import UserError
 
@@ -68,6 +68,7 @@ class GEMLoss(TokenLoss):
             raise UserError(f"GEMLoss: h must be linear or logsigmoid, got {h!r}")
         self.beta = beta
         self.h = h
+        self.summary = SummaryRequest(softmax_scale=1 / beta) if h == "linear" else None
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
 from ts2_lightning.losses.cross_entropy import cross_entropy
-from ts2_lightning.ops import LogitRows
+from ts2_lightning.ops import LogitRows, SummaryRequest
 from ts2_lightning.ranges import POSITIVE, check_number
 
 
@@ -22,8 +22,8 @@ def inflation(rows: LogitRows, value: Tensor, slopes: DensePart, gold_slope: Ten
         slopes: coefficient times basis is p_j f'(p_j) / F.
         gold_slope: [n] p_y f'(p_y) / f(p_y).
     """
-    mean = slopes.coefficient * slopes.basis.sum(-1) - gold_slope  # sum_k p_k g_k
-    dense = (slopes, DensePart(-mean / rows.normalizer, rows.exponentials))
+    mean = slopes.coefficient * slopes.matrix.sum(-1) - gold_slope  # sum_k p_k g_k
+    dense = (slopes, DensePart(-mean / rows.normalizer, rows.matrix("exponentials")))
     # A share is at most one; rounding can leave the loss a hair below zero.
     return Term(value.clamp(min=0), Gradient(dense=dense, sparse=(SparsePart(rows.gold, -gold_slope),)))
 
@@ -55,6 +55,7 @@ class PowerInflationLoss(TokenLoss):
     def __init__(self, alpha: float = 2.0) -> None:
         check_number("PowerInflationLoss: alpha", alpha, POSITIVE)
         self.alpha = alpha
+        self.summary = SummaryRequest(softmax_scale=alpha)
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient."""

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ts2_lightning.losses.base import DensePart, Gradient, LossResult, SparsePart, Term, TokenLoss
+from ts2_lightning.losses.base import DensePart, Gradient, LossResult, Multiple, SparsePart, Term, TokenLoss
 from ts2_lightning.losses.cross_entropy import cross_entropy
 from ts2_lightning.losses.fenchel_young import EntmaxLoss, FenchelYoungLoss, SparsemaxLoss
-from ts2_lightning.ops import Entries, LogitRows
+from ts2_lightning.ops import Entries, LogitRows, SummaryRequest
 from ts2_lightning.ranges import COUNT, NOT_NEGATIVE, POSITIVE, Only, Range, check_number
 
 
@@ -35,9 +35,10 @@ def tail_suppression(rows: LogitRows, kept: Entries, tail_mass_cap: float | None
         capped = tail >= tail_mass_cap
         value = torch.where(capped, torch.log1p(torch.full_like(tail, -tail_mass_cap)).neg(), value)
         outside, ratio = outside.masked_fill(capped, 0), ratio.masked_fill(capped, 0)
-    inside = -rows.probabilities_at(kept) * kept.of_rows(ratio)
-    dense = (DensePart(outside, rows.exponentials, excluded=kept),)
-    return Term(value, Gradient(dense=dense, sparse=(SparsePart(kept, inside),)))
+    exponentials = rows.matrix("exponentials")
+    dense = (DensePart(outside, exponentials, excluded=kept),)
+    inside = SparsePart(kept, Multiple(-ratio / rows.normalizer, exponentials))
+    return Term(value, Gradient(dense=dense, sparse=(inside,)))
 
 
 def _check(owner: str, alpha: float, logit_scale: float, top_k: int | None, tail_mass_cap: float | None) -> None:
@@ -90,6 +91,8 @@ class FenchelYoungPlusLoss(TokenLoss):
         self.top_k = top_k
         self.adaptive = adaptive
         self.tail_mass_cap = tail_mass_cap
+        if self.base.summary is not None and top_k is None:
+            self.summary = self.base.summary._replace(softmax_scale=logit_scale, support_scale=logit_scale)
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient; the parts are the base, by its name, and `tail_suppression`, as they enter the sum."""
@@ -98,7 +101,7 @@ class FenchelYoungPlusLoss(TokenLoss):
         plausible = projection.support if self.top_k is None else scaled.top_k(self.top_k)
         weight: Tensor | float = self.alpha
         if self.adaptive:
-            weight = self.alpha * (1 - projection.support.pick(projection.probabilities, scaled.labels))
+            weight = self.alpha * (1 - projection.at_columns(scaled.labels))
         base = self.base.term(scaled)
         suppression = tail_suppression(scaled, scaled.with_gold(plausible), self.tail_mass_cap).scaled(weight)
         name = type(self.base).__name__.removesuffix("Loss").lower()
@@ -157,6 +160,11 @@ class TS2Loss(TokenLoss):
         """c."""
         return self._plus.logit_scale
 
+    @property
+    def summary(self) -> SummaryRequest | None:  # type: ignore[override]
+        """See `TokenLoss`."""
+        return self._plus.summary
+
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient; the parts are `sparsemax` and `tail_suppression`, as they enter the sum."""
         return self._plus.evaluate(rows)
@@ -199,6 +207,7 @@ class SuppressionOnlyLoss(TokenLoss):
         self.logit_scale = logit_scale
         self.top_k = top_k
         self.tail_mass_cap = tail_mass_cap
+        self.summary = SummaryRequest(logit_scale, support_scale=logit_scale) if top_k is None else None
 
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient; the parts are `cross_entropy` and `tail_suppression`, as they enter the sum."""

@@ -6,7 +6,7 @@ Not here: anything that knows a model, a batch or a loss.
 
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.precision import widest_float
-from ts2_lightning.ops.rows import LogitRows, Mass, Workspace, rows_per_block
+from ts2_lightning.ops.rows import LogitRows, Mass, RowMatrix, Workspace, rows_per_block
 from ts2_lightning.ops.sparse import Entries, Listed, Masked
 from ts2_lightning.ops.statistics import (
     HeadAndTail,
@@ -14,13 +14,16 @@ from ts2_lightning.ops.statistics import (
     gold_rank,
     head_and_tail,
     heads_and_tails,
+    summary_request,
     token_statistics,
     top_probabilities,
     tspd_names,
 )
+from ts2_lightning.ops.summary import SUMMARISED_ORDERS, RowKernels, SummarisedRows, SummaryRequest, row_numbers
 
 __all__ = [
     "ENTMAX_ORDERS",
+    "SUMMARISED_ORDERS",
     "Entmax",
     "Entries",
     "HeadAndTail",
@@ -28,6 +31,10 @@ __all__ = [
     "LogitRows",
     "Masked",
     "Mass",
+    "RowKernels",
+    "RowMatrix",
+    "SummarisedRows",
+    "SummaryRequest",
     "Workspace",
     "divergence",
     "entmax",
@@ -35,7 +42,9 @@ __all__ = [
     "gold_rank",
     "head_and_tail",
     "heads_and_tails",
+    "row_numbers",
     "rows_per_block",
+    "summary_request",
     "token_statistics",
     "top_probabilities",
     "tspd_names",

@@ -13,7 +13,7 @@ iteration is finished in float64 on the few entries that they hold.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,8 +45,9 @@ MAXIMA_STEPS, FULL_STEPS = 12, 8
 """Newton steps where the number must not depend on the data: on the block maxima, then on the full width."""
 
 
-class Entmax(NamedTuple):
-    """alpha-entmax of n rows of logits z.
+@dataclass(frozen=True)
+class Entmax:
+    """alpha-entmax of n rows of logits z, or another distribution whose support is a set of entries.
 
     Attributes:
         support: the entries with positive probability.
@@ -59,6 +60,20 @@ class Entmax(NamedTuple):
     probabilities: Tensor
     threshold: Tensor
     size: Tensor
+
+    def at(self, entries: Entries) -> Tensor:
+        """The probabilities at `entries`, which must be `support` itself."""
+        assert entries is self.support
+        return self.probabilities
+
+    def at_columns(self, columns: Tensor) -> Tensor:
+        """The probability of one token in each row. `columns`: [n] int64. Returns [n]."""
+        return self.support.pick(self.probabilities, columns)
+
+    def power_sum(self, alpha: float) -> Tensor:
+        """sum_j p_j^alpha of every row, [n]."""
+        p = self.probabilities
+        return self.support.sum(p.square() if alpha == 2 else p.pow(alpha))
 
 
 def block_width(vocabulary: int) -> int:

@@ -7,8 +7,9 @@ blocks whose temporaries stay in the cache.
 Shapes: n rows, K columns (the vocabulary).
 """
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,29 @@ class Mass(NamedTuple):
 
     inside: Tensor
     outside: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowMatrix:
+    """A matrix [n, K] of rows of logits by its name: it is formed when it is read, and by a kernel never.
+
+    Attributes:
+        rows: the rows.
+        name: the property of the rows that is the matrix.
+    """
+
+    rows: "LogitRows"
+    name: Literal["exponentials", "weighted_exponentials", "unmasked"]
+
+    @property
+    def tensor(self) -> Tensor:
+        """The matrix. Read only."""
+        matrix: Tensor = getattr(self.rows, self.name)
+        return matrix
+
+    def at(self, entries: Entries) -> Tensor:
+        """The values of the matrix at some entries."""
+        return entries.at(self.tensor)
 
 
 class Workspace:
@@ -146,6 +170,17 @@ class LogitRows:
         return torch.gt(self.logits, -torch.inf, out=self.buffer())
 
     @cached_property
+    def unmasked_count(self) -> Tensor:
+        """[n] number of tokens that are not masked, in the dtype of the logits."""
+        return self.unmasked.sum(-1)
+
+    @cached_property
+    def mean_logit(self) -> Tensor:
+        """[n] mean of z_j - max(z) over the tokens that are not masked, never positive."""
+        shifted = torch.sub(self.logits, self.maximum[:, None], out=self.buffer()).nan_to_num_(neginf=0.0)
+        return shifted.sum(-1) / self.unmasked_count
+
+    @cached_property
     def block_maxima(self) -> Tensor:
         """[n, ceil(K / block_width(K))] maxima of blocks of columns."""
         return block_maxima(self.logits)
@@ -160,7 +195,21 @@ class LogitRows:
         """[n] z_y - max(z), never positive."""
         return self.gold.at(self.logits) - self.maximum
 
+    @cached_property
+    def above_gold(self) -> Tensor:
+        """[n] number of tokens with a larger logit than the gold one's, in the dtype of the logits."""
+        gold = self.gold.at(self.logits)
+        return torch.gt(self.logits, gold[:, None], out=self.buffer()).sum(-1)
+
+    def top_logits(self, k: int) -> Tensor:
+        """The k largest z_j - max(z) of each row, [n, min(k, K)] in falling order."""
+        return self.top(k)[0] - self.maximum[:, None]
+
     # -- softmax
+
+    def matrix(self, name: Literal["exponentials", "weighted_exponentials", "unmasked"]) -> RowMatrix:
+        """One of these rows' matrices [n, K], for a gradient that is a multiple of it."""
+        return RowMatrix(self, name)
 
     @cached_property
     def _shifted_and_exponentials(self) -> tuple[Tensor, Tensor]:
@@ -231,6 +280,12 @@ class LogitRows:
     def sparsemax(self) -> Entmax:
         """sparsemax(z), which is 2-entmax(z)."""
         return self.entmax(2.0)
+
+    def expected_under(self, projection: Entmax) -> Tensor:
+        """E[z_j - max(z)] under a sparse distribution of each row, [n]; never positive."""
+        support = projection.support
+        shifted = support.at(self.logits) - support.of_rows(self.maximum)
+        return support.sum(projection.probabilities * shifted)
 
     def with_gold(self, entries: Entries) -> Entries:
         """A set of entries and the gold token of every row, made once for each set."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows
 from ts2_lightning.ops.sparse import some_per_row
+from ts2_lightning.ops.summary import SummaryRequest
 from ts2_lightning.types import TOKEN_STATISTICS
 from ts2_lightning.values import Value
 
@@ -70,6 +71,26 @@ def token_statistics(
     return {name: statistics[name] for name in names}
 
 
+def summary_request(
+    request: SummaryRequest | None, logit_scale: float, names: Collection[str] = TOKEN_STATISTICS
+) -> SummaryRequest:
+    """What a summary has to hold that serves a loss and statistics, by one read of the rows if that can be.
+
+    Args:
+        request: what the loss follows from, or None for a loss that reads the rows themselves.
+        logit_scale: factor c of `token_statistics`.
+        names: names of the statistics.
+
+    Example:
+        >>> summary_request(SummaryRequest(), 1.0, ["support_size"]).support_scale
+        1.0
+    """
+    request = request or SummaryRequest()
+    if request.support_scale is None and not _SUPPORT.isdisjoint(names):
+        request = request._replace(support_scale=logit_scale, alpha=2.0)
+    return request
+
+
 def _of_support(rows: LogitRows, logit_scale: float) -> tuple[Tensor, Tensor, Tensor]:
     scaled = rows.scaled(logit_scale)
     support = scaled.sparsemax.support
@@ -78,6 +99,8 @@ def _of_support(rows: LogitRows, logit_scale: float) -> tuple[Tensor, Tensor, Te
     size = scaled.sparsemax.size.to(outside.dtype)
     return in_support.to(outside.dtype), size, outside + rows.gold_probability.masked_fill(in_support, 0)
 
+
+_SUPPORT = {"gold_in_support", "support_size", "tail_mass"}
 
 _MEASURES: dict[tuple[str, ...], Callable[[LogitRows, float], Sequence[Tensor]]] = {
     ("cross_entropy",): lambda rows, _: [rows.cross_entropy],
@@ -112,7 +135,7 @@ def top_probabilities(rows: LogitRows, k: int) -> Tensor:
         >>> [round(p, 4) for p in top_probabilities(rows, 4)[0].tolist()]
         [0.5, 0.25, 0.25, 0.0]
     """
-    return _probabilities(rows, rows.top(k)[0], k)
+    return _probabilities(rows, rows.top_logits(k), k)
 
 
 def gold_rank(rows: LogitRows) -> Tensor:
@@ -126,8 +149,7 @@ def gold_rank(rows: LogitRows) -> Tensor:
         >>> gold_rank(rows).tolist()
         [2.0, 1.0]
     """
-    gold = rows.gold.at(rows.logits)
-    return torch.gt(rows.logits, gold[:, None], out=rows.buffer()).sum(-1) + 1
+    return rows.above_gold + 1
 
 
 class HeadAndTail(NamedTuple):
@@ -177,7 +199,7 @@ def heads_and_tails(rows: LogitRows, orders: Sequence[int]) -> dict[int, HeadAnd
     is_gold = columns == rows.labels[:, None]
     named = some_per_row(columns, rows.logits.shape[-1]).union(rows.labels)
     beyond = rows.mass(named).outside
-    p = _probabilities(rows, values, most)
+    p = _probabilities(rows, values - rows.maximum[:, None], most)
     is_gold = torch.nn.functional.pad(is_gold, (0, most - is_gold.shape[-1]))
     of_order = {}
     for m in orders:
@@ -221,6 +243,6 @@ def divergence(rows: LogitRows, reference: Tensor) -> Divergence:
 
 
 def _probabilities(rows: LogitRows, values: Tensor, k: int) -> Tensor:
-    """Softmax probabilities [n, k] of some logits of each row, filled up with zeros. `values`: [n, at most k]."""
-    probabilities = (values - rows.maximum[:, None]).exp() / rows.normalizer[:, None]
+    """Softmax probabilities [n, k] of some z - max(z) of each row, filled up with zeros. `values`: [n, at most k]."""
+    probabilities = values.exp() / rows.normalizer[:, None]
     return torch.nn.functional.pad(probabilities, (0, k - probabilities.shape[-1]))
