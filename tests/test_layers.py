@@ -39,7 +39,7 @@ MAY_USE: dict[str, set[str]] = {
     "types": {"torch"},
     "ops": {"torch"},
     "losses": {"torch"},
-    "engines": {"torch"},
+    "engines": {"torch", "importlib", "os", "warnings"},  # which way a device takes: what is installed there
     "metrics": {"torch", "torchmetrics", "sacrebleu", "sentence_transformers", "nltk"},
 }
 STANDARD = {"abc", "collections", "contextlib", "dataclasses", "enum", "functools", "math", "typing", "__future__"}
