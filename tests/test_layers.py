@@ -37,7 +37,7 @@ TABLE = read_table(PAGE.read_text(encoding="utf-8"))
 # Third parties that the lower rooms may use: pure tensor functions know neither models nor trainers.
 MAY_USE: dict[str, set[str]] = {
     "types": {"torch"},
-    "ops": {"torch"},
+    "ops": {"torch", "triton"},
     "losses": {"torch"},
     "engines": {"torch", "importlib", "os", "warnings"},  # which way a device takes: what is installed there
     "metrics": {"torch", "torchmetrics", "sacrebleu", "sentence_transformers", "nltk"},

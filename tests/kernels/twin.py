@@ -1,4 +1,4 @@
-"""The two row kernels in plain PyTorch, by their definitions: a full sort for the threshold, dense sums, float64 throughout.
+"""The two row kernels in plain PyTorch, by their definitions: a full sort for the threshold, dense sums, float64.
 
 The reference of the kernels, and what stands in for them where Triton cannot run. No shape depends on a value.
 """
@@ -10,7 +10,7 @@ from ts2_lightning.ops.summary import FIELDS, SummaryRequest
 
 
 def summarize(logits: Tensor, labels: Tensor, request: SummaryRequest) -> Tensor:
-    """[len(FIELDS), n] in the dtype of the logits; fields that the request does not ask for, and `lanes`, hold zeros."""
+    """[len(FIELDS), n] in the dtype of the logits; `lanes`, and fields that are not asked for, hold zeros."""
     z = logits.double()
     finite = z != -torch.inf
     maximum = z.amax(-1)
@@ -98,7 +98,7 @@ def _probabilities(d: Tensor, threshold: Tensor, request: SummaryRequest) -> Ten
 
 
 def _threshold(scaled: Tensor, alpha: float) -> Tensor:
-    """[n] tau with sum_j max(s_j - tau, 0)^(1 / (alpha - 1)) = 1 of s = `scaled`, whose maximum is 0, by a full sort."""
+    """[n] tau with sum_j max(s_j - tau, 0)^(1 / (alpha - 1)) = 1 of s = `scaled`, whose maximum is 0: by a sort."""
     # Entries below -1 have no probability; clamped, a masked token's infinity stays out of the sums.
     falling = scaled.clamp(min=-2).sort(-1, descending=True).values
     count = torch.arange(1, scaled.shape[-1] + 1, device=scaled.device, dtype=scaled.dtype)

@@ -1,6 +1,7 @@
 """Pure tensor functions: simplex projections, rows of logits, sets of tokens, statistics of tokens.
 
-In: logits [n, K] and gold tokens [n]; out: values per row. It may import only torch, and what every room may.
+In: logits [n, K] and gold tokens [n]; out: values per row. It may import only torch, and what every room may; Triton
+in `row_kernels`, which is not imported here.
 Not here: anything that knows a model, a batch or a loss.
 """
 
