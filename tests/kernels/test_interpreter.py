@@ -9,19 +9,23 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this platform lacks")
 
-FILE = Path(__file__).with_name("interpreted_kernels.py")
+KERNELS, ENGINE = (Path(__file__).with_name(f"interpreted_{name}.py") for name in ("kernels", "engine"))
 
 
-def interpret(*options: str) -> None:
-    """Runs pytest on the file, and shows what it said if a test failed or none was run."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "--timeout=3000", *options, str(FILE)]
+def interpret(file: Path, *options: str) -> None:
+    """Runs pytest on a file, and shows what it said if a test failed or none was run."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "--timeout=3000", *options, str(file)]
     settings = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, env=settings, cwd=FILE.parents[2], capture_output=True, text=True)
+    ran = subprocess.run(command, env=settings, cwd=file.parents[2], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
 
 
 def test_narrow_rows() -> None:
-    interpret()
+    interpret(KERNELS)
+
+
+def test_the_engine() -> None:
+    interpret(ENGINE)
 
 
 @pytest.mark.slow
@@ -29,4 +33,10 @@ def test_narrow_rows() -> None:
 @pytest.mark.parametrize("selection", ["narrow", "50257", "128256", "151936", "262144"])
 def test_all_rows(selection: str) -> None:
     """The remaining pairs of narrow rows, and whole vocabularies."""
-    interpret("-m", "slow", "-k", "equals" if selection == "narrow" else selection)
+    interpret(KERNELS, "-m", "slow", "-k", "equals" if selection == "narrow" else selection)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_engine_with_every_objective() -> None:
+    interpret(ENGINE, "-m", "slow")

@@ -92,6 +92,7 @@ class ChunkedEngine(LossEngine):
         A plain head: the factors' copies, a buffer of logits 4 n K, and a block's temporaries or the gradient's copy.
         A head called as a module: its output, logits and gradient of a chunk, a copy of the hidden states; then the
         gradient in the output's dtype, and what autograd gives for hidden states and head.
+        Where kernels read the logits there are no temporaries, and the gradient's copy lies in the logits' memory.
         """
         factor = sizes.factor_itemsize
         chunk = min(sizes.tokens, self.chunk_size or _even_chunks(sizes.tokens, sizes.vocabulary, sizes.device))
