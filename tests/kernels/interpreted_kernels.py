@@ -30,7 +30,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layouts small enough for rows of 1,537 logits to take every way through the programs."""
     of_width = row_kernels.layout_for
 
-    def layout_for(vocabulary: int) -> row_kernels.RowLayout:
+    def layout_for(vocabulary: int, uniform: bool = False) -> row_kernels.RowLayout:
         depth = max(4, triton.next_power_of_2(triton.cdiv(vocabulary, 128)))
         narrow = {"lanes": 128, "strip": 4, "held_lanes": HELD_LANES, "depth": depth, "tile": 512}
         return of_width(vocabulary)._replace(**narrow)
@@ -249,6 +249,18 @@ def test_programs_start_on_the_device_of_the_tensors(monkeypatch: pytest.MonkeyP
     fields = row_kernels.summarize(logits, labels, SummaryRequest())
     row_kernels.write_gradient(logits, labels, fields, coefficients_of(fields), SummaryRequest(), logits, *[False] * 3)
     assert entered == [logits.device.index] * 2
+
+
+@pytest.mark.usefixtures("narrow")
+def test_operators_are_what_they_say() -> None:
+    """Nothing is written but what the schema names, and tensors without data get the same shapes."""
+    request, (logits, labels) = REQUESTS["two_scales"], rows_of("randn", 2, 40)
+    fields = row_kernels.summarize(logits, labels, request)
+    checks = ("test_schema", "test_faketensor")
+    operators = torch.ops.ts2_lightning
+    torch.library.opcheck(operators.row_summary.default, (logits, labels, *request), test_utils=checks)
+    arguments = (logits, labels, fields, coefficients_of(fields), torch.empty_like(logits), *request[:3], *[True] * 3)
+    torch.library.opcheck(operators.row_gradient.default, arguments, test_utils=checks)
 
 
 @pytest.mark.slow

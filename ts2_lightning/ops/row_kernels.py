@@ -34,7 +34,7 @@ class RowLayout(NamedTuple):
     Attributes:
         warps: groups of 32 threads in a program.
         lanes: strided groups of columns, `LANES_PER_WARP` for each warp, so that each belongs to one thread.
-        strip: columns of a lane that are read at a time.
+        strip: columns of a lane that are read at a time; fewer where more sums are wanted.
         held_lanes: lanes that are held in registers; where more may have support, the row is read again.
         depth: columns of a lane, rounded up; at least 4.
         tile: columns of the gradient that are written at a time.
@@ -48,11 +48,12 @@ class RowLayout(NamedTuple):
     tile: int
 
 
-def layout_for(vocabulary: int) -> RowLayout:
+def layout_for(vocabulary: int, uniform: bool = False) -> RowLayout:
     """The layout for rows of K logits.
 
     Args:
         vocabulary: number K of columns, at least 1.
+        uniform: whether the summary has `unmasked` and `total` too.
 
     Example:
         >>> layout_for(128_256)
@@ -62,7 +63,7 @@ def layout_for(vocabulary: int) -> RowLayout:
     lanes = LANES_PER_WARP * warps
     depth = max(4, _power_of_two(-(-vocabulary // lanes)))
     held_lanes = max(1, min(held_lanes, HELD_PER_WARP * warps // depth))
-    return RowLayout(warps, lanes, strip=8, held_lanes=held_lanes, depth=depth, tile=4 * lanes)
+    return RowLayout(warps, lanes, strip=4 if uniform else 8, held_lanes=held_lanes, depth=depth, tile=4 * lanes)
 
 
 def _power_of_two(least: int) -> int:
@@ -132,7 +133,7 @@ def _row_summary(
     logits: Tensor, labels: Tensor, softmax_scale: float, support_scale: float | None, alpha: float, uniform: bool
 ) -> Tensor:
     n, K = logits.shape
-    layout = layout_for(K)
+    layout = layout_for(K, uniform)
     fields = logits.new_zeros(len(FIELDS), n)
     lists = labels.new_empty(n, layout.held_lanes, dtype=torch.int32)
     if n:

@@ -18,9 +18,11 @@ import triton.language as tl
 from ts2_lightning.ops.summary import FIELDS
 
 FLOOR = tl.constexpr(-1e30)
-"""Stands for -inf, a masked token's logit and whatever lies beyond the row: finite, so that it times 0 is 0."""
+"""Stands for -inf where it would be multiplied by 0."""
 
 MASKED = tl.constexpr(float("-inf"))
+"""The logit of a masked token, and of what lies beyond the row."""
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 MARGIN = tl.constexpr(1e-5)
@@ -182,7 +184,7 @@ def _solve_reading(
         powers = tl.zeros([LANES], tl.float32)
         slopes = tl.zeros([LANES], tl.float32)
         for start in range(0, K, STRIP * LANES):
-            z = tl.load(logits + start + columns, mask=(start + columns < K) & hit[None, :], other=FLOOR)
+            z = tl.load(logits + start + columns, mask=(start + columns < K) & hit[None, :], other=MASKED)
             some_powers, some_slopes = _powers(_excess(z - maximum, factor, threshold), Q)
             powers += tl.sum(some_powers, 0)
             slopes += tl.sum(some_slopes, 0)
@@ -196,24 +198,25 @@ def _solve_reading(
 
 
 @triton.jit
-def _measure(d, exists, is_gold, factor, threshold, scale, SCALED: tl.constexpr, Q: tl.constexpr):
+def _measure(d, is_gold, factor, threshold, scale, SCALED: tl.constexpr, Q: tl.constexpr):
     """What entries give to the sums over S, inside of S and y, and outside: seven tensors of their shape.
 
     They are for `size`, `expected` (without the factor c), `powers`, `tail`, `kept`, `scaled_tail` and `scaled_kept`.
+    What is masked, or beyond the row, has a d of -inf, and gives nothing.
     """
     excess = _excess(d, factor, threshold)
-    inside = (excess > 0.0) & exists
-    kept = (inside | is_gold) & exists
-    root = tl.where(inside, excess, 0.0)  # p^(alpha - 1)
+    inside = excess > 0.0
+    kept = inside | is_gold
+    root = tl.maximum(excess, 0.0)  # p^(alpha - 1)
     p = root
     if Q == 2:
         p = root * root
     expected = p * tl.where(inside, d, 0.0)
-    e = tl.where(exists, tl.exp2(d * LOG2E), 0.0)
+    e = tl.exp2(d * LOG2E)
     tail = tl.where(kept, 0.0, e)
     mass = tl.where(kept, e, 0.0)
     if SCALED:
-        e = tl.where(exists, tl.exp2(d * (scale * LOG2E)), 0.0)
+        e = tl.exp2(d * (scale * LOG2E))
     return inside.to(tl.float32), expected, p * root, tail, mass, tl.where(kept, 0.0, e), tl.where(kept, e, 0.0)
 
 
@@ -221,19 +224,18 @@ def _measure(d, exists, is_gold, factor, threshold, scale, SCALED: tl.constexpr,
 def _of_few_lanes(logits, list, label, maximum, factor, threshold, scale, hit, hits, K, LANES: tl.constexpr,
                   HELD: tl.constexpr, DEPTH: tl.constexpr, SCALED: tl.constexpr, Q: tl.constexpr):  # fmt: skip
     """Threshold, and sums of `_measure`, where at most HELD lanes may hold support: read once, into registers."""
-    place = tl.cumsum(hit.to(tl.int32), 0) - 1
-    tl.store(list + place, tl.arange(0, LANES), mask=hit)
+    tl.store(list + tl.cumsum(hit.to(tl.int32), 0) - 1, tl.arange(0, LANES), mask=hit)
     tl.debug_barrier()  # what one thread has written, others read
-    places = tl.arange(0, HELD)
-    chosen = tl.load(list + places, mask=places < hits, other=0)
-    columns = chosen[:, None] + LANES * tl.arange(0, DEPTH)[None, :]
-    exists = (columns < K) & (places < hits)[:, None]
-    d = tl.load(logits + columns, mask=exists, other=FLOOR) - maximum
+    place = tl.arange(0, HELD)
+    lane = tl.load(list + place, mask=place < hits, other=0)
+    turn = tl.arange(0, DEPTH)
+    columns = lane[:, None] + LANES * turn[None, :]
+    d = tl.load(logits + columns, mask=(columns < K) & (place < hits)[:, None], other=MASKED) - maximum
     threshold = _solve(d, factor, threshold, Q)
-    size, expected, powers, tail, kept, scaled_tail, scaled_kept = _measure(
-        d, exists, columns == label, factor, threshold, scale, SCALED, Q)  # fmt: skip
-    return (threshold, tl.sum(size), tl.sum(expected), tl.sum(powers), tl.sum(tail), tl.sum(kept),
-            tl.sum(scaled_tail), tl.sum(scaled_kept))  # fmt: skip
+    is_gold = (lane == label % LANES)[:, None] & (turn == label // LANES)[None, :]
+    sums = _measure(d, is_gold, factor, threshold, scale, SCALED, Q)
+    return (threshold, tl.sum(sums[0]), tl.sum(sums[1]), tl.sum(sums[2]), tl.sum(sums[3]), tl.sum(sums[4]),
+            tl.sum(sums[5]), tl.sum(sums[6]))  # fmt: skip
 
 
 @triton.jit
@@ -245,9 +247,8 @@ def _of_many_lanes(logits, label, maximum, factor, threshold, scale, hit, K, LAN
     size, expected, powers, tail, kept, scaled_tail, scaled_kept = zeros, zeros, zeros, zeros, zeros, zeros, zeros
     columns = tl.arange(0, STRIP)[:, None] * LANES + tl.arange(0, LANES)[None, :]
     for start in range(0, K, STRIP * LANES):
-        exists = (start + columns < K) & hit[None, :]
-        d = tl.load(logits + start + columns, mask=exists, other=FLOOR) - maximum
-        of_strip = _measure(d, exists, start + columns == label, factor, threshold, scale, SCALED, Q)
+        d = tl.load(logits + start + columns, mask=(start + columns < K) & hit[None, :], other=MASKED) - maximum
+        of_strip = _measure(d, start + columns == label, factor, threshold, scale, SCALED, Q)
         size += tl.sum(of_strip[0], 0)
         expected += tl.sum(of_strip[1], 0)
         powers += tl.sum(of_strip[2], 0)
