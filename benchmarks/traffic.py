@@ -6,11 +6,12 @@
 On a GPU what a loss does with rows of logits costs the bytes that it moves. Each operation of a step, forward and
 backward, is counted as it is dispatched: what it reads and writes, in passes over the logits [N, K] in float32. The
 matrix products of the head are left out, and the head is narrow, so that its gradient hardly counts. The figures are
-for the way without Triton kernels, with bfloat16 factors, and for rows whose support is a handful of tokens; in
-"all rows wide" no row's is.
+for the way without Triton kernels, with bfloat16 factors. In a block of rows supports are short lists if no row has
+a large one, else long lists or masks; "long lists" and "masks" are with statistics too.
 """
 
 import argparse
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -84,14 +85,18 @@ def declare(name: str, moved: Callable[..., int]) -> None:
     DECLARED[name] = moved
 
 
+SUPPORTS = {"short lists": (0,), "long lists": (1, 0), "masks": (1,)}
+"""How supports of a block of rows are stored -> what the device answers: whether a list is too short for some row."""
+
+
 class Traffic(TorchDispatchMode):
     """Counts the bytes that operations read and write while it is on, as a GPU would.
 
     A tensor that an operation reads twice counts once; of a broadcast or a selection counts what is read. Under
-    `FakeTensorMode` nothing is computed, so that any size can be counted; what the host asks for is then `answer`.
+    `FakeTensorMode` nothing is computed, so that any size can be counted; what the host asks for is then one of `answers`.
 
     Args:
-        answer: number that a tensor without data gives for `.item()`.
+        answers: what tensors without data give for `.item()`, in turn and again from the start.
 
     Attributes:
         moved: bytes by operation.
@@ -106,9 +111,9 @@ class Traffic(TorchDispatchMode):
         ({'ones': 40, 'mul_': 80, 'sum': 44}, 3)
     """
 
-    def __init__(self, answer: int = 0) -> None:
+    def __init__(self, answers: Sequence[float] = (0,)) -> None:
         super().__init__()
-        self.answer = answer
+        self._answers = itertools.cycle(answers)
         self.moved: Counter[str] = Counter()
         self.products: Counter[str] = Counter()
         self.operations = self.synchronisations = 0
@@ -120,7 +125,8 @@ class Traffic(TorchDispatchMode):
         if name == "_local_scalar_dense":
             self.synchronisations += 1
             if isinstance(args[0], FakeTensor):
-                return bool(self.answer) if args[0].dtype == torch.bool else self.answer
+                answer = next(self._answers)
+                return bool(answer) if args[0].dtype == torch.bool else answer
         result = func(*args, **kwargs)
         moved = _moved(func, name, args, kwargs, result)
         if moved:
@@ -197,6 +203,8 @@ def _within(name: str, operand: Tensor, result: Any) -> int:
         return 2 * _size(operand)
     if name in ("_softmax_backward_data", "_log_softmax_backward_data"):  # so is a sum over the gradient
         return _size(operand)
+    if name == "topk":  # a radix select reads a byte of each number at a time, before it gathers
+        return operand.itemsize * _size(operand)
     if name == "logsumexp":  # a maximum; differences, their exponentials in place, and a sum of these
         return 5 * _size(operand)
     return 0
@@ -292,7 +300,10 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def measure(
-    loss: TokenLoss | None, statistics: Collection[str] = (), shape: tuple[int, int] = SHAPE, wide: bool = False
+    loss: TokenLoss | None,
+    statistics: Collection[str] = (),
+    shape: tuple[int, int] = SHAPE,
+    supports: str = "short lists",
 ) -> Figures:
     """Counts a forward and a backward pass from hidden states [N, H] and a head [K, H] in bfloat16, in one chunk.
 
@@ -300,15 +311,14 @@ def measure(
         loss: the objective; None is plain cross-entropy in PyTorch.
         statistics: names of what is measured at every token.
         shape: (N tokens, K vocabulary).
-        wide: the rows' supports are of many tokens, all of them.
+        supports: how supports are stored, one of `SUPPORTS`.
     """
     n, k = shape
-    rows = min(n, max(1, rows_of_logits.ELEMENTS_PER_BLOCK["cuda"] // k))
     with as_on_a_gpu(), FakeTensorMode():
         hidden = torch.empty(n, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         head = nn.Linear(WIDTH, k, bias=False, dtype=torch.bfloat16)
         labels, positions = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
-        with Traffic(rows if wide else 0) as traffic:
+        with Traffic(SUPPORTS[supports]) as traffic:
             if loss is None:
                 total = F.cross_entropy(head(hidden).float(), labels, reduction="sum")
             else:
@@ -319,7 +329,7 @@ def measure(
 
 
 def measure_all(subjects: Collection[str], shape: tuple[int, int]) -> dict[str, dict[str, Figures]]:
-    """Name of a subject -> figures of a step that measures nothing, one with the default statistics, one as wide."""
+    """Name of a subject -> figures of its step without statistics, with them, and with them and large supports."""
     figures = {}
     for name in subjects:
         if name == PLAIN:
@@ -329,16 +339,16 @@ def measure_all(subjects: Collection[str], shape: tuple[int, int]) -> dict[str, 
         figures[name] = {
             "bare": measure(loss, (), shape),
             "statistics": measure(loss, TOKEN_STATISTICS, shape),
-            "all rows wide": measure(loss, TOKEN_STATISTICS, shape, wide=True),
+            **{kind: measure(loss, TOKEN_STATISTICS, shape, kind) for kind in ("long lists", "masks")},
         }
     return figures
 
 
 def table(figures: Mapping[str, Mapping[str, Figures]]) -> str:
     """The passes as Markdown, a row per subject; operations and synchronisations are those with statistics."""
-    columns = ("bare", "statistics", "all rows wide")
+    columns = ("bare", "statistics", "long lists", "masks")
     lines = ["| passes over float32 [N, K] | " + " | ".join((*columns, "operations", "synchronisations")) + " |"]
-    lines.append("| --- |" + " ---: |" * 5)
+    lines.append("| --- |" + " ---: |" * 6)
     for name, ways in figures.items():
         way = ways.get("statistics", ways["bare"])
         cells = [f"{ways[column].passes:.1f}" if column in ways else "" for column in columns]

@@ -1,4 +1,6 @@
-"""The way of a GPU, without one: the same numbers, and nothing that would make the host wait for the device."""
+"""The way of a GPU, without one: the same numbers, and nothing that would make the host wait for the device but a flag
+that says whether lists are long enough for the supports of a block of rows.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,12 +16,12 @@ from tests.gpu_way import as_on_a_gpu
 from tests.reference import ANCHORED, OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.engines.linear import factor_dtype
-from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
+from ts2_lightning.losses import CrossEntropyLoss, EntmaxLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.types import ReferenceOutput, Targets
 
 ALL = OBJECTIVES | ANCHORED
-N = 160
+N, K, BLOCKS = 160, 5000, 2
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -43,33 +45,64 @@ def test_the_same_numbers(objective: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert_close(actual, wanted, torch.float64)
 
 
+@pytest.mark.parametrize("objective", ALL)
+@pytest.mark.parametrize(
+    ("flatness", "too_short"),
+    [(4.0, [False]), (0.03, [True, False]), (0.001, [True, True])],
+    ids=["short lists", "long lists", "masks"],
+)
+def test_the_same_numbers_however_large_the_supports(
+    objective: str, flatness: float, too_short: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = as_on_a_gpu(monkeypatch)
+    loss, formula = ALL[objective]
+    hidden, weight, labels, weights = problem(5, 6, 16_400)
+    hidden *= flatness
+    wanted = expected(formula, linear(weight), hidden, labels, weights)
+    actual, _ = found(ChunkedEngine(), loss, linear(weight), hidden, labels, weights)
+    assert_close(actual, wanted, torch.float64)
+    assert flags.told[-len(too_short) :] == too_short  # of sparsemax, for the statistics
+
+
 def step_without_data(
     engine: LossEngine, loss: TokenLoss, dtype: torch.dtype, wrap: Callable[[nn.Linear], nn.Module] = lambda head: head
 ) -> None:
     """Forward and backward pass on tensors without values, in two chunks or blocks, of which one is short."""
     with FakeTensorMode(), NoBooleanIndices():
         hidden = torch.empty(N, 64, dtype=dtype, requires_grad=True)
-        head = nn.Linear(64, 5000, bias=True, dtype=dtype)
+        head = nn.Linear(64, K, bias=True, dtype=dtype)
         labels, positions = torch.empty(N, dtype=torch.long), torch.empty(N, dtype=torch.long)
-        reference = ReferenceOutput(torch.empty(N, 8, dtype=dtype), nn.Linear(8, 5000, dtype=dtype))
+        reference = ReferenceOutput(torch.empty(N, 8, dtype=dtype), nn.Linear(8, K, dtype=dtype))
         targets = Targets(labels, torch.empty(N), positions, positions, reference if loss.needs_reference else None)
         output = engine(loss, wrap(head), hidden, targets)
         output.total.backward()
         assert hidden.grad.dtype == head.weight.grad.dtype == dtype
-        assert head.weight.grad.shape == (5000, 64)
+        assert head.weight.grad.shape == (K, 64)
         assert all(value.shape == (N,) for value in output.tokens.values())
         assert all(value.dtype == torch.float32 for value in output.tokens.values())
 
 
 @pytest.mark.parametrize("objective", ALL)
-@pytest.mark.parametrize("engine", [FullEngine(), ChunkedEngine(), ChunkedEngine(128)], ids=["full", "chunked", "128"])
+@pytest.mark.parametrize(
+    ("engine", "too_short"),
+    [(FullEngine(), False), (ChunkedEngine(), True), (ChunkedEngine(128), False)],
+    ids=["full, lists", "chunked, masks", "128, lists"],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nothing_depends_on_data(
-    objective: str, engine: LossEngine, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    objective: str, engine: LossEngine, dtype: torch.dtype, too_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here."""
-    as_on_a_gpu(monkeypatch, products=True)
-    step_without_data(engine, ALL[objective][0], dtype)
+    """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here.
+
+    But for one flag for each block of rows and each projection: sparsemax, of which there are statistics, and the
+    loss's own.
+    """
+    flags = as_on_a_gpu(monkeypatch, products=True, answers=[too_short])
+    loss = ALL[objective][0]
+    step_without_data(engine, loss, dtype)
+    base = getattr(loss, "base", loss)
+    thresholds = 2 if isinstance(base, EntmaxLoss) and base.alpha != 2 else 1
+    assert len(flags.told) == BLOCKS * thresholds
 
 
 @pytest.mark.parametrize("loss", [TS2Loss(), CrossEntropyLoss()])
@@ -79,7 +112,7 @@ def test_under_autocast(
     loss: TokenLoss, engine: LossEngine, wrap: Callable[[nn.Linear], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Float32 weights, bfloat16 factors, and everything of the loss in float32."""
-    as_on_a_gpu(monkeypatch, products=True)
+    as_on_a_gpu(monkeypatch, products=True, answers=[False])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         step_without_data(engine, loss, torch.float32, wrap)
 

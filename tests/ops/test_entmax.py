@@ -1,6 +1,6 @@
 """The sort-free thresholds against a full sort or a bisection, and against the conditions that define the projection.
 
-Everything runs twice: with supports as lists, and as masks by a fixed number of steps, the way of a GPU.
+Everything runs twice: with supports as lists of pairs, and as padded lists and masks, the way of a GPU.
 """
 
 import entmax as references
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from tests.gpu_way import as_on_a_gpu
 from tests.reference import sparsemax as by_sort
-from ts2_lightning.ops import Listed, Masked, entmax
+from ts2_lightning.ops import Listed, Masked, Padded, entmax
 from ts2_lightning.ops import entmax_probabilities as dense
 from ts2_lightning.ops.entmax import block_maxima, block_width
 
 WIDTHS = [1, 2, 3, 255, 256, 257, 512, 1000, 4099, 16400]
 
 
-@pytest.fixture(params=[Listed, Masked], autouse=True)
-def kind_of_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type:
-    if request.param is Masked:
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "gpu":
         as_on_a_gpu(monkeypatch)
     return request.param
 
@@ -95,15 +95,42 @@ def test_is_the_projection(values: list[float], repeats: int) -> None:
     assert result.size.item() == (p > 0).sum().item() == result.support.count().item()
 
 
-def test_a_set_is_what_the_machine_likes(kind_of_set: type) -> None:
-    assert isinstance(entmax(torch.randn(3, 40)).support, kind_of_set)
+def test_a_set_is_what_the_machine_likes(way: str) -> None:
+    narrow, wide = torch.randn(3, 40), torch.randn(3, 4099)
+    kinds = [type(entmax(logits).support) for logits in (narrow, wide * 5, wide / 99)]
+    assert kinds == ([Listed] * 3 if way == "cpu" else [Masked, Padded, Masked])
 
 
-def test_listed_entries_are_distinct(kind_of_set: type) -> None:
-    support = entmax(logits_of("flat", 4, 4099, torch.float32)).support
-    if isinstance(support, Listed):
-        flat = support.rows * 4099 + support.columns
-        assert len(flat.unique()) == len(flat)
+@pytest.mark.parametrize("k", [1031, 4099, 8192, 16400, 16513])
+@pytest.mark.parametrize("alpha", [1.5, 2])
+def test_supports_are_those_of_float64(k: int, alpha: float) -> None:
+    """Entry by entry, on rows of all kinds, each kind by itself: as lists, long lists and masks."""
+    for kind in ("randn", "peaked", "flat", "very_flat", "all_equal", "two_values", "wide_range", "offset", "masked"):
+        z = logits_of(kind, 6, k, torch.float32)
+        z[0, k - 3 :] = z[0].amax() + 0.5  # in the last block, which may be shorter
+        z[1, k - 40 : k - 3] = z[1].amax()  # and across its border
+        expected = (by_sort(z.double()) if alpha == 2 else bisected(z.double(), alpha)) > 0
+        result = entmax(z, alpha)
+        made = torch.zeros_like(z)
+        result.support.put(made, 1.0)
+        assert torch.equal(made.bool(), expected), kind
+        assert torch.equal(result.size, expected.sum(-1)), kind
+
+
+def test_a_list_is_long_enough_for_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows with large supports among many with small ones; many entries of one block, or of many blocks."""
+    flags = as_on_a_gpu(monkeypatch)
+    told = {}
+    for number, apart in [(32, 1000), (33, 1000), (63, 1), (64, 1), (1023, 7), (1024, 7)]:
+        z = torch.full((3, 40_000), -5.0)
+        z[:, 0] = 0
+        z[1, torch.arange(number) * apart] = torch.linspace(0, 1e-4, number)
+        flags.told.clear()
+        assert entmax(z).size.tolist() == [1, number, 1]
+        told[number] = flags.told.copy()
+        torch.testing.assert_close(dense(z), by_sort(z.double()).float(), rtol=1e-5, atol=1e-8)
+    long, masks = [True, False], [True, True]
+    assert told == {32: [False], 33: long, 63: [False], 64: long, 1023: long, 1024: masks}
 
 
 def test_no_rows() -> None:

@@ -1,12 +1,12 @@
-"""Both kinds of sets answer alike, and as a mask over the matrix would."""
+"""All kinds of sets answer alike, and as a mask over the matrix would."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.gpu_way import as_on_a_gpu
-from ts2_lightning.ops import Entries, Listed, Masked
-from ts2_lightning.ops.sparse import some_per_row
+from ts2_lightning.ops import Entries, Listed, Masked, Padded
+from ts2_lightning.ops.sparse import some_per_row, told
 
 N, K = 4, 9
 MASK = torch.zeros(N, K, dtype=torch.bool)
@@ -14,10 +14,12 @@ MASK[0, [1, 5]] = MASK[2, 3] = MASK[3, :] = True  # row 1 has none, row 3 all
 
 
 def sets() -> list[Entries]:
-    return [Listed(*MASK.nonzero(as_tuple=True), N), Masked(MASK)]
+    columns = torch.stack([torch.randperm(K) for _ in range(N)])  # row 3 is full: a list has no column to fill it up
+    padded = Padded(columns, MASK.gather(-1, columns))
+    return [Listed(*MASK.nonzero(as_tuple=True), N), Masked(MASK), padded]
 
 
-@pytest.fixture(params=[0, 1], ids=["listed", "masked"])
+@pytest.fixture(params=[0, 1, 2], ids=["listed", "masked", "padded"])
 def entries(request: pytest.FixtureRequest) -> Entries:
     return sets()[request.param]
 
@@ -62,6 +64,7 @@ def test_membership(entries: Entries, matrix: Tensor) -> None:
     torch.testing.assert_close(entries.pick(entries.at(matrix), columns), expected)
 
 
+@pytest.mark.parametrize("entries", sets()[:2], ids=["listed", "masked"])
 def test_union(entries: Entries) -> None:
     columns = torch.tensor([5, 5, 4, 0])
     union = torch.zeros(N, K)
@@ -70,12 +73,35 @@ def test_union(entries: Entries) -> None:
     assert entries.union(columns).count().tolist() == [2, 1, 2, K]
 
 
-@pytest.mark.parametrize("kind", [Listed, Masked])
-def test_some_per_row(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kind is Masked:
+@pytest.mark.parametrize(("kind", "vocabulary"), [(Listed, K), (Masked, K), (Padded, 32)])
+def test_some_per_row(kind: type, vocabulary: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind is not Listed:
         as_on_a_gpu(monkeypatch)
-    entries = some_per_row(torch.tensor([[2, 0], [1, 8]]), K)
+    entries = some_per_row(torch.tensor([[2, 0], [1, 8]]), vocabulary)
     assert isinstance(entries, kind)
-    made = torch.zeros(2, K)
+    made = torch.zeros(2, vocabulary)
     entries.put(made, 1.0)
     assert made.nonzero().tolist() == [[0, 0], [0, 2], [1, 1], [1, 8]]
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, K - 1])
+def test_a_padded_list_grows_by_a_column_that_is_not_there(m: int) -> None:
+    """Whether the new one is an entry, fills up, or is none of the list's; again and again."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        columns = torch.stack([torch.randperm(K)[:m] for _ in range(N)])
+        entries = Padded(columns, torch.rand(N, m) < 0.5)
+        mask = torch.zeros(N, K, dtype=torch.bool).scatter_(-1, entries.columns, entries.member)
+        while entries.columns.shape[-1] < K:
+            added = torch.randint(K, (N,))
+            entries, mask = entries.union(added), mask.scatter(-1, added[:, None], True)
+            made = torch.zeros(N, K).scatter_add_(-1, entries.columns, torch.ones_like(entries.columns).float())
+            assert made.max() == 1  # distinct
+            entries.put(made.zero_(), 1.0)
+            assert torch.equal(made.bool(), mask)
+            assert torch.equal(entries.count(), mask.sum(-1))
+
+
+def test_a_plan_takes_the_largest_sets() -> None:
+    assert told(torch.tensor(False, device="meta"))
+    assert [told(torch.tensor(flag)) for flag in (True, False)] == [True, False]

@@ -8,7 +8,7 @@ Not here: anything that knows a model, a batch or a loss.
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows, Mass, RowMatrix, Workspace, rows_per_block
-from ts2_lightning.ops.sparse import Entries, Listed, Masked
+from ts2_lightning.ops.sparse import Entries, Listed, Masked, Padded
 from ts2_lightning.ops.statistics import (
     HeadAndTail,
     divergence,
@@ -32,6 +32,7 @@ __all__ = [
     "LogitRows",
     "Masked",
     "Mass",
+    "Padded",
     "RowKernels",
     "RowMatrix",
     "SummarisedRows",

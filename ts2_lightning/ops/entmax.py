@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ts2_lightning.ops import sparse
 from ts2_lightning.ops.precision import widest_float
-from ts2_lightning.ops.sparse import Entries, Listed, Masked
+from ts2_lightning.ops.sparse import Entries, Listed, Masked, Padded
 from ts2_lightning.ranges import Range
 
 ENTMAX_ORDERS = Range(least=1.001, most=2, hint="towards 1 it becomes softmax")
@@ -41,8 +41,14 @@ MARGIN = 1e-5
 EXACT_STEPS = 200
 """Newton steps in float64, at most; they end by themselves."""
 
-MAXIMA_STEPS, FULL_STEPS = 12, 8
-"""Newton steps where the number must not depend on the data: on the block maxima, then on the full width."""
+MAXIMA_STEPS, FULL_STEPS, SORTED_STEPS = 12, 10, 12
+"""Newton steps where the number must not depend on the data: on block maxima, then the full width; on few entries."""
+
+LIST_LENGTHS = (64, 1024)
+"""Lengths of padded lists that are tried, one after the other, before a mask is taken."""
+
+LISTED_BLOCKS = 32
+"""Number of blocks from which the shorter list is gathered."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def entmax(logits: Tensor, alpha: float = 2.0, maxima: Tensor | None = None) -> 
         ([0, 1], [0.7, 0.3])
     """
     maxima = block_maxima(logits) if maxima is None else maxima
-    find = _listed if sparse.sizes_may_depend_on_data(logits.device) else _masked
+    find = _listed if sparse.sizes_may_depend_on_data(logits.device) else _of_fixed_size
     return find(logits, alpha, maxima)
 
 
@@ -243,36 +249,113 @@ def _rise_listed(entries: Listed, scaled: Tensor, threshold: Tensor, q: float) -
     return threshold
 
 
-def _newton_step(excess: Tensor, q: float, total: Callable[[Tensor], Tensor]) -> Tensor:
+def _newton_step(
+    excess: Tensor, q: float, total: Callable[[Tensor], Tensor], count: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
     """By how much the threshold rises: ||x||_q - 1 over the norm's slope.
 
     Args:
         excess: x = max(s - tau, 0) of all entries.
         q: exponent of the projection.
         total: function that sums numbers per entry over each row.
+        count: function that counts those that are not zero. Default: the sum of ones.
     """
     if q == 1:  # the slope is the number of entries above the threshold
-        return (total(excess) - 1) / total((excess > 0).to(excess.dtype))
+        above = total((excess > 0).to(excess.dtype)) if count is None else count(excess)
+        return (total(excess) - 1) / above
     lower = excess if q == 2 else excess.pow(q - 1)
     powers = total(lower * excess)
     return (powers - powers.pow(1 - 1 / q)) / total(lower)
 
 
-def _masked(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
-    """The support as a mask, by a fixed number of steps: no shape and no step waits for a value.
+def _of_fixed_size(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
+    """The support as a padded list or as a mask: no shape follows from a value.
 
-    The block maxima bring the threshold so near that few steps over the full width remain; their sums are in float64
-    where the device has it. The steps suffice for any row of logits met in practice, flat ones included, but not for
-    every conceivable one.
+    The largest entries of each row have a threshold of their own, which is never above the row's, and is the row's
+    where it is not below any other entry. A flag tells the host whether that holds in all rows.
+    """
+    scale, q, wide = alpha - 1, 1 / (alpha - 1), widest_float(logits.device)
+    top = maxima.amax(-1, keepdim=True)
+    for length in LIST_LENGTHS:
+        if length > sparse.LISTED_SHARE * logits.shape[-1]:
+            break
+        values, columns, others = _largest(logits, maxima, length)
+        values = (values.to(wide) - top.to(wide)).mul_(scale)
+        threshold = _rise_sorted(values, q)
+        if sparse.told(((others.to(wide) - top.to(wide)) * scale > threshold).any()):
+            continue
+        excess = (values - threshold).clamp_(min=0)
+        support = Padded(columns, excess > 0)
+        probabilities = excess.pow_(q).to(logits.dtype)
+        return Entmax(support, probabilities, threshold[:, 0].to(logits.dtype), support.count())
+    return _masked(logits, alpha, maxima)
+
+
+def _largest(logits: Tensor, maxima: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest entries of the blocks with the largest maxima; of a long list, of the whole row.
+
+    Returns:
+        Values in falling order and columns, both [n, length], and a bound [n, 1] on all other entries of the row.
+    """
+    K, width = logits.shape[-1], block_width(logits.shape[-1])
+    if length > LIST_LENGTHS[0] or maxima.shape[-1] < 4 * LISTED_BLOCKS:
+        values, columns = logits.topk(length, dim=-1)
+        return values, columns, values[:, -1:]
+    best, blocks = maxima.topk(LISTED_BLOCKS + 1, dim=-1)
+    blocks = blocks[:, :-1]
+    # The last block may be shorter: it is read from further left, and what it shares with its neighbour is left out.
+    starts = (blocks * width).clamp(max=K - width)
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    candidates = logits.unfold(-1, width, 1)[rows, starts]
+    if K % width:
+        shared = (blocks * width - starts)[..., None]
+        candidates.masked_fill_(torch.arange(width, device=logits.device) < shared, -torch.inf)
+    values, places = candidates.flatten(1).topk(length, dim=-1)
+    columns = starts.gather(-1, places // width) + places % width
+    return values, columns, torch.maximum(values[:, -1:], best[:, -1:])
+
+
+def _rise_sorted(scaled: Tensor, q: float) -> Tensor:
+    """The threshold [n, 1] of entries [n, k] of s - max(s) in falling order.
+
+    The first j entries have a threshold that is not above that of all, and the largest of these is it. For q = 1 each
+    is known; else it is bounded by that of j entries that are all equal to the j-th, where Newton's iteration begins.
+    """
+    number = torch.arange(1, scaled.shape[-1] + 1, dtype=scaled.dtype, device=scaled.device)
+    if q == 1:
+        return ((scaled.cumsum(-1) - 1) / number).amax(-1, keepdim=True)
+    bound = (scaled - number.pow(-1 / q)).amax(-1, keepdim=True)
+    return _rise(scaled, bound, q, SORTED_STEPS, None)
+
+
+def _masked(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
+    """The support as a mask, by a fixed number of steps over the full width.
+
+    The block maxima bring the threshold so near that few steps over the full width remain. These suffice for any row
+    of logits met in practice, flat ones included, but not for every conceivable one.
     """
     scale, q = alpha - 1, 1 / (alpha - 1)
     top = maxima.amax(-1, keepdim=True)
     threshold = _rise((maxima - top) * scale, torch.full_like(top, -1.0), q, MAXIMA_STEPS, None) - MARGIN
-    scaled = (logits - top).mul_(scale)
+    scaled = logits - top
+    if scale != 1:
+        scaled.mul_(scale)
     for _ in range(FULL_STEPS):
         excess = (scaled - threshold).clamp_(min=0)
-        rise = _newton_step(excess, q, lambda x: x.sum(-1, keepdim=True, dtype=widest_float(x.device)))
+        rise = _newton_step(excess, q, _sum_of_blocks, lambda x: torch.linalg.vector_norm(x, 0, -1, keepdim=True))
         threshold = (threshold + rise).to(logits.dtype)
     excess = scaled.sub_(threshold).clamp_(min=0)
     support = Masked(excess > 0)
     return Entmax(support, excess.pow_(q) if q != 1 else excess, threshold[:, 0], support.count())
+
+
+def _sum_of_blocks(numbers: Tensor) -> Tensor:
+    """Sums over rows [n, 1]: of blocks in the dtype of the numbers, and of these in float64 where the device has it.
+
+    A GPU that adds up float32 in float64 would first write a copy of all of them.
+    """
+    K, width = numbers.shape[-1], block_width(numbers.shape[-1])
+    whole = K - K % width
+    sums = numbers[:, :whole].reshape(len(numbers), whole // width, width).sum(-1)
+    wide = widest_float(numbers.device)
+    return sums.sum(-1, keepdim=True, dtype=wide) + numbers[:, whole:].sum(-1, keepdim=True, dtype=wide)

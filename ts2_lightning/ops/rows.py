@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ts2_lightning.ops import sparse
 from ts2_lightning.ops.entmax import Entmax, block_maxima, block_width, entmax
 from ts2_lightning.ops.sparse import Entries, Listed, one_per_row, some_per_row
 from ts2_lightning.types import Targets, UserError
@@ -213,10 +214,8 @@ class LogitRows:
 
     @cached_property
     def _shifted_and_exponentials(self) -> tuple[Tensor, Tensor]:
-        """z - max(z), clamped to finite numbers, and its exponentials; both [n, K]."""
+        """z - max(z) and its exponentials; both [n, K]."""
         shifted = torch.sub(self.logits, self.maximum[:, None], out=self.buffer())
-        # A masked token's -inf would turn into NaN in (z - max) exp(z - max), which is zero in the limit.
-        shifted.clamp_(min=torch.finfo(shifted.dtype).min)
         return shifted, torch.exp(shifted, out=self.buffer())
 
     @property
@@ -227,8 +226,11 @@ class LogitRows:
     @cached_property
     def weighted_exponentials(self) -> Tensor:
         """[n, K] (z - max(z)) exp(z - max(z)), zero for masked tokens. Read only."""
-        shifted, exponentials = self._shifted_and_exponentials
-        return shifted.mul_(exponentials)  # nobody else reads the shifted logits
+        shifted, exponentials = self._shifted_and_exponentials  # nobody else reads the shifted logits
+        if not sparse.sizes_may_depend_on_data(shifted.device):  # a GPU waits for memory, not for logarithms
+            return torch.special.xlogy(exponentials, exponentials, out=shifted)
+        # A masked token's -inf would turn into NaN, where the limit is zero.
+        return shifted.clamp_(min=torch.finfo(shifted.dtype).min).mul_(exponentials)
 
     @cached_property
     def normalizer(self) -> Tensor:

@@ -1,11 +1,12 @@
 """Sets of tokens in rows of logits (supports, kept sets, the gold tokens), and values on them.
 
-A set is either listed, as (row, column) pairs, or a mask. Lists make supports cheap on a CPU: a handful of
-tokens out of 128k. Their length depends on the data, so that a GPU would have to tell the host; there, sets whose
-size depends on the data are masks. Formulas do not see the difference.
+A set is listed, as (row, column) pairs, or padded, as equally many columns of every row, or a mask. Lists make
+supports cheap: a handful of tokens out of 128k. But the length of a list of pairs depends on the data, so that a GPU
+would have to tell the host; there, sets whose size depends on the data are padded, and large ones are masks. Formulas
+do not see the difference.
 
-Shapes: n rows, K columns (the vocabulary), s listed entries. "Values at the entries" are one tensor: [s] for a list,
-[n, K] with zeros elsewhere for a mask.
+Shapes: n rows, K columns (the vocabulary), s listed entries, m columns of a padded list. "Values at the entries" are
+one tensor: [s] for a list, [n, m] for a padded one, [n, K] for a mask, the last two with zeros elsewhere.
 """
 
 from abc import ABC, abstractmethod
@@ -15,9 +16,20 @@ import torch
 from torch import Tensor
 
 
+LISTED_SHARE = 1 / 16
+"""Up to this share of the columns padded lists are cheaper than masks, whose passes over memory are coalesced."""
+
+
 def sizes_may_depend_on_data(device: torch.device) -> bool:
     """Whether a tensor's shape may follow from another tensor's values: on a GPU the host would have to wait for it."""
     return device.type == "cpu"
+
+
+def told(flag: Tensor) -> bool:
+    """The value of a flag [], for which a GPU's host has to wait. Of a tensor without data, with which memory is
+    planned, it is true: sets are then as large as they can be.
+    """
+    return flag.is_meta or bool(flag)
 
 
 class Entries(ABC):
@@ -129,6 +141,68 @@ class Listed(Entries):
 
 
 @dataclass(frozen=True, slots=True)
+class Padded(Entries):
+    """Entries as lists of equal length, one for each row, which other columns fill up.
+
+    Attributes:
+        columns: [n, m] int64, distinct in each row; m < K.
+        member: [n, m] bool, which of them are entries.
+    """
+
+    columns: Tensor
+    member: Tensor
+
+    def at(self, matrix: Tensor) -> Tensor:
+        """See `Entries`."""
+        return torch.where(self.member, matrix.gather(-1, self.columns), 0.0)
+
+    def put(self, matrix: Tensor, values: Tensor | float) -> None:
+        """See `Entries`."""
+        matrix.scatter_(-1, self.columns, torch.where(self.member, values, matrix.gather(-1, self.columns)))
+
+    def add(self, matrix: Tensor, values: Tensor) -> None:
+        """See `Entries`."""
+        # Not scatter_add_: the columns are distinct, and atomic additions are slower.
+        matrix.scatter_(-1, self.columns, matrix.gather(-1, self.columns) + values.to(matrix.dtype))
+
+    def of_rows(self, numbers: Tensor) -> Tensor:
+        """See `Entries`."""
+        return numbers[:, None]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """See `Entries`."""
+        return values.sum(-1)
+
+    def count(self) -> Tensor:
+        """See `Entries`."""
+        return self.member.sum(-1)
+
+    def pick(self, values: Tensor, columns: Tensor) -> Tensor:
+        """See `Entries`."""
+        return values.masked_fill(self.columns != columns[:, None], 0).sum(-1)
+
+    def contains(self, columns: Tensor) -> Tensor:
+        """See `Entries`."""
+        return ((self.columns == columns[:, None]) & self.member).any(-1)
+
+    def union(self, columns: Tensor) -> "Padded":
+        """See `Entries`."""
+        # One column more, which is none of the others: where the new one is there already, any that is not.
+        same = self.columns == columns[:, None]
+        there = same.any(-1, keepdim=True)
+        added = torch.where(there, self._absent(), columns[:, None])
+        member = torch.cat([self.member | same, ~there], -1)
+        return Padded(torch.cat([self.columns, added], -1), member)
+
+    def _absent(self) -> Tensor:
+        """A column for each row that is not among its columns, [n, 1]."""
+        n, m = self.columns.shape
+        taken = torch.zeros(n, m + 2, dtype=torch.uint8, device=self.columns.device)
+        taken.scatter_(-1, self.columns.clamp(max=m + 1), 1)
+        return taken[:, : m + 1].argmin(-1, keepdim=True)  # m columns cannot take all of 0 to m
+
+
+@dataclass(frozen=True, slots=True)
 class Masked(Entries):
     """Entries as a mask.
 
@@ -163,7 +237,8 @@ class Masked(Entries):
 
     def count(self) -> Tensor:
         """See `Entries`."""
-        return self.mask.sum(-1)
+        # A GPU adds up halves in float32, exactly; of a bool it would first make an int64.
+        return self.mask.bfloat16().sum(-1, dtype=torch.float32).long()
 
     def pick(self, values: Tensor, columns: Tensor) -> Tensor:
         """See `Entries`."""
@@ -191,6 +266,8 @@ def some_per_row(columns: Tensor, vocabulary: int) -> Entries:
     """The entries (i, columns[i, j]). `columns`: [n, k] int64, distinct in each row; `vocabulary`: K."""
     n, k = columns.shape
     if not sizes_may_depend_on_data(columns.device):
+        if k <= LISTED_SHARE * vocabulary:
+            return Padded(columns, torch.ones_like(columns, dtype=torch.bool))
         mask = torch.zeros(n, vocabulary, dtype=torch.bool, device=columns.device)
         return Masked(mask.scatter_(-1, columns, True))
     rows = torch.arange(n, device=columns.device)[:, None].expand(n, k)
