@@ -93,10 +93,11 @@ class Traffic(TorchDispatchMode):
     """Counts the bytes that operations read and write while it is on, as a GPU would.
 
     A tensor that an operation reads twice counts once; of a broadcast or a selection counts what is read. Under
-    `FakeTensorMode` nothing is computed, so that any size can be counted; what the host asks for is then one of `answers`.
+    `FakeTensorMode` nothing is computed, so that any size can be counted; values that the host asks for are then made
+    up.
 
     Args:
-        answers: what tensors without data give for `.item()`, in turn and again from the start.
+        answers: values of tensors without data for `.item()`, in turn and again from the start.
 
     Attributes:
         moved: bytes by operation.

@@ -130,3 +130,32 @@ def test_plain_cross_entropy_has_the_passes_counted_by_hand() -> None:
     figures = benchmark.measure(None, shape=(64, 5000))
     assert figures.passes == pytest.approx(12, abs=0.1)
     assert figures.synchronisations == 0
+
+
+MOST = {
+    "CE": {"bare": 9.6, "statistics": 17.4, "long lists": 23.2, "masks": 98},
+    "TS2": {"bare": 11.3, "statistics": 17.4, "long lists": 23.7, "masks": 132},
+    "GEM": {"bare": 16.7, "statistics": 29.4, "long lists": 35.2, "masks": 110},
+    "TOFU": {"bare": 18.7, "statistics": 26.4, "long lists": 32.2, "masks": 107},
+    "sparsemax": {"bare": 4.2, "statistics": 16.4, "long lists": 22.4, "masks": 114},
+}
+"""Passes over float32 [N, K], just above what was reached."""
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_an_objective_moves_no_more_than_it_did(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a block of rows; a head of width 2 hardly counts. The host waits for a flag for each length of lists."""
+    monkeypatch.setattr(benchmark, "WIDTH", 2)
+    counted = benchmark.measure_all([name], (256, 128256))[name]
+    assert counted.keys() == MOST[name].keys()
+    passes = {way: figures.passes for way, figures in counted.items()}
+    assert all(0.95 * most < passes[way] <= most for way, most in MOST[name].items()), passes
+    waits = {way: figures.synchronisations for way, figures in counted.items()}
+    assert waits == {"bare": name in ("TS2", "sparsemax"), "statistics": 1, "long lists": 2, "masks": 2}
+
+
+def test_the_table_has_a_row_for_each_subject() -> None:
+    figures = benchmark.measure_all([benchmark.PLAIN, "CE"], (2, 300))
+    lines = benchmark.table(figures).splitlines()
+    assert [line.count("|") for line in lines] == [8] * 4
+    assert [line.split("|")[1].strip() for line in lines[2:]] == [benchmark.PLAIN, "CE"]

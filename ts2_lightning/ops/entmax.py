@@ -8,7 +8,8 @@ The threshold is the root of || max(s - tau, 0) ||_q = 1, a convex and falling f
 iteration from the left rises to it and never passes it. (At q = 1 that is Michelot's algorithm, which ends after
 finitely many steps.) Run on a subset of a row it stays below the row's threshold too. So the maxima of blocks of
 columns bound the threshold from below, only blocks whose maximum exceeds the bound can hold support, and the
-iteration is finished in float64 on the few entries that they hold.
+iteration is finished in float64 on the few entries that they hold. A GPU takes equally many of every row, see
+`_of_fixed_size`.
 """
 
 import math

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 LISTED_SHARE = 1 / 16
 """Up to this share of the columns padded lists are cheaper than masks, whose passes over memory are coalesced."""
 
