@@ -24,6 +24,7 @@ from ts2_lightning.losses import (
     LogarithmicInflationLoss,
     PowerInflationLoss,
     ReferenceAnchored,
+    ReferenceSuppression,
     SparsemaxLoss,
     SuppressionOnlyLoss,
     TOFULoss,
@@ -52,12 +53,39 @@ def divergence(reference: Tensor, logits: Tensor) -> Tensor:
     return (log_r.exp() * (log_r - logits.log_softmax(-1))).sum(-1)
 
 
+def reverse_divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(logits) || softmax(reference)) of each of n rows of logits."""
+    return divergence(logits, reference)
+
+
+def nucleus(logits: Tensor, p: float) -> Tensor:
+    """[n, K] bool, for each row the likeliest tokens until they have probability p, and those that tie with the last.
+
+    Token by token, in Python's own floats.
+    """
+    mask = torch.zeros_like(logits, dtype=torch.bool)
+    for row, probabilities in enumerate(logits.double().softmax(-1).tolist()):
+        total = least = 0.0
+        for probability in sorted(probabilities, reverse=True):
+            if total >= p:
+                break
+            total, least = total + probability, probability
+        mask[row] = torch.tensor([probability >= least for probability in probabilities])
+    return mask
+
+
 def reference_output(n: int, k: int, dtype: torch.dtype = torch.float64) -> ReferenceOutput:
-    """A reference model's hidden states of n tokens and its head; few bits, so that every dtype has the same ones."""
-    states = ((torch.arange(n)[:, None] * 7 + torch.arange(3) * 5) % 9 - 4) / 4
-    head = torch.nn.Linear(3, k, bias=False, dtype=dtype)
+    """A reference model's hidden states of n tokens and its head; few bits, so that every dtype has the same ones.
+
+    The logits are multiples of 1/32, and less than that apart where they would tie: of no set is it left open what is
+    in it.
+    """
+    tokens, columns = torch.arange(n)[:, None], torch.arange(k)[:, None]
+    states = torch.cat([((tokens * 7 + torch.arange(3) * 5) % 9 - 4) / 4, torch.ones(n, 2)], -1)
+    ties = columns % 128 / 2**12, columns // 128 / 2**19
+    head = torch.nn.Linear(5, k, bias=False, dtype=dtype)
     with torch.no_grad():
-        head.weight.copy_(((torch.arange(k)[:, None] * 5 + torch.arange(3) * 11) % 17 - 8) / 8)
+        head.weight.copy_(torch.cat([((columns * 5 + torch.arange(3) * 11) % 17 - 8) / 8, *ties], -1))
     return ReferenceOutput(states.to(dtype), head.requires_grad_(False))
 
 
@@ -67,9 +95,24 @@ def reference_logits(n: int, k: int) -> Tensor:
     return head(states)
 
 
-def anchored(formula: Formula, weight: float) -> Formula:
-    """An objective plus the divergence from the reference above."""
-    return lambda z, y: formula(z, y) + weight * divergence(reference_logits(*z.shape).to(z.dtype), z)
+def anchored(formula: Formula, weight: float, kl: Formula = divergence) -> Formula:
+    """An objective plus the divergence from the reference above, or another one."""
+    return lambda z, y: formula(z, y) + weight * kl(reference_logits(*z.shape).to(z.dtype), z)
+
+
+def suppressed_by_reference(
+    formula: Formula, alpha: float, top_p: float | None = None, top_k: int | None = None
+) -> Formula:
+    """An objective plus the suppression of what the reference above finds implausible."""
+
+    def total(logits: Tensor, labels: Tensor) -> Tensor:
+        plausible = reference_logits(*logits.shape)
+        mask = support_mask(plausible, labels, top_k)
+        if top_p is not None:
+            mask = nucleus(plausible, top_p).scatter(-1, labels[:, None], True)
+        return formula(logits, labels) + alpha * suppression(logits, mask)
+
+    return total
 
 
 # -- projections and supports
@@ -372,5 +415,30 @@ ANCHORED: dict[str, tuple[TokenLoss, Formula]] = {
         anchored(ts2(0.5, logit_scale=2.5), 0.5),
     ),
     "anchored_sparsemax": (ReferenceAnchored(SparsemaxLoss(), weight=1), anchored(sparsemax_loss, 1)),
+    "anchored_reverse": (
+        ReferenceAnchored(weight=0.5, direction="reverse"),
+        anchored(cross_entropy, 0.5, reverse_divergence),
+    ),
+    "anchored_reverse_ts2": (
+        ReferenceAnchored(TS2Loss(alpha=0.5, logit_scale=2.5), weight=2, direction="reverse"),
+        anchored(ts2(0.5, logit_scale=2.5), 2, reverse_divergence),
+    ),
+    "reference_suppression": (ReferenceSuppression(), suppressed_by_reference(cross_entropy, 0.25)),
+    "reference_suppression_ts2": (
+        ReferenceSuppression(TS2Loss(alpha=0.5, logit_scale=2.5), alpha=2),
+        suppressed_by_reference(ts2(0.5, logit_scale=2.5), 2),
+    ),
+    "reference_suppression_top_p": (
+        ReferenceSuppression(GEMLoss(), alpha=1, top_p=0.6),
+        suppressed_by_reference(gem(0.7), 1, top_p=0.6),
+    ),
+    "reference_suppression_top_k": (
+        ReferenceSuppression(SparsemaxLoss(), alpha=0.5, top_k=3),
+        suppressed_by_reference(sparsemax_loss, 0.5, top_k=3),
+    ),
+    "suppressed_and_anchored": (
+        ReferenceAnchored(ReferenceSuppression(TS2Loss(), alpha=0.5, top_p=0.9), weight=0.5, direction="reverse"),
+        anchored(suppressed_by_reference(ts2(0.25), 0.5, top_p=0.9), 0.5, reverse_divergence),
+    ),
 }
 """Objectives that need to be told what a reference model says: here `reference_output`."""

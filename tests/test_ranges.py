@@ -210,7 +210,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "SFTData.limit_test SFTData.limit_train SFTData.limit_validation SFTData.max_length SFTData.micro_batch_size "
         "SFTData.shuffle_buffer SampleGenerations.batch_size SampleGenerations.every_n_steps "
         "SampleGenerations.max_new_tokens SampleGenerations.n "
-        "Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
+        "ReferenceSuppression.top_k Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
         "Validation.max_length Trainer.accumulate_grad_batches Trainer.check_val_every_n_epoch AdapterConfig.alpha",
     ),
     (
@@ -268,7 +268,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, 1e30],
         [-1e-9, 1e31],
         "TS2Loss.alpha FenchelYoungPlusLoss.alpha SuppressionOnlyLoss.alpha FocalLoss.gamma TOFULoss.gamma "
-        "EntropyBonusLoss.gamma ReferenceAnchored.weight",
+        "EntropyBonusLoss.gamma ReferenceAnchored.weight ReferenceSuppression.alpha",
     ),
     (
         [1e-30, 1e30],
@@ -299,7 +299,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([0, 0.5, 1], [-0.1, 1.1, 50], "SupportSizes.quantiles"),
     ([0, 0.999], [-0.1, 1.0], "AdapterConfig.dropout ScheduleConfig.warmup_ratio AdamWConfig.betas"),
     ([0.01, 0.99, None], [0, 1, -0.5], "TS2Loss.tail_mass_cap FenchelYoungPlusLoss.tail_mass_cap"),
-    ([0.01, 0.99, None], [0, 1, -0.5], "SuppressionOnlyLoss.tail_mass_cap"),
+    ([0.01, 0.99, None], [0, 1, -0.5], "SuppressionOnlyLoss.tail_mass_cap ReferenceSuppression.top_p"),
     ([0.01, 0.99, {"held": 0.1}], [0, 1, 0.0, 1.0, -0.5], "SFTData.validation SFTData.test"),
     ([1.001, 2], [1, 1.0001, 2.1, 0.5], "EntmaxLoss.alpha Decoder.alpha EntmaxLogitsProcessor.alpha"),
     ([1e-30, 10], [0, -1e-3, 1e-31, 10.1, 1e30], "AdamWConfig.lr"),

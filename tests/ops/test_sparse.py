@@ -51,6 +51,20 @@ def test_sums(entries: Entries, matrix: Tensor) -> None:
     assert entries.count().tolist() == [2, 0, 1, K]
 
 
+def test_softmax_over_the_entries_alone(entries: Entries, matrix: Tensor) -> None:
+    """Far below all others, with masked ones among them, and around an offset."""
+    matrix = torch.where(MASK, matrix - 1000, matrix)
+    matrix[0, 5] = matrix[3, 2] = -torch.inf
+    origin = matrix.amax(-1) + 3
+    some = MASK.any(-1)
+    probabilities, log_total = entries.softmax(matrix, origin)
+    dense = torch.zeros_like(matrix)
+    entries.put(dense, probabilities)
+    inside = matrix.masked_fill(~MASK, -torch.inf)
+    torch.testing.assert_close(dense[some], inside.softmax(-1)[some])
+    torch.testing.assert_close(log_total[some], (inside.logsumexp(-1) - origin)[some])
+
+
 def test_of_rows(entries: Entries, matrix: Tensor) -> None:
     numbers = torch.arange(1.0, N + 1).double()
     scaled = entries.sum(entries.at(matrix) * entries.of_rows(numbers))

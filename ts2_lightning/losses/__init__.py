@@ -11,6 +11,7 @@ from ts2_lightning.losses.focal import FocalLoss, LambdaPRLoss, TOFULoss
 from ts2_lightning.losses.gem import GEMLoss
 from ts2_lightning.losses.inflation import ExponentialInflationLoss, LogarithmicInflationLoss, PowerInflationLoss
 from ts2_lightning.losses.reference_anchored import ReferenceAnchored, reference_divergence
+from ts2_lightning.losses.reference_suppression import ReferenceSuppression, suppression_outside
 from ts2_lightning.losses.suppression import FenchelYoungPlusLoss, SuppressionOnlyLoss, TS2Loss, tail_suppression
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LossResult",
     "PowerInflationLoss",
     "ReferenceAnchored",
+    "ReferenceSuppression",
     "SparsePart",
     "SparsemaxLoss",
     "SuppressionOnlyLoss",
@@ -42,5 +44,6 @@ __all__ = [
     "entmax_loss",
     "fenchel_young",
     "reference_divergence",
+    "suppression_outside",
     "tail_suppression",
 ]

@@ -6,6 +6,7 @@ Not here: anything that knows a model, a batch or a loss.
 """
 
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
+from ts2_lightning.ops.nucleus import top_p
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows, Mass, RowMatrix, Workspace, rows_per_block
 from ts2_lightning.ops.sparse import Entries, Listed, Masked, Padded
@@ -48,6 +49,7 @@ __all__ = [
     "rows_per_block",
     "summary_request",
     "token_statistics",
+    "top_p",
     "top_probabilities",
     "tspd_names",
     "widest_float",

@@ -70,6 +70,18 @@ class Entries(ABC):
     def union(self, columns: Tensor) -> "Entries":
         """These entries and (i, columns[i]) of every row i. `columns`: [n] int64."""
 
+    @abstractmethod
+    def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of a matrix [n, K] over the entries of each row alone, whatever the others are.
+
+        Args:
+            matrix: [n, K]; every row has an entry at which it is finite.
+            origin: [n] subtracted from the rows first, so that an offset of theirs costs no digits.
+
+        Returns:
+            The probabilities at the entries, and [n] log of the sum of exp(matrix - origin) over the entries.
+        """
+
     def sum_outside(self, matrix: Tensor) -> Tensor:
         """Sums of a matrix [n, K] over each row, the entries left out. Returns [n]."""
         # Zeroed for the sum and put back: a copy of the rows would cost a pass over memory.
@@ -137,6 +149,14 @@ class Listed(Entries):
         """See `Entries`."""
         missing = (~self.contains(columns)).nonzero()[:, 0]
         return Listed(torch.cat([self.rows, missing]), torch.cat([self.columns, columns[missing]]), self.n)
+
+    def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Entries`."""
+        values = self.at(matrix) - origin[self.rows]
+        top = torch.full_like(origin, -torch.inf).scatter_reduce_(0, self.rows, values, "amax")
+        exponentials = (values - top[self.rows]).exp_()
+        total = self.sum(exponentials)
+        return exponentials / total[self.rows], top + total.log()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,9 +271,25 @@ class Masked(Entries):
         """See `Entries`."""
         return Masked(self.mask.scatter(-1, columns[:, None], True))
 
+    def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Entries`."""
+        values = (matrix - origin[:, None]).masked_fill_(~self.mask, -torch.inf)
+        top = values.amax(-1)
+        exponentials = values.sub_(top[:, None]).exp_()
+        total = exponentials.sum(-1)
+        return exponentials.div_(total[:, None]), top + total.log()
+
     def sum_outside(self, matrix: Tensor) -> Tensor:
         """See `Entries`."""
         return matrix.masked_fill(self.mask, 0).sum(-1)
+
+
+def entries_of(mask: Tensor) -> Entries:
+    """The entries at which a mask [n, K] is true."""
+    if not sizes_may_depend_on_data(mask.device):
+        return Masked(mask)
+    rows, columns = mask.nonzero(as_tuple=True)
+    return Listed(rows, columns, len(mask))
 
 
 def one_per_row(columns: Tensor) -> Listed:
