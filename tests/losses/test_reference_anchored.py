@@ -13,7 +13,6 @@ from ts2_lightning.losses.reference_anchored import Direction
 from ts2_lightning.ops import LogitRows
 from ts2_lightning.types import UserError
 
-
 FORMULAS: dict[Direction, Formula] = {"forward": divergence, "reverse": reverse_divergence}
 DIRECTIONS = pytest.mark.parametrize("direction", FORMULAS)
 

@@ -152,7 +152,9 @@ def test_what_it_takes_from_the_wrapped_loss_and_refuses() -> None:
     assert set(ReferenceAnchored(ReferenceSuppression(TS2Loss())).evaluate(
         LogitRows(torch.zeros(1, 3), torch.tensor([0]), reference=torch.zeros(1, 3))
     ).parts) == {"sparsemax", "tail_suppression", "reference_suppression", "reference_divergence"}  # fmt: skip
-    with pytest.raises(UserError, match=r"^ReferenceSuppression: top_p and top_k are two sets .* top_p=0.9 and top_k=5"):
+    with pytest.raises(
+        UserError, match=r"^ReferenceSuppression: top_p and top_k are two sets .* top_p=0.9 and top_k=5"
+    ):
         ReferenceSuppression(top_p=0.9, top_k=5)
     with pytest.raises(UserError, match=r"^ReferenceSuppression: loss has one already"):
         ReferenceSuppression(ReferenceSuppression())

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from ts2_lightning.callbacks.checkpoints import Checkpoints
 from ts2_lightning.callbacks.export_huggingface import ExportHuggingFace
+from ts2_lightning.callbacks.flattening import FlatteningRule
 from ts2_lightning.callbacks.monitor import DistributionMonitor, TSPDSetting
 from ts2_lightning.callbacks.neftune import NEFTune
 from ts2_lightning.callbacks.preemption import Preemption, Stopped
@@ -26,6 +27,7 @@ __all__ = [
     "Checkpoints",
     "DistributionMonitor",
     "ExportHuggingFace",
+    "FlatteningRule",
     "NEFTune",
     "Preemption",
     "ReferenceDrift",

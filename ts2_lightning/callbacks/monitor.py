@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from ts2_lightning.callbacks.flattening import FlatteningRule, FlatteningWatch, LoggedStep
 from ts2_lightning.callbacks.step_lines import StepLines
 from ts2_lightning.callbacks.token_groups import class_table_of, groups_of, means_of_groups, split
 from ts2_lightning.metrics import BySet, TokenMeans
@@ -84,6 +86,9 @@ class DistributionMonitor(Callback):
     The statistics are measured because this callback asks for them; without it, or in steps that it does not log, the
     loss engine leaves them out.
 
+    Where the tail mass of the training rows has clearly risen, one line says so, once in a run: the objective flattens
+    the distributions (`FlatteningRule`).
+
     Args:
         every_n_steps: measure and log optimizer steps whose number is a multiple of this; the others cost nothing.
             Steps must be multiples of the trainer's `log_every_n_steps` too (0 there switches all logging off).
@@ -95,6 +100,7 @@ class DistributionMonitor(Callback):
         histogram_every_n_steps: write histograms of support size and gold rank in logged steps whose number is a
             multiple of this, to TensorBoard and as counts to `histograms.jsonl` in the run's directory; null: none. In
             a validation they are written if this is not null.
+        flattening: the rise of the tail mass that is warned of; null: none.
 
     Raises:
         UserError: if an argument is out of its range.
@@ -107,6 +113,7 @@ class DistributionMonitor(Callback):
         split_by: list[SplitBy] | None = None,
         positions: tuple[int, ...] = (1, 2, 5, 17, 65, 257),
         histogram_every_n_steps: int | None = None,
+        flattening: FlatteningRule | None = FlatteningRule(),  # noqa: B008 (it cannot be changed)
     ) -> None:
         super().__init__()
         check_number("DistributionMonitor: every_n_steps", every_n_steps, COUNT)
@@ -122,6 +129,8 @@ class DistributionMonitor(Callback):
         self.split_by = list(split_by or ())
         self.positions = list(positions)
         self.histogram_every_n_steps = histogram_every_n_steps
+        self.flattening = flattening
+        self._flattening = None if flattening is None else FlatteningWatch(flattening)
         self.latest: dict[str, float] = {}
         """The means of the last logged step, the objective included, under their logging names."""
         self._last_step = 0
@@ -139,6 +148,8 @@ class DistributionMonitor(Callback):
         """Start with empty sums; a checkpoint is only ever written between two optimizer steps."""
         self._last_step = trainer.global_step
         self._training, self.latest = self._window(), {}
+        if self.flattening is not None and trainer.global_step == 0:  # another training with the same callback
+            self._flattening = FlatteningWatch(self.flattening)
         if trainer.is_global_zero:
             self._lines(trainer).rewind(trainer.global_step)
 
@@ -172,6 +183,11 @@ class DistributionMonitor(Callback):
             return
         self.latest = measured.scalars("train")
         pl_module.add_to_row(self.latest)  # type: ignore[operator]
+        if self._flattening is not None and measured.means.keys() >= {"tail_mass", "entropy"}:
+            means = measured.means["tail_mass"], measured.means["entropy"]
+            line = self._flattening.add(LoggedStep(trainer.global_step, *means))
+            if line is not None:
+                rank_zero_warn(line)
         every = self.histogram_every_n_steps
         if every is not None and trainer.global_step % every == 0:
             self._write_histograms(trainer, "train", measured.counts)
@@ -179,6 +195,15 @@ class DistributionMonitor(Callback):
         # Not `pl_module.log_dict`, which would cost several milliseconds in every step, to reach the same two places.
         trainer.progress_bar_metrics.update(bar)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in bar.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tail mass of the first and the latest logged steps, for the warning alone."""
+        return {} if self._flattening is None else {"flattening": self._flattening.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """A resumed run compares with the same first steps."""
+        if self._flattening is not None and "flattening" in state_dict:
+            self._flattening.load_state_dict(state_dict["flattening"])
 
     # -- validation and test
 

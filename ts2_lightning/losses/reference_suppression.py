@@ -85,7 +85,9 @@ class ReferenceSuppression(TokenLoss):
             )
         self.loss = loss or CrossEntropyLoss()
         if isinstance(self.loss, ReferenceSuppression):
-            raise UserError("ReferenceSuppression: loss has one already, got ReferenceSuppression; leave one of them out")
+            raise UserError(
+                "ReferenceSuppression: loss has one already, got ReferenceSuppression; leave one of them out"
+            )
         self.alpha = alpha
         self.top_p = top_p
         self.top_k = top_k
