@@ -212,6 +212,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     checkpoint: Path | None = None,
     act: Literal["fit", "validate"] = "fit",
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Trains one epoch, or validates, and returns what can be compared.
 
@@ -226,6 +227,7 @@ def run(
         callbacks: more of them.
         checkpoint: to go on from, or to validate.
         act: what to do.
+        reference: another model of the world, which an anchored objective is anchored to.
         poisoned: a row whose loss is not a number; the message is returned if it ends the training.
     """
     seed_everything(0, verbose=False)
@@ -233,7 +235,8 @@ def run(
     model = str(world / case.model)
     lm, optimizer = LanguageModelConfig(model, adapter=adapter), AdamWConfig(lr=LR, eps=EPS)
     schedule = ScheduleConfig("constant", warmup_ratio=0.0)
-    module = SFTModule(lm, LOSSES[case.loss](), ChunkedEngine(chunk_size=13), optimizer, schedule, nonfinite)
+    anchor = None if reference is None else str(world / reference)
+    module = SFTModule(lm, LOSSES[case.loss](), ChunkedEngine(chunk_size=13), optimizer, schedule, nonfinite, anchor)
     data = SFTData(
         train=str(world / "train.jsonl"), validation=str(world / "validation.jsonl"), tokenizer=model,
         batch_size=BATCH_SIZE, micro_batch_size=micro_batch_size, eval_batch_size=3, packing=case.packing,
@@ -289,7 +292,8 @@ def adapted(world: Path, out: Path, strategy: Callable[[], Any], ranks: int) -> 
 
 
 def anchored(world: Path, out: Path, strategy: Callable[[], Any], ranks: int) -> dict[str, Any]:
-    """Training anchored to the start: the whole model, and again its second step alone; then an adapter likewise.
+    """Training anchored to the start: the whole model, and again its second step alone; then an adapter likewise; and
+    an adapter anchored to another model, of another architecture.
 
     Args:
         world: that `write_world` wrote.
@@ -298,9 +302,13 @@ def anchored(world: Path, out: Path, strategy: Callable[[], Any], ranks: int) ->
         ranks: number of them.
     """
     outcomes: dict[str, Any] = {}
-    for name, case, adapter in (("whole", ANCHORED_CASE, None), ("adapter", ANCHORED_ADAPTER_CASE, ADAPTER)):
+    for name, case, adapter, reference in (
+        ("whole", ANCHORED_CASE, None, None),
+        ("adapter", ANCHORED_ADAPTER_CASE, ADAPTER, None),
+        ("other", ANCHORED_ADAPTER_CASE, ADAPTER, OTHER_MODEL),
+    ):
         directory = out / ANCHORED / name
-        act = partial(run, case, world, BATCH_SIZE // 4, ranks=ranks, adapter=adapter)
+        act = partial(run, case, world, BATCH_SIZE // 4, ranks=ranks, adapter=adapter, reference=reference)
         outcomes[name] = act(strategy(), callbacks=[Checkpoints(str(directory), every_n_steps=1, keep_last=2)])
         outcomes[f"{name} resumed"] = act(strategy(), checkpoint=directory / "step-000001.ckpt")
     return outcomes
@@ -342,7 +350,7 @@ def six_by_four(strategy: Strategy) -> dict[str, Any]:
 POISONED_CASE, POISONED_ROW = Case("ts2", "untied", "none"), 2
 ADAPTED_CASE, ADAPTER = Case("ts2", "tied", "none"), AdapterConfig(r=2, head=True)
 ANCHORED_CASE, ANCHORED_ADAPTER_CASE = Case("anchored", "untied", "packed"), Case("anchored", "tied", "none")
-CHECKPOINTS, ANCHORED = "checkpoints", "anchored"
+CHECKPOINTS, ANCHORED, OTHER_MODEL = "checkpoints", "anchored", "module"
 WRAPPED = "wrapped inputs"
 NOISY_CASE, NOISE = Case("ce", "tied", "packed"), 20.0
 

@@ -40,7 +40,7 @@ from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
 from ts2_lightning.engines import ChunkedEngine
 from ts2_lightning.export.export import ExportSettings, export_checkpoint
 from ts2_lightning.losses import CrossEntropyLoss, ReferenceAnchored
-from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
+from ts2_lightning.modules import AdapterConfig, LanguageModelConfig, SFTModule
 from ts2_lightning.modules.adapters import merged_weights
 from ts2_lightning.modules.language_model import load_language_model
 from ts2_lightning.modules.sharding import make_network
@@ -253,16 +253,16 @@ def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks],
 def test_training_anchored_to_its_start_goes_on(
     strategy: str, two_ranks: Callable[[str], Ranks], world: Path, tmp_path: Path
 ) -> None:
-    """The reference is made again from the base, and is in no checkpoint; an adapter's is the model without it."""
+    """The reference is made again from its files, and is in no checkpoint; an adapter's is the model without it."""
     if strategy == "one device":
         ranks, out = [steps.anchored(world, tmp_path, lambda: "auto", 1)], tmp_path
     else:
         ranks = [rank[steps.ANCHORED] for rank in two_ranks(strategy)]
         out = Path(two_ranks(strategy)[0]["out"])
-    for kind in ("whole", "adapter"):
+    for kind in ("whole", "adapter", "other"):
         for rank in ranks:
             first, second = (rank[kind]["logged"][step] for step in (1, 2))
-            assert first["train/objective/reference_divergence"] == 0
+            assert (first["train/objective/reference_divergence"] == 0) is (kind != "other")
             assert second["train/objective/reference_divergence"] > 0.01
             resumed = rank[f"{kind} resumed"]
             assert resumed["logged"][2]["train/objective"] == second["train/objective"]
@@ -272,10 +272,11 @@ def test_training_anchored_to_its_start_goes_on(
         assert names
         assert not any("reference" in name for name in names)
     if strategy != "one device":
-        rows = [rank["adapter"]["rows"] for rank in ranks]
-        found = {**ranks[0]["adapter"], "rows": [a + b for a, b in zip(*rows, strict=True)]}
-        wanted = steps.run(ANCHORED_ADAPTER_CASE, world, BATCH_SIZE, adapter=ADAPTER)
-        check_within(differences(found, wanted, wanted["before"]), ROUNDING, "anchored adapter")
+        for kind, reference in (("adapter", None), ("other", steps.OTHER_MODEL)):
+            rows = [rank[kind]["rows"] for rank in ranks]
+            found = {**ranks[0][kind], "rows": [a + b for a, b in zip(*rows, strict=True)]}
+            wanted = steps.run(ANCHORED_ADAPTER_CASE, world, BATCH_SIZE, adapter=ADAPTER, reference=reference)
+            check_within(differences(found, wanted, wanted["before"]), ROUNDING, f"anchored, {kind}")
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -307,8 +308,42 @@ def test_the_reference_of_an_adapter_is_the_model_without_it(head: bool, world: 
 
 
 def test_a_start_that_is_in_no_file_is_refused(world: Path) -> None:
+    lm = LanguageModelConfig(str(world / "tied"), init="random")
     with refused(r"^model.loss: .* model.lm.init is random"):
-        make_network(LanguageModelConfig(str(world / "tied"), init="random"), ReferenceAnchored(), ChunkedEngine())
+        make_network(lm, ReferenceAnchored(), ChunkedEngine())
+    make_network(lm, ReferenceAnchored(), ChunkedEngine(), reference=str(world / "untied"))
+
+
+@pytest.mark.parametrize("adapter", [None, ADAPTER], ids=["whole", "adapter"])
+def test_another_reference_says_what_that_model_says(adapter: AdapterConfig | None, world: Path) -> None:
+    """Frozen, beside the trained model, also where that has an adapter."""
+    lm = LanguageModelConfig(str(world / "tied"), adapter=adapter)
+    loss = ReferenceAnchored(CrossEntropyLoss(), 1.0)
+    network = make_network(lm, loss, ChunkedEngine(5), reference=str(world / steps.OTHER_MODEL))
+    ids = torch.arange(12).view(2, 6) + 5
+    places = torch.tensor([1, 2, 8, 10])
+    batch: Batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "supervised": places}
+    batch["labels"] = ids.flatten()[places + 1]
+    output = network(batch, ())
+    models = [AutoModelForCausalLM.from_pretrained(world / name) for name in (steps.OTHER_MODEL, "tied")]
+    with torch.no_grad():
+        rows = [model(input_ids=ids).logits.flatten(0, 1)[places] for model in models]
+    torch.testing.assert_close(output.tokens["objective/reference_divergence"], divergence(*rows))
+    output.total.backward()
+    assert not any("reference" in name for name in network.state_dict())
+    assert all(p.grad is None for p in network.reference.parameters())
+    assert any(p.grad is not None for p in network.language_model.parameters())
+
+
+def test_a_reference_that_does_not_fit_is_refused(world: Path, tmp_path: Path) -> None:
+    lm, anchored = LanguageModelConfig(str(world / "tied")), ReferenceAnchored()
+    with refused(r"^model.reference: cannot load '.*nowhere': no such directory"):
+        make_network(lm, anchored, ChunkedEngine(), reference=str(tmp_path / "nowhere"))
+    more = LanguageModelConfig(str(world / "tied"), resize_embeddings=500)
+    with refused(r"^model.reference: '.*' has \d+ tokens in its vocabulary, and the model that is trained 500;"):
+        make_network(more, anchored, ChunkedEngine(), reference=str(world / "untied"))
+    with refused(r"^model.reference: CrossEntropyLoss reads no reference model, got 'early'"):
+        SFTModule(lm, CrossEntropyLoss(), reference="early")
 
 
 @pytest.mark.slow

@@ -191,3 +191,23 @@ def test_the_plan_of_a_job_with_a_reference(path: str) -> None:
     anchored, longer = plan(ReferenceAnchored(TS2Loss()), adapter=AdapterConfig(r=1))
     assert anchored.reference == 0
     assert longer > 1.2 * seconds
+
+
+def test_the_plan_of_a_job_with_another_reference(path: str, tmp_path: Path) -> None:
+    """Its own weights, also below an adapter; one of another vocabulary is refused."""
+    larger = LlamaConfig(**{**CONFIG.to_dict(), "num_hidden_layers": 5})
+    larger.save_pretrained(tmp_path / "larger")
+
+    def reference_bytes(lm: LanguageModelConfig, other: str | None) -> int:
+        job = Job(
+            lm, ReferenceAnchored(), ChunkedEngine(), "auto", "32-true", 8, 2, 24, "none", find_gpu("h100"), reference=other
+        )
+        return make_plan(job).memory[False].reference
+
+    alone = measure(LanguageModelConfig(str(tmp_path / "larger")), Layout("single", ""), BATCH, modes=())
+    for adapter in (None, AdapterConfig(r=1)):
+        found = reference_bytes(LanguageModelConfig(path, adapter=adapter), str(tmp_path / "larger"))
+        assert found == 4 * alone.parameters + alone.buffers
+        assert found > reference_bytes(LanguageModelConfig(path), None)
+    with pytest.raises(UserError, match=r"^model.reference: '.*' has .* tokens in its vocabulary"):
+        reference_bytes(LanguageModelConfig(path, resize_embeddings=5000), str(tmp_path / "larger"))

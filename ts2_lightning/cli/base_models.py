@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import read_limits, settle_embeddings
 from ts2_lightning.plugins import model_scheme
+from ts2_lightning.program import program
+from ts2_lightning.types import UserError
 
 
 def check_model_path(path: str) -> None:
@@ -40,6 +43,42 @@ def resolve_model(path: str) -> str:
     """
     scheme = model_scheme(path)
     return path if scheme is None else str(scheme.locate(path))
+
+
+def resolve_reference(path: str) -> str:
+    """Directory of the model that an objective is anchored to: that of a plug-in, a run's export, or the path as it is.
+
+    Args:
+        path: value of `model.reference`.
+
+    Raises:
+        UserError: see `check_model_path`; or it is a checkpoint, which has to be exported first.
+    """
+    place = Path(path)
+    if (place / "config.json").is_file():
+        return path
+    if (place / "export" / "config.json").is_file():
+        return str(place / "export")
+    if is_complete(place):
+        raise UserError(
+            f"model.reference: {path} is a checkpoint; export it first: {program()} export --ckpt {path} --out DIR, "
+            "then --model.reference DIR"
+        )
+    return resolve_model(path)
+
+
+@contextmanager
+def with_reference_config(path: str | None) -> Iterator[str | None]:
+    """As `with_config`, for the value of `model.reference`: a path that has a config.json, or None for none.
+
+    Raises:
+        UserError: see `resolve_reference`.
+    """
+    if path is None or model_scheme(path) is None:
+        yield path if path is None else resolve_reference(path)
+        return
+    with with_config(LanguageModelConfig(path)) as other:
+        yield other.path
 
 
 @contextmanager

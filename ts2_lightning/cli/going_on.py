@@ -41,6 +41,7 @@ TABLE: dict[str, tuple[Fate, str]] = {
     "model.lm.quantization": ("refused", "it is another base below the adapter"),
     "model.lm": ("refused", "it may be another network"),
     "model.loss": ("applied", "the values before and after are of different objectives"),
+    "model.reference": ("applied", "the values before and after are of different objectives"),
     "model.engine": ("applied", ""),
     "model.optimizer.fused": ("kept", "the optimizer's state is held as it was"),
     "model.optimizer": ("applied", "from the next step on; Adam's moments stay"),

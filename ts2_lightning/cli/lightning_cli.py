@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ts2_lightning import __version__
 from ts2_lightning.callbacks import Preemption, Stopped, Watchdog, default_callbacks
 from ts2_lightning.callbacks.requeue import requeue
-from ts2_lightning.cli.base_models import resolve_model, seeds_kept
+from ts2_lightning.cli.base_models import resolve_model, resolve_reference, seeds_kept
 from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.errors.origins import check_options, config_files, place_of
@@ -299,7 +299,10 @@ class TS2CLI(LightningCLI):
         trainer.logger = built(trainer.logger, Logger, "trainer.logger")
         trainer.callbacks = built(trainer.callbacks, Callback, "trainer.callbacks")
         trainer.strategy = built(trainer.strategy, Strategy, "trainer.strategy")
-        path = settings.get("model.lm.path")
+        path, reference = settings.get("model.lm.path"), settings.get("model.reference")
+        if reference is not None:
+            with seeds_kept():
+                settings["model.reference"] = resolve_reference(reference)
         if path is not None:
             with seeds_kept():
                 settings["model.lm.path"] = resolve_model(path)

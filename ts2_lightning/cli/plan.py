@@ -5,7 +5,7 @@ No weights are read. A run on CPUs is planned for this machine, whose memory is 
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from jsonargparse import Namespace
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ts2_lightning.cli import program
-from ts2_lightning.cli.base_models import with_config, with_rows_for_tokens
+from ts2_lightning.cli.base_models import with_config, with_reference_config, with_rows_for_tokens
 from ts2_lightning.cli.errors.parser import Parser, require_nothing
 from ts2_lightning.cli.lightning_cli import TS2CLI, run_command
 from ts2_lightning.cli.terminal import put, rounded
@@ -111,8 +111,11 @@ class PlanCLI(TS2CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
-        with with_config(self.model.lm) as lm:
-            plan = make_plan(job_of(self.settings, self.model, lm))
+        with (
+            with_config(self.model.lm) as lm,
+            with_reference_config(getattr(self.model, "reference", None)) as reference,
+        ):
+            plan = make_plan(replace(job_of(self.settings, self.model, lm), reference=reference))
         put(json.dumps(as_json(plan), indent=2) if self.settings.json else report(plan))
 
 

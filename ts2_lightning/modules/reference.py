@@ -1,28 +1,32 @@
-"""The frozen reference model of an objective that needs one: what training began with.
+"""The frozen reference model of an objective that needs one: what training began with, or another model.
 
-Below an adapter it is the model that is trained, without the adapter: no memory. Else it is a frozen copy, loaded from
-the base model's files, also in a run that goes on: no checkpoint holds it.
+Below an adapter it is the model that is trained, without the adapter: no memory. Else, and where another model is
+named, it is a frozen copy, loaded from its files, also in a run that goes on: no checkpoint holds it.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.adapters import is_adapted
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.head import backbone, output_head
+from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
 from ts2_lightning.types import ReferenceOutput, UserError
 
 
 class ReferenceModel(nn.Module):
-    """A model that is asked for the distributions of the start of training, in evaluation mode and without a gradient.
+    """A model that is asked for its distributions, in evaluation mode and without a gradient.
 
     Args:
-        model: A copy of the base model, which is frozen here; or the trained model itself, where it has an adapter.
+        model: A copy of the base model, or another model, which is frozen here; or the trained model itself, where it
+            has an adapter.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -102,10 +106,82 @@ def _is_adapter(module: nn.Module) -> bool:
     return hasattr(module, "_disable_adapters")  # as PEFT's layers have it, and need not be imported to tell
 
 
-def check_reference(lm: LanguageModelConfig) -> None:
-    """Raises a `UserError` if the start of training is in no file, where a run that goes on could find it again."""
-    if lm.init != "pretrained":
-        raise UserError(
-            "model.loss: the objective is anchored to the model that training began with, and model.lm.init is random, "
-            "of which no file is kept; set model.lm.init to pretrained"
+def reference_config(lm: LanguageModelConfig, path: str | None) -> LanguageModelConfig | None:
+    """The model that the frozen copy is loaded as; None where the reference is the trained model without its adapter.
+
+    Args:
+        lm: The model that is trained.
+        path: Another model as reference, a directory or a name on the hub; None for the base model.
+    """
+    if path is not None:
+        return LanguageModelConfig(
+            path,
+            dtype=lm.dtype,
+            attn_implementation=lm.attn_implementation,
+            deterministic_attention=lm.deterministic_attention,
         )
+    return None if lm.adapter is not None else replace(lm, gradient_checkpointing=False)
+
+
+def read_by(loss: TokenLoss, path: str | None) -> str | None:
+    """The path of another model as reference, as it is.
+
+    Raises:
+        UserError: there is one, and the loss reads no reference.
+    """
+    if path is not None and not loss.needs_reference:
+        raise UserError(
+            f"model.reference: {type(loss).__name__} reads no reference model, got {path!r}; leave it out, or wrap the "
+            "loss in ReferenceAnchored or ReferenceSuppression"
+        )
+    return path
+
+
+def check_reference(lm: LanguageModelConfig, loss: TokenLoss, path: str | None = None) -> None:
+    """Looks at the files of the reference of a loss that needs one, as far as that takes no time.
+
+    Args:
+        lm: The model that is trained.
+        loss: The objective.
+        path: As of `reference_config`.
+
+    Raises:
+        UserError: the start of training is in no file, where a run that goes on could find it again; or the other model
+            cannot be loaded, or has another vocabulary.
+    """
+    if not loss.needs_reference:
+        return
+    if path is None:
+        if lm.init != "pretrained":
+            raise UserError(
+                "model.loss: the objective is anchored to the model that training began with, and model.lm.init is "
+                "random, of which no file is kept; set model.lm.init to pretrained, or model.reference to a model"
+            )
+        return
+    with named_as_reference():
+        check_model_files(LanguageModelConfig(path))
+    check_same_vocabulary(lm, path)
+
+
+def check_same_vocabulary(lm: LanguageModelConfig, path: str) -> None:
+    """Raises a `UserError` if another model, by its config.json, has not as many tokens as the one that is trained."""
+    with named_as_reference():
+        tokens = read_limits(LanguageModelConfig(path)).embeddings
+    wanted = read_limits(settle_embeddings(lm)).embeddings
+    if tokens != wanted:
+        raise UserError(
+            f"model.reference: {path!r} has {tokens:,} tokens in its vocabulary, and the model that is trained "
+            f"{wanted:,}; they are compared token by token, so take a model with the same tokenizer"
+        )
+
+
+@contextmanager
+def named_as_reference() -> Iterator[None]:
+    """Has errors about a model's files name the setting of the reference."""
+    try:
+        yield
+    except UserError as error:
+        setting, colon, rest = str(error).partition(":")
+        if setting not in ("model.lm.path", "model.lm"):
+            raise
+        raise type(error)(f"model.reference{colon}{rest}") from error

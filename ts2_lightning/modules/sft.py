@@ -25,6 +25,7 @@ from ts2_lightning.modules.language_model import check_model_files, read_limits,
 from ts2_lightning.modules.network import NetworkOutput, SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading, way_on
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
+from ts2_lightning.modules.reference import check_reference, read_by
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
 from ts2_lightning.strategies import DeepSpeed, clip_gradients
@@ -46,6 +47,7 @@ class SFTModule(L.LightningModule):
         nonfinite: what to do when a loss or the gradient of a step is not finite: `stop` before the update; `skip` the
             step, on all ranks, and count it; `ignore` it, whatever becomes of the weights (DeepSpeed leaves the step
             out in any case).
+        reference: directory or hub name of another model than the base, for the loss to be anchored to.
     """
 
     network: SFTNetwork
@@ -58,6 +60,7 @@ class SFTModule(L.LightningModule):
         optimizer: AdamWConfig = AdamWConfig(),  # noqa: B008
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008
         nonfinite: Literal["stop", "skip", "ignore"] = "stop",
+        reference: str | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
@@ -66,6 +69,7 @@ class SFTModule(L.LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.nonfinite = nonfinite
+        self.reference = read_by(self.loss, reference)
         self.skipped_steps = 0
         self._steps_without_update = 0
         self._first_step = 0
@@ -94,6 +98,7 @@ class SFTModule(L.LightningModule):
         """
         if not hasattr(self, "network"):
             check_model_files(self.lm)
+            check_reference(self._settled(), self.loss, self.reference)
 
     def model_limits(self) -> ModelLimits:
         """What the model takes, by its config, or its files where it is not loaded yet; with rows for new tokens.
@@ -124,7 +129,7 @@ class SFTModule(L.LightningModule):
         if hasattr(self, "network"):
             return
         strategy = self.trainer.strategy if self._trainer is not None else None
-        self.network = make_network(self.lm, self.loss, self.engine, strategy)
+        self.network = make_network(self.lm, self.loss, self.engine, strategy, self.reference)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What a checkpoint holds, and what is asked of one: all weights but frozen ones, which the base model has."""

@@ -5,7 +5,6 @@ is one parameter of the root.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -24,7 +23,12 @@ from ts2_lightning.modules.adapters import adapted_layers, is_adapted, tell_adap
 from ts2_lightning.modules.config import LanguageModelConfig
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.network import SFTNetwork
-from ts2_lightning.modules.reference import ReferenceModel, check_reference
+from ts2_lightning.modules.reference import (
+    ReferenceModel,
+    check_reference,
+    named_as_reference,
+    reference_config,
+)
 from ts2_lightning.modules.router import router_coefficient, tell_router_loss
 from ts2_lightning.modules.text_part import tell_left_out, text_part
 from ts2_lightning.modules.weights import load_weights
@@ -39,7 +43,11 @@ SPLITS: dict[str, type[ParallelStyle]] = {"colwise": ColwiseParallel, "rowwise":
 
 
 def make_network(
-    lm: LanguageModelConfig, loss: TokenLoss, engine: LossEngine, strategy: Strategy | None = None
+    lm: LanguageModelConfig,
+    loss: TokenLoss,
+    engine: LossEngine,
+    strategy: Strategy | None = None,
+    reference: str | None = None,
 ) -> SFTNetwork:
     """The network with its weights, of which a rank never holds more than its share where the strategy shards them.
 
@@ -48,6 +56,7 @@ def make_network(
         loss: the objective.
         engine: how logits come to be.
         strategy: strategy as far as it has weights; under ZeRO-3 in its `model_sharded_context`, as Lightning calls it.
+        reference: another model than the base as the reference of a loss that needs one, see `reference_config`.
 
     Raises:
         UserError: the model cannot be loaded or split, or the strategy is known to take other steps.
@@ -57,25 +66,26 @@ def make_network(
             "trainer.strategy: under Lightning's own DeepSpeedStrategy gradients are divided twice and rounded to "
             "bfloat16; set ts2_lightning.strategies.DeepSpeed, as configs/strategy/zero2.yaml does"
         )
+    copy = None
     if loss.needs_reference:
-        check_reference(lm)
-    copied = loss.needs_reference and lm.adapter is None
+        check_reference(lm, loss, reference)
+        copy = reference_config(lm, reference)
     if isinstance(strategy, ModelParallelStrategy):
-        network = _network(lm, loss, engine, partial(build_language_model, device="meta"))
+        network = _network(lm, loss, engine, partial(build_language_model, device="meta"), copy)
         shard(network, strategy.device_mesh, strategy.precision_plugin.precision == "bf16-mixed")
-        _load_weights(network, lm, strategy.root_device)
+        _load_weights(network, lm, copy, strategy.root_device)
     elif isinstance(strategy, DeepSpeed) and strategy.zero_stage_3:
-        network = _network(lm, loss, engine, partial(build_language_model, device=None))  # sharded as it is made
+        network = _network(lm, loss, engine, partial(build_language_model, device=None), copy)  # sharded as it is made
         if is_adapted(network.language_model):
             check_gathering(adapted_layers(network.language_model).values())
-        _load_weights(network, lm, strategy.root_device)
+        _load_weights(network, lm, copy, strategy.root_device)
     else:
-        if copied and isinstance(strategy, FSDPStrategy):
+        if copy is not None and isinstance(strategy, FSDPStrategy):
             raise UserError(
                 "trainer.strategy: FSDP1 cannot hold the frozen copy of the model that model.loss is anchored to; set "
                 "ts2_lightning.strategies.FSDP2, as configs/strategy/fsdp2.yaml does"
             )
-        network = _network(lm, loss, engine, load_language_model)
+        network = _network(lm, loss, engine, load_language_model, copy)
         if isinstance(strategy, FSDPStrategy):
             wrap_layers(network)
     if strategy is not None and strategy.precision_plugin.precision == "64-true":
@@ -98,17 +108,25 @@ def _network(
     loss: TokenLoss,
     engine: LossEngine,
     build: Callable[[LanguageModelConfig], PreTrainedModel],
+    copy: LanguageModelConfig | None,
 ) -> SFTNetwork:
     """The network, and the reference of its loss, if it needs one; models are built the same way."""
     model, reference = build(lm), None
     if loss.needs_reference:
-        reference = ReferenceModel(model if is_adapted(model) else build(replace(lm, gradient_checkpointing=False)))
+        with named_as_reference():
+            reference = ReferenceModel(model if copy is None else build(copy))
     return SFTNetwork(model, loss, engine, router_coefficient(model, lm.router_aux_loss_coef), reference)
 
 
-def _load_weights(network: SFTNetwork, lm: LanguageModelConfig, device: torch.device) -> None:
-    for model in network.models:
-        load_weights(model, lm, device)
+def _load_weights(
+    network: SFTNetwork, lm: LanguageModelConfig, copy: LanguageModelConfig | None, device: torch.device
+) -> None:
+    trained, *frozen = network.models
+    load_weights(trained, lm, device)
+    for model in frozen:
+        assert copy is not None
+        with named_as_reference():
+            load_weights(model, copy, device)
 
 
 def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None:

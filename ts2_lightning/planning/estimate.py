@@ -9,6 +9,7 @@ from ts2_lightning.engines import LossEngine
 from ts2_lightning.hardware import GPU, Machine
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.modules.config import LanguageModelConfig
+from ts2_lightning.modules.reference import check_same_vocabulary, named_as_reference, reference_config
 from ts2_lightning.planning.counting import MicroBatch
 from ts2_lightning.planning.duration import EFFICIENCY, WRITE_SPEED, Duration, Saving, duration
 from ts2_lightning.planning.layout import Layout, read_layout
@@ -42,7 +43,7 @@ class Memory:
         update: what the update adds, when the activations are gone.
         host: bytes in the memory of the host, for this GPU.
         context: what the process needs beside tensors; a guess.
-        reference: Weights of a frozen copy of the model, which the objective is anchored to; exact.
+        reference: Weights of the frozen model that the objective is anchored to; exact.
     """
 
     weights: int
@@ -93,6 +94,8 @@ class Job:
         nodes: how many.
         efficiency: share of a GPU's peak operations.
         write_speed: bytes per second of a checkpoint.
+        reference: another model than the base that the objective is anchored to; its weights are counted as they are,
+            its time, and what it takes in the loss engine, as of a model like the one that is trained.
 
     Raises:
         UserError: a number out of its range.
@@ -112,6 +115,7 @@ class Job:
     nodes: int = 1
     efficiency: float = EFFICIENCY
     write_speed: float = WRITE_SPEED
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("rows", "micro_batch", "max_length", "gpus_per_node", "nodes"), COUNT)
@@ -199,9 +203,9 @@ def _measured(job: Job, modes: tuple[bool, ...]) -> Sizes:
 def _plan(job: Job, sizes: Sizes) -> Plan:
     layout, batch = job.layout, job.batch
     state = state_of(sizes.weights, layout, job.accumulation)
-    # Below an adapter the reference is the model without it, and takes nothing.
-    copied = job.loss.needs_reference and job.lm.adapter is None
-    both = state_of((*sizes.weights, *frozen_copy(sizes.weights)), layout, job.accumulation) if copied else state
+    copy = _copy(job, sizes)
+    frozen = [] if copy is None else frozen_copy(copy.weights, sizes.weights)
+    both = state_of((*sizes.weights, *frozen), layout, job.accumulation) if frozen else state
     gpu = job.device if isinstance(job.device, GPU) else None
     device = torch.device("cuda" if gpu else "cpu")
     loss = loss_bytes(job.engine, job.loss, sizes.head, batch.tokens, sizes.hidden_itemsize, layout.autocast, device)
@@ -217,7 +221,7 @@ def _plan(job: Job, sizes: Sizes) -> Plan:
             update=state.at_the_update(),
             host=both.on_host(),
             context=CONTEXT if gpu else PROCESS,
-            reference=both.held_weights() - state.held_weights() + sizes.buffers * copied,
+            reference=both.held_weights() - state.held_weights() + (0 if copy is None else copy.buffers),
         )
         for mode, activations in sizes.activations.items()
     }
@@ -228,6 +232,16 @@ def _plan(job: Job, sizes: Sizes) -> Plan:
         durations = {mode: duration(sizes, state, batch, *place, mode, job.efficiency, asked) for mode in memory}
     step = durations[job.lm.gradient_checkpointing].step if gpu else 0.0
     return Plan(job, sizes, memory, durations, Saving(state.checkpoint(), job.write_speed, step))
+
+
+def _copy(job: Job, sizes: Sizes) -> Sizes | None:
+    """Sizes of the frozen copy; None if there is none: below an adapter the model without it takes nothing."""
+    config = reference_config(job.lm, job.reference) if job.loss.needs_reference else None
+    if config is None or job.reference is None:
+        return None if config is None else sizes
+    check_same_vocabulary(job.lm, job.reference)
+    with named_as_reference():
+        return measure(config, job.layout, job.batch, modes=())
 
 
 def _remedies(plan: Plan) -> Iterator[str]:

@@ -301,11 +301,10 @@ def state_of(weights: Sequence[Weight], layout: Layout, accumulation: int = 1, r
     return kind(weights, layout, accumulation, rank)
 
 
-def frozen_copy(weights: Iterable[Weight]) -> list[Weight]:
-    """The weights of a frozen copy of a model, in decoder layers of their own."""
-    held = list(weights)
-    layers = 1 + max((w.layer for w in held), default=-1)
-    return [w._replace(trained=False, layer=w.layer + layers if w.layer >= 0 else w.layer) for w in held]
+def frozen_copy(weights: Iterable[Weight], beside: Iterable[Weight]) -> list[Weight]:
+    """The weights of a frozen model, in decoder layers of their own beside those of a model that is trained."""
+    layers = 1 + max((w.layer for w in beside), default=-1)
+    return [w._replace(trained=False, layer=w.layer + layers if w.layer >= 0 else w.layer) for w in weights]
 
 
 def _layers(weights: Iterable[Weight]) -> list[list[Weight]]:
