@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def check_report(grid: Grid) -> None:
 
 def test_every_study_has_two_versions() -> None:
     assert {file.stem for file in (GRIDS / "paper").glob("*.yaml")} == STUDIES.keys() == PAPERS.keys()
-    assert {file.stem for file in (GRIDS / "toyworld").glob("*.yaml")} == {*STUDIES, "objectives"}
+    assert {file.stem for file in (GRIDS / "toyworld").glob("*.yaml")} == {*STUDIES, "objectives", "anchored"}
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -202,6 +203,29 @@ def test_the_toy_version_has_the_same_rows_and_the_control(study: str) -> None:
         assert config["trainer"]["max_epochs"] == 3
     shared = 3 if study == "components" else 0  # unified sparsemax is decoupling only, decoded otherwise
     assert len(grid.trainings) == len(grid.points) - shared
+    check_report(grid)
+
+
+def test_anchors_are_each_added_to_the_same_objectives() -> None:
+    """Forward, reverse and the base's support, at three weights, beside what they are added to and the control."""
+    grid = read_grid(GRIDS / "toyworld" / "anchored.yaml", READER.read)
+    rows: dict[tuple[str, str], list[float]] = {}
+    for point in grid.points:
+        assert point.training.config["model"].get("reference") is None
+        loss = point.training.config["model"]["loss"]
+        given = loss["init_args"] or {}
+        if "loss" not in given:
+            rows.setdefault((loss["class_path"].rpartition(".")[2], ""), []).append(0.0)
+            continue
+        added = given.get("direction") or "support"
+        key = given["loss"]["class_path"].rpartition(".")[2], added
+        rows.setdefault(key, []).append(given["weight"] if "weight" in given else given["alpha"])
+    weights = dict.fromkeys((0.1, 0.5, 2.0), 2)  # once for each seed
+    bases = ("CrossEntropyLoss", "TS2Loss", "GEMLoss")
+    anchored = {(base, added): weights for base in bases for added in ("forward", "reverse", "support")}
+    alone = {("CrossEntropyLoss", ""): {0.0: 4}, ("TS2Loss", ""): {0.0: 2}, ("GEMLoss", ""): {0.0: 2}}
+    assert {key: dict(Counter(values)) for key, values in rows.items()} == {**anchored, **alone}
+    assert len(grid.trainings) == 62
     check_report(grid)
 
 

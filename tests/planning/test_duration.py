@@ -200,7 +200,17 @@ def test_the_plan_of_a_job_with_another_reference(path: str, tmp_path: Path) -> 
 
     def reference_bytes(lm: LanguageModelConfig, other: str | None) -> int:
         job = Job(
-            lm, ReferenceAnchored(), ChunkedEngine(), "auto", "32-true", 8, 2, 24, "none", find_gpu("h100"), reference=other
+            lm,
+            ReferenceAnchored(),
+            ChunkedEngine(),
+            "auto",
+            "32-true",
+            8,
+            2,
+            24,
+            "none",
+            find_gpu("h100"),
+            reference=other,
         )
         return make_plan(job).memory[False].reference
 
