@@ -199,19 +199,8 @@ def test_the_plan_of_a_job_with_another_reference(path: str, tmp_path: Path) -> 
     larger.save_pretrained(tmp_path / "larger")
 
     def reference_bytes(lm: LanguageModelConfig, other: str | None) -> int:
-        job = Job(
-            lm,
-            ReferenceAnchored(),
-            ChunkedEngine(),
-            "auto",
-            "32-true",
-            8,
-            2,
-            24,
-            "none",
-            find_gpu("h100"),
-            reference=other,
-        )
+        settings = (ChunkedEngine(), "auto", "32-true", 8, 2, 24, "none", find_gpu("h100"))
+        job = Job(lm, ReferenceAnchored(), *settings, reference=other)
         return make_plan(job).memory[False].reference
 
     alone = measure(LanguageModelConfig(str(tmp_path / "larger")), Layout("single", ""), BATCH, modes=())

@@ -42,11 +42,8 @@ def reference_divergence(rows: LogitRows, direction: Direction = "forward") -> T
     weighted = log_ratio.mul_(model.exponentials)
     # Not the value, which has other rounding errors: the gradient has to sum to zero.
     expected = weighted.sum(-1) / model.normalizer
-    dense = (
-        DensePart(1 / model.normalizer, weighted),
-        DensePart(-expected / model.normalizer, model.exponentials),
-    )
-    return Term(value, Gradient(dense=dense))
+    minus_expected = softmax_part(model).scaled(-expected)
+    return Term(value, Gradient(dense=(DensePart(1 / model.normalizer, weighted),)) + minus_expected)
 
 
 def _log_ratio(first: LogitRows, second: LogitRows, out: Tensor) -> Tensor:

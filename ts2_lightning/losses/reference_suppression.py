@@ -25,7 +25,7 @@ def suppression_outside(rows: LogitRows, kept: Entries) -> Term:
     log_inside = log_total - rows.normalizer.log()
     # A small tail is summed by itself, so that it keeps its digits, and so does a small inside as a logarithm.
     value = torch.where(tail < 0.5, torch.log1p(tail / log_inside.exp()), -log_inside)
-    dense = (DensePart(1 / rows.normalizer, rows.exponentials, excluded=kept),)
+    dense = (DensePart(1 / rows.normalizer, rows.matrix("exponentials"), excluded=kept),)
     return Term(value, Gradient(dense=dense, sparse=(SparsePart(kept, -shares * kept.of_rows(tail)),)))
 
 

@@ -214,6 +214,10 @@ class Thresholded(Entries):
             return Thresholded(self.summaries, self.request, with_gold=True)
         return self.mask.union(columns)
 
+    def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Entries`."""
+        return self.mask.softmax(matrix, origin)
+
     def sum_outside(self, matrix: Tensor) -> Tensor:
         """See `Entries`."""
         return self.mask.sum_outside(matrix)
