@@ -5,9 +5,9 @@
 
 On a GPU what a loss does with rows of logits costs the bytes that it moves. Each operation of a step, forward and
 backward, is counted as it is dispatched: what it reads and writes, in passes over the logits [N, K] in float32. The
-matrix products of the head are left out, and the head is narrow, so that its gradient hardly counts. The figures are
-for the way without Triton kernels, with bfloat16 factors. In a block of rows supports are short lists if no row has
-a large one, else long lists or masks; "long lists" and "masks" are with statistics too.
+matrix products of the head are left out, and the head is narrow, so that its gradient hardly counts. Factors are in
+bfloat16. "kernels" is the way with Triton kernels, statistics included, the others are that without: in a block of rows
+supports are short lists if no row has a large one, else long lists or masks, both with statistics too.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -73,6 +75,10 @@ DECLARED: dict[str, Callable[..., int]] = {}
 """Name of an operation, with its namespace -> function of its arguments that gives the bytes it moves."""
 
 
+KERNELS = "ts2_lightning.ops.row_kernels"
+"""The module of the Triton kernels."""
+
+
 def declare(name: str, moved: Callable[..., int]) -> None:
     """Says what an operation moves whose traffic its arguments do not show.
 
@@ -83,6 +89,23 @@ def declare(name: str, moved: Callable[..., int]) -> None:
         moved: function that is called with the operation's arguments, and returns bytes.
     """
     DECLARED[name] = moved
+
+
+def _summary_moved(logits: Tensor, *_: Any, **__: Any) -> int:
+    """One read, and another of the lanes that hold the support and the three largest logits."""
+    n, vocabulary = logits.shape
+    layout = import_module(KERNELS).layout_for(vocabulary)
+    again: int = layout.depth * (layout.held_lanes + 3)
+    return logits.element_size() * n * (vocabulary + min(vocabulary, again))
+
+
+def _gradient_moved(logits: Tensor, labels: Tensor, fields: Tensor, coefficients: Tensor, out: Tensor, *_: Any) -> int:
+    """One read of the logits, and one write of the gradient."""
+    return logits.numel() * (logits.element_size() + out.element_size())
+
+
+declare("ts2_lightning::row_summary", _summary_moved)
+declare("ts2_lightning::row_gradient", _gradient_moved)
 
 
 SUPPORTS = {"short lists": (0,), "long lists": (1, 0), "masks": (1,)}
@@ -305,6 +328,7 @@ def measure(
     statistics: Collection[str] = (),
     shape: tuple[int, int] = SHAPE,
     supports: str = "short lists",
+    kernels: bool = False,
 ) -> Figures:
     """Counts a forward and a backward pass from hidden states [N, H] and a head [K, H] in bfloat16, in one chunk.
 
@@ -312,10 +336,13 @@ def measure(
         loss: the objective; None is plain cross-entropy in PyTorch.
         statistics: names of what is measured at every token.
         shape: (N tokens, K vocabulary).
-        supports: how supports are stored, one of `SUPPORTS`.
+        supports: how supports are stored without kernels, one of `SUPPORTS`.
+        kernels: whether Triton kernels read the rows.
     """
     n, k = shape
-    with as_on_a_gpu(), FakeTensorMode():
+    reader = import_module(KERNELS) if kernels else None
+    engine = mock.patch("ts2_lightning.engines.chunked.row_kernels", return_value=reader)
+    with as_on_a_gpu(), engine, FakeTensorMode():
         hidden = torch.empty(n, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         head = nn.Linear(WIDTH, k, bias=False, dtype=torch.bfloat16)
         labels, positions = torch.empty(n, dtype=torch.long), torch.empty(n, dtype=torch.long)
@@ -341,15 +368,16 @@ def measure_all(subjects: Collection[str], shape: tuple[int, int]) -> dict[str, 
             "bare": measure(loss, (), shape),
             "statistics": measure(loss, TOKEN_STATISTICS, shape),
             **{kind: measure(loss, TOKEN_STATISTICS, shape, kind) for kind in ("long lists", "masks")},
+            **({"kernels": measure(loss, TOKEN_STATISTICS, shape, kernels=True)} if find_spec("triton") else {}),
         }
     return figures
 
 
 def table(figures: Mapping[str, Mapping[str, Figures]]) -> str:
     """The passes as Markdown, a row per subject; operations and synchronisations are those with statistics."""
-    columns = ("bare", "statistics", "long lists", "masks")
+    columns = ("kernels", "bare", "statistics", "long lists", "masks")
     lines = ["| passes over float32 [N, K] | " + " | ".join((*columns, "operations", "synchronisations")) + " |"]
-    lines.append("| --- |" + " ---: |" * 6)
+    lines.append("| --- |" + " ---: |" * 7)
     for name, ways in figures.items():
         way = ways.get("statistics", ways["bare"])
         cells = [f"{ways[column].passes:.1f}" if column in ways else "" for column in columns]

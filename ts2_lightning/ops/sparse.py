@@ -213,6 +213,12 @@ class Padded(Entries):
         member = torch.cat([self.member | same, ~there], -1)
         return Padded(torch.cat([self.columns, added], -1), member)
 
+    def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Entries`."""
+        values = (matrix.gather(-1, self.columns) - origin[:, None]).masked_fill_(~self.member, -torch.inf)
+        total = values.logsumexp(-1)
+        return (values - total[:, None]).exp_(), total
+
     def _absent(self) -> Tensor:
         """A column for each row that is not among its columns, [n, 1]."""
         n, m = self.columns.shape
