@@ -1,16 +1,18 @@
 """Peak memory of an export, per kind of checkpoint, of a random model of more than 1 GB.
 
     OMP_NUM_THREADS=1 python -m benchmarks.memory_export --out benchmarks/results/memory_export_cpu.json
+    git worktree add OLD REVISION && ... --before OLD    # another revision beside it, in turns
 
 Each export runs in a process of its own, whose own memory (RssAnon) is sampled every 2 ms from after the imports on;
-pages of mapped files, which the system takes back when it needs them, do not count. The bound is one file of weights
-plus what is read for one tensor; so that it shows, files are smaller here than the 5 GB of a real export. Checkpoints
-are laid out as the strategies write them, the ZeRO ones for two ranks, without optimizer states.
+pages of mapped files, which the system takes back when it needs them, do not count. The bound is what is read, cast and
+compared of one tensor; the largest one here has 131 MB. Files are smaller than the 5 GB of a real export, so that it
+would show if one were held whole. Checkpoints are laid out as the strategies write them, the ZeRO ones for two ranks,
+without optimizer states. `in memory` is what a fit on one GPU does at its end; `rounded` kinds are cast to bfloat16.
 """
 
 import argparse
 import json
-import platform
+import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +27,10 @@ from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from benchmarks import record
 from benchmarks.memory_loading import Peak
-from ts2_lightning.export import ExportSettings, export, export_checkpoint
+from ts2_lightning.cli.record import revision
+from ts2_lightning.export import ExportSettings, export, export_checkpoint, export_model
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig
 from ts2_lightning.modules.adapters import trained_state
 from ts2_lightning.modules.language_model import load_language_model
@@ -34,7 +38,10 @@ from ts2_lightning.modules.language_model import load_language_model
 RANKS = 2
 PREFIX = "network.language_model."
 SHARD_BYTES = 200_000_000
-KINDS = ["one file", "FSDP2", "ZeRO-2", "ZeRO-3", "LoRA, merged", "LoRA, separate", "QLoRA, merged"]
+KINDS = [
+    *("in memory, rounded", "one file", "one file, rounded", "FSDP2", "ZeRO-2", "ZeRO-3"),
+    *("LoRA, merged", "LoRA, separate", "QLoRA, merged"),
+]
 
 
 def write_base(directory: Path) -> None:
@@ -56,7 +63,7 @@ def write_checkpoint(kind: str, base: Path, path: Path) -> None:
         return
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     weights = {f"{PREFIX}{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    if kind == "one file":
+    if kind.startswith(("one file", "in memory")):
         torch.save({"state_dict": weights, "global_step": 1}, path)
     elif kind == "FSDP2":
         path.mkdir()
@@ -103,26 +110,45 @@ def measure(kind: str, base: Path, checkpoint: Path, out: Path, shard_bytes: int
     import peft  # noqa: F401
 
     export.SHARD_BYTES = shard_bytes
-    dtype = None if "LoRA" in kind else "float32"
+    dtype = None if "LoRA" in kind or "rounded" in kind else "float32"
     settings = ExportSettings(base, dtype=dtype, adapter="separate" if "separate" in kind else "merged")
-    start = time.perf_counter()
+    lm = language_model(kind, base)
+    model = load_language_model(lm) if kind.startswith("in memory") else None
+    start = time.process_time()
     peak = Peak()
-    export_checkpoint(checkpoint, language_model(kind, base), out, settings)
+    if model is None:
+        export_checkpoint(checkpoint, lm, out, settings)
+    else:
+        export_model(model, out, settings)
     peak.stop()
     written = sum(file.stat().st_size for file in out.glob("*.safetensors"))
-    return {"kind": kind, "peak": peak.growth["RssAnon:"], "written": written, "seconds": time.perf_counter() - start}
+    seconds = round(time.process_time() - start, 2)
+    return {"kind": kind, "peak": peak.growth["RssAnon:"], "written": written, "processor_seconds": seconds}
 
 
-def in_a_process(kind: str, scratch: Path, shard_bytes: int) -> dict[str, Any]:
-    """One export, in a process of its own."""
+def in_a_process(kind: str, scratch: Path, shard_bytes: int, package: Path) -> dict[str, Any]:
+    """One export, in a process of its own, by the package that lies in a directory."""
     base, checkpoint, out = scratch / "base", scratch / "last.ckpt", scratch / "export"
-    write_checkpoint(kind, base, checkpoint)
     one = ["--one", kind, str(base), str(checkpoint), str(out), "--shard_bytes", str(shard_bytes)]
-    command = [sys.executable, "-m", "benchmarks.memory_export", *one]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print("{kind:<16} peak {peak:>13,} B, written {written:>13,} B, {seconds:.1f} s".format(**row), flush=True)
+    # As a file, not as a module: the working directory would come before PYTHONPATH.
+    command = [sys.executable, str(Path(__file__).resolve()), *one]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, "PYTHONPATH": str(package)}
+    )
     shutil.rmtree(out)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def measure_kind(kind: str, scratch: Path, shard_bytes: int, before: Path | None) -> dict[str, Any]:
+    """One export, and the one of another revision."""
+    checkpoint = scratch / "last.ckpt"
+    write_checkpoint(kind, scratch / "base", checkpoint)
+    row = in_a_process(kind, scratch, shard_bytes, record.ROOT)
+    if before is not None:
+        other = in_a_process(kind, scratch, shard_bytes, before)
+        row |= {"peak_before": other["peak"], "processor_seconds_before": other["processor_seconds"]}
+    print(json.dumps(row), flush=True)
     shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
     return row
 
@@ -132,24 +158,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--shard_bytes", type=int, default=SHARD_BYTES)
-    parser.add_argument("--out", help="write the figures to this file")
+    parser.add_argument("--before", type=Path, help="checkout of another revision, measured in turns with this one")
+    parser.add_argument("--out", type=Path, help="write the figures to this file")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         kind, base, checkpoint, out = options.one
         print(json.dumps(measure(kind, Path(base), Path(checkpoint), Path(out), options.shard_bytes)))
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        write_base(Path(scratch) / "base")
-        rows = [in_a_process(kind, Path(scratch), options.shard_bytes) for kind in options.kinds]
-    record = {
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "shard_bytes": options.shard_bytes,
-        "rows": rows,
-    }
-    if options.out:
-        Path(options.out).write_text(json.dumps(record, indent=1) + "\n")
+    with tempfile.TemporaryDirectory() as directory:
+        scratch = Path(directory)
+        write_base(scratch / "base")
+        rows = [measure_kind(kind, scratch, options.shard_bytes, options.before) for kind in options.kinds]
+    figures = {"shard_bytes": options.shard_bytes, "rows": rows}
+    if options.before is not None:
+        figures["revision_before"] = revision(options.before)
+    record.write(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def export_model(
     """Writes a model as a transformers directory that answers through the trained chat template, and stops.
 
     The directory is written beside `out` under a hidden name and renamed when complete; an existing export at
-    `out` is replaced then, and not before. Beside the model, the weights of one file (5 GB) and one tensor are in
-    memory. Custom code is never run or copied (`trust_remote_code` stays off).
+    `out` is replaced then, and not before. Beside the model, one tensor and what it is cast
+    to are in memory. Custom code is never run or copied (`trust_remote_code` stays off).
 
     Args:
         model: model that is whole in this process, with or without an adapter; its `name_or_path` is the place of the

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+BLOCK = 2**20
+"""Numbers of a weight that are compared at a time: differences of a whole embedding would be several of it."""
+
 TOLERATED = 0.05
 """Norm of the rounding over norm of the update, above which there is a warning."""
 
@@ -57,10 +60,12 @@ class Rounding:
         start = weight.start()
         if start is None or start.shape != weight.value.shape:
             return
-        exact = weight.value.detach().cpu()
         self._dtypes.add(written.dtype)
-        self._rounding += _squares(written, exact)
-        self._update += _squares(exact, start.cpu())
+        tensors = (written, weight.value.detach(), start)
+        for rounded, exact, before in zip(*(tensor.reshape(-1).split(BLOCK) for tensor in tensors), strict=True):
+            exact = exact.cpu()
+            self._rounding += _squares(rounded, exact)
+            self._update += _squares(exact, before.cpu())
 
     @property
     def share(self) -> float:

@@ -1,15 +1,15 @@
-"""Safetensors files of bounded size, written one at a time."""
+"""Safetensors files of bounded size, written a tensor at a time."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from ts2_lightning.export.tensor_file import TensorFile
 from ts2_lightning.modules.nonfinite import first_nonfinite
 from ts2_lightning.types import UserError
 
@@ -20,33 +20,29 @@ _BAR_BYTES = 1_000_000_000  # below, a progress bar would only flicker
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], directory: Path, expected: int, shard_bytes: int) -> None:
-    """Writes `model.safetensors`, or several files and their index. The tensors of one file are in memory at a time.
+    """Writes `model.safetensors`, or several files and their index. One tensor is in memory at a time.
 
     Args:
         tensors: names and tensors on the CPU; they may be memory-mapped.
         directory: directory to write to; it exists.
-        expected: number of bytes of all tensors, about; for the progress bar.
+        expected: number of bytes of all tensors, about; for the progress bar, and the room for the files' headers.
         shard_bytes: largest number of bytes of a file.
     """
     files: list[dict[str, int]] = []  # names and bytes of each
-    shard: dict[str, Tensor] = {}
-    size = 0
+    remaining = iter(tensors)
+    following = next(remaining, None)
     hidden = None if expected >= _BAR_BYTES else True  # None: shown on a terminal only
     with tqdm(total=expected, unit="B", unit_scale=True, desc="Export", disable=hidden, leave=False) as bar:
-        for name, tensor in tensors:
-            if shard and size + _bytes(tensor) > shard_bytes:
-                files.append(_write(shard, directory, len(files)))
-                shard, size = {}, 0
-            shard[name] = tensor.contiguous()
-            size += _bytes(tensor)
-            bar.update(_bytes(tensor))
-        files.append(_write(shard, directory, len(files)))
+        while following is not None or not files:
+            sizes: dict[str, int] = {}
+            with TensorFile(directory / str(len(files)), min(expected, shard_bytes)) as file:
+                while following is not None and (not sizes or file.size + _bytes(following[1]) <= shard_bytes):
+                    file.add(*following)
+                    sizes[following[0]] = _bytes(following[1])
+                    bar.update(_bytes(following[1]))
+                    following = next(remaining, None)
+            files.append(sizes)
     _name(files, directory)
-
-
-def _write(shard: dict[str, Tensor], directory: Path, number: int) -> dict[str, int]:
-    save_file(shard, directory / str(number), metadata={"format": "pt"})
-    return {name: _bytes(tensor) for name, tensor in shard.items()}
 
 
 def _name(files: list[dict[str, int]], directory: Path) -> None:

@@ -4,7 +4,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.optim import Optimizer
 
 from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
 from ts2_lightning.ranges import COUNT, POSITIVE, check_number
@@ -52,6 +55,24 @@ class FSDP2(ModelParallelStrategy):
         if self.world_size % size:
             raise UserError(f"FSDP2(tensor_parallel_size): {self.world_size} ranks cannot be divided by {size}")
         self._data_parallel_size = self.world_size // size
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The state dict of the module; for a directory the shards where they lie: each is copied when it is written.
+
+        Lightning copies a rank's whole share from the GPU to the host before the first tensor is written.
+        """
+        if not self._save_distributed_checkpoint:
+            return super().lightning_module_state_dict()
+        assert self.model is not None
+        return get_model_state_dict(self.model)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of an optimizer, like `lightning_module_state_dict`."""
+        if not self._save_distributed_checkpoint:
+            return super().optimizer_state(optimizer)
+        assert self.model is not None
+        plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        return get_optimizer_state_dict(self.model, plain)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint directory or file; nothing in it is run, and no weight is left out in silence.

@@ -1,0 +1,19 @@
+"""Neither a checkpoint nor an export holds a second model in memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.ranks import launch
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_an_export_take_little_memory(tmp_path: Path) -> None:
+    """Weights of 130 MB, the largest of which has 2; a file of all of them in bfloat16 would have 65."""
+    grown = json.loads(launch("tests.callbacks.peak_memory", tmp_path).splitlines()[-1])
+    assert grown["weights"] > 100e6
+    assert (tmp_path / "export" / "model.safetensors").stat().st_size > grown["weights"] / 2
+    assert (tmp_path / "checkpoints" / "last.ckpt").stat().st_size > 3 * grown["weights"]
+    assert grown["checkpoint"] < grown["weights"] / 3
+    assert grown["export"] < grown["weights"] / 3
