@@ -6,9 +6,11 @@ for it, the tensors follow as they come, and the header is written last.
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -42,7 +44,7 @@ class TensorFile:
         expected: number of bytes of all tensors, about, by which room is left for the header.
 
     Example:
-        >>> import tempfile, torch
+        >>> import tempfile
         >>> from safetensors.torch import load_file
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     with TensorFile(Path(directory, "model.safetensors"), expected=12) as file:
@@ -89,7 +91,7 @@ class TensorFile:
         """
         start = self._size
         for block in tensor.detach().reshape(-1).split(BLOCK):
-            self._size += self._file.write(_serialized(block)[1])
+            self._size += self._file.write(_bytes(block))
         dtype = _serialized(tensor.new_empty(0))[0]["dtype"]
         self._entries[name] = _Entry(dtype, [*tensor.shape], start, self._size - start, tensor.element_size())
 
@@ -116,6 +118,13 @@ def _serialized(tensor: Tensor) -> tuple[dict[str, Any], memoryview]:
     serialized = memoryview(save({"": tensor}))
     end = 8 + int.from_bytes(serialized[:8], "little")
     return json.loads(bytes(serialized[8:end]))[""], serialized[end:]
+
+
+def _bytes(block: Tensor) -> memoryview:
+    """The bytes of a few numbers in the format's order, which is that of most machines: nothing is copied there."""
+    if sys.byteorder == "big":
+        return _serialized(block)[1]
+    return memoryview(block.contiguous().view(torch.uint8).numpy())
 
 
 def _header(entries: dict[str, _Entry]) -> bytes:
