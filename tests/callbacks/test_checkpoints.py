@@ -6,6 +6,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,18 @@ from lightning.pytorch import Trainer
 
 from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.support.training import make_trainer
-from ts2_lightning.callbacks import Checkpoints
-from ts2_lightning.callbacks.checkpoints import StraightToFile
+from ts2_lightning.callbacks import Checkpoints, checkpoint_writing
 from ts2_lightning.runs.checkpoints import newest_checkpoint
 from ts2_lightning.types import UserError
 
 ROWS = make_rows([2, 2, 2, 2])
+
+
+@pytest.fixture(autouse=True, params=["at once", "in a thread"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever way checkpoints are written, there are the same ones in the end."""
+    if request.param == "in a thread":
+        monkeypatch.setattr(Checkpoints, "__init__", partialmethod(Checkpoints.__init__, asynchronous=True))
 
 
 def fit(
@@ -177,25 +184,25 @@ def test_fast_dev_run_saves_nothing(tmp_path: Path) -> None:
 
 
 @contextmanager
-def full_disk(monkeypatch: pytest.MonkeyPatch, *calls: int) -> Iterator[None]:
-    """A disk on which the given writes fail half-way, counted from 1."""
-    write, seen = StraightToFile.save_checkpoint, iter(range(1, 1000))
+def full_disk(monkeypatch: pytest.MonkeyPatch, *steps: int) -> Iterator[None]:
+    """A disk on which writes of some steps fail half-way, however often they are tried."""
+    write = checkpoint_writing.write_file
 
-    def written(self: StraightToFile, checkpoint: Any, path: Any, **settings: Any) -> None:
-        write(self, checkpoint, path, **settings)
-        if next(seen) in calls:
+    def written(path: Any, content: Any) -> None:
+        write(path, content)
+        if content["global_step"] in steps:
             os.truncate(path, 100)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(StraightToFile, "save_checkpoint", written)
+        patched.setattr(checkpoint_writing, "write_file", written)
         yield
 
 
 def test_a_full_disk_keeps_the_previous_one_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with full_disk(monkeypatch, 2, 3), pytest.raises(UserError, match=r"the training is over, but .* make room"):
+    with full_disk(monkeypatch, 8), pytest.raises(UserError, match=r"the training is over, but .* make room"):
         fit(tmp_path, checkpoints=Checkpoints(), max_steps=8, max_epochs=-1, limit_train_batches=4)
     lines = [record.getMessage() for record in caplog.records if "no checkpoint was written" in record.getMessage()]
     assert len(lines) == 2, "at the end of the epoch, and of the training"
@@ -208,14 +215,14 @@ def test_a_full_disk_keeps_the_previous_one_and_training_goes_on(
 
 
 def test_once_there_is_room_checkpoints_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with full_disk(monkeypatch, 1, 3):
+    with full_disk(monkeypatch, 2, 6):
         fit(tmp_path, checkpoints=Checkpoints(every_n_steps=2), max_epochs=2)  # 2 and 6 fail; 4 and 8 do not
     assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
 
 
 def test_what_could_not_be_saved_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best value comes when the disk is full: the next best one is kept."""
-    with full_disk(monkeypatch, 2, 3, 4):  # before its validation, as the best, and at the end of its epoch
+    with full_disk(monkeypatch, 8):  # before its validation, as the best, and at the end of its epoch
         fit(tmp_path, 3.0, 1.0, 2.0, 2.5, 2.7)
     assert (step_of(tmp_path, "best"), step_of(tmp_path, "last")) == (12, 20)
 
@@ -224,6 +231,9 @@ class FilesGrowNoLarger(Publisher):
     """At step 8 the system refuses files as large as a checkpoint."""
 
     def on_train_epoch_end(self) -> None:
+        in_flight = self.trainer.checkpoint_callback._in_flight
+        if in_flight is not None:  # it was begun under another limit
+            in_flight.wait()
         limit = 1000 if self.global_step == 8 else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
 

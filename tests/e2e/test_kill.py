@@ -25,6 +25,8 @@ OPTIONS = (
     *("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.every_n_steps=1"),
 )
 
+ASYNCHRONOUS = ("--trainer.callbacks.asynchronous=true",)
+
 
 @pytest.fixture(scope="module")
 def dropping(blank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -95,15 +97,17 @@ def last(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path) -> None:
+@pytest.mark.parametrize("options", [(), ASYNCHRONOUS], ids=["at once", "in a thread"])
+def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path, options: tuple[str, ...]) -> None:
+    """The run that was never killed writes its checkpoints at once, whichever way the other does."""
     draw = random.Random(0)
     events = [{"at": "event", "number": draw.randint(5, 30)} for _ in range(12)]
     writes = [{"at": "write", "number": draw.randint(1, 3)} for _ in range(5)]
     times = [{"at": "time", "part": draw.uniform(0.1, 0.3)} for _ in range(5)]
     kills = [{"at": "event", "number": 60}, *draw.sample([*events, *writes, *times], 22)]
     with empty_working_directory(tmp_path, cache):
-        begin = [command(dropping, name, ROWS) for name in ("unbroken", "broken")]
-        resume = command(dropping, "broken", ROWS, "--ckpt_path=last")
+        begin = [command(dropping, "unbroken", ROWS), command(dropping, "broken", ROWS, *options)]
+        resume = command(dropping, "broken", ROWS, "--ckpt_path=last", *options)
         starts: list[dict[str, Any]] = [{"argv": argv} for argv in begin]
         starts += [{"argv": resume} for _ in kills]
         for begun, kill in zip(starts[1:], kills, strict=False):

@@ -3,8 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import proxy
@@ -13,18 +13,31 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed import ProcessGroup
 
 from ts2_lightning import checkpoint_files as files
+from ts2_lightning.callbacks.background_save import BackgroundSave
+from ts2_lightning.callbacks.checkpoint_directory import BEST, LAST, CheckpointDirectory
+from ts2_lightning.callbacks.checkpoint_writing import (
+    FAILURES,
+    Ranks,
+    StraightToFile,
+    check_asynchronous,
+    deferring,
+    errors_at_the_end,
+    group_of_writers,
+)
+from ts2_lightning.callbacks.watchdog import Watchdog
+from ts2_lightning.checkpoint_files.deferred import DeferredWrites
 from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.strategies import nonfinite_weight
 from ts2_lightning.types import SharedError, UserError
 
 _LOG = logging.getLogger("lightning.pytorch")
-_FAILURES = (Exception, CheckpointException)  # the latter is not an `Exception`
+_GOES_ON = ". Training goes on and will try again; make room"
+_PATIENCE = 6000.0  # seconds for a write when a run fails: another rank, without which it cannot end, may hang
 
 
 class Checkpoints(ModelCheckpoint):
@@ -50,6 +63,12 @@ class Checkpoints(ModelCheckpoint):
 
     A run directory may be moved: a run that is resumed from it still has the best value so far.
 
+    With `asynchronous` a step waits only until all that a checkpoint holds has been copied into the host's memory, and
+    training goes on while the copy is written. All of the above is as before: a checkpoint has no name until it is
+    complete and on disk, the ones before stay until then, and a failure is told in a line, between two later steps. A
+    checkpoint that is due while one is being written waits for it. The end of the training, a signal and an error wait
+    for it too; a second Ctrl-C does not.
+
     Args:
         dirpath: directory of the checkpoints; null: `checkpoints` in the trainer's `default_root_dir`.
         monitor: name of the validation mean that decides which is best.
@@ -57,12 +76,12 @@ class Checkpoints(ModelCheckpoint):
         every_n_steps: number of optimizer steps after which there is a checkpoint too; null: only at ends of epochs.
         keep_last: number of newest checkpoints to keep.
         save_weights_only: whether to leave out optimizer, schedule and loops (such a checkpoint cannot be resumed).
+        asynchronous: whether to write checkpoints while training goes on, from a copy in the host's memory.
 
     Raises:
-        UserError: if `every_n_steps` or `keep_last` is smaller than 1.
+        UserError: if `every_n_steps` or `keep_last` is smaller than 1; when training begins, if the strategy, or a
+            plugin of the trainer, writes checkpoints in a way that cannot be asynchronous.
     """
-
-    BEST = "best"
 
     def __init__(
         self,
@@ -72,12 +91,13 @@ class Checkpoints(ModelCheckpoint):
         every_n_steps: int | None = None,
         keep_last: int = 1,
         save_weights_only: bool = False,
+        asynchronous: bool = False,
     ) -> None:
         check_number("Checkpoints: every_n_steps", every_n_steps, COUNT, NULL)
         check_number("Checkpoints: keep_last", keep_last, COUNT)
         super().__init__(
             dirpath=dirpath,
-            filename=self.BEST,
+            filename=BEST,
             monitor=monitor,
             mode=mode,
             save_top_k=1,
@@ -87,8 +107,12 @@ class Checkpoints(ModelCheckpoint):
         )
         self.every_n_steps = every_n_steps
         self.keep_last = keep_last
+        self.asynchronous = asynchronous
         self._saved_step = 0
         self._validation_is_due = False
+        self._in_flight: BackgroundSave | None = None
+        self._group: ProcessGroup | None = None
+        self._before_best: dict[str, Any] = {}
 
     # When -----------------------------------------------------------------------------------------------------------
 
@@ -96,26 +120,35 @@ class Checkpoints(ModelCheckpoint):
         """Settle the directory. That it is not empty when a run resumes is no reason for a warning."""
         if self.dirpath is None:
             self.dirpath = os.path.realpath(os.path.join(trainer.default_root_dir, "checkpoints"))
+        self._directory = CheckpointDirectory(Path(self.dirpath), self.keep_last)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # not one that the user has chosen
             trainer.strategy.checkpoint_io = StraightToFile()
+        if self.asynchronous and stage == "fit":
+            check_asynchronous(trainer.strategy)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from the checkpoint that was resumed, and do the validation before which it was written."""
         super().on_train_start(trainer, pl_module)
         step = trainer.global_step
-        self._saved_step = step if step == 0 or trainer.strategy.broadcast(self._place(step).exists()) else -1
+        self._saved_step = step if step == 0 or trainer.strategy.broadcast(self._directory.place(step).exists()) else -1
         if trainer.is_global_zero:
-            files.remove_remains(self._directory)
+            files.remove_remains(self._directory.path)
+        if self.asynchronous:
+            self._group = group_of_writers()
         if self._validation_is_due:
             _validate(trainer)
             self._validation_is_due = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write the checkpoint of the step that has just ended, if it is due."""
-        if is_between_steps(trainer, batch_idx) and self._is_due(trainer):
+        if not is_between_steps(trainer, batch_idx):
+            return
+        if self._in_flight is not None and _all(trainer, self._in_flight.has_ended):
+            self._settle(trainer)
+        if self._is_due(trainer):
             self.save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,12 +168,24 @@ class Checkpoints(ModelCheckpoint):
         self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a checkpoint, if the training did not end with an epoch."""
-        if not self.save(trainer):
+        """Write a checkpoint, if the training did not end with an epoch; wait for it, if it is being written."""
+        if not self.save(trainer, wait=True):
             raise UserError(
                 f"the training is over, but the checkpoint of its last step could not be written to {self.dirpath}; "
                 "make room and resume with --ckpt_path last"
             )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Wait for the checkpoint that is being written, unless the run is to end at once."""
+        super().on_exception(trainer, pl_module, exception)
+        ending, self._in_flight = self._in_flight, None
+        if ending is None or getattr(exception, "at_once", False):
+            return
+        self._announce(trainer, ending, "the run ends when")
+        if not ending.wait(trainer.is_global_zero, _PATIENCE):
+            _LOG.warning(f"step {ending.step}: its checkpoint is still not written, and is given up")
+        elif ending.error or ending.failure:
+            self._report_failure(trainer, ending.step, ending.failure or repr(ending.error), "")
 
     def _is_due(self, trainer: Trainer) -> bool:
         return self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
@@ -161,7 +206,7 @@ class Checkpoints(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best value so far, also when the run directory has been moved."""
-        best = str(self._path(self.BEST))
+        best = str(self._directory.link(BEST))
         if state_dict.get("dirpath") != self.dirpath and os.path.exists(best):
             score = state_dict["best_model_score"]
             best_models = {} if score is None else {best: score}
@@ -172,33 +217,81 @@ class Checkpoints(ModelCheckpoint):
 
     # How ------------------------------------------------------------------------------------------------------------
 
-    def save(self, trainer: Trainer) -> bool:
+    def save(self, trainer: Trainer, wait: bool = False) -> bool:
         """Write the checkpoint of the present step, unless it has been written. Every rank must call.
 
+        Args:
+            trainer: trainer whose state it holds.
+            wait: whether it has to be on disk in the end; else it may be in the hands of a thread.
+
         Returns:
-            Whether it is there.
+            Whether it is there, or being written.
 
         Raises:
             SharedError: if weights are not finite.
         """
         step = trainer.global_step
-        if self._saved_step == step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return True
+        if self._in_flight is not None and (wait or self._in_flight.step != step):
+            self._settle(trainer)
+        if self._saved_step == step:
             return True
         self._refuse_nonfinite_weights(trainer)
-        place = self._place(step)
-        partial = files.hidden(place, "partial")
-        checksums: dict[str, list[int]] = {}
-        failure = _together(trainer, lambda: self._write(trainer, partial))
-        failure = failure or _together(trainer, lambda: checksums.update(_own_checksums(trainer, partial)))
-        if failure is None:
-            checksums = _of_all_ranks(trainer, checksums)
-            failure = _together(trainer, lambda: self._publish(trainer, place, checksums))
+        if self.asynchronous and not wait:
+            return self._begin(trainer)
+        ranks = Ranks.of(trainer)
+        failure = ranks.together(partial(self._write, trainer, errors_at_the_end(trainer.strategy)))
+        return self._note(trainer, step, self._directory.complete(ranks, step, failure))
+
+    def _begin(self, trainer: Trainer) -> bool:
+        """Copy what the checkpoint holds, and have a thread write it."""
+        step, ranks, writes = trainer.global_step, Ranks.of(trainer), DeferredWrites(self._group)
+        failure = ranks.together(partial(self._write, trainer, deferring(writes, trainer.strategy)))
         if failure is not None:
-            self._report_failure(trainer, failure)
+            return self._note(trainer, step, self._directory.complete(ranks, step, failure))
+        size = sum(ranks.gathered(writes.size))
+        writers, directory = ranks._replace(group=self._group), self._directory
+
+        def write() -> str | None:
+            return directory.complete(writers, step, writers.together(writes.run))
+
+        self._saved_step = step
+        self._in_flight = BackgroundSave(step, directory.partial(step), size, write)
+        return True
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Wait for the checkpoint that is being written, and take over what has become of it. Every rank must call."""
+        ending = self._in_flight
+        assert ending is not None
+        if not ending.has_ended:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Watchdog):
+                    callback.expect_long(f"since the checkpoint of step {ending.step} was waited for")
+            self._announce(trainer, ending, f"step {trainer.global_step} waits until")
+        ending.wait(trainer.is_global_zero)
+        self._in_flight = None
+        if ending.error is not None:
+            raise ending.error
+        self._note(trainer, ending.step, ending.failure)
+        if ending.failure is not None:
+            self._directory.call_none_best()
+            vars(self).update(self._before_best)
+        self._before_best = {}
+
+    def _announce(self, trainer: Trainer, ending: BackgroundSave, what_waits: str) -> None:
+        if trainer.is_global_zero and not ending.has_ended:
+            _LOG.info(f"{what_waits} the checkpoint of step {ending.step} is written")
+
+    def _note(self, trainer: Trainer, step: int, failure: str | None) -> bool:
+        """Remember that a checkpoint is there, or tell that it is not."""
+        if failure is not None:
+            self._saved_step = -1
+            self._report_failure(trainer, step, failure)
             return False
         self._saved_step = step
-        self._last_checkpoint_saved = str(place)
-        self.last_model_path = str(self._path(self.CHECKPOINT_NAME_LAST))
+        self._last_checkpoint_saved = str(self._directory.place(step))
+        self.last_model_path = str(self._directory.link(LAST))
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.after_save_checkpoint(proxy(self))
@@ -206,109 +299,54 @@ class Checkpoints(ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """Called by Lightning when this step is the best so far."""
-
-        def call_it_best() -> None:
-            if trainer.is_global_zero:
-                files.link(Path(filepath), self._place(trainer.global_step))
-                self._remove_older()
-
-        if self.save(trainer) and _together(trainer, call_it_best) is None:
-            self._last_global_step_saved = trainer.global_step
+        if not self.save(trainer):
+            return
+        step, in_flight = trainer.global_step, self._in_flight is not None
+        if Ranks.of(trainer).first(lambda: self._directory.call_best(step, in_flight)) is None:
+            self._last_global_step_saved = step
 
     def _update_best_and_save(self, current: Tensor, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
         """A checkpoint that could not be saved is not the best: another may become it."""
+        if self._in_flight is not None and self._in_flight.step != trainer.global_step:
+            self._settle(trainer)  # what was the best so far may not be there
         before = {**super().state_dict(), "best_k_models": dict(self.best_k_models)}
         super()._update_best_and_save(current, trainer, monitor_candidates)
         if self._last_global_step_saved != trainer.global_step:
             vars(self).update(before)
+        elif self._in_flight is not None:
+            self._before_best = before
 
-    def _write(self, trainer: Trainer, partial: Path) -> None:
-        """Write under a hidden name, and bring it to the disk; every rank takes part, as sharded strategies need it."""
-        with _errors_at_the_end(trainer.strategy):
+    def _write(self, trainer: Trainer, way: AbstractContextManager[None]) -> None:
+        """Write under a hidden name, or copy, as the context `way` has it; sharded strategies need every rank.
+
+        What was logged until then is on disk before the checkpoint has a name.
+        """
+        place = self._directory.partial(trainer.global_step)
+        with way:
             try:
-                trainer.save_checkpoint(str(partial), self.save_weights_only)
-            except _FAILURES:
+                trainer.save_checkpoint(str(place), self.save_weights_only)
+            except FAILURES:
                 trainer.strategy.barrier("Trainer.save_checkpoint")  # at which the other ranks wait
                 raise
-        if trainer.local_rank == 0:  # one rank of each node, for what its ranks have written
-            files.sync(partial)
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            logger.save()
 
     def _refuse_nonfinite_weights(self, trainer: Trainer) -> None:
         name = nonfinite_weight(trainer.lightning_module.named_parameters())
         if name is not None:
-            last = self._path(self.CHECKPOINT_NAME_LAST)
+            last = self._directory.link(LAST)
             good = f"go on from {last} with another setting" if last.exists() else "no checkpoint was written before"
             raise SharedError(
                 f"step {trainer.global_step}: the update has left weights that are not finite ({name}), so no "
                 f"checkpoint is written of it; lower model.optimizer.lr, or set trainer.gradient_clip_val; {good}"
             )
 
-    def _publish(self, trainer: Trainer, place: Path, checksums: dict[str, list[int]]) -> None:
-        """Give the checkpoint its names, once what was logged until then is on disk, and remove older ones."""
-        if not trainer.is_global_zero:
-            return
-        partial = files.hidden(place, "partial")
-        if partial.is_dir():
-            files.write_manifest(partial, trainer.world_size, checksums)
-            files.sync(partial)
-        for logger in trainer.loggers:
-            logger.save()
-        files.publish(partial, place)
-        files.link(self._path(self.CHECKPOINT_NAME_LAST), place)
-        self._remove_older()
-
-    def _remove_older(self) -> None:
-        """Keep the newest by their age: a run that goes on from an older checkpoint counts its steps again."""
-        steps = sorted(self._directory.glob(f"step-*{files.SUFFIX}"), key=lambda path: (path.stat().st_mtime_ns, path))
-        best = self._path(self.BEST).resolve()
-        for path in steps[: -self.keep_last]:
-            if path.resolve() != best:
-                files.remove(path)
-
-    def _report_failure(self, trainer: Trainer, failure: str) -> None:
-        """Log one line, and remove the unfinished checkpoint, which takes up space."""
-        if not trainer.is_global_zero:
-            return
-        files.remove_remains(self._directory)
-        last = self._path(self.CHECKPOINT_NAME_LAST)
-        newest = f"the newest one is still {last.resolve().name}" if last.exists() else "there is none yet"
-        _LOG.warning(
-            f"step {trainer.global_step}: no checkpoint was written to {self.dirpath}: {failure}; {newest}. "
-            "Training goes on and will try again; make room"
-        )
-
-    @property
-    def _directory(self) -> Path:
-        return Path(str(self.dirpath))
-
-    def _place(self, step: int) -> Path:
-        return self._path(f"step-{step:06d}")
-
-    def _path(self, name: str) -> Path:
-        return self._directory / f"{name}{files.SUFFIX}"
-
-
-class StraightToFile(TorchCheckpointIO):
-    """Writes a checkpoint where it belongs: Lightning collects it in memory, and then in the temporary directory."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write the file."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            torch.save(checkpoint, file)
-
-
-def _own_checksums(trainer: Trainer, partial: Path) -> dict[str, list[int]]:
-    """The checksums of the files that this rank has written, which are still in its node's memory."""
-    return files.block_checksums(partial, trainer.global_rank, trainer.world_size)
-
-
-def _of_all_ranks(trainer: Trainer, checksums: dict[str, list[int]]) -> dict[str, list[int]]:
-    if trainer.world_size == 1:
-        return checksums
-    ranks: list[dict[str, list[int]]] = [{}] * trainer.world_size
-    torch.distributed.all_gather_object(ranks, checksums)
-    return {name: values for rank in ranks for name, values in rank.items()}
+    def _report_failure(self, trainer: Trainer, step: int, failure: str, ending: str = _GOES_ON) -> None:
+        """Log one line."""
+        if trainer.is_global_zero:
+            newest = self._directory.newest
+            kept = f"the newest one is still {newest}" if newest else "there is none yet"
+            _LOG.warning(f"step {step}: no checkpoint was written to {self.dirpath}: {failure}; {kept}{ending}")
 
 
 def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
@@ -334,64 +372,10 @@ def _validate(trainer: Trainer) -> None:
     connector._first_loop_iter, loop._has_run = first, False
 
 
-def _together(trainer: Trainer, action: Callable[[], None]) -> str | None:
-    """Run a rank's part of a common action, and learn whether the others failed: nobody waits for a rank that has.
-
-    Returns:
-        The reason of a failure that the disk has caused; None if all went well.
-
-    Raises:
-        Exception: another error, in the rank that has met it; a `RuntimeError` in the others.
-    """
-    error: BaseException | None = None
-    try:
-        action()
-    except _FAILURES as caught:
-        error = caught
-    report = None if error is None else _report(error, trainer.global_rank)
-    reports = [report]
-    if trainer.world_size > 1:
-        reports = [None] * trainer.world_size
-        torch.distributed.all_gather_object(reports, report)
-    failed = [report for report in reports if report is not None]
-    serious = [(rank, reason) for rank, of_the_disk, reason in failed if not of_the_disk]
-    if serious and error is not None:
-        raise error
-    if serious:
-        raise RuntimeError("rank {} could not save the checkpoint: {}".format(*serious[0]))
-    return f"{failed[0][2]} (rank {failed[0][0]})" if failed else None
-
-
-def _report(error: BaseException, rank: int) -> tuple[int, bool, str]:
-    """The rank of an error, whether the disk has caused it, and its message."""
-    if isinstance(error, CheckpointException):  # of torch.distributed.checkpoint, which tells all ranks of the first
-        rank, error = next((rank, failure[0]) for rank, failure in error.failures.items())
-    cause = error if isinstance(error, OSError) else error.__context__
-    reason = (isinstance(cause, OSError) and cause.strerror) or " ".join(str(error).split())
-    # Torch's writer of zip archives, which is of C++, raises an error of its own.
-    return rank, isinstance(error, OSError) or "inline_container.cc" in str(error), reason
-
-
-@contextmanager
-def _errors_at_the_end(strategy: Any) -> Iterator[None]:
-    """Raise a rank's write error only after all ranks have written, since DeepSpeed's ranks wait for each other."""
-    if not isinstance(strategy, DeepSpeedStrategy):
-        yield
-        return
-    writer = strategy.deepspeed_engine.checkpoint_engine
-    errors: list[Exception] = []
-    write = writer.save
-
-    def save(*args: Any, **kwargs: Any) -> None:
-        try:
-            write(*args, **kwargs)
-        except Exception as error:
-            errors.append(error)
-
-    writer.save = save
-    try:
-        yield
-    finally:
-        del writer.save  # of the instance; the class has its own
-    if errors:
-        raise errors[0]
+def _all(trainer: Trainer, is_so: bool) -> bool:
+    """Whether something is so on all ranks; all get the same answer."""
+    if trainer.world_size == 1:
+        return is_so
+    answer = torch.tensor(int(is_so), device=trainer.strategy.root_device)
+    torch.distributed.all_reduce(answer, torch.distributed.ReduceOp.MIN)
+    return bool(answer)

@@ -23,11 +23,13 @@ class Stopped(KeyboardInterrupt):
     Attributes:
         signal: signal that ended the run; the largest, if ranks got different ones.
         requeued: whether SLURM will start the job again.
+        at_once: whether nothing is waited for, not even a checkpoint that is being written: Ctrl-C came twice.
     """
 
-    def __init__(self, number: int, requeued: bool = False) -> None:
+    def __init__(self, number: int, requeued: bool = False, at_once: bool = False) -> None:
         self.signal = signal.Signals(number)
         self.requeued = requeued
+        self.at_once = at_once
         super().__init__(f"stopped by {self.signal.name}")
 
 
@@ -118,10 +120,11 @@ class Preemption(Callback):
             return
         if number == signal.SIGHUP:
             self._leave_closed_terminals()
-        if not self._training or (number == signal.SIGINT and self._interrupted):
+        again = number == signal.SIGINT and self._interrupted
+        if not self._training or again:
             if not self._ending:
                 self._ending = True
-                raise Stopped(number)
+                raise Stopped(number, at_once=again)
         else:
             self._received = self._received or number  # a warning stays one when SIGTERM comes before the step is done
             if number == signal.SIGINT:
@@ -143,7 +146,7 @@ class Preemption(Callback):
             return
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
-                callback.save(trainer)
+                callback.save(trainer, wait=True)
         self._training, self._ending = False, True
         requeued = trainer.is_global_zero and requeue(number)
         trainer.strategy.barrier("requeue")  # a rank that ends may take the others with it

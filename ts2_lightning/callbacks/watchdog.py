@@ -140,6 +140,15 @@ class Watchdog(Callback):
         """Stop watching."""
         self._stop()
 
+    def expect_long(self, name: str) -> None:
+        """Give what comes next more time; for callbacks that wait for something rare and large.
+
+        Args:
+            name: what the process is at, for the message.
+        """
+        if self._over is not None:
+            self._phase = self._long(name)
+
     def _progress(self, trainer: Trainer, activity: str, times: int = 1) -> None:
         step = trainer.global_step + (activity == "training")
         self._phase = Phase(f"in step {step} ({activity})", times * self.timeout, time.monotonic())

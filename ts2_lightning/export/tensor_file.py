@@ -124,7 +124,7 @@ def _bytes(block: Tensor) -> memoryview:
     """The bytes of a few numbers in the format's order, which is that of most machines: nothing is copied there."""
     if sys.byteorder == "big":
         return _serialized(block)[1]
-    return memoryview(block.contiguous().view(torch.uint8).numpy())
+    return block.contiguous().view(torch.uint8).numpy().data
 
 
 def _header(entries: dict[str, _Entry]) -> bytes:

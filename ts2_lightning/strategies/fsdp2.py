@@ -1,14 +1,17 @@
 """FSDP2 under Lightning, with optional tensor parallelism."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.distributed.checkpoint as dcp
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.optim import Optimizer
 
+from ts2_lightning.checkpoint_files.deferred import DeferredWrites, write_file
 from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
 from ts2_lightning.ranges import COUNT, POSITIVE, check_number
 from ts2_lightning.types import UserError
@@ -29,7 +32,12 @@ class FSDP2(ModelParallelStrategy):
 
     Raises:
         UserError: if a number is out of its range, or does not divide the ranks.
+
+    Attributes:
+        deferred: where writes of a checkpoint are left to be done later; None: they are done.
     """
+
+    deferred: DeferredWrites | None = None
 
     def __init__(
         self,
@@ -73,6 +81,19 @@ class FSDP2(ModelParallelStrategy):
         assert self.model is not None
         plain = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         return get_optimizer_state_dict(self.model, plain)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint as Lightning does; or leave copies of this rank's shards to be written later."""
+        if self.deferred is None or not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        path = Path(self.broadcast(filepath))
+        path.mkdir(parents=True, exist_ok=True)
+        state = {"state_dict": checkpoint.pop("state_dict")}
+        state |= {f"optimizer_{n}": own for n, own in enumerate(checkpoint.pop("optimizer_states", []))}
+        self.deferred.add(partial(dcp.save, checkpoint_id=path, process_group=self.deferred.group), state)
+        if self.global_rank == 0:
+            self.deferred.add(partial(write_file, path / "meta.pt"), checkpoint)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint directory or file; nothing in it is run, and no weight is left out in silence.
