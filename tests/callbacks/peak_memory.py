@@ -1,6 +1,7 @@
-"""What a checkpoint, and an export that rounds, add to a process's own memory: `peak_memory.py DIRECTORY`.
+"""What checkpoints, and an export that rounds, add to a process's own memory: `peak_memory.py DIRECTORY`.
 
-Prints the bytes of the weights, and by how much the memory grew at most while each was written.
+Prints the bytes of the weights, and by how much the memory grew at most while each was written. What needs much comes
+last: memory that was freed but is still the process's would hide growth.
 """
 
 import json
@@ -39,15 +40,19 @@ class Learner(Publisher):
 
 
 class WatchedCheckpoints(Checkpoints):
-    """Measures its first save."""
+    """Measures each save, to its end."""
 
-    growth = 0
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.growths: list[int] = []
 
-    def save(self, trainer: Any) -> bool:
+    def save(self, trainer: Any, wait: bool = False) -> bool:
         peak = Peak()
-        saved = super().save(trainer)
+        saved = super().save(trainer, wait)
+        if self._in_flight is not None:
+            self._in_flight.wait()
         peak.stop()
-        self.growth = self.growth or peak.growth["RssAnon:"]
+        self.growths.append(peak.growth["RssAnon:"])
         return saved
 
 
@@ -55,17 +60,22 @@ def main(directory: Path) -> None:
     base = write_base(directory / "base", dtype="bfloat16")  # for its tokenizer, and its dtype
     LlamaForCausalLM(LlamaConfig(**SIZES, dtype=torch.bfloat16)).bfloat16().save_pretrained(base)
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
-    checkpoints = WatchedCheckpoints()
-    trainer = make_trainer(directory, callbacks=[checkpoints])
-    trainer.fit(Learner(model), loader([0]))
+    grown: dict[str, Any] = {"weights": sum(parameter.nbytes for parameter in model.parameters())}
+    grown["at once"] = growths(directory / "at once", model, asynchronous=False)
     peak = Peak()
     export_model(model, directory / "export", ExportSettings(base))
     peak.stop()
-    print(json.dumps({
-        "weights": sum(parameter.nbytes for parameter in model.parameters()),
-        "checkpoint": checkpoints.growth,
-        "export": peak.growth["RssAnon:"],
-    }))  # fmt: skip
+    grown["export"] = peak.growth["RssAnon:"]
+    grown["in a thread"] = growths(directory / "in a thread", model, asynchronous=True)
+    print(json.dumps(grown))
+
+
+def growths(directory: Path, model: LlamaForCausalLM, asynchronous: bool) -> list[int]:
+    """Of each checkpoint of two steps."""
+    checkpoints = WatchedCheckpoints(asynchronous=asynchronous)
+    trainer = make_trainer(directory, callbacks=[checkpoints], max_epochs=2)
+    trainer.fit(Learner(model), loader([0]))
+    return checkpoints.growths
 
 
 if __name__ == "__main__":

@@ -63,6 +63,22 @@ def test_a_table_of_what_is_held(plan: Run) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "bytes_of_a_parameter"), [("ddp", 12), ("fsdp2", 12 / 4), ("zero2", 4 + 12 / 4), ("zero3", 12 / 4)]
+)
+def test_an_asynchronous_checkpoint_is_copied_into_the_hosts_memory(
+    plan: Run, strategy: str, bytes_of_a_parameter: float
+) -> None:
+    """The process of the first GPU of four copies what it saves of weights and moments."""
+    job = [*experiment("1b", strategy), "--gpus", "4", "--trainer.callbacks+=Checkpoints"]
+    mode = found(plan, *job)["memory"]
+    copied = found(plan, *job, "--trainer.callbacks.asynchronous=true")["memory"]
+    for name, memory in mode.items():
+        assert copied[name]["host"] - memory["host"] == pytest.approx(bytes_of_a_parameter * WIDE, rel=1e-3)
+        assert copied[name]["total"] == memory["total"], "the GPU has the same to hold"
+    assert "in the host's memory, for each GPU" in said(plan, *job, "--trainer.callbacks.asynchronous=true")
+
+
 def test_a_run_on_cpus_is_planned_for_this_machine(plan: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its processes share its memory; nothing is said of its speed, and nothing of GPUs."""
     monkeypatch.setattr(command, "this_machine", lambda: Machine("this machine's CPU", 2.5 * 2**30))

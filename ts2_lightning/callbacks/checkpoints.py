@@ -15,7 +15,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from ts2_lightning import checkpoint_files as files
 from ts2_lightning.callbacks.background_save import BackgroundSave
@@ -111,7 +110,7 @@ class Checkpoints(ModelCheckpoint):
         self._saved_step = 0
         self._validation_is_due = False
         self._in_flight: BackgroundSave | None = None
-        self._group: ProcessGroup | None = None
+        self._copies: DeferredWrites | None = None
         self._before_best: dict[str, Any] = {}
 
     # When -----------------------------------------------------------------------------------------------------------
@@ -137,7 +136,7 @@ class Checkpoints(ModelCheckpoint):
         if trainer.is_global_zero:
             files.remove_remains(self._directory.path)
         if self.asynchronous:
-            self._group = group_of_writers()
+            self._copies = DeferredWrites(group_of_writers())
         if self._validation_is_due:
             _validate(trainer)
             self._validation_is_due = False
@@ -174,6 +173,9 @@ class Checkpoints(ModelCheckpoint):
                 f"the training is over, but the checkpoint of its last step could not be written to {self.dirpath}; "
                 "make room and resume with --ckpt_path last"
             )
+        if self._copies is not None:
+            self._copies.close()
+            self._copies = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Wait for the checkpoint that is being written, unless the run is to end at once."""
@@ -238,7 +240,7 @@ class Checkpoints(ModelCheckpoint):
         if self._saved_step == step:
             return True
         self._refuse_nonfinite_weights(trainer)
-        if self.asynchronous and not wait:
+        if self._copies is not None and not wait:
             return self._begin(trainer)
         ranks = Ranks.of(trainer)
         failure = ranks.together(partial(self._write, trainer, errors_at_the_end(trainer.strategy)))
@@ -246,12 +248,14 @@ class Checkpoints(ModelCheckpoint):
 
     def _begin(self, trainer: Trainer) -> bool:
         """Copy what the checkpoint holds, and have a thread write it."""
-        step, ranks, writes = trainer.global_step, Ranks.of(trainer), DeferredWrites(self._group)
+        step, ranks, writes = trainer.global_step, Ranks.of(trainer), self._copies
+        assert writes is not None
+        writes.clear()
         failure = ranks.together(partial(self._write, trainer, deferring(writes, trainer.strategy)))
         if failure is not None:
             return self._note(trainer, step, self._directory.complete(ranks, step, failure))
         size = sum(ranks.gathered(writes.size))
-        writers, directory = ranks._replace(group=self._group), self._directory
+        writers, directory = ranks._replace(group=writes.group), self._directory
 
         def write() -> str | None:
             return directory.complete(writers, step, writers.together(writes.run))

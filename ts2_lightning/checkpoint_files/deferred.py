@@ -12,7 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class DeferredWrites:
-    """Functions that write the parts of one checkpoint, each with a copy of what it writes.
+    """Functions that write the parts of one checkpoint after the other, each with a copy of what it writes.
+
+    The memory of the copies is kept for those of the next checkpoint: to get as much from the system takes longer than
+    to copy into it. So the writes of one have to be done before the first of the next is added.
 
     Args:
         group: ranks that write together, for functions that communicate: other collectives may run at the same time in
@@ -35,6 +38,18 @@ class DeferredWrites:
         self.group = group
         self.size = 0
         self._writes: list[Callable[[], object]] = []
+        # Neither pinned, nor shared, nor copied while training goes on: the copy is whole when `add` returns.
+        self._stager = DefaultStager(StagingOptions(False, False, False, False))
+
+    def clear(self) -> None:
+        """Leave out what was added and not written, for another checkpoint."""
+        self._writes = []
+        self.size = 0
+
+    def close(self) -> None:
+        """Give back the memory of the copies; nothing can be added any more."""
+        self.clear()
+        self._stager.close()
 
     def add(self, write: Callable[[Any], object], state: Any) -> None:
         """Copy a state into the host's memory, to be written later.
@@ -43,15 +58,12 @@ class DeferredWrites:
             write: function that is called with the copy.
             state: tensors, sharded ones too, and plain values, as a checkpoint has them.
         """
-        # Neither pinned, nor shared, nor copied while training goes on: these need a GPU, or keep the memory.
-        stager = DefaultStager(StagingOptions(False, False, False, False))
-        copy = stager.stage(state)
-        stager.close()
+        copy = self._stager.stage(state)
         self.size += sum(map(_own_bytes, tree_leaves(copy)))
         self._writes.append(partial(write, copy))
 
     def run(self) -> None:
-        """Write all parts in their order; the copy of each is freed when it is written."""
+        """Write all parts in their order."""
         while self._writes:
             self._writes.pop(0)()
 

@@ -171,7 +171,14 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
         nodes=settings.nodes or trainer.num_nodes,
         efficiency=settings.hfu,
         write_speed=settings.write_speed * _GB,
+        asynchronous=_saves_asynchronously(trainer.callbacks),
     )
+
+
+def _saves_asynchronously(callbacks: Any) -> bool:
+    """Whether one of the trainer's callbacks, as its settings have them, writes checkpoints while training goes on."""
+    named = [callback for callback in callbacks or [] if callback.class_path.rpartition(".")[2] == "Checkpoints"]
+    return any(bool(callback.get("init_args", {}).get("asynchronous")) for callback in named)
 
 
 def devices(setting: Any) -> int:

@@ -96,6 +96,7 @@ class Job:
         write_speed: bytes per second of a checkpoint.
         reference: another model than the base that the objective is anchored to; its weights are counted as they are,
             its time, and what it takes in the loss engine, as of a model like the one that is trained.
+        asynchronous: whether checkpoints are written while training goes on, from a copy in the host's memory.
 
     Raises:
         UserError: a number out of its range.
@@ -116,6 +117,7 @@ class Job:
     efficiency: float = EFFICIENCY
     write_speed: float = WRITE_SPEED
     reference: str | None = None
+    asynchronous: bool = False
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("rows", "micro_batch", "max_length", "gpus_per_node", "nodes"), COUNT)
@@ -219,7 +221,7 @@ def _plan(job: Job, sizes: Sizes) -> Plan:
             backward=activations.backward,
             loss=loss,
             update=state.at_the_update(),
-            host=both.on_host(),
+            host=both.on_host() + state.copied() * job.asynchronous,
             context=CONTEXT if gpu else PROCESS,
             reference=both.held_weights() - state.held_weights() + (0 if copy is None else copy.buffers),
         )

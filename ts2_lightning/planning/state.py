@@ -71,6 +71,10 @@ class State(ABC):
     def checkpoint(self) -> int:
         """Bytes of a checkpoint, over all GPUs: of what is trained, as the base model's own files have the rest."""
 
+    @abstractmethod
+    def copied(self) -> int:
+        """Bytes of a checkpoint that the first GPU's process saves, and copies where it is written asynchronously."""
+
     def at_the_update(self) -> int:
         """Bytes that the update needs beside the state, when the activations are gone."""
         return 0
@@ -98,6 +102,10 @@ class Whole(State):
     def checkpoint(self) -> int:
         """4 N and 8 N, by the first GPU."""
         return sum(held_bytes(w) for w in self.trained) + self.held_optimizer()
+
+    def copied(self) -> int:
+        """All of it."""
+        return self.checkpoint()
 
     def gathered(self) -> int:
         """DDP's buckets, as large as the gradients unless those are views of them."""
@@ -129,6 +137,11 @@ class Layers(State):
         return sum(w.names * self._undivided(w) for w in saved) + sum(
             2 * self._undivided(w) + _STEP for w in self.trained
         )
+
+    def copied(self) -> int:
+        """12 N / n; a tied head's matrix once, unlike on the disk."""
+        state = sum(3 * self._undivided(w) + _STEP for w in self.trained)
+        return math.ceil(state / (self.layout.data_parallel * self.layout.tensor_parallel))
 
     def gathered(self) -> int:
         """What is outside the layers, from its first use to the end of the step, and three layers.
@@ -180,6 +193,10 @@ class ZeroOptimizer(State):
     def checkpoint(self) -> int:
         """12 N, each GPU its share of masters and moments, and the 4 N of the weights themselves, by the first one."""
         return sum(held_bytes(w) for w in self.trained) + self.layout.data_parallel * self._optimizer()
+
+    def copied(self) -> int:
+        """12 N / n, and the 4 N."""
+        return sum(held_bytes(w) for w in self.trained) + self._optimizer()
 
     def gathered(self) -> int:
         """Two buckets, which do not shrink with the model, and the gradients of a later micro-batch."""
@@ -257,6 +274,10 @@ class ZeroWeights(State):
     def checkpoint(self) -> int:
         """12 N: masters and moments, each GPU its share."""
         return self.layout.data_parallel * self._optimizer()
+
+    def copied(self) -> int:
+        """12 N / n."""
+        return self._optimizer()
 
     def gathered(self) -> int:
         """A bucket, and weights that are kept gathered because they are soon used again, or prefetched."""
