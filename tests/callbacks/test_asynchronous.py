@@ -6,6 +6,8 @@ That there are the same checkpoints as without threads is tested in `test_checkp
 import errno
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -307,6 +309,23 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path, held: HeldWrites) -> None
     assert isinstance(stopped, Stopped)
     assert stopped.at_once
     assert not (tmp_path / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_process_that_does_not_wait_ends_with_its_status(tmp_path: Path) -> None:
+    """A thread that never ends writes files; an interpreter that ended around it would abort."""
+    program = (
+        "import sys, threading, torch; from pathlib import Path;"
+        "from ts2_lightning.callbacks.background_save import BackgroundSave;"
+        "from ts2_lightning.checkpoint_files.deferred import write_file;"
+        "began, state = threading.Event(), torch.zeros(10**6);"
+        "write = lambda: [(write_file(sys.argv[1], state), began.set()) for _ in iter(int, 1)];"
+        "save = BackgroundSave(1, Path(sys.argv[1]), 1, write); began.wait();"
+        "save.abandon(130); print('done', end=''); sys.exit(1)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "file"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (130, "done"), done.stderr
 
 
 def test_who_waits_sees_how_far_it_is(tmp_path: Path, held: HeldWrites, monkeypatch: pytest.MonkeyPatch) -> None:

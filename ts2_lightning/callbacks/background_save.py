@@ -1,5 +1,8 @@
 """A checkpoint that is written while training goes on."""
 
+import atexit
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,7 +35,7 @@ class BackgroundSave:
         self._partial = partial
         self._size = size
         self._ended = threading.Event()
-        # A daemon: who ends at once, as with a second Ctrl-C, does not wait for it; everybody else calls `wait`.
+        # A daemon: the interpreter does not wait for it when it ends, which `wait` and `abandon` are for.
         threading.Thread(target=self._run, args=(write,), name=f"checkpoint-{step}", daemon=True).start()
 
     def _run(self, write: Callable[[], str | None]) -> None:
@@ -69,6 +72,23 @@ class BackgroundSave:
                 if timeout is not None and time.monotonic() - start > timeout:
                     return False
         return True
+
+    def abandon(self, status: int) -> None:
+        """Have the process end without it, if it has not ended by then.
+
+        An interpreter that ends in good order while a thread is inside of torch aborts.
+
+        Args:
+            status: exit status of the process in that case.
+        """
+        atexit.register(_leave, self._ended, status)
+
+
+def _leave(ended: threading.Event, status: int) -> None:
+    if not ended.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def _bytes_in(place: Path) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import warnings
 from contextlib import AbstractContextManager
 from functools import partial
@@ -181,11 +182,15 @@ class Checkpoints(ModelCheckpoint):
         """Wait for the checkpoint that is being written, unless the run is to end at once."""
         super().on_exception(trainer, pl_module, exception)
         ending, self._in_flight = self._in_flight, None
-        if ending is None or getattr(exception, "at_once", False):
+        if ending is None:
+            return
+        if getattr(exception, "at_once", False):
+            ending.abandon(128 + signal.SIGINT)
             return
         self._announce(trainer, ending, "the run ends when")
         if not ending.wait(trainer.is_global_zero, _PATIENCE):
             _LOG.warning(f"step {ending.step}: its checkpoint is still not written, and is given up")
+            ending.abandon(1)
         elif ending.error or ending.failure:
             self._report_failure(trainer, ending.step, ending.failure or repr(ending.error), "")
 
