@@ -72,9 +72,51 @@ def test_adapter(here: Path, run: Path, ts2: Run) -> None:
     assert "separate needs a run with an adapter" in answer.complaint
 
 
+def test_between_base_and_tuned_model(run: Path, ts2: Run) -> None:
+    last = ["export", "--ckpt", "last", "--name", "chat", "--out", "out"]
+    assert ts2(*last, "--toward-base", "0.7").done().out == (
+        "Exported runs/chat/1/checkpoints/last.ckpt, 0.7 of the way from the base model base to it, to out\n"
+    )
+    tuned, then, between = load(Path("base")), stored(Path("base")), stored(Path("out"))
+    shake(tuned)
+    for name, tensor in tuned.state_dict().items():
+        torch.testing.assert_close(between[name], 0.3 * then[name] + 0.7 * tensor, rtol=1e-5, atol=1e-7)
+    assert json.loads(Path("out/export.json").read_text())["toward_base"] == 0.7
+    shutil.move("base/model.safetensors", "elsewhere")
+    assert "the base model 'base', without which there is nothing between" in ts2(*last, "--toward-base", "0").complaint
+
+
+def test_mean_of_checkpoints(run: Path, ts2: Run) -> None:
+    model = load(Path("base"))
+    shake(model, seed=5)
+    kept = run / "checkpoints"
+    (kept / "last.ckpt").rename(kept / "step-000002.ckpt")
+    save_checkpoint(model, kept / "step-000004.ckpt")
+    (kept / "last.ckpt").symlink_to("step-000004.ckpt")
+    last = ["export", "--ckpt", "last", "--name", "chat", "--out", "out"]
+    names = ", ".join(f"runs/chat/1/checkpoints/{name}" for name in ("last.ckpt", "step-000002.ckpt"))
+    assert ts2(*last, "--average", "2").done().out == f"Exported the mean of {names} to out\n"
+    other = load(Path("base"))
+    shake(other)
+    for name, tensor in stored(Path("out")).items():
+        expected = (model.state_dict()[name] + other.state_dict()[name]) / 2
+        torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
+    assert "--average 3: runs/chat/1 has 2 complete checkpoints up to last.ckpt" in ts2(*last, "--average", "3").refusal
+    first = ["export", "--ckpt", str(kept / "step-000002.ckpt"), "--out", "out"]
+    assert "has 1 complete checkpoints up to step-000002.ckpt" in ts2(*first, "--average", "2").refusal
+    whole = bytearray((kept / "step-000002.ckpt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (kept / "step-000002.ckpt").write_bytes(whole)
+    os.utime(kept / "step-000002.ckpt", (0, 0))
+    assert "step-000002.ckpt is damaged" in ts2(*last, "--average", "2").refusal
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--ckpt", "last", "--name", "chat", "--toward-base", "1.5"], "--toward-base must be a finite number of at"),
+        (["--ckpt", "last", "--name", "chat", "--toward-base", "nan"], "--toward-base must be a finite number of at"),
+        (["--ckpt", "last", "--name", "chat", "--average", "0"], "--average must be a whole number of at least 1"),
         (["--ckpt", "last"], "no run in runs/run"),
         (["--ckpt", "last", "--name", "chet"], "did you mean --name chat?"),
         (["--ckpt", "best", "--name", "chat"], "--ckpt best: runs/chat/1 has checkpoints"),

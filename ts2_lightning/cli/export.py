@@ -14,7 +14,8 @@ from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoin
 from ts2_lightning.json_files import read_json
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import settle_embeddings
-from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
+from ts2_lightning.ranges import COUNT, SHARE, check_number
+from ts2_lightning.runs.checkpoints import find_checkpoints, newest_first, run_of
 from ts2_lightning.runs.contents import read_config
 from ts2_lightning.runs.directory import latest_config, run_name
 from ts2_lightning.types import UserError
@@ -42,6 +43,8 @@ def run(argv: Sequence[str]) -> int:
     quieten("export")
     named = Path(options.runs_dir) / run_name(options.name, [])
     # Of `last` the newest one that is whole.
+    check_number("--toward-base", options.toward_base, SHARE)
+    check_number("--average", options.average, COUNT)
     candidates = [str(path) for path in find_checkpoints(options.ckpt, named, "--ckpt")]
     checkpoint = Path(choose_whole(candidates, option="--ckpt"))
     run = run_of(checkpoint)
@@ -50,17 +53,48 @@ def run(argv: Sequence[str]) -> int:
             f"--ckpt {checkpoint}: it lies in no run, whose config.yaml and data.json say which model, tokenizer and "
             "chat template it is of; put it into the directory checkpoints/ beside them"
         )
+    others = _before(checkpoint, run, options.average - 1)
     config, data = _records(run)
     lm = _model(config, run)
     tokenizer = load_tokenizer(config["data"].get("tokenizer") or lm.path)
     lm = settle_embeddings(lm, len(tokenizer))
     with tokenizer_files(tokenizer) as source:
         settings = ExportSettings(
-            source or lm.path, data["chat_template"], data["end_of_turn_ids"], options.dtype, options.adapter
+            source or lm.path,
+            data["chat_template"],
+            data["end_of_turn_ids"],
+            options.dtype,
+            options.adapter,
+            toward_base=options.toward_base,
         )
-        out = export_checkpoint(checkpoint, lm, options.out, settings)
-    print(f"Exported {checkpoint} to {out}")
+        out = export_checkpoint(checkpoint, lm, options.out, settings, others)
+    print(f"Exported {_what(checkpoint, others, lm, options.toward_base)} to {out}")
     return 0
+
+
+def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, toward_base: float) -> str:
+    """What was exported, in a few words."""
+    named = f"the mean of {', '.join(map(str, (checkpoint, *others)))}" if others else str(checkpoint)
+    if toward_base == 1:
+        return named
+    return f"{named}, {toward_base:g} of the way from the base model {lm.given_path or lm.path} to it,"
+
+
+def _before(checkpoint: Path, run: Path, count: int) -> list[Path]:
+    """So many checkpoints of a run that were written before one of them, the newest first.
+
+    Raises:
+        UserError: if there are fewer, or one is damaged.
+    """
+    kept = newest_first(run)
+    place = next(number for number, path in enumerate(kept) if path.resolve() == checkpoint.resolve())
+    before = kept[place + 1 :][:count]
+    if len(before) < count:
+        raise UserError(
+            f"--average {count + 1}: {run} has {1 + len(before)} complete checkpoints up to {checkpoint.name}; average "
+            "fewer, or keep more in the next run (keep_last of the callback Checkpoints)"
+        )
+    return [Path(choose_whole([str(path)], option="--average")) for path in before]
 
 
 def _parser() -> OptionParser:
@@ -79,6 +113,21 @@ def _parser() -> OptionParser:
         **choice(["merged", "separate"]),
         default="merged",
         help="of a run with model.lm.adapter: merged into whole weights (default), or by itself, in PEFT's format",
+    )
+    parser.add_argument(
+        "--toward-base",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="weights between the base model and the tuned one, base + W (tuned - base): 1 is the tuned model "
+        "(default), 0 the base",
+    )
+    parser.add_argument(
+        "--average",
+        type=int,
+        default=1,
+        metavar="N",
+        help="the mean of the weights of N checkpoints: that of --ckpt and those that the run has kept from before it",
     )
     return parser
 

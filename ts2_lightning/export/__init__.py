@@ -4,6 +4,8 @@ In: a model or a checkpoint, and `ExportSettings`; out: a directory. It may impo
 (and what every room may). Not here: training, callbacks, and generation with the exported model.
 
 hub_names          the names and shapes of the hub's checkpoints, ties once
+averaging          the mean of several checkpoints
+interpolation      weights between the base model and the tuned one
 rounding           the part of the training's changes that an export rounds away
 shards             weights as they are written, in safetensors files of bounded size
 companions         config.json, generation settings, tokenizer, chat template

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ts2_lightning.export.shards import as_written
@@ -22,7 +23,9 @@ def is_hub_name(base: str) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base) is not None and not base.startswith(".") and not Path(base).exists()
 
 
-def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | None, base: str) -> None:
+def write_adapter(
+    model: PreTrainedModel, directory: Path, dtype: torch.dtype | None, base: str, share: float = 1.0
+) -> None:
     """Writes `adapter_config.json`, which names the base model, and `adapter_model.safetensors`.
 
     Args:
@@ -30,6 +33,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
         directory: directory to write to; it exists.
         dtype: dtype of the written weights; None leaves them as they are.
         base: name of the base model.
+        share: share of the adapter's product that is left: the weights of B are multiplied by it.
 
     Raises:
         UserError: if a weight is not finite.
@@ -42,5 +46,11 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype | 
     config.save_pretrained(str(directory))
     # An adapted head would have PEFT put the embeddings beside it, which were not trained.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    tensors = {f"base_model.model.{key}": as_written(key, value, dtype).contiguous() for key, value in state.items()}
+    shared = {key: _shared(value, share) if ".lora_B." in key else value for key, value in state.items()}
+    tensors = {f"base_model.model.{key}": as_written(key, value, dtype).contiguous() for key, value in shared.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _shared(weight: Tensor, share: float) -> Tensor:
+    """A share of a weight, multiplied in float32 at least, in its own dtype."""
+    return (weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) * share).to(weight.dtype)

@@ -1,11 +1,12 @@
 """The files beside the weights: config.json, generation settings, tokenizer, chat template."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """Patterns of the files that make up a tokenizer, in all the layouts transformers has had."""
+
+ORIGIN = "export.json"
+"""What the weights of an export are, where they are not simply those of a checkpoint."""
 
 # Entries of the model's config that training may switch, and that are no property of the model itself.
 _RUNTIME_KEYS = {"use_cache", "dtype", "torch_dtype", "transformers_version", "architectures", "quantization_config"}
@@ -72,6 +76,12 @@ def write_generation_config(
     if ids:
         settings["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     write_json(directory / "generation_config.json", settings)
+
+
+def write_origin(directory: Path, origin: Mapping[str, Any]) -> None:
+    """`export.json`, if there is something that it has to say."""
+    if origin:
+        write_json(directory / ORIGIN, dict(origin))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ What is written:
   by transformers 5 may be refused by vLLM.)
 - `chat_template.jinja`: the template that was trained. transformers prefers this file to an entry
   of `tokenizer_config.json`.
+- `export.json`, only where the weights are not simply those of a checkpoint: what they are instead.
 - `generation_config.json`: the base model's, whose `eos_token_id` also lists the tokens that close a
   turn. Without them a chat model trained from a base model does not stop.
 
@@ -19,33 +20,38 @@ vLLM itself was never run on it; a test checks the files against vLLM's requirem
 
 import itertools
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ts2_lightning.checkpoint_files.reading import read_checkpoint, weights_of
+from ts2_lightning.checkpoint_files.reading import Checkpoint, StoredTensor, read_checkpoint, weights_of
 from ts2_lightning.export.adapter_files import ADAPTER_FILES, is_hub_name, write_adapter
+from ts2_lightning.export.averaging import averaged
 from ts2_lightning.export.base_files import BaseWeights, base_json
 from ts2_lightning.export.companions import (
+    ORIGIN,
     TOKENIZER_FILES,
     copy_tokenizer,
     write_chat_template,
     write_config,
     write_generation_config,
+    write_origin,
 )
 from ts2_lightning.export.hub_names import Ties, in_file_layout, plain_structure, recall_conversions
+from ts2_lightning.export.interpolation import Interpolation, between, check_start
 from ts2_lightning.export.output_directory import check_place, check_room, replacing
 from ts2_lightning.export.rounding import ExportedWeight, Rounding
 from ts2_lightning.export.shards import SHARD_BYTES, as_written, write_shards
 from ts2_lightning.modules import LanguageModelConfig
-from ts2_lightning.modules.adapters import check_trained_state, is_adapted, merged_weights
+from ts2_lightning.modules.adapters import check_product_alone, check_trained_state, is_adapted, merged_weights
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
+from ts2_lightning.ranges import SHARE, check_number
 from ts2_lightning.types import UserError
 
 WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -53,7 +59,7 @@ WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16"
 _LOG = logging.getLogger("lightning.pytorch")
 
 _EXPORTED_FILES = (
-    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", ORIGIN),
     *ADAPTER_FILES,
     *TOKENIZER_FILES,
 )
@@ -71,9 +77,12 @@ class ExportSettings:
             is bfloat16, or was held in 4 bits, else their own dtype; for a separate adapter its own.
         adapter: form of an adapter's export: `merged` into whole weights, or `separate`, in PEFT's format.
         base: name of the base model in a separate adapter's config; None: the model's `name_or_path`.
+        toward_base: share of the way from the base model to the tuned one at which the weights are taken, base + share
+            (tuned - base), in float32 at least: 1 is the tuned model, 0 the base. Of an adapter, its product's factor.
+        origin: plain values that `export.json` says of the weights besides.
 
     Raises:
-        UserError: if `dtype` or `adapter` has another value.
+        UserError: if `dtype`, `adapter` or `toward_base` has another value.
     """
 
     tokenizer_source: str | Path
@@ -82,12 +91,15 @@ class ExportSettings:
     dtype: str | None = None
     adapter: Literal["merged", "separate"] = "merged"
     base: str | None = None
+    toward_base: float = 1.0
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in WEIGHT_DTYPES:
             raise UserError(f"export dtype must be null or one of {', '.join(WEIGHT_DTYPES)}, got {self.dtype!r}")
         if self.adapter not in ("merged", "separate"):
             raise UserError(f"export adapter must be merged or separate, got {self.adapter!r}")
+        check_number("export toward_base", self.toward_base, SHARE)
 
 
 def export_model(
@@ -119,16 +131,27 @@ def export_model(
     if not is_adapted(model):
         starts = BaseWeights(model.name_or_path, revision)
         weights = (ExportedWeight(name, w, w.dtype, starts.reading(name)) for name, w in model.state_dict().items())
-        return _export(model, weights, out, settings, revision)
+        return _export(model, weights, out, settings, revision, between(model, settings.toward_base, revision))
+    if settings.toward_base != 1:
+        check_product_alone(model)
     if settings.adapter == "separate":
         return _export_adapter(model, out, settings, revision)
     if hasattr(model.config, "quantization_config"):
         settings = replace(settings, dtype=settings.dtype or "bfloat16")
-    merged = (ExportedWeight(w.name, w.value, w.held, partial(_itself, w.base)) for w in merged_weights(model))
+    merged = (
+        ExportedWeight(w.name, w.value, w.held, partial(_itself, w.base))
+        for w in merged_weights(model, settings.toward_base)
+    )
     return _export(plain_structure(model), merged, out, settings, revision)
 
 
-def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path, settings: ExportSettings) -> Path:
+def export_checkpoint(
+    checkpoint: Path,
+    lm: LanguageModelConfig,
+    out: str | Path,
+    settings: ExportSettings,
+    others: Sequence[Path] = (),
+) -> Path:
     """Writes a transformers directory from a checkpoint of any strategy, without a model in memory; see `export_model`.
 
     Float32 masters are exported where there are any. The base model that an adapter is merged into is mapped
@@ -139,6 +162,7 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
         lm: configuration of the model that was trained.
         out: directory to make.
         settings: form of the weights, and files beside them.
+        others: checkpoints of the same model, the mean of which and the first is exported, see `averaging`.
 
     Returns:
         `out`, as a `Path`.
@@ -149,15 +173,17 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
     """
     check_place(Path(out), [lm.path, settings.tokenizer_source], _EXPORTED_FILES)  # before anything large is loaded
     settings = replace(settings, base=settings.base or lm.given_path or lm.path)
-    lm = replace(lm, attn_implementation="auto", gradient_checkpointing=False)  # what the training machine had
-    if lm.adapter is not None:
-        lm = replace(lm, adapter=replace(lm.adapter, path=None))  # the checkpoint has its weights
-    stored = read_checkpoint(checkpoint)
+    if settings.toward_base != 1:
+        check_start(lm)
+    lm = _to_load(lm, 1 + len(others))
+    stored = {path: read_checkpoint(path) for path in (checkpoint, *others)}
+    if others:
+        settings = replace(settings, origin={**settings.origin, "average_of": [str(path) for path in stored]})
     if lm.adapter is None or settings.adapter == "separate":
         model = build_language_model(replace(lm, quantization=None), "meta")
     else:
         model = load_language_model(lm, stored_dtype(lm))
-    weights = weights_of(stored, [name for name, p in model.named_parameters() if p.requires_grad], checkpoint)
+    weights = _weights(stored, [name for name, p in model.named_parameters() if p.requires_grad], lm)
     check_trained_state(weights, model)
     if lm.adapter is not None:
         adapter = {name: weight.read() for name, weight in weights.items()}
@@ -168,7 +194,27 @@ def export_checkpoint(checkpoint: Path, lm: LanguageModelConfig, out: str | Path
     starts = BaseWeights(lm.path if lm.init == "pretrained" else None, lm.revision)
     trained = (ExportedWeight(name, w.read(), w.dtype, starts.reading(name)) for name, w in weights.items())
     left_out = _left_out(model, weights.keys(), lm, checkpoint)
-    return _export(model, itertools.chain(trained, left_out), out, settings, lm.revision)
+    weights_between = between(model, settings.toward_base, lm.revision)
+    return _export(model, itertools.chain(trained, left_out), out, settings, lm.revision, weights_between)
+
+
+def _to_load(lm: LanguageModelConfig, checkpoints: int) -> LanguageModelConfig:
+    """The model of so many checkpoints, without what the training machine had, or what its weights come after."""
+    lm = replace(lm, attn_implementation="auto", gradient_checkpointing=False)
+    if lm.adapter is None:
+        return lm
+    rank, alpha = checkpoints * lm.adapter.r, checkpoints * lm.adapter.alpha  # of adapters beside each other
+    return replace(lm, adapter=replace(lm.adapter, path=None, r=rank, alpha=alpha))
+
+
+def _weights(
+    checkpoints: Mapping[Path, Checkpoint], names: Sequence[str], lm: LanguageModelConfig
+) -> Mapping[str, StoredTensor]:
+    """The weights of a checkpoint, or the mean of several."""
+    each = {path: weights_of(stored, names, path) for path, stored in checkpoints.items()}
+    if len(each) == 1:
+        return next(iter(each.values()))
+    return averaged(each, None if lm.adapter is None else lm.adapter.r // len(each))
 
 
 def _left_out(
@@ -204,6 +250,7 @@ def _export(
     out: str | Path,
     settings: ExportSettings,
     revision: str | None,
+    interpolation: Interpolation | None = None,
 ) -> Path:
     """Writes whole weights and their config.
 
@@ -213,6 +260,7 @@ def _export(
         out: see `export_model`.
         settings: see `export_model`.
         revision: see `export_model`.
+        interpolation: what is written in place of the weights; None writes the weights themselves.
     """
     if settings.adapter == "separate":
         raise UserError("export adapter: separate needs a run with an adapter (model.lm.adapter); this one has none")
@@ -224,12 +272,19 @@ def _export(
         expected = sum(tensor.numel() for tensor in structure.state_dict().values()) * main.itemsize
         check_room(place, expected)
         ties, rounding = Ties(structure), Rounding()
-        written = ties.once(_written(others, dtype, rounding, structure.all_tied_weights_keys))
-        write_shards(in_file_layout(structure, written), place, expected, SHARD_BYTES)
+        if interpolation is None:
+            written = ties.once(_written(others, dtype, rounding, structure.all_tied_weights_keys))
+            tensors = in_file_layout(structure, written)
+        else:
+            exact = in_file_layout(structure, ties.once((weight.name, weight.value) for weight in others))
+            tensors = interpolation.written(exact, main, rounding)
+        write_shards(tensors, place, expected, SHARD_BYTES)
         name = str(main).removeprefix("torch.")
         write_config(structure, place, _base(structure), revision, name, untied=bool(ties.parted))
         if rounding.complaint:
             _LOG.warning(rounding.complaint)
+        if interpolation is not None and interpolation.new_rows:
+            _LOG.warning(interpolation.about_new_rows)
 
     return _write(structure, out, settings, revision, write)
 
@@ -263,7 +318,11 @@ def _itself(tensor: Tensor) -> Tensor:
 def _export_adapter(model: PreTrainedModel, out: str | Path, settings: ExportSettings, revision: str | None) -> Path:
     """Writes an adapter by itself; below it there may be nothing but the names of the weights."""
     dtype, base = WEIGHT_DTYPES.get(settings.dtype or ""), settings.base or model.name_or_path or ""
-    result = _write(model, out, settings, revision, lambda place: write_adapter(model, place, dtype, base))
+
+    def write(place: Path) -> None:
+        write_adapter(model, place, dtype, base, settings.toward_base)
+
+    result = _write(model, out, settings, revision, write)
     if not is_hub_name(base):
         _LOG.warning(
             f"{out}/adapter_config.json names its base model {base!r}, as model.lm.path does; that is no name on the "
@@ -287,7 +346,16 @@ def _write(
         write_generation_config(model, place, base, revision, settings.end_of_turn_ids)
         copy_tokenizer(source, revision if str(source) == base else None, place)
         write_chat_template(place, settings.chat_template)
+        write_origin(place, _origin(settings, base, revision))
     return out
+
+
+def _origin(settings: ExportSettings, base: str | None, revision: str | None) -> dict[str, Any]:
+    """What `export.json` says of the weights; nothing of those of one checkpoint."""
+    origin = dict(settings.origin)
+    if settings.toward_base != 1:
+        origin |= {"toward_base": settings.toward_base, "base_model": settings.base or base}
+    return origin | ({"revision": revision} if origin and revision else {})
 
 
 def _base(model: PreTrainedModel) -> str | None:

@@ -70,6 +70,26 @@ def _stored_names(base: str, revision: str | None) -> list[str]:
         return sorted(opened.keys())
 
 
+class LoadedNames:
+    """The names that a loaded model has for weights in files, which may lack the prefix of the model's body.
+
+    Weights that are fused on loading keep names of their own.
+
+    Args:
+        structure: model on any device; its values are not read.
+    """
+
+    def __init__(self, structure: PreTrainedModel) -> None:
+        mapping = get_model_conversion_mapping(structure)
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._prefix = structure.base_model_prefix
+        self._parameters = structure.state_dict()
+
+    def __call__(self, stored: str) -> str:
+        """The name of a weight whose name in a file is given."""
+        return rename_source_key(stored, self._renamings, [], self._prefix, self._parameters)[0]
+
+
 class Ties:
     """Leaves out weights that are written under another name already.
 

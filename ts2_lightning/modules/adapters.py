@@ -197,11 +197,12 @@ class MergedWeight(NamedTuple):
 
 
 @torch.no_grad()
-def merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
+def merged_weights(model: PreTrainedModel, share: float = 1.0) -> Iterator[MergedWeight]:
     """The weights of a model with its adapter added to them, one at a time.
 
     Args:
         model: with an adapter, whole in this process.
+        share: share of what the adapter adds that is added; 0 leaves the weights as they are.
     """
     from peft.utils.integrations import dequantize_module_weight
 
@@ -218,9 +219,26 @@ def merged_weights(model: PreTrainedModel) -> Iterator[MergedWeight]:
                 value, held = dequantize_module_weight(module), torch.bfloat16
             before = value = value.detach()
             plain = plain_name(f"{name}.{key}" if name else key)
-            if plain in layers:
-                value = value.to(torch.promote_types(value.dtype, torch.float32)) + _change(layers[plain])
+            if plain in layers and share:
+                value = value.to(torch.promote_types(value.dtype, torch.float32))
+                value = value + share * _change(layers[plain]).to(value.dtype)
             yield MergedWeight(plain, value, held, before)
+
+
+def check_product_alone(model: PreTrainedModel) -> None:
+    """Whether an adapter adds nothing but products, so that with a smaller factor it adds less of the same.
+
+    Raises:
+        UserError: it also scales weights (DoRA), or replaces some, or trains biases.
+    """
+    config: Any = model.peft_config[NAME]
+    others = [name for name in ("use_dora", "modules_to_save", "lora_bias") if getattr(config, name, None)]
+    others += ["bias"] if config.bias != "none" else []
+    if others:
+        raise UserError(
+            f"export toward_base: the adapter has {others[0]}, so it is more than a product whose factor could be made "
+            "smaller; merge it into its model, and interpolate that"
+        )
 
 
 def _parts_of(layer: nn.Module) -> Iterator[nn.Module]:
