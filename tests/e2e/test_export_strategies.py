@@ -92,6 +92,11 @@ def test_logits_are_the_trained_models(
         assert model.dtype == torch.float32
         assert torch.equal(logits(model), after)
     assert Path("exported/config.json").read_text() == (run / "export" / "config.json").read_text()
+    ts2("export", "--ckpt", "last", "--name", "run", "--out", "between", "--toward-base", "0.7").done()
+    start = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained("between").state_dict().items():
+        expected = 0.3 * start[name].double() + 0.7 * trained.state_dict()[name].double()
+        torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow

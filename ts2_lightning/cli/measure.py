@@ -23,7 +23,6 @@ from ts2_lightning.evaluation import (
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.directory import latest_config
-from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 from ts2_lightning.yaml_files import load_yaml
@@ -52,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
     if spec is not None and not spec.measures:
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else data_of(Path(options.config))
-    places = [find_model(name, name) for name in options.model]
+    share = 1.0 if spec is None else spec.interpolate
+    places = [find_model(name, name).between(share, name) for name in options.model]
     measured: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
         models = [
@@ -109,15 +109,15 @@ def _model(name: str, place: ModelPlace, data: Mapping[str, Any], options: Any, 
     out = options.out or place.run
     if out is None:
         raise UserError(f"{name}: it is not a run; say with --out where its measures go")
-    stamps = file_stamps(place.path)
     return Model(
         name=name,
-        identity=stamps or place.path,
+        identity=place.identity,
         locate=cache(partial(place.loadable, scratch)),  # once for all copies of the model
         out=Path(out),
         run=place.run,
         data=data or ({} if place.run is None else data_of_run(place.run, Path(options.runs_dir), name)),
         text_template=place.text_template,
+        interpolate=place.interpolate,
         device=options.device,
     )
 
@@ -183,7 +183,7 @@ def _parser() -> OptionParser:
         "--spec",
         metavar="FILE|TEXT",
         help="measures with their settings, as `measure:` of a grid file, in YAML or JSON, such as '{diversity: {}, "
-        "validation: {limit: 500}, decoding: sparsemax}' (default: what applies of "
+        "validation: {limit: 500}, decoding: sparsemax, interpolate: 0.7}' (default: what applies of "
         f"{', '.join(_usual_names())}); decodings: {', '.join(DECODINGS)}",
     )
     parser.add_argument("--out", metavar="DIR", help="measures go to DIR/measures (default: the run)")

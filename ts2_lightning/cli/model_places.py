@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -14,10 +14,13 @@ from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.terminal import OptionParser, check_out, quieten
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.evaluation.loading import check_device
+from ts2_lightning.json_files import read_json
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
 from ts2_lightning.plugins import model_scheme, offered
-from ts2_lightning.runs.checkpoints import CHECKPOINTS, newest_checkpoint, run_of
+from ts2_lightning.runs.checkpoints import CHECKPOINTS, exported_checkpoint, newest_checkpoint, run_of
+from ts2_lightning.runs.contents import read_config
 from ts2_lightning.runs.directory import CONFIG, numbers
+from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -69,12 +72,45 @@ class ModelPlace(NamedTuple):
         run: the directory of the run that it is of; None if it is of none.
         is_checkpoint: it has to be exported before transformers loads it.
         text_template: template of a pretrained model that has never seen a chat; None for other models.
+        interpolate: share of the way from the base model of the run to its own at which the weights are taken.
     """
 
     path: str
     run: Path | None = None
     is_checkpoint: bool = False
     text_template: Callable[[PreTrainedTokenizerBase], ChatTemplate] | None = None
+    interpolate: float = 1.0
+
+    @property
+    def identity(self) -> Any:
+        """Plain values that change when the model does."""
+        own = file_stamps(self.path) or self.path
+        if self.interpolate == 1:
+            return own
+        assert self.run is not None
+        lm = read_config(self.run)["model"]["lm"]
+        return [own, self.interpolate, file_stamps(lm["path"]) or [lm["path"], lm.get("revision")]]
+
+    def between(self, share: float, option: str) -> "ModelPlace":
+        """The model between the base model of the run and the run's own, made of a checkpoint.
+
+        Args:
+            share: share of the way to the run's own model, which 1 is.
+            option: how the user called the model, for messages.
+
+        Raises:
+            UserError: it is of no run, or there is no checkpoint any more.
+        """
+        if share == 1:
+            return self
+        if self.run is None:
+            raise UserError(f"{option}: it is of no run, so there is no base model with which it could be interpolated")
+        checkpoint = Path(self.path) if self.is_checkpoint else exported_checkpoint(self.run)
+        if checkpoint is None:
+            raise UserError(
+                f"{option}: {self.run} has no checkpoint any more, which weights between it and its base model need"
+            )
+        return ModelPlace(str(checkpoint), self.run, is_checkpoint=True, interpolate=share)
 
     def loadable(self, scratch: Path | None) -> str:
         """The directory or name that transformers loads.
@@ -92,8 +128,15 @@ class ModelPlace(NamedTuple):
                 f"{self.path}: this is a checkpoint, and a plan reads no weights; export it first, with `export --ckpt "
                 f"{self.path} --out DIR`"
             )
-        export.run(["--ckpt", self.path, "--out", str(scratch)])
+        options = ["--toward-base", str(self.interpolate), *self._dtype()] if self.interpolate != 1 else []
+        export.run(["--ckpt", self.path, "--out", str(scratch), *options])
         return str(scratch)
+
+    def _dtype(self) -> list[str]:
+        """Option for weights between, which are to be rounded as those of the run's export are."""
+        config = Path(str(self.run), "export", "config.json")
+        dtype = read_json(config).get("dtype") if config.is_file() else None
+        return ["--dtype", dtype] if dtype in export.WEIGHT_DTYPES else []
 
 
 def find_model(name: str, option: str) -> ModelPlace:

@@ -48,6 +48,7 @@ class Model:
         text_template: template of a pretrained model that has never seen a chat; `template: auto` takes it.
         decoding: one of `DECODINGS`.
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with.
+        interpolate: share of the way from the base model to the run's own at which its weights are; see `Spec`.
         device: where it computes.
         backend: what makes its responses, one of `generation.backends.BACKENDS`; they do not depend on it.
         vllm_args: arguments of vLLM's engine, where that is the backend.
@@ -67,6 +68,7 @@ class Model:
     text_template: Callable[[PreTrainedTokenizerBase], ChatTemplate] | None = None
     decoding: str = "softmax"
     template: str = "auto"
+    interpolate: float = 1.0
     device: str = "cpu"
     backend: str = "transformers"
     vllm_args: Mapping[str, Any] = field(default_factory=dict)

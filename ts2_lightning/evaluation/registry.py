@@ -34,6 +34,7 @@ from ts2_lightning.evaluation.protocols.novelty import NoveltyBench
 from ts2_lightning.evaluation.protocols.openllm import OpenLLM
 from ts2_lightning.evaluation.protocols.safety import HarmBench, MaliciousInstruct
 from ts2_lightning.evaluation.protocols.stories import Stories
+from ts2_lightning.ranges import SHARE, check_number
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -50,7 +51,9 @@ PROTOCOLS = (
 
 LOGGED = ("train", "val", "test")
 """First parts of the names of values that a training logs."""
-_NAME = re.compile(rf"(?!({'|'.join(LOGGED)}|decoding|template)$)[A-Za-z][A-Za-z0-9_-]*")
+NO_MEASURES = ("decoding", "template", "interpolate")
+"""Keys of a specification that say how all of its measures are made."""
+_NAME = re.compile(rf"(?!({'|'.join((*LOGGED, *NO_MEASURES))})$)[A-Za-z][A-Za-z0-9_-]*")
 """What a measure may be called: its files and values are named after it, and others have the names left out."""
 
 
@@ -77,19 +80,22 @@ class Spec:
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with, else that
             of its tokenizer, else `plain`.
         measures: measures with their settings, in the order of the registry.
+        interpolate: share of the way from the base model to the run's own at which its weights are taken: 1 is the
+            run's model, 0 the base.
     """
 
     decoding: str = "softmax"
     template: str = "auto"
     measures: tuple[Measure, ...] = ()
+    interpolate: float = 1.0
 
 
 def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
     """Reads what is to be measured, as far as it can be judged without a model.
 
     Args:
-        spec: `decoding`, `template`, and measures with their settings: a mapping; null or true for none, false to leave
-            the measure out. A measure of the user's own is named `FILE.CLASS`, as Python imports it.
+        spec: `decoding`, `template`, `interpolate`, and measures with their settings: a mapping; null or true for none,
+            false to leave the measure out. A measure of the user's own is named `FILE.CLASS`, as Python imports it.
         where: begins messages.
 
     Raises:
@@ -102,10 +108,12 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
     if not isinstance(spec, Mapping):
         raise UserError(f"{where} must be a mapping such as {{validation: {{}}, cost: {{}}}}, got {spec!r}")
     decoding, template = spec.get("decoding", "softmax"), spec.get("template", "auto")
-    classes = {name: _class_of(name, where) for name in spec if name not in ("decoding", "template")}
+    classes = {name: _class_of(name, where) for name in spec if name not in NO_MEASURES}
     if not isinstance(decoding, str) or decoding not in DECODINGS:
         hint = did_you_mean(str(decoding), DECODINGS) or f"; there are {', '.join(DECODINGS)}"
         raise UserError(f"{where}.decoding: no decoding {decoding!r}{hint}")
+    interpolate = spec.get("interpolate", 1.0)
+    check_number(f"{where}.interpolate", interpolate, SHARE)
     if not isinstance(template, str):
         raise UserError(f"{where}.template must be the name of a chat template, got {template!r}")
     count = Counter(measure.name for name, measure in classes.items() if spec[name] is not False)
@@ -118,6 +126,7 @@ def check_spec(spec: Mapping[str, Any], where: str = "measure") -> Spec:
         decoding,
         template,
         tuple(_read(classes[name], spec[name], f"{where}.{name}") for name in order if spec[name] is not False),
+        float(interpolate),
     )
 
 
@@ -127,7 +136,7 @@ def _class_of(name: Any, where: str) -> type[Measure]:
         return registered_measures()[name]
     module, _, attribute = str(name).rpartition(".")
     if not module:
-        hint = did_you_mean(str(name), ["decoding", "template", *registered_measures()])
+        hint = did_you_mean(str(name), [*NO_MEASURES, *registered_measures()])
         raise UserError(f"{where}: no measure {name!r}{hint or '; there are ' + ', '.join(registered_measures())}")
     try:
         imported = getattr(importlib.import_module(module), attribute)
@@ -148,7 +157,7 @@ def _fault_of(measure: type[Measure]) -> str | None:
     if inspect.isabstract(measure):
         return f"it lacks the method {', '.join(sorted(measure.__abstractmethods__))}"
     if not isinstance(name, str) or not is_name(name):
-        taken = ", ".join((*LOGGED, "decoding", "template"))
+        taken = ", ".join((*LOGGED, *NO_MEASURES))
         return f"`name` must be letters, digits, _ and -, begin with a letter, and be none of {taken}; got {name!r}"
     if registered_measures().get(name, measure) is not measure:
         return f"there is a measure called {name!r} already; give it another `name`"

@@ -1,6 +1,7 @@
 """Measuring a model, each thing once, and measured values on disk.
 
-A measure's values lie in DIRECTORY/measures/NAME-DIGEST.json, whole or not at all. The digest is of what was asked for
+A measure's values lie in DIRECTORY/measures/NAME-DIGEST.json, whole or not at all; those of weights between the base
+model and the run's in DIRECTORY/measures/interpolate-SHARE. The digest is of what was asked for
 alone, so that values of a model that has changed are replaced; a key in the file is of everything that they depend on.
 """
 
@@ -72,6 +73,10 @@ def make_measures(model: Model, spec: Spec, say: Callable[[str], None] = print, 
         UserError: a measure does not apply to the model, before any is made; what a measure raises; or an error in the
             code of a user's measure, with its line.
     """
+    if model.interpolate != spec.interpolate:
+        raise UserError(
+            f"measure.interpolate is {spec.interpolate:g}, and {model.name} has the weights at {model.interpolate:g}"
+        )
     if (model.decoding, model.template) != (spec.decoding, spec.template):
         model = replace(model, decoding=spec.decoding, template=spec.template)
     keys = [_key(model, measure) for measure in spec.measures]
@@ -132,7 +137,8 @@ def place_of(directory: Path, spec: Spec, measure: Measure) -> Path:
         "template": spec.template,
         "settings": measure.plain_settings(),
     }
-    return directory / DIRECTORY / f"{measure.name}-{digest(asked)[:8]}"
+    between = "" if spec.interpolate == 1 else f"interpolate-{spec.interpolate!r}"
+    return directory / DIRECTORY / between / f"{measure.name}-{digest(asked)[:8]}"
 
 
 def files_of(directory: Path, spec: Spec) -> dict[str, Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.checkpoint_files import is_complete
+from ts2_lightning.runs.contents import read_config
 from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -42,6 +43,17 @@ def best_checkpoint(run: Path) -> Path | None:
         if best and is_complete(run / CHECKPOINTS / Path(best).name):
             return run / CHECKPOINTS / Path(best).name
     return None
+
+
+def exported_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the weights that a run's export has, or would have; None if it is not there.
+
+    It is the newest one, or the best where `ExportHuggingFace` was set to export that.
+    """
+    callbacks = (read_config(run).get("trainer") or {}).get("callbacks") or []
+    named = [one for one in callbacks if str(one.get("class_path")).rpartition(".")[2] == "ExportHuggingFace"]
+    wants_best = any((one.get("init_args") or {}).get("which") == "best" for one in named)
+    return (best_checkpoint(run) if wants_best else None) or newest_checkpoint(run)
 
 
 def _callback_states(checkpoint: Path) -> Iterable[Any]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation import check_spec, files_of
+from ts2_lightning.evaluation.results import DIRECTORY
 from ts2_lightning.program import program
 from ts2_lightning.runs.directory import run_name
 from ts2_lightning.studies.grid.entries import Entry, from_here
 from ts2_lightning.studies.grid.identity import digest_of, path_identity
 from ts2_lightning.studies.grid.rows import LabelledRow, Labels, title_of
-from ts2_lightning.studies.grid.schema import GridFile, Settings, read_grid_file
+from ts2_lightning.studies.grid.schema import INTERPOLATE, GridFile, Settings, read_grid_file
 from ts2_lightning.studies.names import shipped_config, slug
 from ts2_lightning.types import UserError
 
@@ -175,7 +176,7 @@ class Grid:
 
 def _measured(measure: Mapping[str, Any]) -> dict[str, Any]:
     """What is measured, and the names of its files, so that a report needs no class of the user's."""
-    files = {name: file.name for name, file in files_of(Path(), check_spec(measure)).items()}
+    files = {name: str(file.relative_to(DIRECTORY)) for name, file in files_of(Path(), check_spec(measure)).items()}
     return {"measure": dict(measure), "files": files}
 
 
@@ -272,7 +273,8 @@ class _Resolver:
         config = self._read(list(options))
         digest = digest_of(config)
         if digest not in self._trainings:
-            name = f"{self._name}/{self._run(labels, seed, digest[:_DIGITS])}"
+            trained = {axis: choice for axis, choice in labels.items() if axis != INTERPOLATE}
+            name = f"{self._name}/{self._run(trained, seed, digest[:_DIGITS])}"
             named = (*options, "--name", name, "--runs_dir", str(self._runs_dir))
             settled = {**config, "name": name, "runs_dir": str(self._runs_dir)}
             self._trainings[digest] = Training(name, digest, named, settled)
@@ -357,7 +359,8 @@ def _base_model(grid: GridFile, points: tuple[Point, ...]) -> BaseModel | None:
             "random"
         )
     try:
-        check_spec(grid.base_measure)
+        if check_spec(grid.base_measure).interpolate != 1:
+            raise UserError("measure.interpolate: there is nothing between the base model and itself; leave it out")
     except UserError as error:
         raise entry.error(str(error)) from None
     path = next(iter(paths))

@@ -13,9 +13,10 @@ from typing import Annotated, Any, NamedTuple
 
 from ts2_lightning.config_files import no_such_file
 from ts2_lightning.data.sources import HUB, Source, resolve_source
+from ts2_lightning.evaluation.registry import NO_MEASURES
 from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import SEED as SEED_RANGE
-from ts2_lightning.ranges import trouble
+from ts2_lightning.ranges import SHARE, trouble
 from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
 from ts2_lightning.studies.grid.published import PublishedTable
 from ts2_lightning.studies.grid.reported import ReportPart
@@ -24,6 +25,8 @@ from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 SEED = "{seed}"
+INTERPOLATE = "interpolate"
+"""Axis whose choices are shares of the way from the base model to a row's own; nothing is trained for them."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 _RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
 
@@ -174,6 +177,9 @@ def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
     for name, axis in entry.mapping("axes with their choices").items():
         if name in _RESERVED:
             raise axis.error(f"the name is taken, {_RESERVED[name]}; call the axis otherwise")
+        if name == INTERPOLATE:
+            axes[name] = _shares(axis)
+            continue
         choices = axis.mapping("choices with their settings, or `setting:` and `values:`")
         if "setting" in choices or "values" in choices:
             axes[name] = read_part(AxisValues, axis).choices()
@@ -182,6 +188,18 @@ def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
         if ALL in axes[name]:
             raise axis.error(f"no choice can be called {ALL!r}, which stands for all of them")
     return axes
+
+
+def _shares(entry: Entry) -> dict[str, Settings]:
+    """Each share as a choice, called as it is written, which sets nothing but how the model is measured."""
+    choices: dict[str, Settings] = {}
+    for item in entry.items("a list of shares of the way from the base model to the tuned one, such as [0.5, 0.8, 1]"):
+        if wrong := trouble(item.value, SHARE):
+            raise item.error(wrong)
+        if float(item.value) in [choice.measure[INTERPOLATE] for choice in choices.values()]:
+            raise item.error(f"{item.text} comes twice")
+        choices[item.text] = Settings(measure={INTERPOLATE: float(item.value)})
+    return choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +372,7 @@ def read_grid_file(file: Path) -> GridFile:
     _refuse_seeded(grid, layers)
     specifications = [*(layer.measure for layer in layers), grid.base_measure]
     names = (name for one in specifications for name, settings in one.items() if settings is not False)
-    measured = [name for name in dict.fromkeys(names) if name not in ("decoding", "template")]
+    measured = [name for name in dict.fromkeys(names) if name not in NO_MEASURES]
     if grid.report is not None:
         grid.report.check(grid.axes, rows, measured)
     for table in grid.published:

@@ -19,7 +19,7 @@ from ts2_lightning.studies.grid import GRID
 from ts2_lightning.studies.report.published import figures_of
 from ts2_lightning.studies.report.results import Missing, Results, Row, Run, Settings, told_apart
 from ts2_lightning.studies.report.rows import base_row, endings, label_of, named_axes, rows_of
-from ts2_lightning.studies.report.runs import make_run, outdated
+from ts2_lightning.studies.report.runs import LOGGED, make_run, outdated
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
@@ -188,6 +188,8 @@ def _point(directory: Path, point: Mapping[str, Any]) -> tuple[Run | None, str]:
         problem = "; ".join(filter(None, (problem, outdated(newest, results))))
         name = f"{directory.name}/{point['run']}/{newest.name}"
         run = make_run(name, newest, point["seed"], results, point["command"])
+        if point.get("measure", {}).get("interpolate", 1) != 1:  # what was logged is of the training's own weights
+            run = replace(run, values={key: run.values[key] for key in run.values if not key.startswith(LOGGED)})
     except UserError as error:
         return None, failed or str(error)
     return run, failed or problem
