@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning.pytorch import Callback
 
 from ts2_lightning.callbacks.checkpoints import Checkpoints
+from ts2_lightning.callbacks.ema import EMA
 from ts2_lightning.callbacks.export_huggingface import ExportHuggingFace
 from ts2_lightning.callbacks.flattening import FlatteningRule
 from ts2_lightning.callbacks.monitor import DistributionMonitor, TSPDSetting
@@ -24,6 +25,7 @@ from ts2_lightning.callbacks.throughput import Throughput
 from ts2_lightning.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "EMA",
     "Checkpoints",
     "DistributionMonitor",
     "ExportHuggingFace",

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from ts2_lightning.checkpoint_files.disk import is_complete, is_deepspeed, is_distributed
 from ts2_lightning.types import UserError
+
+EMA = "ema_state_dict"
+"""Entry of a checkpoint with moving averages of the weights; in the directory of FSDP2, before their names."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,13 @@ class Checkpoint(NamedTuple):
             disk until they are read.
         step: number of optimizer steps done.
         entries: names of all entries of the checkpoint.
+        ema: moving averages of the weights, under the same names; empty where the training made none.
     """
 
     weights: dict[str, StoredTensor]
     step: int
     entries: frozenset[str] = frozenset()
+    ema: Mapping[str, StoredTensor] = MappingProxyType({})
 
     @property
     def is_of_lightning(self) -> bool:
@@ -120,7 +126,8 @@ def _single_file(path: Path) -> Checkpoint:
     weights = state.get("state_dict") if isinstance(state, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise UserError(f"{path}: this is no checkpoint of a fit, it holds {_contents(state)}")
-    return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in weights.items()}, *_progress(state))
+    ema = {name: StoredTensor.of(tensor) for name, tensor in state.get(EMA, {}).items()}
+    return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in weights.items()}, *_progress(state), ema)
 
 
 def _contents(content: Any) -> str:
@@ -221,7 +228,8 @@ def _distributed(path: Path) -> Checkpoint:
         module, _, name = key.partition(".")
         if module in ("state_dict", "model") and isinstance(about, TensorStorageMetadata):  # FSDP2's and FSDP1's
             weights[name] = StoredTensor(about.size, about.properties.dtype, reader.reading(key, about))
-    return Checkpoint(weights, *_progress(_load(path / "meta.pt")))
+    ema = {name.removeprefix(f"{EMA}."): weights.pop(name) for name in [*weights] if name.startswith(f"{EMA}.")}
+    return Checkpoint(weights, *_progress(_load(path / "meta.pt")), ema)
 
 
 class _DistributedReader(FileSystemReader):

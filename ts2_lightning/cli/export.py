@@ -66,18 +66,21 @@ def run(argv: Sequence[str]) -> int:
             options.dtype,
             options.adapter,
             toward_base=options.toward_base,
+            ema=options.ema,
         )
         out = export_checkpoint(checkpoint, lm, options.out, settings, others)
-    print(f"Exported {_what(checkpoint, others, lm, options.toward_base)} to {out}")
+    print(f"Exported {_what(checkpoint, others, lm, options)} to {out}")
     return 0
 
 
-def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, toward_base: float) -> str:
+def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, options: Any) -> str:
     """What was exported, in a few words."""
     named = f"the mean of {', '.join(map(str, (checkpoint, *others)))}" if others else str(checkpoint)
-    if toward_base == 1:
+    if options.ema:
+        named = f"the moving average of {named}"
+    if options.toward_base == 1:
         return named
-    return f"{named}, {toward_base:g} of the way from the base model {lm.given_path or lm.path} to it,"
+    return f"{named}, {options.toward_base:g} of the way from the base model {lm.given_path or lm.path} to it,"
 
 
 def _before(checkpoint: Path, run: Path, count: int) -> list[Path]:
@@ -121,6 +124,9 @@ def _parser() -> OptionParser:
         metavar="W",
         help="weights between the base model and the tuned one, base + W (tuned - base): 1 is the tuned model "
         "(default), 0 the base",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights that the callback EMA has kept"
     )
     parser.add_argument(
         "--average",

@@ -79,6 +79,7 @@ class ExportSettings:
         base: name of the base model in a separate adapter's config; None: the model's `name_or_path`.
         toward_base: share of the way from the base model to the tuned one at which the weights are taken, base + share
             (tuned - base), in float32 at least: 1 is the tuned model, 0 the base. Of an adapter, its product's factor.
+        ema: whether the moving averages that the callback `EMA` has kept are exported in place of the weights.
         origin: plain values that `export.json` says of the weights besides.
 
     Raises:
@@ -92,6 +93,7 @@ class ExportSettings:
     adapter: Literal["merged", "separate"] = "merged"
     base: str | None = None
     toward_base: float = 1.0
+    ema: bool = False
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,7 +185,8 @@ def export_checkpoint(
         model = build_language_model(replace(lm, quantization=None), "meta")
     else:
         model = load_language_model(lm, stored_dtype(lm))
-    weights = _weights(stored, [name for name, p in model.named_parameters() if p.requires_grad], lm)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    weights = _weights({path: _chosen(one, names, path, settings.ema) for path, one in stored.items()}, lm)
     check_trained_state(weights, model)
     if lm.adapter is not None:
         adapter = {name: weight.read() for name, weight in weights.items()}
@@ -207,11 +210,20 @@ def _to_load(lm: LanguageModelConfig, checkpoints: int) -> LanguageModelConfig:
     return replace(lm, adapter=replace(lm.adapter, path=None, r=rank, alpha=alpha))
 
 
-def _weights(
-    checkpoints: Mapping[Path, Checkpoint], names: Sequence[str], lm: LanguageModelConfig
-) -> Mapping[str, StoredTensor]:
+def _chosen(checkpoint: Checkpoint, names: Sequence[str], path: Path, ema: bool) -> dict[str, StoredTensor]:
+    """The weights of a checkpoint, or their moving averages, beside which there are buffers."""
+    weights = weights_of(checkpoint, names, path)
+    if not ema:
+        return weights
+    if not checkpoint.ema:
+        raise UserError(
+            f"export ema: {path} has no moving averages of the weights; leave it out, or train with the callback EMA"
+        )
+    return weights | weights_of(checkpoint._replace(weights={**checkpoint.ema}), names, path)
+
+
+def _weights(each: Mapping[Path, Mapping[str, StoredTensor]], lm: LanguageModelConfig) -> Mapping[str, StoredTensor]:
     """The weights of a checkpoint, or the mean of several."""
-    each = {path: weights_of(stored, names, path) for path, stored in checkpoints.items()}
     if len(each) == 1:
         return next(iter(each.values()))
     return averaged(each, None if lm.adapter is None else lm.adapter.r // len(each))
@@ -353,6 +365,8 @@ def _write(
 def _origin(settings: ExportSettings, base: str | None, revision: str | None) -> dict[str, Any]:
     """What `export.json` says of the weights; nothing of those of one checkpoint."""
     origin = dict(settings.origin)
+    if settings.ema:
+        origin["ema"] = True
     if settings.toward_base != 1:
         origin |= {"toward_base": settings.toward_base, "base_model": settings.base or base}
     return origin | ({"revision": revision} if origin and revision else {})

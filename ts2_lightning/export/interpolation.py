@@ -93,13 +93,13 @@ class Interpolation:
             )
         dtype = torch.promote_types(torch.promote_types(base.dtype, tuned.dtype), torch.float32)
         if not has_new_rows:
-            return self._mixed(base.to(dtype), tuned.to(dtype))
+            return self._mixed(base.to(dtype, copy=True), tuned)
         self.new_rows[name] = tuned.shape[0] - rows
-        return torch.cat([self._mixed(base.to(dtype), tuned[:rows].to(dtype)), tuned[rows:].to(dtype)])
+        return torch.cat([self._mixed(base.to(dtype, copy=True), tuned[:rows]), tuned[rows:].to(dtype)])
 
     def _mixed(self, base: Tensor, tuned: Tensor) -> Tensor:
-        """The base itself for a share of 0: a sum would lose the sign of its zeros."""
-        return torch.lerp(base, tuned, self.share) if self.share else base
+        """In the place of the base, which stays itself for a share of 0: a sum would lose the sign of its zeros."""
+        return base.lerp_(tuned.to(base.dtype), self.share) if self.share else base
 
     def _read(self, name: str) -> Tensor:
         """A weight of the base model, mapped into memory; of a tied one the other will do."""

@@ -1,18 +1,22 @@
 """FSDP2 under Lightning, with optional tensor parallelism."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
+from lightning.fabric.strategies.model_parallel import _distributed_checkpoint_load
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
 from torch.optim import Optimizer
 
 from ts2_lightning.checkpoint_files.deferred import DeferredWrites, write_file
-from ts2_lightning.checkpoint_files.reading import check_plain_values, read_checkpoint
+from ts2_lightning.checkpoint_files.reading import EMA, StoredTensor, check_plain_values, read_checkpoint
 from ts2_lightning.ranges import COUNT, POSITIVE, check_number
 from ts2_lightning.types import UserError
 
@@ -83,7 +87,12 @@ class FSDP2(ModelParallelStrategy):
         return get_optimizer_state_dict(self.model, plain)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Write a checkpoint as Lightning does; or leave copies of this rank's shards to be written later."""
+        """Write a checkpoint as Lightning does; or leave copies of this rank's shards to be written later.
+
+        Moving averages of the weights are shards like these.
+        """
+        averages = {f"{EMA}.{name}": average for name, average in checkpoint.pop(EMA, {}).items()}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **averages}
         if self.deferred is None or not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
@@ -106,7 +115,8 @@ class FSDP2(ModelParallelStrategy):
             check_plain_values(path)  # what torch.distributed.checkpoint would unpickle
         assert self.lightning_module is not None
         model_shapes = {name: tuple(tensor.shape) for name, tensor in self.lightning_module.state_dict().items()}
-        checkpoint_shapes = {name: tuple(weight.shape) for name, weight in read_checkpoint(path).weights.items()}
+        stored = read_checkpoint(path)
+        checkpoint_shapes = {name: tuple(weight.shape) for name, weight in stored.weights.items()}
         for name in sorted(model_shapes.keys() | checkpoint_shapes.keys()):
             if model_shapes.get(name) != checkpoint_shapes.get(name):
                 shapes = f"{checkpoint_shapes.get(name, 'missing')} there and {model_shapes.get(name, 'missing')} here"
@@ -114,4 +124,13 @@ class FSDP2(ModelParallelStrategy):
                     f"--ckpt_path {path}: the checkpoint is not of this model: {name} is {shapes}; was it made with "
                     "another model.lm or model.lm.adapter?"
                 )
-        return super().load_checkpoint(path, weights_only)
+        checkpoint = super().load_checkpoint(path, weights_only)
+        return checkpoint | ({EMA: self._averages(path, stored.ema)} if path.is_dir() and stored.ema else {})
+
+    def _averages(self, path: Path, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+        """The moving averages in a directory, each rank's shards of them."""
+        assert self.lightning_module is not None
+        parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
+        shards = {name: torch.empty_like(parameters[name], dtype=about.dtype) for name, about in stored.items()}
+        _distributed_checkpoint_load({"state_dict": {f"{EMA}.{name}": shard for name, shard in shards.items()}}, path)
+        return {name: shard.detach() for name, shard in shards.items()}
