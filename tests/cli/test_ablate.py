@@ -80,6 +80,19 @@ def test_a_dry_run_shows_rows_and_commands_and_does_nothing(here: Path, real: Ru
     assert len(lines) == 12
 
 
+def test_shares_of_the_way_count_as_measured(here: Path, real: Run) -> None:
+    axes = {**GRID["axes"], "interpolate": [0.5, 1]}
+    blocks = [{"objective": "TS2", "alpha": 1, "interpolate": "all"}, {"objective": "CE, plain"}]
+    Path("toy.yaml").write_text(yaml.safe_dump({**GRID, "axes": axes, "runs": blocks}, sort_keys=False))
+    out = real("ablate", "-c", "toy.yaml", "--dry-run").done().out
+    head, table, _ = out.split("\n\n")
+    assert head == "toy: 6 points, 4 trainings (2 points measured on the training of another), in runs/toy"
+    assert [re.split("  +", line)[2:5] for line in table.splitlines()] == [
+        ["interpolate", "seed", "training"],
+        *(["0.5", "0", "1"], ["0.5", "3", "2"], ["1", "0", "1"], ["1", "3", "2"], ["-", "0", "3"], ["-", "3", "4"]),
+    ]
+
+
 def test_a_printed_command_is_the_training(grid: Grid) -> None:
     """What a user pastes is resolved to the very configuration that the grid would run."""
     reader = SettingsReader()

@@ -101,9 +101,9 @@ def test_mean_of_checkpoints(run: Path, ts2: Run) -> None:
     for name, tensor in stored(Path("out")).items():
         expected = (model.state_dict()[name] + other.state_dict()[name]) / 2
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-7)
-    assert "--average 3: runs/chat/1 has 2 complete checkpoints up to last.ckpt" in ts2(*last, "--average", "3").refusal
+    assert "--average 3: runs/chat/1 has kept 2 of them up to last.ckpt" in ts2(*last, "--average", "3").refusal
     first = ["export", "--ckpt", str(kept / "step-000002.ckpt"), "--out", "out"]
-    assert "has 1 complete checkpoints up to step-000002.ckpt" in ts2(*first, "--average", "2").refusal
+    assert "has kept 1 of them up to step-000002.ckpt" in ts2(*first, "--average", "2").refusal
     whole = bytearray((kept / "step-000002.ckpt").read_bytes())
     whole[len(whole) // 2] ^= 1
     (kept / "step-000002.ckpt").write_bytes(whole)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.callbacks.tiny_llama import write_base
 from tests.e2e.command_line import QUICKSTART, Answer, CommandLine, empty_working_directory, make_blank
@@ -119,6 +120,36 @@ def test_the_toy_world_by_decoding(ts2: CommandLine) -> None:
     both = {document["decoding"]: document["values"] for document in results().values()}
     assert both["softmax"]["toyworld/seen/tail_mass"] > both["sparsemax"]["toyworld/seen/tail_mass"] == 0
     assert all(describe(name).title != name for name in found for name in [f"toyworld/{name}"])
+
+
+def test_weights_between_base_and_tuned_model(ts2: CommandLine) -> None:
+    """As of an export at that share, beside the values of the run itself, and once."""
+    base = Path("start")
+    shutil.copytree(ts2.blank, base)
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base)).save_pretrained(base)
+    options = ("-c", str(QUICKSTART), "--model.lm.path=start", "--name=own", "--trainer.enable_progress_bar=false")
+    few = ("--data.limit_train=80", "--data.limit_validation=30", "--model.optimizer.lr=3e-3")
+    often = ("--trainer.callbacks+=Checkpoints", "--trainer.callbacks.keep_last=3", "--trainer.max_epochs=3")
+    ts2("fit", *options, *few, *often).done()
+    run, last = Path("runs/own/1"), "runs/own/1/checkpoints/last.ckpt"
+    measure(ts2, {"validation": {}}, model=run)
+    whole = values(run)
+    spec = {"validation": {}, "interpolate": 0.7}
+    answer = measure(ts2, spec, model=run)
+    assert f"Exported {last}, 0.7 of the way from the base model start to it, to " in answer.out
+    assert values(run) == whole
+    assert ", kept in runs/own/1/measures/interpolate-0.7/validation-" in measure(ts2, spec, model=run).out
+    ts2("export", "--ckpt", last, "--out", "between", "--toward-base", "0.7").done()
+    measure(ts2, {"validation": {}}, "--out", "apart", "--config", str(run / "config.yaml"), model="between")
+    between = {n: v for f in run.glob("measures/*/*.json") for n, v in json.loads(f.read_text())["values"].items()}
+    assert between == pytest.approx(values("apart"), rel=1e-6)
+    assert between["validation/cross_entropy"] != pytest.approx(whole["validation/cross_entropy"], rel=1e-3)
+    torch.save({}, base / "another")  # as if the base had changed
+    assert " s -> runs/own/1/measures/interpolate-0.7/validation-" in measure(ts2, spec, model=run).out
+    assert "between: it is of no run" in ts2("measure", "between", "--out", "x", "--spec", json.dumps(spec)).complaint
+    shutil.rmtree(run / "checkpoints")
+    assert "runs/own/1 has no checkpoint any more" in ts2("measure", str(run), "--spec", json.dumps(spec)).complaint
 
 
 def test_a_measure_of_the_users_own(ts2: CommandLine) -> None:

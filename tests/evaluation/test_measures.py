@@ -7,7 +7,7 @@ import math
 import pickle
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ def test_a_spec_is_read() -> None:
         ({"speed": {}}, f"grid: no measure 'speed'; there are {', '.join(registered_measures())}"),
         ({"decoding": "sparsmax"}, "grid.decoding: no decoding 'sparsmax'; did you mean sparsemax?"),
         ({"decoding": ["softmax"]}, "grid.decoding: no decoding ['softmax']"),
+        ({"interpolate": "half"}, "grid.interpolate must be a finite number of at least 0 and at most 1, got 'half'"),
+        ({"interpolate": 1.01}, "grid.interpolate must be a finite number of at least 0 and at most 1, got 1.01"),
         ({"template": 3}, "grid.template must be the name of a chat template, got 3"),
         ({"validation": {"limt": 3}}, "grid.validation: no setting 'limt'; did you mean limit?"),
         ({"toyworld": {"limit": 3}}, "grid.toyworld: no setting 'limit'; there are none"),
@@ -192,6 +194,17 @@ def test_a_class_that_has_changed_is_made_again(own_file: str, tmp_path: Path) -
         importlib.invalidate_caches()
         assert make_measures(model, check_spec({f"{own_file}.Own": {}}), lines.append) == {"own/a": number}
     assert ["kept" in line for line in lines] == [False, True, False]
+
+
+def test_values_of_weights_between_lie_apart(own_file: str, tmp_path: Path) -> None:
+    spec = check_spec({f"{own_file}.Own": {}, "interpolate": 0.25})
+    model = Model("m", "identity", lambda: "m", tmp_path)
+    with pytest.raises(UserError, match=r"measure\.interpolate is 0\.25, and m has the weights at 1$"):
+        make_measures(model, spec, print)
+    make_measures(replace(model, interpolate=0.25), spec, lambda _: None)
+    make_measures(model, replace(spec, interpolate=1.0), lambda _: None)
+    [between] = (tmp_path / "measures").glob("interpolate-0.25/own-*.json")
+    assert [file.name for file in (tmp_path / "measures").glob("*.json")] == [between.name]
 
 
 @pytest.mark.parametrize("hook", ["check_model", "inputs", "measure", "draw"])

@@ -72,7 +72,7 @@ def write_measures(run: Path, values: Mapping[str, float], spec: Mapping[str, An
     asked = check_spec(spec or {name.partition("/")[0]: {} for name in values})
     for measure in asked.measures:
         file = place_of(run, asked, measure).with_suffix(".json")
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         own = {name: value for name, value in values.items() if name.startswith(f"{measure.name}/")}
         how = {"decoding": asked.decoding, "template": asked.template, "settings": asdict(measure)}
         document = {"name": measure.name, **how, "key": "k", "values": own}
@@ -104,7 +104,7 @@ def make_grid(
         (number of the row, seed) -> where the first attempt of the run belongs.
     """
     measure = dict(TOYWORLD if measure is None else measure)
-    files = {name: file.name for name, file in files_of(Path(), check_spec(measure)).items()}
+    files = {name: str(file.relative_to("measures")) for name, file in files_of(Path(), check_spec(measure)).items()}
     names = {(i, seed): f"row{i}-s{seed}-0a1b2c3d" for i in range(len(rows)) for seed in seeds}
     plan = {
         "name": directory.name,

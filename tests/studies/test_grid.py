@@ -510,6 +510,15 @@ WRONG = {
         AXES + "runs: [{beta: 0.7}]\nreport: {baseline: {gamma: 2}}",
         "must mean one row of the grid, means 0",
     ),
+    "share above 1": (
+        "axes: {interpolate: [0.5, 1.5]}",
+        "grid.yaml:2: axes.interpolate #2: must be a finite number of at least 0 and at most 1, got 1.5",
+    ),
+    "share twice": ("axes: {interpolate: [0.5, 0.50]}", "grid.yaml:2: axes.interpolate #2: 0.50 comes twice"),
+    "shares of a kind": (
+        "axes: {interpolate: {half: {}}}",
+        "axes.interpolate: expected a list of shares of the way from the base model to the tuned one, such as",
+    ),
     "slurm": (AXES + "slurm: [gpu]", "slurm: expected a mapping of submitit's parameters, got a list"),
     "slurm key": (
         AXES + "slurm: {partitoin: gpu}",

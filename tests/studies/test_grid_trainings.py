@@ -130,6 +130,24 @@ def test_rows_that_train_the_same_share_it(here: Path) -> None:
     assert points[3].training.name.startswith("grid/other-s0-")
 
 
+def test_shares_of_the_way_are_measured_and_not_trained(here: Path) -> None:
+    axes = {"objective": {"TS2": {}, "other": {"set": {"model.loss.alpha": 0.26}}}, "interpolate": [0.5, 0.75, 1]}
+    runs = [{"objective": "TS2", "interpolate": "all"}, {"objective": "other"}]
+    made = grid(axes=axes, runs=runs, measure={"cost": {}})
+    assert [(dict(point.labels), point.measure) for point in made.points] == [
+        *(
+            ({"objective": "TS2", "interpolate": text}, {"cost": {}, "interpolate": share})
+            for text, share in (("0.5", 0.5), ("0.75", 0.75), ("1", 1.0))
+        ),
+        ({"objective": "other"}, {"cost": {}}),
+    ]
+    assert [training.run for training in made.trainings] == [
+        f"{name}-s0-{training.digest[:8]}" for name, training in zip(("ts2", "other"), made.trainings, strict=True)
+    ]
+    files = [point["files"]["cost"] for point in made.record()["points"]]
+    assert files == [f"interpolate-0.5/{files[3]}", f"interpolate-0.75/{files[3]}", files[3], files[3]]
+
+
 def test_the_parser_forgets_the_row_before(here: Path) -> None:
     """One parser reads all rows: what one sets must not reach the next."""
     sets = {"trainer.callbacks+": "NEFTune", "model.loss": "GEMLoss", "model.loss.beta": 0.9, "trainer.max_epochs": 7}

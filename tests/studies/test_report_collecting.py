@@ -11,6 +11,7 @@ import pytest
 
 from tests.studies.report_runs import config_of, make_grid, make_run, write_measures
 from tests.support.errors import refused
+from ts2_lightning.evaluation import check_spec, files_of
 from ts2_lightning.studies.report import Results, collect
 from ts2_lightning.studies.report.rows import flat, labels_of, short_names
 from ts2_lightning.types import UserError
@@ -498,6 +499,30 @@ def test_a_training_that_rows_share_is_counted_once() -> None:
     results = collect([directory])
     assert [results.values(row, V) for row in results.rows] == [{0: 0.1}, {0: 0.6}]
     assert len(results.runs) == 1
+
+
+def test_weights_between_base_and_tuned_model_have_no_logged_values() -> None:
+    """What was logged is of the weights at their end; the curves are those of the training, which is one."""
+    directory, axes = Path("runs/study"), {"row": "a", "interpolate": ["0.5", "1"]}
+    rows = [{"row": "a", "interpolate": "0.5"}, {"row": "a", "interpolate": "1"}]
+    places = make_grid(directory, axes, rows, (0,))
+    plan = json.loads((directory / "grid.json").read_text())
+    spec = {"toyworld": {}, "interpolate": 0.5}
+    between = str(next(iter(files_of(Path(), check_spec(spec)).values())).relative_to("measures"))
+    plan["points"][0] |= {"run": plan["points"][1]["run"], "measure": spec, "files": {"toyworld": between}}
+    (directory / "grid.json").write_text(json.dumps(plan))
+    run = make_run(places[1, 0], config_of(), {V: 0.6}, {"val/entropy": {9: 0.5}})
+    results = collect([directory])
+    assert [(missing.row, missing.reason) for missing in results.missing] == [
+        ("a, interpolate 0.5", "not measured: toyworld")
+    ]
+    write_measures(run, {V: 0.1}, spec)
+    results = collect([directory])
+    assert [row.label for row in results.rows] == ["a, interpolate 0.5", "a, interpolate 1"]
+    assert [results.values(row, V) for row in results.rows] == [{0: 0.1}, {0: 0.6}]
+    assert [results.values(row, "val/entropy") for row in results.rows] == [{}, {0: 0.5}]
+    assert (len(results.runs), len(results.runs[0].curves)) == (1, 1)
+    assert not results.missing
 
 
 def test_the_table_has_a_line_for_each_row_seed_and_value() -> None:

@@ -94,7 +94,7 @@ def _before(checkpoint: Path, run: Path, count: int) -> list[Path]:
     before = kept[place + 1 :][:count]
     if len(before) < count:
         raise UserError(
-            f"--average {count + 1}: {run} has {1 + len(before)} complete checkpoints up to {checkpoint.name}; average "
+            f"--average {count + 1}: {run} has kept {1 + len(before)} of them up to {checkpoint.name}; average "
             "fewer, or keep more in the next run (keep_last of the callback Checkpoints)"
         )
     return [Path(choose_whole([str(path)], option="--average")) for path in before]
