@@ -101,6 +101,22 @@ def test_distributed(tmp_path: Path) -> None:
     assert read_checkpoint(path).weights["network.w"].shape == (5, 7)
 
 
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_moving_averages_are_no_weights(tmp_path: Path, form: str) -> None:
+    averages = {name: tensor + 1 for name, tensor in WEIGHTS.items()}
+    path = tmp_path / "a.ckpt"
+    if form == "file":
+        torch.save({"state_dict": WEIGHTS, "ema_state_dict": averages, "global_step": 4}, path)
+    else:
+        both = {**{f"ema_state_dict.{name}": tensor for name, tensor in averages.items()}, **WEIGHTS}
+        dcp.save({"state_dict": both}, checkpoint_id=path, no_dist=True)
+        torch.save({"global_step": 4}, path / "meta.pt")
+    check(read(path))
+    ema = read_checkpoint(path).ema
+    assert ema.keys() == averages.keys()
+    assert all(torch.equal(ema[name].read(), tensor) for name, tensor in averages.items())
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 @pytest.mark.parametrize("world", [1, 2, 3, 11])  # 11: file names do not sort as their ranks do
 def test_deepspeed(tmp_path: Path, stage: int, world: int) -> None:
@@ -194,6 +210,7 @@ def test_incomplete_ones_are_refused(tmp_path: Path) -> None:
         (WEIGHTS["network.w"], "a Tensor"),
         ({}, "a dict with nothing in it"),
         ({"state_dict": WEIGHTS["network.w"], "global_step": 1}, "a dict with state_dict, global_step"),
+        ({"state_dict": WEIGHTS, "ema_state_dict": {"w": 1}}, "a dict with state_dict, ema_state_dict"),
     ):
         torch.save(content, tmp_path / "other.ckpt")
         with pytest.raises(UserError, match=rf"other.ckpt: this is no checkpoint of a fit, it holds {what}$"):

@@ -123,11 +123,18 @@ def weights_of(checkpoint: Checkpoint, names: Sequence[str], path: Path) -> dict
 
 def _single_file(path: Path) -> Checkpoint:
     state = _load(path)
-    weights = state.get("state_dict") if isinstance(state, Mapping) else None
-    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    weights, ema = (_stored(state, entry, absent) for entry, absent in (("state_dict", None), (EMA, {})))
+    if weights is None or ema is None:
         raise UserError(f"{path}: this is no checkpoint of a fit, it holds {_contents(state)}")
-    ema = {name: StoredTensor.of(tensor) for name, tensor in state.get(EMA, {}).items()}
-    return Checkpoint({name: StoredTensor.of(tensor) for name, tensor in weights.items()}, *_progress(state), ema)
+    return Checkpoint(weights, *_progress(state), ema)
+
+
+def _stored(state: Any, entry: str, absent: Any) -> dict[str, StoredTensor] | None:
+    """The tensors of an entry of a checkpoint; None if it has something else there."""
+    tensors = state.get(entry, absent) if isinstance(state, Mapping) else None
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        return None
+    return {name: StoredTensor.of(tensor) for name, tensor in tensors.items()}
 
 
 def _contents(content: Any) -> str:
