@@ -145,6 +145,10 @@ def test_shares_of_the_way_are_measured_and_not_trained(here: Path) -> None:
         f"{name}-s0-{training.digest[:8]}" for name, training in zip(("ts2", "other"), made.trainings, strict=True)
     ]
     files = [point["files"]["cost"] for point in made.record()["points"]]
+    with pytest.raises(
+        UserError, match=r"base_model: measure\.interpolate: there is nothing between the base model and"
+    ):
+        grid(measure={"cost": {}, "interpolate": 0.5}, base_model={})
     assert files == [f"interpolate-0.5/{files[3]}", f"interpolate-0.75/{files[3]}", files[3], files[3]]
 
 

@@ -117,6 +117,7 @@ def _model(name: str, place: ModelPlace, data: Mapping[str, Any], options: Any, 
         run=place.run,
         data=data or ({} if place.run is None else data_of_run(place.run, Path(options.runs_dir), name)),
         text_template=place.text_template,
+        files=place.files,
         interpolate=place.interpolate,
         device=options.device,
     )

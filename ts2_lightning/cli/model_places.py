@@ -132,10 +132,15 @@ class ModelPlace(NamedTuple):
         export.run(["--ckpt", self.path, "--out", str(scratch), *options])
         return str(scratch)
 
+    @property
+    def files(self) -> str | None:
+        """The directory with config and tokenizer of weights between, which are the run's; None if it has no export."""
+        export_of_run = Path(str(self.run), "export")
+        return str(export_of_run) if self.interpolate != 1 and (export_of_run / "config.json").is_file() else None
+
     def _dtype(self) -> list[str]:
         """Option for weights between, which are to be rounded as those of the run's export are."""
-        config = Path(str(self.run), "export", "config.json")
-        dtype = read_json(config).get("dtype") if config.is_file() else None
+        dtype = None if self.files is None else read_json(Path(self.files, "config.json")).get("dtype")
         return ["--dtype", dtype] if dtype in export.WEIGHT_DTYPES else []
 
 

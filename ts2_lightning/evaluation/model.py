@@ -48,6 +48,8 @@ class Model:
         text_template: template of a pretrained model that has never seen a chat; `template: auto` takes it.
         decoding: one of `DECODINGS`.
         template: name of the chat template that it is asked with; `auto`: the one that it was trained with.
+        files: directory with its config, tokenizer and settings, where these are to be had without making its weights;
+            None: where the model is.
         interpolate: share of the way from the base model to the run's own at which its weights are; see `Spec`.
         device: where it computes.
         backend: what makes its responses, one of `generation.backends.BACKENDS`; they do not depend on it.
@@ -68,6 +70,7 @@ class Model:
     text_template: Callable[[PreTrainedTokenizerBase], ChatTemplate] | None = None
     decoding: str = "softmax"
     template: str = "auto"
+    files: str | None = None
     interpolate: float = 1.0
     device: str = "cpu"
     backend: str = "transformers"
@@ -104,7 +107,7 @@ class Model:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Its own; of a model that comes from no run the one that `data.tokenizer` names, if it does."""
-        return load_tokenizer(self._of_data("tokenizer") or self.place, self.name)
+        return load_tokenizer(self._of_data("tokenizer") or self.files or self.place, self.name)
 
     @cached_property
     def network(self) -> PreTrainedModel:
@@ -120,7 +123,7 @@ class Model:
     @cached_property
     def limits(self) -> ModelLimits:
         """How many tokens it takes, by its config."""
-        return read_limits(self.place)
+        return read_limits(self.files or self.place)
 
     @property
     def projection(self) -> Decoder:
@@ -170,7 +173,7 @@ class Model:
     def end_ids(self) -> list[int]:
         """Tokens that end its responses. The model itself is not loaded for them."""
         loaded: Any = self.__dict__.get("network")
-        settings = read_generation_settings(self.place) if loaded is None else loaded.generation_config
+        settings = read_generation_settings(self.files or self.place) if loaded is None else loaded.generation_config
         return sorted({*self.chat_template.end_of_turn_ids, *end_ids(settings, self.tokenizer)})
 
     def generation_settings(
