@@ -171,7 +171,7 @@ def test_interrupt_leaves_nothing(run: Path, ts2: Run, monkeypatch: pytest.Monke
     ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out").done()
     first = Path("out/model.safetensors").read_bytes()
     before = sorted(os.listdir())
-    monkeypatch.setattr("ts2_lightning.export.shards.save_file", interrupted)
+    monkeypatch.setattr("ts2_lightning.export.shards.TensorFile.add", interrupted)
     answer = ts2("export", "--ckpt", "last", "--name", "chat", "--out", "out", "--dtype", "bfloat16")
     assert answer.status == 130
     assert sorted(os.listdir()) == before

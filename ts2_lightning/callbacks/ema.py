@@ -71,7 +71,11 @@ class EMA(Callback):
             raise UserError("EMA: its shards are written to a directory; set save_distributed_checkpoint to true")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with the average of the checkpoint that the training goes on from, else with the weights."""
+        """Begin with the average of the checkpoint that the training goes on from, else with the weights.
+
+        Raises:
+            UserError: if that average is of another model.
+        """
         self._averages = {name: _wide(parameter).clone() for name, parameter in _trained(pl_module).items()}
         if trainer.global_step == 0:
             self._step = 0
@@ -81,6 +85,8 @@ class EMA(Callback):
             )
             self._step = trainer.global_step
         else:
+            if absent := sorted(self._averages.keys() - self._loaded.keys()):
+                raise UserError(f"EMA: the average in the checkpoint is of another model: it has no {absent[0]}")
             for name, average in self._averages.items():
                 _local(average).copy_(_local(_as(self._loaded[name], average)))
         self._loaded = None

@@ -75,9 +75,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, options: Any) -> str:
     """What was exported, in a few words."""
-    named = f"the mean of {', '.join(map(str, (checkpoint, *others)))}" if others else str(checkpoint)
-    if options.ema:
-        named = f"the moving average of {named}"
+    of_each = f"the moving average{'s' if others else ''} of " if options.ema else ""
+    named = f"{'the mean of ' if others else ''}{of_each}{', '.join(map(str, (checkpoint, *others)))}"
     if options.toward_base == 1:
         return named
     return f"{named}, {options.toward_base:g} of the way from the base model {lm.given_path or lm.path} to it,"

@@ -88,8 +88,9 @@ class ModelPlace(NamedTuple):
         if self.interpolate == 1:
             return own
         assert self.run is not None
-        lm = read_config(self.run)["model"]["lm"]
-        return [own, self.interpolate, file_stamps(lm["path"]) or [lm["path"], lm.get("revision")]]
+        lm = (read_config(self.run).get("model") or {}).get("lm") or {}
+        base = str(lm.get("path"))
+        return [own, self.interpolate, file_stamps(base) or [base, lm.get("revision")]]
 
     def between(self, share: float, option: str) -> "ModelPlace":
         """The model between the base model of the run and the run's own, made of a checkpoint.

@@ -46,11 +46,11 @@ def write_adapter(
     config.save_pretrained(str(directory))
     # An adapted head would have PEFT put the embeddings beside it, which were not trained.
     state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
-    shared = {key: _shared(value, share) if ".lora_B." in key else value for key, value in state.items()}
-    tensors = {f"base_model.model.{key}": as_written(key, value, dtype).contiguous() for key, value in shared.items()}
+    scaled = {key: _multiplied(value, share) if ".lora_B." in key else value for key, value in state.items()}
+    tensors = {f"base_model.model.{key}": as_written(key, value, dtype).contiguous() for key, value in scaled.items()}
     save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _shared(weight: Tensor, share: float) -> Tensor:
-    """A share of a weight, multiplied in float32 at least, in its own dtype."""
+def _multiplied(weight: Tensor, share: float) -> Tensor:
+    """A share of a weight, calculated in float32 at least and given in the weight's dtype."""
     return (weight.detach().to(torch.promote_types(weight.dtype, torch.float32)) * share).to(weight.dtype)

@@ -202,11 +202,16 @@ def export_checkpoint(
 
 
 def _to_load(lm: LanguageModelConfig, checkpoints: int) -> LanguageModelConfig:
-    """The model of so many checkpoints, without what the training machine had, or what its weights come after."""
+    """The config of the model to load: without settings of the training machine and the start of its adapter.
+
+    Args:
+        lm: configuration of the model that was trained.
+        checkpoints: number of checkpoints, whose adapters are beside each other.
+    """
     lm = replace(lm, attn_implementation="auto", gradient_checkpointing=False)
     if lm.adapter is None:
         return lm
-    rank, alpha = checkpoints * lm.adapter.r, checkpoints * lm.adapter.alpha  # of adapters beside each other
+    rank, alpha = checkpoints * lm.adapter.r, checkpoints * lm.adapter.alpha
     return replace(lm, adapter=replace(lm.adapter, path=None, r=rank, alpha=alpha))
 
 

@@ -51,7 +51,8 @@ def exported_checkpoint(run: Path) -> Path | None:
     It is the newest one, or the best where `ExportHuggingFace` was set to export that.
     """
     callbacks = (read_config(run).get("trainer") or {}).get("callbacks") or []
-    named = [one for one in callbacks if str(one.get("class_path")).rpartition(".")[2] == "ExportHuggingFace"]
+    with_class = [one for one in callbacks if isinstance(one, dict)]
+    named = [one for one in with_class if str(one.get("class_path")).rpartition(".")[2] == "ExportHuggingFace"]
     wants_best = any((one.get("init_args") or {}).get("which") == "best" for one in named)
     return (best_checkpoint(run) if wants_best else None) or newest_checkpoint(run)
 

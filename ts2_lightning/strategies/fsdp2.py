@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from lightning.fabric.strategies.model_parallel import _distributed_checkpoint_load
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -132,5 +131,5 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         parameters = dict(self.lightning_module.named_parameters(remove_duplicate=False))
         shards = {name: torch.empty_like(parameters[name], dtype=about.dtype) for name, about in stored.items()}
-        _distributed_checkpoint_load({"state_dict": {f"{EMA}.{name}": shard for name, shard in shards.items()}}, path)
+        dcp.load({"state_dict": {f"{EMA}.{name}": shard for name, shard in shards.items()}}, checkpoint_id=path)
         return {name: shard.detach() for name, shard in shards.items()}
