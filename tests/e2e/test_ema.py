@@ -94,6 +94,11 @@ def test_resumed_exactly(ts2: CommandLine, base: Path) -> None:
         assert torch.equal(read(resumed.ema)[name], tensor), name
 
 
+def test_checkpoints_that_are_written_while_training_goes_on(ts2: CommandLine, base: Path) -> None:
+    ts2(*options(base, "--trainer.callbacks.asynchronous=true", *AVERAGE)).done()
+    check_average(base, 6)
+
+
 def test_a_checkpoint_without_an_average(ts2: CommandLine, base: Path) -> None:
     ts2(*options(base, "--trainer.max_steps=3")).done()
     answer = ts2("export", "--ckpt", "last", "--name", "run", "--out", "ema", "--ema")
