@@ -204,6 +204,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, -1, 2**63],
         "ChunkedEngine.chunk_size Checkpoints.every_n_steps Checkpoints.keep_last DistributionMonitor.every_n_steps "
         "DistributionMonitor.histogram_every_n_steps Diversity.batch_size Diversity.limit Diversity.max_new_tokens "
+        "EMA.every_n_steps "
         "FenchelYoungPlusLoss.top_k Job.gpus_per_node Job.max_length Job.micro_batch Job.nodes Job.rows "
         "Probes.batch_size Probes.limit Probes.max_length Probes.max_new_tokens Probes.queries Probes.samples "
         "ReferenceDrift.every_n_steps SFTData.batch_size SFTData.eval_batch_size SFTData.limit_predict "
@@ -245,6 +246,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [-1, 2**63],
         "ARC.top_k GSM8K.top_k MMLU.top_k Maths.top_k OpenLLM.top_k "
         "Decoder.top_k Probes.top_k Diversity.top_k ReferenceDrift.tokens ScheduleConfig.warmup_steps "
+        "EMA.start_step "
         "Trainer.min_epochs Trainer.min_steps Trainer.log_every_n_steps Trainer.reload_dataloaders_every_n_epochs",
     ),
     ([0, 1, True, False], [-1], "Trainer.fast_dev_run"),
@@ -300,7 +302,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ),
     ([0, 1], [-0.1, 1.1], "LabelSmoothingLoss.epsilon SFTData.max_rejects ScheduleConfig.min_lr_ratio"),
     ([0, 0.5, 1], [-0.1, 1.1, 50], "SupportSizes.quantiles"),
-    ([0, 0.999], [-0.1, 1.0], "AdapterConfig.dropout ScheduleConfig.warmup_ratio AdamWConfig.betas"),
+    ([0, 0.999], [-0.1, 1.0], "AdapterConfig.dropout EMA.decay ScheduleConfig.warmup_ratio AdamWConfig.betas"),
     ([0.01, 0.99, None], [0, 1, -0.5], "TS2Loss.tail_mass_cap FenchelYoungPlusLoss.tail_mass_cap"),
     ([0.01, 0.99, None], [0, 1, -0.5], "SuppressionOnlyLoss.tail_mass_cap ReferenceSuppression.top_p"),
     ([0.01, 0.99, {"held": 0.1}], [0, 1, 0.0, 1.0, -0.5], "SFTData.validation SFTData.test"),
