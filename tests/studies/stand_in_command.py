@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -59,11 +60,12 @@ def fit() -> int:
 
 def measure() -> int:
     """Notes that it was measured."""
-    if option("--spec") == '{"validation": {"limit": 1}}':
+    specs = [word for before, word in pairwise(sys.argv) if before == "--spec"]
+    if '{"validation": {"limit": 1}}' in specs:
         print("error: no such rows", file=sys.stderr)
         return 2
     with (Path(option("--out") or sys.argv[2]) / "measured.txt").open("a") as stream:
-        stream.write(option("--spec") + "\n")
+        stream.writelines(f"{spec}\n" for spec in specs)
     return 0
 
 

@@ -225,6 +225,16 @@ def test_a_shared_training_is_one_task() -> None:
     assert (alone.title, alone.processes, alone.on_gpu, alone.device) == ("objective=CE, seed 1", None, False, "cpu")
 
 
+def test_the_title_of_a_training_that_is_measured_at_several_temperatures_is_short() -> None:
+    points = [
+        replace(point("TS2", {"toyworld_decoded": {"temperature": float(t)}}), labels={"objective": "TS2", "T": t})
+        for t in ("0.6", "1")
+    ]
+    (task,) = tasks_of(grid(*points), points)
+    assert task.title == "objective=TS2 T=0.6/1, seed 0"
+    assert len(task.specs) == 2
+
+
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 

@@ -47,22 +47,26 @@ def run(argv: Sequence[str]) -> int:
     begin("measure", options.device, options.out)
     if options.out is not None and len(options.model) > 1:
         raise UserError("--out: it takes the measures of one model; leave it out, so that each run has its own")
-    spec = None if options.spec is None else check_spec(read_spec(options.spec))
-    if spec is not None and not spec.measures:
+    specs = [check_spec(read_spec(wanted)) for wanted in options.spec or ()]
+    if not all(spec.measures for spec in specs):
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else data_of(Path(options.config))
-    share = 1.0 if spec is None else spec.interpolate
-    places = [find_model(name, name).between(share, name) for name in options.model]
-    measured: dict[str, dict[str, float]] = {}
+    wanted = specs or [None]
+    shares = [1.0 if spec is None else spec.interpolate for spec in wanted]
+    places = {(name, share): find_model(name, name).between(share, name) for name in options.model for share in shares}
+    measured: list[dict[str, dict[str, float]]] = [{} for _ in wanted]
     with tempfile.TemporaryDirectory(prefix="ts2-measure-") as scratch:
-        models = [
-            _model(name, place, data, options, Path(scratch) / str(number))
-            for number, (name, place) in enumerate(zip(options.model, places, strict=True))
-        ]
-        for model in models:
-            put(f"== {model.name}")
-            measured[model.name] = make_measures(model, spec or _usual(model), put)
-    put(f"\n{table(measured, {} if spec is None else described_by(spec.measures))}")
+        for number, name in enumerate(options.model):
+            put(f"== {name}")
+            for share in dict.fromkeys(shares):  # one model in memory at a time
+                model = _model(name, places[name, share], data, options, Path(scratch) / f"{number}-{share}")
+                for of_spec, spec, its_share in zip(measured, wanted, shares, strict=True):
+                    if its_share == share:
+                        of_spec[name] = make_measures(model, spec or _usual(model), put)
+    described = described_by({measure.name: measure for spec in specs for measure in spec.measures}.values())
+    for text, of_spec in zip(options.spec or [""], measured, strict=True):
+        put(f"\n{one_line(text)}" if len(measured) > 1 else "")
+        put(table(of_spec, described))
     return 0
 
 
@@ -182,10 +186,12 @@ def _parser() -> OptionParser:
     parser.add_argument("model", nargs="+", metavar="MODEL", help=model_help())
     parser.add_argument(
         "--spec",
+        action="append",
         metavar="FILE|TEXT",
         help="measures with their settings, as `measure:` of a grid file, in YAML or JSON, such as '{diversity: {}, "
         "validation: {limit: 500}, decoding: sparsemax, interpolate: 0.7}' (default: what applies of "
-        f"{', '.join(_usual_names())}); decodings: {', '.join(DECODINGS)}",
+        f"{', '.join(_usual_names())}); several times to measure the same in several ways, such as at several "
+        f"temperatures; decodings: {', '.join(DECODINGS)}",
     )
     parser.add_argument("--out", metavar="DIR", help="measures go to DIR/measures (default: the run)")
     parser.add_argument(

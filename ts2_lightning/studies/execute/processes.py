@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import ts2_lightning
 from ts2_lightning.studies.execute.task import (
@@ -200,10 +200,7 @@ def finished_tasks(tasks: Sequence[Task], processes: Processes, environment: Map
 def _are_measured(tasks: Sequence[Task], processes: Processes, environment: Mapping[str, str]) -> bool:
     log = tasks[0].directory.parent / "measure.log"
     where = [str(measured(task)) for task in tasks]
-    return all(
-        processes.run(_logged(_measure_words(tasks[0], where, spec), log), log, environment) == 0
-        for spec in tasks[0].specs
-    )
+    return processes.run(_logged(_measure_words(tasks[0], where), log), log, environment) == 0
 
 
 def train(
@@ -225,18 +222,14 @@ def measure(
     keep: Sequence[int],
     tell: Callable[[str], None],
 ) -> Outcome:
-    """Runs `measure` for each specification of which a measure is missing, once the training is finished."""
+    """Runs `measure` with all specifications, of which it makes what is missing, once the training is finished."""
     if not is_trained(task):
         message = f"fit has ended without an error, but {measured(task) / 'state.json'} does not call the run finished"
         return _failed(task, Failure("fit", 0, message, str(task.directory / "fit.log"), task.title))
-    for spec in task.specs:
-        tell("measuring")
-        what = [str(measured(task))] if task.options else _base_model(task)
-        log = task.directory / "measure.log"
-        outcome = _run(task, "measure", _measure_words(task, what, spec), processes, log, environment, keep)
-        if outcome != "done":
-            return outcome
-    return "done"
+    tell("measuring")
+    what = [str(measured(task))] if task.options else _base_model(task)
+    log = task.directory / "measure.log"
+    return _run(task, "measure", _measure_words(task, what), processes, log, environment, keep)
 
 
 def _base_model(task: Task) -> list[str]:
@@ -244,9 +237,11 @@ def _base_model(task: Task) -> list[str]:
     return [task.model, "--out", str(task.directory), *(["--config", task.config] if task.config else [])]
 
 
-def _measure_words(task: Task, what: Sequence[str], spec: Mapping[str, Any]) -> list[str]:
+def _measure_words(task: Task, what: Sequence[str]) -> list[str]:
+    """A command for all specifications together: to start and to load the model takes longer than many a measure."""
+    specs = [word for spec in task.specs for word in ("--spec", json.dumps(spec))]
     own = ["--runs_dir", str(task.directory.parent)]
-    return ["measure", *what, "--spec", json.dumps(spec), *own, *(["--device", task.device] if task.device else [])]
+    return ["measure", *what, *specs, *own, *(["--device", task.device] if task.device else [])]
 
 
 def _logged(words: Sequence[str], log: Path) -> list[str]:

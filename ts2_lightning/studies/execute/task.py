@@ -13,6 +13,7 @@ from ts2_lightning.runs.checkpoints import newest_checkpoint
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.state import read_state
 from ts2_lightning.studies.grid import Grid, Point
+from ts2_lightning.studies.grid.rows import title_of
 
 FAILED = "failed.json"
 
@@ -87,7 +88,7 @@ def tasks_of(grid: Grid, points: Sequence[Point], device: str | None = None) -> 
 
 def _task(runs_dir: Path, points: list[Point], device: str) -> Task:
     training = points[0].training
-    titles = " / ".join(dict.fromkeys(point.title for point in points))
+    titles = _titles(points)
     specs = [point.measure for point in points]
     return Task(
         ", ".join(filter(None, [titles, f"seed {points[0].seed}"])),
@@ -99,6 +100,16 @@ def _task(runs_dir: Path, points: list[Point], device: str) -> Task:
         _processes(training.config),
         _on_gpu(training.config),
     )
+
+
+def _titles(points: Sequence[Point]) -> str:
+    """The rows of some points; of those that differ in one axis alone the choices of that."""
+    rows = list({point.title: point.labels for point in points}.values())
+    choices = {axis: list(dict.fromkeys(row[axis] for row in rows if axis in row)) for axis in rows[0]}
+    differing = [axis for axis, several in choices.items() if len(several) > 1]
+    if len(differing) == 1 and len(choices) > 1 and all(row.keys() == rows[0].keys() for row in rows):
+        return title_of({axis: "/".join(several) for axis, several in choices.items()})
+    return " / ".join(map(title_of, rows))
 
 
 def _processes(config: Any) -> tuple[int, int] | None:
