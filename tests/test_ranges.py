@@ -245,8 +245,8 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, 1],
         [-1, 2**63],
         "ARC.top_k GSM8K.top_k MMLU.top_k Maths.top_k OpenLLM.top_k "
-        "Decoder.top_k Probes.top_k Diversity.top_k ReferenceDrift.tokens ScheduleConfig.warmup_steps "
-        "EMA.start_step "
+         "Decoder.top_k Probes.top_k Diversity.top_k ToyWorldDecoded.top_k "
+         "ReferenceDrift.tokens ScheduleConfig.warmup_steps EMA.start_step "
         "Trainer.min_epochs Trainer.min_steps Trainer.log_every_n_steps Trainer.reload_dataloaders_every_n_epochs",
     ),
     ([0, 1, True, False], [-1], "Trainer.fast_dev_run"),
@@ -283,6 +283,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "SupportSize.logit_scale SupportSizes.logit_scale TailMass.logit_scale TokenStatistics.logit_scale "
         "GoldInSupport.logit_scale ZeroGradient.logit_scale Decoder.logit_scale SparsemaxLogitsProcessor.logit_scale "
         "EntmaxLogitsProcessor.logit_scale NEFTune.alpha Throughput.peak_flops AdamWConfig.eps Diversity.temperature "
+        "ToyWorldDecoded.temperature "
         "Job.write_speed",
     ),
     (
@@ -298,6 +299,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [1e-30, 1],
         [0, -0.1, 1.1],
         "ARC.top_p GSM8K.top_p MMLU.top_p Maths.top_p OpenLLM.top_p "
+        "ToyWorldDecoded.top_p "
         "GEMLoss.beta TOFULoss.beta LambdaPRLoss.alpha Decoder.top_p Probes.top_p Diversity.top_p Job.efficiency",
     ),
     ([0, 1], [-0.1, 1.1], "LabelSmoothingLoss.epsilon SFTData.max_rejects ScheduleConfig.min_lr_ratio"),

@@ -154,6 +154,30 @@ def test_weights_between_base_and_tuned_model(ts2: CommandLine) -> None:
     assert "runs/own/1 has no checkpoint any more" in ts2("measure", str(run), "--spec", json.dumps(spec)).complaint
 
 
+def test_the_toy_world_under_decoders_of_one_command(ts2: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each specification has its own file; the model is loaded once."""
+    loaded = []
+    monkeypatch.setattr(model_file, "load_model", lambda *args: loaded.append(args) or load(*args))
+    load = load_model
+    papers = {"temperature": 0.6, "top_k": 50, "top_p": 0.9}
+    specs = [{"toyworld": {}, "toyworld_decoded": settings} for settings in ({}, papers, {"temperature": 0.3})]
+    answer = ts2("measure", str(RUN), *(word for spec in specs for word in ("--spec", json.dumps(spec))))
+    assert (answer.status, len(loaded)) == (0, 1)
+    assert answer.out.count("decoded V") == answer.out.count("V, T 1") == 3
+    assert answer.out.count(", kept in ") == 2, "the measure that they have in common"
+    files = [document for document in results().values() if document["name"] == "toyworld_decoded"]
+    found = {document["settings"]["temperature"]: document["values"] for document in files}
+    for split in ("seen", "unseen"):
+        for name in ("validity", "distinct", "coverage"):
+            for temperature, decoder in ((1.0, "t1"), (0.6, "papers")):
+                same = values()[f"toyworld/{split}/{name}_{decoder}"]
+                assert found[temperature][f"toyworld_decoded/{split}/{name}"] == pytest.approx(same, rel=1e-6)
+    assert found[0.3] != found[0.6] != found[1.0]
+    assert all(describe(name).title != name for name in found[0.3])
+    answer = ts2("measure", str(RUN), "--spec", "{validation: {}}", "--spec", "{}")
+    assert (answer.status, "--spec: nothing to measure" in answer.err) == (2, True)
+
+
 def test_a_measure_of_the_users_own(ts2: CommandLine) -> None:
     """That of docs/ablations.md, word for word; whoever reports its values need not have the file."""
     page = (Path(__file__).parents[2] / "docs/ablations.md").read_text(encoding="utf-8")

@@ -56,9 +56,9 @@ def models() -> dict[str, Any]:
 
 def measures() -> dict[str, Any]:
     """The exact measures of the world."""
-    from ts2_lightning.toyworld.measure import ToyWorld
+    from ts2_lightning.toyworld.measure import ToyWorld, ToyWorldDecoded
 
-    return {ToyWorld.name: ToyWorld}
+    return {ToyWorld.name: ToyWorld, ToyWorldDecoded.name: ToyWorldDecoded}
 
 
 def domains() -> dict[str, Any]:

@@ -80,3 +80,21 @@ def _values() -> Iterator[Value]:
 
 VALUES: tuple[Value, ...] = tuple(_values())
 """Descriptions of what `evaluate_toyworld` returns."""
+
+
+def _decoded_values() -> Iterator[Value]:
+    """Descriptions of what `ToyWorldDecoded` returns."""
+    decoder = "under the decoder of the measure's settings"
+    of_seen = (
+        Value("validity", "decoded V", f"share of valid answers; {decoder}", "higher", ".3f", True),
+        Value("distinct", "decoded D", f"{_DISTINCT}; {decoder}", "higher", ".2f", True),
+        Value("coverage", "decoded coverage", f"the same as a share of all valid answers; {decoder}", "higher", ".3f"),
+    )
+    yield from (value.under("seen") for value in of_seen)
+    for value in of_seen:
+        meaning = f"{value.meaning}; questions of which none was taught"
+        yield value.under("unseen", title=f"{value.title}, unseen", meaning=meaning, shown=False)
+
+
+DECODED_VALUES: tuple[Value, ...] = tuple(_decoded_values())
+"""Descriptions of the values of the measure `toyworld_decoded`."""

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model
-from ts2_lightning.generation import Decoder
+from ts2_lightning.generation import DECODING, Decoder
+from ts2_lightning.ranges import POSITIVE, check_numbers
 from ts2_lightning.toyworld import CLOSED_TASKS, Family, Item, World, held_out_items, load_world
-from ts2_lightning.toyworld.descriptions import VALUES
+from ts2_lightning.toyworld.descriptions import DECODED_VALUES, VALUES
 from ts2_lightning.toyworld.domain import ToyWorldDomain
 from ts2_lightning.toyworld.exact import (
     DECODERS,
@@ -58,13 +59,64 @@ class ToyWorld(Measure):
 
     def check_model(self, model: Model) -> None:
         """Raises UserError unless it is a model of the toy world."""
-        if not isinstance(model.domain, ToyWorldDomain):
-            raise UserError(f"toyworld: {model.name} is not a model of the toy world; leave the measure out")
+        _check_domain(self.name, model)
 
     def measure(self, model: Model, beside: Path) -> Measured:
         """All of `evaluate_toyworld`."""
-        style: Style = "text" if model.is_asked_in_text else "chat"
-        return Measured(evaluate_toyworld(model.network, model.tokenizer, load_world(), style, model.decoding))
+        return Measured(evaluate_toyworld(model.network, model.tokenizer, load_world(), _style(model), model.decoding))
+
+
+@dataclass(frozen=True)
+class ToyWorldDecoded(Measure):
+    """Exact validity and diversity under one decoder, whose settings may be an axis of a grid.
+
+    Attributes:
+        temperature: temperature behind the projection of the decoding.
+        top_k: number of most probable tokens that are kept; 0 keeps all.
+        top_p: sum of probabilities that the fewest kept tokens reach; 1 keeps all.
+    """
+
+    name: ClassVar[str] = "toyworld_decoded"
+    values: ClassVar[tuple[Value, ...]] = DECODED_VALUES
+    planes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("toyworld_decoded/seen/distinct", "toyworld_decoded/seen/validity"),
+    )
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def check(self) -> None:
+        """Raises UserError for a number out of its range."""
+        check_numbers("", self, **{**DECODING, "temperature": (POSITIVE,)})
+
+    def inputs(self, model: Model) -> Any:
+        """A tokenizer or template that is not the model's own."""
+        return model.asked_with or None
+
+    def check_model(self, model: Model) -> None:
+        """Raises UserError unless it is a model of the toy world."""
+        _check_domain(self.name, model)
+
+    def measure(self, model: Model, beside: Path) -> Measured:
+        """Means of `response_measures` over the held-out requests of the open families, seen and unseen apart."""
+        world = load_world()
+        decoder = Decoder(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        values: dict[str, float] = {}
+        for split, families in (("seen", world.seen), ("unseen", world.unseen)):
+            scored, _ = _score_families(model.network, model.tokenizer, world, families, _style(model))
+            measures = response_measures(scored.projected(DECODINGS[model.decoding]), decoder)
+            values |= {f"{split}/{name}": measures[name].mean().item() for name in ("validity", "distinct", "coverage")}
+        return Measured(values)
+
+
+def _check_domain(measure: str, model: Model) -> None:
+    if not isinstance(model.domain, ToyWorldDomain):
+        raise UserError(f"{measure}: {model.name} is not a model of the toy world; leave the measure out")
+
+
+def _style(model: Model) -> Style:
+    return "text" if model.is_asked_in_text else "chat"
 
 
 def _score_families(
