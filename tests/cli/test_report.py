@@ -94,3 +94,46 @@ def test_a_grid_without_results_says_why(ts2: Run) -> None:
 def test_refusals_take_one_line(ts2: Run, options: list[str], said: str) -> None:
     assert said in ts2("report", *options).refusal
     assert not Path("report").exists()
+
+
+def rates(objectives: tuple[str, ...] = ("CE", "TS2")) -> None:
+    """A grid over three rates with two seeds."""
+    axes = {"objective": list(objectives), "rate": ["1e-3", "5e-4", "2.5e-4"]}
+    labels = [{"objective": objective, "rate": rate} for objective in objectives for rate in axes["rate"]]
+    for (i, seed), run in make_grid(Path("runs/study"), axes, labels, (0, 1)).items():
+        of_rate, of_objective = i % 3, i // 3
+        values = {V: 0.97 - 0.05 * of_rate + 0.01 * seed, D: 2.0 + of_rate + 0.5 * of_objective + 0.1 * seed}
+        make_run(run, config_of(seed=seed), values)
+
+
+def test_curves_along_a_dial_with_diversity_at_a_quality(ts2: Run) -> None:
+    rates()
+    options = ["--frontier", f"{V}:{D}", "--dials", "rate", "--at", "0.95", "--baseline", "objective=CE"]
+    answer = ts2("report", "runs/study", *options).done()
+    table = answer.out.split("at the quality 0.950")[1].split("n = 2 seeds")[0]
+    lines = [line.split() for line in table.splitlines() if line.startswith(("CE ", "TS2 "))][:2]
+    # by hand: seed 0 crosses at 0.4 of the first step, seed 1 at 0.6, so that D is 2.4 and 2.7
+    assert [line[:2] for line in lines] == [["CE", "2.55"], ["TS2", "3.05"]]
+    assert "+0.50" in lines[1]
+    assert "2 of 2" in table
+    assert max(map(len, answer.out.splitlines())) <= 80
+    for name in ("frontier-1.png", "frontiers.csv", "matched.csv"):
+        assert Path("runs/study/report", name).is_file(), name
+    assert "minus CE at the same rate" in Path("runs/study/report/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--frontier", V, "--dials", "rate"], f"--frontier {V}: write QUALITY:DIVERSITY"),
+        (["--frontier", f"{V}:{D}"], "--dials AXIS[,AXIS] belong together; give both"),
+        (["--frontier", f"{V}:{D}", "--dials", "rte"], "--dials rte: no axis 'rte'; did you mean rate?"),
+        (["--frontier", f"{V}:{D}", "--dials", "objective,rate,x"], "--dials x: no axis 'x'"),
+        (["--frontier", f"{V}:toyworld/accuracy", "--dials", "rate"], "--frontier toyworld/accuracy: no run has such"),
+        (["--at", "0.9"], "--at: nothing is drawn along a dial"),
+        (["--baseline", "objective=TS3"], "no choice of objective 'TS3'; did you mean TS2?"),
+    ],
+)
+def test_what_is_wrong_with_dials_is_said_in_one_line(ts2: Run, options: list[str], message: str) -> None:
+    rates()
+    assert message in ts2("report", "runs/study", *options).complaint

@@ -28,6 +28,10 @@ axes:
 """
 
 
+MEASURED = f"{AXES}seeds: [0, 1, 2]\nmeasure: {{toyworld: {{}}}}\n"
+SHORT = {"VALID": "toyworld/seen/validity_t1", "DISTINCT": "toyworld/seen/distinct_t1"}
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a base configuration."""
@@ -503,12 +507,97 @@ WRONG = {
         "report.baseline.objective: no choice of objective 'EC'",
     ),
     "baseline of many": (
-        AXES + "report: {baseline: {objective: CE}}",
-        "report.baseline: must mean one row of the grid, means 6",
+        AXES + "report: {baseline: {objective: [CE, TS2]}}",
+        "report.baseline: expected one choice of objective, got 2",
     ),
     "baseline of none": (
         AXES + "runs: [{beta: 0.7}]\nreport: {baseline: {gamma: 2}}",
-        "must mean one row of the grid, means 0",
+        "report.baseline: no row of the grid is meant; name the choice of fewer axes",
+    ),
+    "dial": (
+        MEASURED + "report: {frontiers: [{dials: [bta], quality: VALID, diversity: DISTINCT, at: 0.9}]}",
+        "grid.yaml:11: report.frontiers #1.dials #1: no axis 'bta'; did you mean beta?",
+    ),
+    "dials": (
+        MEASURED + "report: {frontiers: [{dials: [beta, gamma, objective], quality: VALID, diversity: DISTINCT}]}",
+        "report.frontiers #1: dials: expected one axis or two different ones, got beta, gamma, objective",
+    ),
+    "dial twice": (
+        MEASURED + "report: {frontiers: [{dials: [beta, beta], quality: VALID, diversity: DISTINCT}]}",
+        "dials: expected one axis or two different ones, got beta, beta",
+    ),
+    "dial with one point": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: DISTINCT, where: {beta: 0.7}}]}",
+        "report.frontiers #1.dials #1: a dial needs at least two choices, beta has 1 in these rows",
+    ),
+    "quality of no measure": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: gsm8k/accuracy, diversity: DISTINCT, at: 0.9}]}",
+        "report.frontiers #1.quality: gsm8k/accuracy: the grid does not measure 'gsm8k'",
+    ),
+    "diversity without a better direction": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: toyworld/seen/entropy, at: 0.9}]}",
+        "report.frontiers #1.diversity: toyworld/seen/entropy: neither direction is better",
+    ),
+    "where": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: DISTINCT, where: {gamma: 9}}]}",
+        "report.frontiers #1.where.gamma: no choice of gamma '9'",
+    ),
+    "no quality to compare at": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: DISTINCT}]}",
+        "report.frontiers #1: at: no baseline is named; give a quality such as 0.95",
+    ),
+    "too many qualities to compare at": (
+        MEASURED.replace("[0.7, 8.0e-1, 1.0]", "[1, 2, 3, 4, 5]")
+        + "report: {baseline: {objective: CE}, frontiers: [{dials: [gamma], quality: VALID, diversity: DISTINCT}]}",
+        "report.frontiers #1: at: the baseline has 10 of these rows; give a quality such as 0.95",
+    ),
+    "quality of many rows": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: DISTINCT, at: [{objective: CE}]}]}",
+        "report.frontiers #1.at #1: must mean one row of these, means 6; name the choice of more axes",
+    ),
+    "quality that is none": (
+        MEASURED + "report: {frontiers: [{dials: [beta], quality: VALID, diversity: DISTINCT, at: high}]}",
+        "report.frontiers #1.at: expected a quality such as 0.95, choices of a row, or baseline, got 'high'",
+    ),
+    "best of no axis": (
+        MEASURED + "report: {best: [{axis: bet, by: VALID, choose_on: [0], report_on: [1]}]}",
+        "report.best #1.axis: no axis 'bet'; did you mean beta?",
+    ),
+    "best of one": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID, choose_on: [0], report_on: [1], where: {beta: 0.7}}]}",
+        "report.best #1.axis: nothing to choose: beta has less than two choices in these rows",
+    ),
+    "best by no direction": (
+        MEASURED + "report: {best: [{axis: beta, by: toyworld/seen/entropy, choose_on: [0], report_on: [1]}]}",
+        "report.best #1.by: toyworld/seen/entropy: neither direction is better, so that none is the best",
+    ),
+    "best on a seed that is not there": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID, choose_on: [0], report_on: [7]}]}",
+        "report.best #1.report_on #1: the grid has no seed 7; it has 0, 1, 2",
+    ),
+    "best on the same seed": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID, choose_on: [0, 1], report_on: [1, 2]}]}",
+        "report.best #1.report_on #1: seed 1 decides too: what is chosen and reported on the same numbers looks too",
+    ),
+    "best on half the seeds": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID, choose_on: [0]}]}",
+        "report.best #1: choose_on and report_on belong together",
+    ),
+    "best on the same rows": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID, columns: [toyworld/unseen/validity_t1, DISTINCT]}]}",
+        "report.best #1: chosen by toyworld/seen/validity_t1 and reported on toyworld/seen/distinct_t1, of the same",
+    ),
+    "best on nothing": (
+        MEASURED + "report: {best: [{axis: beta, by: VALID}]}",
+        "report.best #1: give choose_on and report_on, or columns with values of other prompts or rows",
+    ),
+    "axis of a measure": (
+        "axes: {a: {measure: temperature, values: [1, 2]}}",
+        "axes.a.measure: expected a measure and its setting, such as diversity.temperature, got 'temperature'",
+    ),
+    "axis of two": (
+        "axes: {a: {measure: diversity.top_k, setting: b, values: [1, 2]}}",
+        "axes.a: expected one of setting and measure beside values",
     ),
     "share above 1": (
         "axes: {interpolate: [0.5, 1.5]}",
@@ -557,6 +646,8 @@ WRONG = {
 
 @pytest.mark.parametrize(("text", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_is_told_in_one_line(here: Path, text: str, message: str) -> None:
+    for short, name in SHORT.items():
+        text = text.replace(short, name)
     with pytest.raises(UserError) as told:
         form("\n" + text.lstrip("\n"))
     assert message in str(told.value)
@@ -571,7 +662,8 @@ WHOLE = {
     "set": {"a": 1},
     "axes": {
         "x": {"one": {"set": {"b": 2}, "measure": {}, "config": "base.yaml"}},
-        "y": {"setting": "c", "values": [1, 2]},
+        "y": {"setting": "c", "values": [1, 2, 3]},
+        "z": {"measure": "toyworld_decoded.temperature", "values": [0.5, 1]},
     },
     "runs": [{"x": "one"}, {"zip": [{"x": "one"}, {"y": [1]}]}, {"product": [{"y": "all"}]}],
     "exclude": [{"y": 2}],
@@ -586,6 +678,16 @@ WHOLE = {
         "planes": [{"x": "val/entropy", "y": "toyworld/seen/validity_t1"}],
         "against": [{"axis": "y", "metrics": ["toyworld/mine"]}],
         "curves": ["val/chat/entropy"],
+        "frontiers": [
+            {
+                "dials": ["y"],
+                "quality": "toyworld/seen/validity_t1",
+                "diversity": "toyworld/seen/distinct_t1",
+                "at": [0.9, {"x": "one", "y": 1}, "baseline"],
+                "where": {"y": [1, 3]},
+            }
+        ],
+        "best": [{"axis": "y", "by": "toyworld/accuracy", "choose_on": [0], "report_on": [1], "columns": ["val/a"]}],
     },
     "slurm": {"partition": "p"},
 }
@@ -670,3 +772,47 @@ def test_a_file_that_is_not_there(here: Path, name: str, message: str) -> None:
     form(AXES)
     with pytest.raises(UserError, match=message):
         read_grid_file(Path(name))
+
+
+# Dials --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_axis_of_a_measures_setting_needs_no_training_of_its_own(here: Path) -> None:
+    grid = form("\naxes:\n  temperature: {measure: toyworld_decoded.temperature, values: [0.5, 1]}\n")
+    assert list(grid.axes["temperature"]) == ["0.5", "1"]
+    layers = grid.layers({"temperature": "0.5"})
+    assert [dict(layer.measure) for layer in layers] == [{}, {"toyworld_decoded": {"temperature": 0.5}}]
+    assert not any(layer.set for layer in layers)
+
+
+def test_what_is_wanted_along_dials_is_recorded_as_it_is_written(here: Path) -> None:
+    """The names of choices are texts: 1.0 is another one than 1."""
+    text = """report:
+  baseline: {objective: CE}
+  frontiers:
+  - dials: [beta]
+    quality: toyworld/seen/validity_t1
+    diversity: toyworld/seen/distinct_t1
+    at: [0.95, baseline, {objective: CE, beta: 8.0e-1, gamma: 2}]
+    where: {gamma: 2, objective: [CE, TS2]}
+  best:
+  - {axis: beta, by: toyworld/seen/validity_t1, choose_on: [0], report_on: [1, 2]}
+  - {axis: beta, by: toyworld/seen/validity_t1, columns: [toyworld/unseen/distinct_t1]}
+"""
+    report = form(MEASURED + text).report
+    assert report is not None
+    record = report.record()
+    assert record["baseline"] == {"objective": "CE"}
+    assert record["frontiers"] == [
+        {
+            "dials": ["beta"],
+            "quality": "toyworld/seen/validity_t1",
+            "diversity": "toyworld/seen/distinct_t1",
+            "at": [0.95, "baseline", {"objective": "CE", "beta": "8.0e-1", "gamma": "2"}],
+            "where": {"gamma": ["2"], "objective": ["CE", "TS2"]},
+        }
+    ]
+    assert [(best["choose_on"], best["report_on"], best["columns"]) for best in record["best"]] == [
+        ([0], [1, 2], []),
+        ([], [], ["toyworld/unseen/distinct_t1"]),
+    ]

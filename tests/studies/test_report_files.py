@@ -408,7 +408,8 @@ def test_a_difference_below_what_is_printed_is_not_marked() -> None:
         )
         for label, of_row in values.items()
     ]
-    found = {row[0].text: row[1] for row in differences_table(results_of(*rows), [V], "CE").rows}
+    results = override_settings(results_of(*rows), baseline="CE")
+    found = {row[0].text: row[1] for row in differences_table(results, [V]).rows}
     assert (found["b"].text, found["b"].mark) == ("+0.000 [+0.000, +0.000]", "")
     assert (found["c"].text, found["c"].mark) == ("+0.001 [+0.001, +0.001]", "apart")
     assert found["d"].text == "+0.000 [+0.000, +0.000]", "no zero below zero"

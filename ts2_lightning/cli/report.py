@@ -7,10 +7,14 @@ from textwrap import wrap
 from ts2_lightning.cli.terminal import OptionParser, check_out, page_width, put
 from ts2_lightning.pages import PAGE
 from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
+from ts2_lightning.studies.report.frontier_tables import frontier_title, matched_table
+from ts2_lightning.studies.report.frontiers import frontiers_of
 from ts2_lightning.studies.report.markdown import seeds_said
 from ts2_lightning.studies.report.tables import plain, results_table
 from ts2_lightning.studies.report.write import LATEX, RESULTS, TABLE
 from ts2_lightning.types import UserError
+
+_ROWS_SHOWN = 30  # of a table in the terminal, where there are tables along dials
 
 _ABOUT = """What runs have come to, side by side: means and standard deviations over seeds, paired differences against a
 baseline with 95 % intervals, and pictures. Runs that differ in their seeds alone are one row. Values come from what
@@ -32,7 +36,10 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     planes = None if options.planes is None else [_plane(text) for text in _listed(options.planes)]
     columns = None if options.columns is None else _listed(options.columns)
-    report(options.runs, options.out, options.baseline, columns, planes, options.latex)
+    frontier = None if options.frontier is None else _frontier(options.frontier)
+    dials = None if options.dials is None else _listed(options.dials)
+    results = override_settings(collect(options.runs), options.baseline, columns, planes, frontier, dials, options.at)
+    _write(results, options.out, options.latex)
     return 0
 
 
@@ -57,7 +64,11 @@ def report(
     Raises:
         UserError: no run, no such row or value, or a file that cannot be read.
     """
-    results = complete_settings(override_settings(collect(runs), baseline, columns, planes))
+    _write(override_settings(collect(runs), baseline, columns, planes), out, latex)
+
+
+def _write(results: Results, out: str | None, latex: bool) -> None:
+    results = complete_settings(results)
     directory = Path(out) if out else _usual_place(results)
     check_out(directory)
     paths = write_report(results, directory, latex)
@@ -71,12 +82,31 @@ def report(
 
 
 def _summary(results: Results) -> str:
-    """The title, the table, and what is missing."""
-    table = plain(results_table(results, results.settings.columns), page_width())
+    """The title, the diversities at matched quality, the table unless it is long, and what is missing."""
+    count = len(results.rows)
+    if results.settings.frontiers and count > _ROWS_SHOWN:
+        table = f"{count} rows: see the report for their table"
+    else:
+        table = plain(results_table(results, results.settings.columns), page_width())
     marks = "*: best of its column; °: not told apart from it by the seeds; -: not defined with every seed"
     missing = [f"missing: {entry.name}: {entry.reason}" for entry in results.missing]
-    lines = [results.title, "", table, "", *wrap(f"{seeds_said(results)} {marks}.", page_width())]
+    lines = [results.title, "", *_matched(results), table, "", *wrap(f"{seeds_said(results)} {marks}.", page_width())]
     return "\n".join([*lines, *(["", *missing] if missing else [])])
+
+
+def _matched(results: Results) -> list[str]:
+    """The tables of diversities at matched quality."""
+    lines: list[str] = []
+    for frontier in frontiers_of(results):
+        lines += [*wrap(frontier_title(results, frontier), page_width()), ""]
+        for target, matched in frontier.at:
+            lines += [
+                f"at the quality {target.said}",
+                "",
+                plain(matched_table(results, frontier, matched), page_width()),
+            ]
+            lines.append("")
+    return lines
 
 
 def _usual_place(results: Results) -> Path:
@@ -86,6 +116,14 @@ def _usual_place(results: Results) -> Path:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _frontier(text: str) -> tuple[str, str]:
+    """`QUALITY:DIVERSITY` as (quality, diversity)."""
+    quality, colon, diversity = text.partition(":")
+    if not (quality and diversity and colon):
+        raise UserError(f"--frontier {text}: write QUALITY:DIVERSITY, two values with a colon between them")
+    return quality, diversity
 
 
 def _plane(text: str) -> tuple[str, str]:
@@ -106,8 +144,21 @@ def _parser() -> OptionParser:
         "or a pattern ('runs/ts2-*')",
     )
     parser.add_argument("--out", metavar="DIR", help="default: report/ in a grid's directory, else ./report")
-    parser.add_argument("--baseline", metavar="LABEL", help="the row that differences are taken against")
+    parser.add_argument(
+        "--baseline",
+        metavar="LABEL|AXIS=CHOICE,...",
+        help="the row that differences are taken against; or choices, for the row of these at each row's other axes",
+    )
     parser.add_argument("--columns", metavar="A,B", help="values in the tables, such as validation/cross_entropy")
     parser.add_argument("--planes", metavar="Y:X,...", help="pictures of one value against another, quality first")
+    parser.add_argument("--frontier", metavar="Y:X", help="a curve of quality against diversity along --dials")
+    parser.add_argument("--dials", metavar="A[,B]", help="the axes of it, such as learning_rate,temperature")
+    parser.add_argument(
+        "--at",
+        action="append",
+        metavar="QUALITY|LABEL",
+        help="where diversities are compared along dials: a quality, the label of a row whose quality it is, or "
+        "`baseline`; several times for several",
+    )
     parser.add_argument("--latex", action="store_true", help="also write table.tex (booktabs)")
     return parser

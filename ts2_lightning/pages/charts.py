@@ -15,7 +15,7 @@ from ts2_lightning.pages.texts import readable, shortened
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 _HATCHES = ("", "/", ".", "x")
-_SIZES = {"lines": 7, "points": 11}
+_SIZES = {"lines": 7, "points": 11, "paths": 8}
 _OPACITY = 0.15
 _LEGEND, _TICK, _LINE = 60, 24, 70
 """Characters of a name in a legend, of a name at an axis, and of a line of other texts, at most."""
@@ -93,10 +93,13 @@ def _traces(chart: Chart, series: Series, place: int) -> list[dict[str, Any]]:
     symbol = _SYMBOLS[(of_all + round_) % len(_SYMBOLS)]
     trace |= {
         "type": "scatter",
-        "marker": {"color": colour, "symbol": symbol, "size": 7 if chart.kind == "lines" else 11},
+        "marker": {"color": colour, "symbol": symbol, "size": _SIZES[chart.kind]},
     }
     if chart.kind == "points":
         return [{**trace, "mode": "markers", **_whiskers(series)}]
+    if chart.kind == "paths":
+        dashed = {"color": colour, "dash": _DASHES[round_ % len(_DASHES)], "width": 2}
+        return [{**trace, "mode": "lines+markers", "line": dashed, **_whiskers(series)}]
     line = {"color": colour, "dash": _DASHES[round_ % len(_DASHES)], "width": 2}
     trace |= {"mode": "lines+markers" if len(series.x) <= 100 else "lines", "line": line}
     return [*_band(series, common, colour), trace]

@@ -78,7 +78,7 @@ class Chart:
         series: what is drawn.
         x: title of the horizontal axis.
         y: title of the vertical axis.
-        kind: lines with bands, points with whiskers, or bars.
+        kind: lines with bands, points with whiskers, paths that join such points in their order, or bars.
         log_x: whether the horizontal axis is logarithmic.
     """
 
@@ -86,7 +86,7 @@ class Chart:
     series: Sequence[Series]
     x: str
     y: str
-    kind: Literal["lines", "points", "bars"] = "lines"
+    kind: Literal["lines", "points", "paths", "bars"] = "lines"
     log_x: bool = False
 
 

@@ -1,12 +1,13 @@
 """What a grid file wants to have reported: something that its runs will have."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ts2_lightning.evaluation import describe, described, registered_measures
 from ts2_lightning.studies.grid.entries import Entry
-from ts2_lightning.studies.grid.rows import Axes, LabelledRow, read_rule
+from ts2_lightning.studies.grid.frontiers import BestPart, FrontierPart
+from ts2_lightning.studies.grid.rows import Axes, LabelledRow, Rule, read_rule
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import TOKEN_STATISTICS
 
@@ -40,42 +41,65 @@ class ReportPart:
     planes: tuple[Plane, ...] = ()
     against: tuple[Against, ...] = ()
     curves: tuple[Entry, ...] = ()
+    frontiers: tuple[FrontierPart, ...] = ()
+    best: tuple[BestPart, ...] = ()
 
     @property
     def values(self) -> list[Entry]:
         """Names of values of runs, wherever they stand."""
         planes = [value for plane in self.planes for value in (plane.x, plane.y)]
-        return [*self.columns, *planes, *(value for against in self.against for value in against.metrics)]
+        frontiers = [value for frontier in self.frontiers for value in (frontier.quality, frontier.diversity)]
+        best = [value for best in self.best for value in (best.by, *best.columns)]
+        against = [value for against in self.against for value in against.metrics]
+        return [*self.columns, *planes, *against, *frontiers, *best]
 
-    def check(self, axes: Axes, rows: Iterable[LabelledRow], measured: list[str]) -> None:
+    def check(
+        self,
+        axes: Axes,
+        rows: Sequence[LabelledRow],
+        measured: list[str],
+        seeds: Sequence[int],
+    ) -> None:
         """Makes sure that what is to be reported is something that the runs will have.
 
         Args:
             axes: the choices of each axis.
             rows: rows of the grid.
             measured: the measures that are made of any row, or of the base model.
+            seeds: seeds of the grid.
 
         Raises:
             UserError: for an axis or a row that there is not, and for names of values that no run can have.
         """
         for against in self.against:
             against.axis.one_of(axes, "axis")
-        planes = [value for plane in self.planes for value in (plane.x, plane.y)]
-        for value in (*self.columns, *planes, *(value for against in self.against for value in against.metrics)):
+        for value in self.values:
             _check_value(value, measured)
         for curve in self.curves:
             _check_curve(curve)
-        if self.baseline is not None:
-            rule = read_rule(self.baseline, axes, "{objective: CE}")
-            meant = sum(rule.matches(row.labels) for row in rows)
-            if meant != 1:
-                raise self.baseline.error(f"must mean one row of the grid, means {meant}; name the choice of more axes")
+        baseline = None if self.baseline is None else self._read_baseline(self.baseline, axes, rows)
+        for frontier in self.frontiers:
+            frontier.check(axes, rows, baseline)
+        for best in self.best:
+            best.check(axes, rows, seeds, self.columns)
+
+    def _read_baseline(self, baseline: Entry, axes: Axes, rows: Sequence[LabelledRow]) -> Rule:
+        """The rows that others are compared with: one, or one for each setting of the other axes."""
+        rule = read_rule(baseline, axes, "{objective: CE}")
+        for axis, choices in rule.choices.items():
+            if len(choices) > 1:
+                raise baseline.error(f"expected one choice of {axis}, got {len(choices)}")
+        if not any(rule.matches(row.labels) for row in rows):
+            raise baseline.error("no row of the grid is meant; name the choice of fewer axes")
+        return rule
 
     def record(self) -> dict[str, Any]:
         """Plain values for `grid.json`; the choices of the baseline as they are written."""
         record: dict[str, Any] = dict(self.entry.value)
         if self.baseline is not None:
             record["baseline"] = {axis: choice.text for axis, choice in self.baseline.mapping().items()}
+        record["frontiers"] = [frontier.record() for frontier in self.frontiers]
+        record["best"] = [best.record() for best in self.best]
         return record
 
 

@@ -247,6 +247,7 @@ class _Resolver:
         self._runs_dir = runs_dir
         self._read = read
         self._trainings: dict[str, Training] = {}
+        self._resolved: dict[tuple[str, ...], Training] = {}  # rows that differ in their measures alone ask the same
         self._checked: list[Mapping[str, Any]] = []
 
     def point(self, row: LabelledRow, seed: int) -> Point:
@@ -270,6 +271,11 @@ class _Resolver:
             raise entry.error(f"{title_of(row.labels)}, seed {seed}: {error}") from None
 
     def _training(self, labels: Labels, seed: int, options: tuple[str, ...]) -> Training:
+        if options not in self._resolved:
+            self._resolved[options] = self._resolve(labels, seed, options)
+        return self._resolved[options]
+
+    def _resolve(self, labels: Labels, seed: int, options: tuple[str, ...]) -> Training:
         config = self._read(list(options))
         digest = digest_of(config)
         if digest not in self._trainings:

@@ -154,21 +154,40 @@ class Settings:
 # Axes and conditions ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AxisValues:
-    """An axis of the values of one setting."""
+    """An axis of the values of one setting: of `fit`, or of a measure, which needs no training of its own.
 
-    setting: str
+    Attributes:
+        values: values, in the order of the axis.
+        setting: setting of `fit`, such as `model.optimizer.lr`.
+        measure: measure and setting, such as `diversity.temperature`; instead of `setting`.
+    """
+
+    entry: Entry
     values: Annotated[tuple[Entry, ...], "a list of values"]
+    setting: str | None = None
+    measure: Entry | None = None
 
     def choices(self) -> dict[str, Settings]:
         """Each value as a choice, called as it is written."""
+        if (self.setting is None) == (self.measure is None):
+            raise self.entry.error("expected one of setting and measure beside values")
         choices: dict[str, Settings] = {}
         for value in self.values:
             if value.text in choices:
                 raise value.error(f"{value.text} comes twice")
-            choices[value.text] = Settings(set={self.setting: _argument(value)})
+            choices[value.text] = self._choice(value)
         return choices
+
+    def _choice(self, value: Entry) -> Settings:
+        if self.measure is None:
+            assert self.setting is not None
+            return Settings(set={self.setting: _argument(value)})
+        measure, _, setting = self.measure.text.rpartition(".")
+        if not (measure and setting):
+            raise self.measure.unlike("a measure and its setting, such as diversity.temperature")
+        return Settings(measure={measure: {setting: value.value}})
 
 
 def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
@@ -181,7 +200,7 @@ def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
             axes[name] = _shares(axis)
             continue
         choices = axis.mapping("choices with their settings, or `setting:` and `values:`")
-        if "setting" in choices or "values" in choices:
+        if "values" in choices or "setting" in choices:
             axes[name] = read_part(AxisValues, axis).choices()
         else:
             axes[name] = {choice: read_part(Settings, inner) for choice, inner in choices.items()}
@@ -374,7 +393,7 @@ def read_grid_file(file: Path) -> GridFile:
     names = (name for one in specifications for name, settings in one.items() if settings is not False)
     measured = [name for name in dict.fromkeys(names) if name not in NO_MEASURES]
     if grid.report is not None:
-        grid.report.check(grid.axes, rows, measured)
+        grid.report.check(grid.axes, rows, measured, grid.seeds)
     for table in grid.published:
         table.check(grid.axes, rows, None if grid.base_model is None else grid.base_model.label)
     return grid

@@ -8,9 +8,13 @@
 | `collect`, `rows` | which runs are one row, and what it is called: by the grid, or by the settings that differ |
 | `results` | rows, and one long table of their values |
 | `statistics` | means and paired differences |
+| `baselines` | what each row is compared with |
+| `fronts`, `frontiers` | fronts, and diversity at a quality: of points, and of the rows along dials |
+| `best` | the best choice of an axis, chosen on some seeds and reported on others |
 | `settings` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
-| `tables`, `markdown` | the text |
-| `figures`, `distributions` | the pictures |
+| `tables`, `frontier_tables`, `markdown` | the text |
+| `figures`, `frontier_pictures`, `distributions` | the pictures |
+| `page`, `frontier_page` | the page |
 | `write` | the files, and the data |
 """
 

@@ -16,8 +16,19 @@ from ts2_lightning.runs.directory import CONFIG, numbers
 from ts2_lightning.runs.state import STATE
 from ts2_lightning.studies.execute.task import FAILED
 from ts2_lightning.studies.grid import GRID
+from ts2_lightning.studies.grid.frontiers import BASELINE
+from ts2_lightning.studies.report.baselines import named_baseline
 from ts2_lightning.studies.report.published import figures_of
-from ts2_lightning.studies.report.results import Missing, Results, Row, Run, Settings, told_apart
+from ts2_lightning.studies.report.results import (
+    BestSettings,
+    FrontierSettings,
+    Missing,
+    Results,
+    Row,
+    Run,
+    Settings,
+    told_apart,
+)
 from ts2_lightning.studies.report.rows import base_row, endings, label_of, named_axes, rows_of
 from ts2_lightning.studies.report.runs import LOGGED, make_run, outdated
 from ts2_lightning.suggestions import did_you_mean
@@ -222,21 +233,39 @@ def results_of(directory: Path, recorded: Mapping[str, Any]) -> tuple[list[Resul
 def _settings(report: Mapping[str, Any], rows: tuple[Row, ...], file: Path) -> Settings:
     """The grid file's `report`."""
     against = report.get("against")
+    baseline, matched = _baseline(report.get("baseline") or {}, rows, file)
     return Settings(
-        _baseline(report.get("baseline") or {}, rows, file),
+        baseline,
         tuple(report.get("columns") or ()),
         tuple((plane["x"], plane["y"]) for plane in report.get("planes") or ()),
         None if against is None else {entry["axis"]: tuple(entry.get("metrics") or ()) for entry in against},
         tuple(report.get("curves") or ()),
+        matched,
+        tuple(_frontier(frontier) for frontier in report.get("frontiers") or ()),
+        tuple(_best(best) for best in report.get("best") or ()),
     )
 
 
-def _baseline(choices: Mapping[str, Any], rows: tuple[Row, ...], file: Path) -> str:
-    """The label of the row with these choices, and as few others as possible; empty where none are named."""
+def _frontier(frontier: Mapping[str, Any]) -> FrontierSettings:
+    at = (dict(one) if isinstance(one, Mapping) else one if one == BASELINE else float(one) for one in frontier["at"])
+    dials = tuple(frontier["dials"])
+    return FrontierSettings(dials, frontier["quality"], frontier["diversity"], tuple(at), _where(frontier))
+
+
+def _best(best: Mapping[str, Any]) -> BestSettings:
+    choose_on, report_on = (tuple(map(int, best[name])) for name in ("choose_on", "report_on"))
+    return BestSettings(best["axis"], best["by"], choose_on, report_on, tuple(best["columns"]), _where(best))
+
+
+def _where(part: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {axis: tuple(choices) for axis, choices in part["where"].items()}
+
+
+def _baseline(choices: Mapping[str, Any], rows: tuple[Row, ...], file: Path) -> tuple[str, dict[str, str]]:
+    """The baseline that a grid names, as `named_baseline` gives it; both empty where it names none."""
     if not choices:
-        return ""
+        return "", {}
     wanted = {axis: str(choice) for axis, choice in choices.items()}
-    fitting = [row for row in rows if not row.is_base and wanted.items() <= row.labels.items()]
-    if not fitting:
+    if (baseline := named_baseline(rows, wanted)) is None:
         raise UserError(f"{file}: report.baseline: no row with {', '.join(f'{a}: {c}' for a, c in wanted.items())}")
-    return min(fitting, key=lambda row: len(row.labels)).label
+    return baseline

@@ -5,8 +5,21 @@ from collections.abc import Iterable, Sequence
 
 from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.studies.report import published
+from ts2_lightning.studies.report.baselines import baseline_said, compared_rows, unmatched
+from ts2_lightning.studies.report.best import best_said, best_tables, best_title
 from ts2_lightning.studies.report.figures import Picture
+from ts2_lightning.studies.report.frontier_pictures import FRONTIER
+from ts2_lightning.studies.report.frontier_tables import (
+    front_said,
+    front_table,
+    frontier_title,
+    marks_said,
+    matched_table,
+    rule_said,
+)
+from ts2_lightning.studies.report.frontiers import frontiers_of
 from ts2_lightning.studies.report.results import Results, Run, by_runs
+from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.studies.report.statistics import CONFIDENCE
 from ts2_lightning.studies.report.tables import (
     Cell,
@@ -21,6 +34,7 @@ COLUMNS = 8
 """Columns of values in one table; a page has no room for more."""
 
 _DIFFERENCES = 5  # columns of a table of differences, which are wide
+_NAMED = 4  # rows, or groups of rows, that are named in the text where there may be many
 _RUNS_DIR = re.compile(r" --runs_dir ('[^']*'|\S+)")
 _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 
@@ -28,10 +42,11 @@ _PERCENT = f"{CONFIDENCE:.0%}".replace("%", " %")
 def as_markdown(results: Results, pictures: Sequence[Picture]) -> str:
     """The whole report, of results with complete settings."""
     title = f"# {escape_markdown(results.title)}"
-    parts = [title, _about(results), _results(results), _columns(results), _differences(results)]
+    parts = [title, _about(results), _frontiers(results, pictures), _best(results)]
+    parts += [_results(results), _columns(results), _differences(results)]
     rest = {
         "Beside the papers' figures": published.as_markdown(results),
-        "Pictures": _pictures(pictures),
+        "Pictures": _pictures([picture for picture in pictures if not picture.stem.startswith(FRONTIER)]),
         "What is missing": _missing(results),
         "What the rows differ in": _settings(results),
         "Runs": _runs(results),
@@ -59,7 +74,7 @@ def _about(results: Results) -> str:
             for row in results.rows
             if row.is_base
         ),
-        f"Differences are taken against: {escape_markdown(results.settings.baseline)}" if compares(results) else "",
+        f"Differences are taken against: {escape_markdown(baseline_said(results))}" if compares(results) else "",
         f"Software: {revisions_said(runs)}",
         f"Trainings began: {' to '.join(dict.fromkeys((times[0], times[-1])))}" if times else "",
         f"Training took {duration(sum(seconds))} in all" if seconds else "",
@@ -85,7 +100,9 @@ def _counted(count: int, noun: str) -> str:
 def _shared(results: Results) -> list[str]:
     """Which rows are other measurements of the same trainings."""
     labels = [[escape_markdown(row.label) for row in same] for same in by_runs(results.trained) if len(same) > 1]
-    return [f"The same trainings, measured in several ways: {', '.join(same)}" for same in labels]
+    said = [f"The same trainings, measured in several ways: {', '.join(same)}" for same in labels[:_NAMED]]
+    more = len(labels) - _NAMED
+    return [*said, f"The same of {more} more groups of rows; the list of runs below has them"] if more > 0 else said
 
 
 def seeds_said(results: Results) -> str:
@@ -169,18 +186,26 @@ def legend_said(results: Results) -> str:
 
 
 def compares(results: Results) -> bool:
-    """Whether any row has a seed in common with the baseline."""
+    """Whether any row has a seed in common with its baseline."""
     seeds = {row.label: {run.seed for run in row.runs if run.seed is not None} for row in results.trained}
-    baseline = seeds.pop(results.settings.baseline, set())
-    return any(baseline & others for others in seeds.values())
+    return any(seeds[row.label] & seeds[base.label] for row, base in compared_rows(results))
+
+
+def unmatched_said(results: Results) -> str:
+    """Which rows are compared with nothing; empty if all are compared."""
+    alone = [row.label for row in unmatched(results)]
+    if not alone:
+        return ""
+    more = f" and {len(alone) - _NAMED} more" if len(alone) > _NAMED else ""
+    said = label_of(results.settings.matched, named_axes(results.axes))
+    return f"Compared with nothing, as there is no {said} at their other choices: {', '.join(alone[:_NAMED])}{more}."
 
 
 def _differences(results: Results) -> str:
     if not compares(results) or not results.settings.columns:
-        return ""
-    baseline = results.settings.baseline
-    tables = differences_table(results, results.settings.columns, baseline).parts(_DIFFERENCES)
-    pairs = {results.difference(row, row, name).n for row in results.trained for name in results.settings.columns}
+        return escape_markdown(unmatched_said(results))
+    tables = differences_table(results, results.settings.columns).parts(_DIFFERENCES)
+    pairs = {results.difference(*pair, name).n for pair in compared_rows(results) for name in results.settings.columns}
     if max(pairs, default=0) > 1:
         said = (
             f"Mean differences over the seeds that both rows have, with Student's {_PERCENT} interval "
@@ -190,7 +215,42 @@ def _differences(results: Results) -> str:
         )
     else:
         said = "Differences of single runs: without more seeds there is no interval, and any of them may be chance."
-    return "\n\n".join([f"## Against {escape_markdown(baseline)}", *map(markdown, tables), said])
+    heading = f"## Against {escape_markdown(baseline_said(results))}"
+    return "\n\n".join(filter(None, [heading, *map(markdown, tables), said, escape_markdown(unmatched_said(results))]))
+
+
+# Along dials ----------------------------------------------------------------------------------------------------------
+
+
+def _frontiers(results: Results, pictures: Sequence[Picture]) -> str:
+    """Each frontier with its picture, the diversities at matched quality, and the fronts."""
+    drawn = {picture.stem: picture for picture in pictures}
+    parts = []
+    for place, frontier in enumerate(frontiers_of(results)):
+        parts.append(f"## {escape_markdown(frontier_title(results, frontier))}")
+        if picture := drawn.get(f"{FRONTIER}{place + 1}"):
+            parts.append(_pictures([picture]))
+        quality, diversity = (
+            results.describe(name) for name in (frontier.settings.quality, frontier.settings.diversity)
+        )
+        for target, matched in frontier.at:
+            title = f"{diversity.title} where {quality.title} is {target.said}"
+            parts += [f"### {escape_markdown(title)}", markdown(matched_table(results, frontier, matched))]
+        if frontier.at:
+            parts.append(escape_markdown(f"{rule_said(results, frontier)} {marks_said(frontier)}"))
+        parts += ["### Fronts", markdown(front_table(results, frontier)), escape_markdown(front_said(frontier))]
+        parts.append("\n".join(f"- {escape_markdown(remark)}" for remark in frontier.remarks))
+    return "\n\n".join(filter(None, parts))
+
+
+def _best(results: Results) -> str:
+    """Best choices of axes, and what they come to on other numbers."""
+    parts = []
+    for best in results.settings.best:
+        parts.append(f"## {escape_markdown(best_title(results, best))}")
+        parts += [markdown(part) for table in best_tables(results, best) for part in table.parts(COLUMNS)]
+        parts.append("\n".join(f"- {escape_markdown(said)}" for said in best_said(results, best)))
+    return "\n\n".join(parts)
 
 
 def _settings(results: Results) -> str:

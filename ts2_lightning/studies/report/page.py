@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.pages import Cell, Chart, Page, Section, Series, Table, Text
+from ts2_lightning.studies.report.baselines import baseline_said, compared_rows
 from ts2_lightning.studies.report.figures import POINTS, by_step_of, lines_along, thinned
-from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said
+from ts2_lightning.studies.report.frontier_page import best_sections, frontier_sections
+from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said, unmatched_said
 from ts2_lightning.studies.report.published import HEAD, comparisons, line_of, said_of
 from ts2_lightning.studies.report.results import Results, Row, by_runs
 from ts2_lightning.studies.report.statistics import Summary, summarise
@@ -18,7 +20,8 @@ _MARKS: dict[Mark, str] = {"": "", "best": " *", "near": " °", "apart": " *"}
 
 def as_page(results: Results) -> Page:
     """The page of results with complete settings."""
-    sections: list[Section] = [_results(results), *_differences(results), *_published(results), *_planes(results)]
+    sections: list[Section] = [*frontier_sections(results), *best_sections(results), _results(results)]
+    sections += [*_differences(results), *_published(results), *_planes(results)]
     sections += [*_against(results), *_curves(results), _long(results), *_missing(results), _runs(results)]
     return Page(results.title, sections, _about(results))
 
@@ -49,18 +52,19 @@ def _results(results: Results) -> Section:
 
 
 def _differences(results: Results) -> list[Section]:
-    names, baseline = results.settings.columns, results.settings.baseline
+    names = results.settings.columns
     if not names or not compares(results):
         return []
-    base = next(row for row in results.trained if row.label == baseline)
-    others = [row for row in results.trained if row is not base]
-    means = [[results.difference(row, base, name).mean for name in names] for row in others]
+    pairs = compared_rows(results)
+    means = [[results.difference(*pair, name).mean for name in names] for pair in pairs]
     remarks = [
         "Mean differences over the seeds that both rows have, with Student's interval where there are several. "
-        "*: the interval excludes zero; the intervals are not corrected for their number."
+        "*: the interval excludes zero; the intervals are not corrected for their number.",
+        *filter(None, [unmatched_said(results)]),
     ]
-    table = differences_table(results, names, baseline)
-    return [_table(results, f"Against {baseline}", "row", table, others, means, remarks)]
+    table = differences_table(results, names)
+    rows = [row for row, _ in pairs]
+    return [_table(results, f"Against {baseline_said(results)}", "row", table, rows, means, remarks)]
 
 
 def _table(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import nan
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -128,6 +128,47 @@ class Missing:
 
 
 @dataclass(frozen=True)
+class FrontierSettings:
+    """A curve of quality against diversity along dials, for each choice of the other axes.
+
+    Attributes:
+        dials: one or two axes, such as the learning rate and the decoding temperature.
+        quality: name of a value.
+        diversity: name of a value.
+        at: qualities at which diversities are compared: numbers, rows (by axis -> choice) whose quality it is, or
+            `baseline`, the quality of each row that is a baseline.
+        where: axis -> choices of the rows that are meant; empty: all rows.
+    """
+
+    dials: tuple[str, ...]
+    quality: str
+    diversity: str
+    at: tuple[float | Mapping[str, str] | Literal["baseline"], ...] = ("baseline",)
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BestSettings:
+    """The best choice of an axis for each choice of the other axes, chosen on some numbers and reported on others.
+
+    Attributes:
+        axis: axis of which a choice is taken.
+        by: name of the value that decides.
+        choose_on: seeds that decide; empty: all.
+        report_on: seeds that are reported, others than those; empty: all, of values of other prompts or rows.
+        columns: names of the values that are reported; empty: those of the tables.
+        where: axis -> choices of the rows that are meant; empty: all rows.
+    """
+
+    axis: str
+    by: str
+    choose_on: tuple[int, ...] = ()
+    report_on: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ()
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Settings:
     """What is shown; what is left empty is chosen from what was measured.
 
@@ -137,6 +178,10 @@ class Settings:
         planes: (x, y) of the pictures of quality against diversity.
         against: axis -> names of the values drawn against it; None: every axis whose choices are numbers.
         curves: logged names.
+        matched: axis -> choice, where several rows are the baseline: each row is compared with the one of these choices
+            that has its own choices of the other axes; empty: `baseline` is one row.
+        frontiers: curves of quality against diversity along dials.
+        best: best choices of axes.
     """
 
     baseline: str = ""
@@ -144,6 +189,9 @@ class Settings:
     planes: tuple[tuple[str, str], ...] = ()
     against: Mapping[str, tuple[str, ...]] | None = None
     curves: tuple[str, ...] = ()
+    matched: Mapping[str, str] = field(default_factory=dict)
+    frontiers: tuple[FrontierSettings, ...] = ()
+    best: tuple[BestSettings, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,22 @@ def paired_difference(
         (2, 2.5, -3.853, 8.853)
     """
     difference = summarise([values[seed] - baseline[seed] for seed in values if seed is not None and seed in baseline])
-    if math.isnan(difference.sd):
-        return Difference(difference.n, difference.mean, math.nan, math.nan)
-    half = float(student.ppf((1 + confidence) / 2, difference.n - 1)) * difference.sd / math.sqrt(difference.n)
-    return Difference(difference.n, difference.mean, difference.mean - half, difference.mean + half)
+    return Difference(difference.n, difference.mean, *student_interval(difference, confidence))
+
+
+def student_interval(summary: Summary, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Ends of Student's interval for a mean, with n - 1 degrees of freedom; nan where there is no deviation.
+
+    Args:
+        summary: summary of the values.
+        confidence: confidence of the interval.
+
+    Example:
+        >>> low, high = student_interval(Summary(3, 0.5, 0.25))
+        >>> round(low, 3), round(high, 3)
+        (-0.121, 1.121)
+    """
+    if math.isnan(summary.sd):
+        return math.nan, math.nan
+    half = float(student.ppf((1 + confidence) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
+    return summary.mean - half, summary.mean + half

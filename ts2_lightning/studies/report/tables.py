@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ts2_lightning.studies.report.baselines import baseline_said, compared_rows
 from ts2_lightning.studies.report.results import Results, Row
 from ts2_lightning.studies.report.statistics import Difference, Summary
 from ts2_lightning.values import Value
@@ -68,19 +69,19 @@ def results_table(results: Results, names: Sequence[str]) -> Table:
     return _table(["", *(titled(results.describe(name)) for name in names)], results.rows, columns)
 
 
-def differences_table(results: Results, names: Sequence[str], baseline: str) -> Table:
-    """Paired differences against a row, with their intervals."""
-    base = next(row for row in results.trained if row.label == baseline)
-    others = [row for row in results.trained if row is not base]
+def differences_table(results: Results, names: Sequence[str]) -> Table:
+    """Paired differences of each row against its baseline, with their intervals."""
+    pairs = compared_rows(results)
     columns = []
     for name in names:
-        differences, spec = [results.difference(row, base, name) for row in others], results.describe(name).format
-        columns.append([Cell(difference_text(d, spec), _told_apart(d, spec)) for d in differences])
-    return _table([f"minus {baseline}", *(titled(results.describe(name)) for name in names)], others, columns)
+        differences, spec = [results.difference(*pair, name) for pair in pairs], results.describe(name).format
+        columns.append([Cell(difference_text(d, spec), told_apart_mark(d, spec)) for d in differences])
+    titles = (titled(results.describe(name)) for name in names)
+    return _table([f"minus {baseline_said(results)}", *titles], [row for row, _ in pairs], columns)
 
 
-def _told_apart(difference: Difference, spec: str) -> Mark:
-    """Less than what is printed is no difference, however sure."""
+def told_apart_mark(difference: Difference, spec: str) -> Mark:
+    """The mark of a difference. Less than what is printed is no difference, however sure."""
     return "apart" if difference.excludes_zero and float(format(difference.mean, spec)) != 0 else ""
 
 

@@ -16,8 +16,18 @@ from ts2_lightning.pages import PAGE
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import published
+from ts2_lightning.studies.report.baselines import baseline_of
 from ts2_lightning.studies.report.distributions import distributions
 from ts2_lightning.studies.report.figures import Picture, against, curves, plane
+from ts2_lightning.studies.report.frontier_pictures import frontier_pictures
+from ts2_lightning.studies.report.frontier_tables import (
+    as_plain,
+    frontier_title,
+    matched_csv,
+    matched_table,
+    points_csv,
+)
+from ts2_lightning.studies.report.frontiers import frontiers_of
 from ts2_lightning.studies.report.markdown import COLUMNS, as_markdown, seeds_said
 from ts2_lightning.studies.report.page import as_page
 from ts2_lightning.studies.report.results import Results, Row, Run
@@ -27,7 +37,7 @@ from ts2_lightning.studies.report.tables import booktabs, results_table
 from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"
-PUBLISHED = "published.csv"
+PUBLISHED, FRONTIERS, MATCHED = "published.csv", "frontiers.csv", "matched.csv"
 
 
 def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]:
@@ -41,7 +51,8 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
 
     Returns:
         The files: `report.md`, `table.csv`, `results.json`, `published.csv` where papers have published figures of the
-        rows, `table.tex` if it was asked for, `report.html`, and the pictures.
+        rows, `frontiers.csv` and `matched.csv` where there are dials, `table.tex` if it was asked for, `report.html`,
+        and the pictures.
 
     Raises:
         UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
@@ -56,17 +67,28 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
     texts = {TABLE: as_csv(results), RESULTS: as_json(results, stems)}
     if any(row.published for row in results.rows):
         texts[PUBLISHED] = published.as_csv(results)
-    elif not is_new:
-        (out / PUBLISHED).unlink(missing_ok=True)
+    if frontiers := frontiers_of(results):
+        texts |= {FRONTIERS: points_csv(results, frontiers), MATCHED: matched_csv(results, frontiers)}
     if latex:
-        parts = results_table(results, results.settings.columns).parts(COLUMNS)
-        texts[LATEX] = booktabs(parts, f"{results.title}. {seeds_said(results)}")
-    elif not is_new:
-        (out / LATEX).unlink(missing_ok=True)
+        texts[LATEX] = _latex(results)
+    for name in (PUBLISHED, FRONTIERS, MATCHED, LATEX):
+        if name not in texts and not is_new:
+            (out / name).unlink(missing_ok=True)
     texts[REPORT] = as_markdown(results, drawn)
     written = [_write(out / name, text) for name, text in texts.items()]
     page = as_page(results).write(out / PAGE)
     return [*reversed(written), page, *paths]
+
+
+def _latex(results: Results) -> str:
+    """The table, and those of the diversities at matched quality."""
+    parts = results_table(results, results.settings.columns).parts(COLUMNS)
+    tables = [booktabs(parts, f"{results.title}. {seeds_said(results)}")]
+    for frontier in frontiers_of(results):
+        for target, matched in frontier.at:
+            caption = f"{frontier_title(results, frontier)}: at the quality {target.said}."
+            tables.append(booktabs([matched_table(results, frontier, matched)], caption))
+    return "\n".join(tables)
 
 
 def _is_new(out: Path) -> bool:
@@ -94,7 +116,7 @@ def pictures(results: Results) -> list[Picture]:
     spread = " Bars: standard deviation over the seeds." if several else " One seed."
     dots = " Small dots: the seeds. A bar may reach beyond what is possible." if several else ""
     shown = results.settings
-    drawn: list[Picture] = []
+    drawn = frontier_pictures(results)
     for i, (x, y) in enumerate(shown.planes):
         figure = plane(results, x, y)
         if figure:
@@ -127,7 +149,6 @@ def as_json(results: Results, pictures: Sequence[str]) -> str:
         results: results with complete settings.
         pictures: stems of their files.
     """
-    baseline = next((row for row in results.trained if row.label == results.settings.baseline), None)
     document = {
         "title": results.title,
         "paper": results.paper or None,
@@ -135,21 +156,23 @@ def as_json(results: Results, pictures: Sequence[str]) -> str:
         "seeds": results.seeds,
         "axes": results.axes,
         "settings": asdict(results.settings),
-        "rows": [_row(results, row, baseline) for row in results.rows],
+        "rows": [_row(results, row) for row in results.rows],
         "published": published.as_plain(results),
+        "frontiers": as_plain(results, frontiers_of(results)),
         "pictures": list(pictures),
         "missing": [asdict(entry) for entry in results.missing],
     }
     return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _row(results: Results, row: Row, baseline: Row | None) -> dict[str, Any]:
+def _row(results: Results, row: Row) -> dict[str, Any]:
     names = list(dict.fromkeys(name for run in row.runs for name in run.values))
-    baseline = None if row.is_base or row is baseline else baseline
+    baseline = baseline_of(results, row)
     return {
         "label": row.label,
         "labels": row.labels,
         "base": row.is_base,
+        "baseline": baseline and baseline.label,
         "runs": [_run(run) for run in row.runs],
         "means": {name: asdict(results.summary(row, name)) for name in names},
         "differences": {name: asdict(results.difference(row, baseline, name)) for name in names} if baseline else {},
