@@ -70,6 +70,9 @@ STUDIES: dict[str, list[Setting]] = {
     "logit_scale": [CE, ts2(c=0.5), ts2(c=1.0), ts2(c=2.0), ts2(c=4.0)],
 }  # fmt: skip
 
+FRONTIERS = {"frontier": (10 * 5, 5, 5), "frontier_ts2": (3 + 6 * 3 + 4 * 3, 3, 1)}
+"""Grids with dials: different settings of trainings, seeds, and measurements of each training."""
+
 TS2_SETTINGS = {  # TS2, section 5 and appendix B
     "model.lm.path": "meta-llama/Llama-3.1-8B",
     "model.lm.dtype": "float32",
@@ -162,7 +165,9 @@ def check_report(grid: Grid) -> None:
     assert ("toyworld" in measured) == (grid.file.parent.name == "toyworld")
     if grid.file.stem in STUDIES:
         assert measured >= {"validation", "diversity", "probes", "cost"}
-    for column in (*grid.report["columns"], *(value for plane in grid.report["planes"] for value in plane.values())):
+    planes = [value for plane in grid.report.get("planes", ()) for value in plane.values()]
+    frontiers = [frontier[name] for frontier in grid.report["frontiers"] for name in ("quality", "diversity")]
+    for column in (*grid.report["columns"], *planes, *frontiers):
         assert column in described()
         assert column.partition("/")[0] in measured
     assert grid.report["baseline"] == {"objective": "CE"}
@@ -170,7 +175,8 @@ def check_report(grid: Grid) -> None:
 
 def test_every_study_has_two_versions() -> None:
     assert {file.stem for file in (GRIDS / "paper").glob("*.yaml")} == STUDIES.keys() == PAPERS.keys()
-    assert {file.stem for file in (GRIDS / "toyworld").glob("*.yaml")} == {*STUDIES, "objectives", "anchored"}
+    expected = {*STUDIES, "objectives", "anchored", *FRONTIERS}
+    assert {file.stem for file in (GRIDS / "toyworld").glob("*.yaml")} == expected
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -229,6 +235,52 @@ def test_anchors_are_each_added_to_the_same_objectives() -> None:
     check_report(grid)
 
 
+def with_one_seed(study: str) -> Grid:
+    """A grid with dials, of which one seed is resolved: what a seed sets, the other studies show."""
+    file = GRIDS / "toyworld" / f"{study}.yaml"
+    whole = read_grid_file(file)
+    assert len(whole.seeds) == FRONTIERS[study][1]
+    assert set(whole.seeded) == {"seed_everything", "data.seed", "data.train"}
+    text = file.read_text(encoding="utf-8").replace("../../", f"{CONFIGS}/").split("\n  best:")[0]  # it needs the seeds
+    text, count = re.subn(r"^seeds: .*$", "seeds: [0]", text, flags=re.M)
+    assert count == 1
+    Path("toyworld").mkdir()
+    Path(f"toyworld/{study}.yaml").write_text(f"{text}\n", encoding="utf-8")
+    return read_grid(f"toyworld/{study}.yaml", READER.read)
+
+
+@pytest.mark.parametrize("study", FRONTIERS)
+def test_the_grids_with_dials(study: str) -> None:
+    """Nothing but the objective, its dials and the rate differs, and each cloud has equally many settings."""
+    grid = with_one_seed(study)
+    rows, _, ways = FRONTIERS[study]
+    assert len(grid.points) == rows * ways
+    shared = 3 if study == "frontier_ts2" else 0  # alpha 0.25 is at the logit scale 1
+    assert len(grid.trainings) == rows - shared
+    check_report(grid)
+    for frontier in grid.report["frontiers"]:
+        assert 0.95 in frontier["at"]
+    if study == "frontier":
+        check_objectives(grid)
+
+
+def check_objectives(grid: Grid) -> None:
+    """The objectives, rates and temperatures of the frontier."""
+    first = [point for point in grid.points if point.labels["temperature"] == "1"]
+    rates = [point.training.config["model"]["optimizer"]["lr"] for point in first[:5]]
+    assert rates == [2e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4]
+    expected = [
+        CE, objective("LabelSmoothing", epsilon=0.2), objective("GEM", beta=0.7, h="linear"),
+        objective("Focal", gamma=3.0), objective("TOFU", gamma=3.0, beta=0.8), SPARSEMAX, ts2(0.25), ts2(1.0),
+        objective("FenchelYoungPlus", alpha=0.25), SUPPRESSION_ONLY,
+    ]  # fmt: skip
+    at_usual_rate = [setting(point, usual_rate=5e-4) for point in first[2::5]]
+    for ours, wanted in zip(at_usual_rate, expected, strict=True):
+        assert wanted.items() <= ours.items()
+    measured = {point.measure["toyworld_decoded"]["temperature"] for point in grid.points}
+    assert measured == {0.4, 0.6, 0.8, 1, 1.2}
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_both_versions_vary_the_same(study: str) -> None:
     toy, paper = (read_grid_file(GRIDS / version / f"{study}.yaml") for version in ("toyworld", "paper"))
@@ -274,6 +326,18 @@ def test_the_guides_first_grid() -> None:
     grid = read_grid("mine.yaml", READER.read)
     assert settings(grid, usual_rate=5e-4) == [CE, ts2(0.25), ts2(1.0)]
     assert grid.name == "mine"
+
+
+def test_the_guides_frontiers() -> None:
+    (text,) = blocks("Frontiers", "yaml")
+    Path("configs").symlink_to(CONFIGS)
+    Path("mine.yaml").write_text(text, encoding="utf-8")
+    grid = read_grid("mine.yaml", READER.read)
+    assert (len(grid.points), len(grid.trainings)) == (2 * 3 * 3 * 3, 2 * 3 * 3)
+    assert [frontier["dials"] for frontier in grid.report["frontiers"]] == [
+        ["learning_rate"],
+        ["learning_rate", "temperature"],
+    ]
 
 
 def test_the_guides_example_of_every_key() -> None:

@@ -245,8 +245,8 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         [0, 1],
         [-1, 2**63],
         "ARC.top_k GSM8K.top_k MMLU.top_k Maths.top_k OpenLLM.top_k "
-         "Decoder.top_k Probes.top_k Diversity.top_k ToyWorldDecoded.top_k "
-         "ReferenceDrift.tokens ScheduleConfig.warmup_steps EMA.start_step "
+        "Decoder.top_k Probes.top_k Diversity.top_k ToyWorldDecoded.top_k "
+        "ReferenceDrift.tokens ScheduleConfig.warmup_steps EMA.start_step "
         "Trainer.min_epochs Trainer.min_steps Trainer.log_every_n_steps Trainer.reload_dataloaders_every_n_epochs",
     ),
     ([0, 1, True, False], [-1], "Trainer.fast_dev_run"),

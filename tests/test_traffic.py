@@ -132,7 +132,15 @@ def test_plain_cross_entropy_has_the_passes_counted_by_hand() -> None:
     assert figures.synchronisations == 0
 
 
-WITH_KERNELS = {"CE": 2.6, "TS2": 2.6, "GEM": 2.6, "TOFU": 2.6, "sparsemax": 2.6, "label smoothing": 2.6, "Entmax+": 3.7}
+WITH_KERNELS = {
+    "CE": 2.6,
+    "TS2": 2.6,
+    "GEM": 2.6,
+    "TOFU": 2.6,
+    "sparsemax": 2.6,
+    "label smoothing": 2.6,
+    "Entmax+": 3.7,
+}
 """Passes with Triton kernels and all statistics; the support of a 1.5-entmax is not that of the statistics."""
 
 
