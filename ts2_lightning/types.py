@@ -165,6 +165,8 @@ class Targets(NamedTuple):
 
     def part(self, part: slice) -> "Targets":
         """The targets of some of the tokens."""
+        if part == slice(0, len(self.labels)):
+            return self
         return Targets(*(None if field is None else field[part] for field in self))  # type: ignore[arg-type]
 
 

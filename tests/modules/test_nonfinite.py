@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
 
 from tests.contract import steps
 from tests.contract.steps import BATCH_SIZE, POISONED_CASE, POISONED_ROW, Case
@@ -80,7 +79,7 @@ def test_fillers_are_no_rows() -> None:
     watch, nan = StepWatch(), torch.tensor(torch.nan)
     watch.add(torch.tensor([-1]), torch.tensor(0.0))
     watch.add(torch.tensor([3, -1, 12]), nan)
-    assert watch.trouble(nan) == "the loss is not finite among rows 3, 12 on rank 0"
+    assert watch.trouble(torch.nan) == "the loss is not finite among rows 3, 12 on rank 0"
 
 
 def test_the_watch_forgets_a_step() -> None:
@@ -88,8 +87,7 @@ def test_the_watch_forgets_a_step() -> None:
     watch.add(torch.tensor([3]), torch.tensor(torch.nan))
     watch.reset()
     watch.add(torch.tensor([4]), torch.tensor(1.0))
-    total: Tensor = torch.tensor(torch.inf)
-    assert "(rows 4 on" in watch.trouble(total)
+    assert "(rows 4 on" in watch.trouble(torch.inf)
 
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2]

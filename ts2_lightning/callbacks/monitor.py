@@ -15,7 +15,7 @@ from ts2_lightning.callbacks.flattening import FlatteningRule, FlatteningWatch, 
 from ts2_lightning.callbacks.step_lines import StepLines
 from ts2_lightning.callbacks.token_groups import class_table_of, groups_of, means_of_groups, split
 from ts2_lightning.metrics import BySet, TokenMeans
-from ts2_lightning.metrics.functional import count_sizes, quantiles_of_counts
+from ts2_lightning.metrics.functional import count_sizes_of_rows, quantiles_of_counts
 from ts2_lightning.metrics.functional.tspd import check_tspd
 from ts2_lightning.ops import HeadAndTail, tspd_names
 from ts2_lightning.ranges import COUNT, NULL, check_number
@@ -323,9 +323,9 @@ class _Window:
     @torch.no_grad()
     def add(self, tokens: Mapping[str, Tensor], groups: Mapping[str, dict[str, Tensor]]) -> None:
         """A micro-batch's tokens, each [N], and their groups of each kind."""
-        for name in COUNTED:
-            if name in tokens:
-                counts = count_sizes(tokens[name], LARGEST)
+        if names := [name for name in COUNTED if name in tokens]:
+            rows = count_sizes_of_rows(torch.stack([tokens[name] for name in names]), LARGEST)
+            for name, counts in zip(names, rows, strict=True):
                 self._counts[name] = self._counts[name] + counts if name in self._counts else counts
         values = self._derive(tokens)
         self._means.update(values)

@@ -40,14 +40,21 @@ class LineTqdm(Tqdm):
         self._tenth, self._shown_at = -1, time.monotonic()
         super().__init__(*args, **{**kwargs, "bar_format": LINE, "dynamic_ncols": False})
 
+    def is_due(self, n: int) -> bool:
+        """Whether a line is to be written once n is done."""
+        if n == self.initial:
+            return False
+        patience = max(self.SECONDS, (self._time() - self.start_t) / 20)
+        return self._tenth_of(n) != self._tenth or time.monotonic() - self._shown_at >= patience
+
+    def _tenth_of(self, n: int) -> int:
+        return int(10 * n / self.total) if self.total else 0
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Write a line if one is due."""
-        now = time.monotonic()
-        tenth = int(10 * self.n / self.total) if self.total else 0
-        patience = max(self.SECONDS, self.format_dict["elapsed"] / 20)
-        if self.n == self.initial or (tenth == self._tenth and now - self._shown_at < patience):
+        if not self.is_due(self.n):
             return
-        self._tenth, self._shown_at = tenth, now
+        self._tenth, self._shown_at = self._tenth_of(self.n), time.monotonic()
         self.fp.write(f"{self}\n")
         self.fp.flush()
 
@@ -109,6 +116,8 @@ class StepProgress(TQDMProgressBar):
         if bar.disable or step == self._drawn_step:
             return
         if step != bar.total and now - self._drawn_at < self.refresh_seconds:
+            return
+        if isinstance(bar, LineTqdm) and not bar.is_due(step):
             return
         self._drawn_at, self._drawn_step = now, step
         self._draw(trainer, pl_module)

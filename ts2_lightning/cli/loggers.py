@@ -33,6 +33,17 @@ class _KeepingWriter(ExperimentWriter):
             self.save()
             self.metrics, self._newest_on_disk = [newest], None
 
+    def _append(self) -> None:
+        """Adds the rows to the file, which Lightning's own writer looks for and opens by way of a file system."""
+        rows = self.metrics
+        if self._record_new_keys() and Path(self.metrics_file_path).is_file():
+            self._rewrite(self._rows())
+        with open(self.metrics_file_path, "a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            if not file.tell():
+                writer.writeheader()
+            writer.writerows(rows)
+
     def save(self) -> None:
         """Writes every row, that of the newest step included, and brings the file to the disk."""
         newest = dict(self.metrics[-1]) if self.metrics else None
@@ -43,7 +54,7 @@ class _KeepingWriter(ExperimentWriter):
             self._record_new_keys()
             self._rewrite([*self._rows()[:-1], newest])
         else:
-            super().save()
+            self._append()
         self.metrics, self._newest_on_disk = [kept], newest
 
     def rewind(self, step: int) -> None:
@@ -119,8 +130,10 @@ class RunTensorBoardLogger(TensorBoardLogger):
         if self._prefix or not all(isinstance(value, int | float) for value in metrics.values()):
             super().log_metrics(metrics, step)
             return
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
-        self.experiment._get_file_writer().add_summary(Summary(value=values), step)
+        summary = Summary()
+        for name, value in metrics.items():
+            summary.value.add(tag=name, simple_value=value)
+        self.experiment._get_file_writer().add_summary(summary, step)
 
     @rank_zero_only
     def rewind(self, step: int) -> None:

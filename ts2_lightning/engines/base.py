@@ -5,6 +5,7 @@ Shapes: N supervised tokens, H the width of the model, K the vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -139,11 +140,14 @@ class TokenRecorder:
 
     def record(self, start: int, values: dict[str, Tensor], weights: Tensor | None) -> None:
         """Adds n tokens from position `start`. `values`: each [n]; `weights`: [n]."""
-        for name, value in values.items():
-            if name not in self._tokens:
-                self._tokens[name] = value.new_empty(self._size)
-            self._tokens[name][start : start + len(value)] = value
         objective = values["objective"].to(self._total.dtype)
+        if len(objective) == self._size:  # nothing to put together; a copy, as a loss may return a part of its rows
+            self._tokens = {name: value.clone() for name, value in values.items()}
+        else:
+            for name, value in values.items():
+                if name not in self._tokens:
+                    self._tokens[name] = value.new_empty(self._size)
+                self._tokens[name][start : start + len(value)] = value
         self._total += objective.sum() if weights is None else (objective * weights).sum()
 
     def output(self, dtype: torch.dtype) -> LossOutput:
@@ -187,7 +191,7 @@ def evaluate_rows(
         block_targets = targets.part(part)
         weights = block_targets.weights
         workspace.clear()
-        with torch.autocast(logits.device.type, enabled=False):  # it would turn products in a loss to bfloat16
+        with _without_autocast(logits.device.type):  # it would turn products in a loss to bfloat16
             of_reference = None if reference is None else reference[part]
             if kernels is None:
                 rows = LogitRows(logits[part], block_targets, workspace, of_reference)
@@ -200,6 +204,10 @@ def evaluate_rows(
             values |= token_statistics(rows, loss.logit_scale, statistics)
         recorder.record(start + first, values, weights)
         yield part, result.term.gradient if weights is None else result.term.gradient.scaled(weights)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _check(loss: TokenLoss, result: LossResult, rows: LogitRows) -> None:

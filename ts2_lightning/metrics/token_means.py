@@ -1,6 +1,6 @@
 """Means over tokens that arrive in uneven pieces, on several ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import torch
@@ -56,16 +56,43 @@ class TokenMeans:
         Raises:
             ValueError: a name came or went.
         """
-        names = sorted(tokens)  # one order on every rank
-        if not names or not tokens[names[0]].shape[0]:
+        if not tokens or not next(iter(tokens.values())).shape[0]:
             return
-        if not self._names:
-            self._names = names
-        if names != self._names:
-            raise ValueError(f"token statistics came or went: {sorted(set(names) ^ set(self._names))}")
+        names = self._in_order(tokens)
         rows = torch.stack([tokens[name] for name in names])
-        dtype = widest_float(rows.device)
-        sums = torch.cat([rows.sum(1, dtype=dtype), rows.new_full((1,), rows.shape[1], dtype=dtype)])
+        self._add(rows.sum(1, dtype=widest_float(rows.device)), rows.shape[1])
+
+    @torch.no_grad()
+    def add_sums(self, sums: Mapping[str, Tensor], count: int) -> None:
+        """Adds `count` tokens, at least one, of which only the sums are there.
+
+        Args:
+            sums: sum [] of each name over the tokens, the same names every time and on every rank.
+            count: number of the tokens.
+
+        Raises:
+            ValueError: a name came or went.
+
+        Example:
+            >>> means = TokenMeans()
+            >>> means.add_sums({"padding": torch.tensor(3)}, 12)
+            >>> means.compute()
+            {'padding': 0.25}
+        """
+        names = self._in_order(sums)
+        values = torch.stack([sums[name] for name in names])
+        self._add(values.to(widest_float(values.device)), count)
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        ordered = sorted(names)  # one order on every rank
+        if not self._names:
+            self._names = ordered
+        if ordered != self._names:
+            raise ValueError(f"token statistics came or went: {sorted(set(ordered) ^ set(self._names))}")
+        return ordered
+
+    def _add(self, sums: Tensor, count: int) -> None:
+        sums = torch.cat([sums, sums.new_full((1,), count)])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def compute(self, reducer: Reducer | None = None) -> dict[str, float]:

@@ -66,10 +66,9 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def padding(batch: Batch) -> Tensor:
-    """One number for each of the B x T places of a batch, of which as many are 1 as there are places of no row."""
-    places = torch.arange(batch["input_ids"].numel(), device=batch["input_ids"].device)
-    return (places >= batch["row_spans"].diff().sum()).float()
+def padded_places(batch: Batch) -> Tensor:
+    """[] number of the B x T places of a batch that no row takes."""
+    return batch["input_ids"].numel() - batch["row_spans"].diff().sum()
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -30,7 +30,7 @@ def spreading(total: Tensor) -> Tensor:
         tensor(nan)
     """
     value = total.detach()
-    return total * torch.where(value.isfinite(), torch.ones_like(value), torch.full_like(value, torch.nan))
+    return total * (1 + (value - value))  # zero, or NaN if it is not finite
 
 
 def first_nonfinite(named_tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -85,27 +85,27 @@ class StepWatch:
         """A micro-batch: [R] its rows' indices (-1 for a filler), and [] its loss."""
         self._seen.append((row_index, total.detach()))
 
-    def trouble(self, norm: Tensor) -> str:
+    def trouble(self, norm: float) -> str:
         """What is not finite, on which rank and among which rows. Every rank must call; all get the same answer.
 
         Args:
-            norm: [] of the step's gradient.
+            norm: norm of the step's gradient.
 
         Example:
             >>> watch = StepWatch()
             >>> watch.add(torch.tensor([4, 7]), torch.tensor(1.0))
             >>> watch.add(torch.tensor([9, -1]), torch.tensor(torch.nan))
-            >>> watch.trouble(torch.tensor(torch.nan))
+            >>> watch.trouble(torch.nan)
             'the loss is not finite among rows 9 on rank 0'
             >>> watch.reset()
             >>> watch.add(torch.tensor([4, 7]), torch.tensor(1.0))
-            >>> watch.trouble(torch.tensor(torch.inf))
+            >>> watch.trouble(torch.inf)
             'the gradient norm is inf, though all losses are finite (rows 4, 7 on rank 0)'
         """
         mine = [(rows.tolist(), bool(total.isfinite())) for rows, total in self._seen]
         ranks = _gathered(mine)
         if all(finite for rank in ranks for _, finite in rank):
-            return f"the gradient norm is {norm.item()}, though all losses are finite ({_places(ranks)})"
+            return f"the gradient norm is {norm}, though all losses are finite ({_places(ranks)})"
         bad: list[_Seen] = [[(rows, finite) for rows, finite in rank if not finite] for rank in ranks]
         return f"the loss is not finite among {_places(bad)}"
 

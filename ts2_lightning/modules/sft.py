@@ -18,7 +18,7 @@ from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.adapters import check_trained_state, trained_state
 from ts2_lightning.modules.config import AdamWConfig, LanguageModelConfig, ScheduleConfig
-from ts2_lightning.modules.cost import padding, peak_memory_gb, time_losses
+from ts2_lightning.modules.cost import padded_places, peak_memory_gb, time_losses
 from ts2_lightning.modules.distance import squared_distance, start_weights
 from ts2_lightning.modules.isolation import check_isolation
 from ts2_lightning.modules.language_model import check_model_files, read_limits, settle_embeddings
@@ -223,7 +223,7 @@ class SFTModule(L.LightningModule):
         output = self._forward(batch, self._take_requested())
         router = {} if output.router is None else {"router_loss": output.router}
         self._step_means.update({"objective": output.tokens["objective"], **router})
-        self._padding.update({"padding": padding(batch)})
+        self._padding.add_sums({"padding": padded_places(batch)}, batch["input_ids"].numel())
         self._watch.add(batch["row_index"], output.total)
         total = output.total if self.nonfinite == "ignore" else spreading(output.total)
         # Lightning divides by the micro-batches of a step, and the strategy by the ranks: neither is the divisor.
@@ -253,12 +253,11 @@ class SFTModule(L.LightningModule):
         """Measures the gradient's norm, clips, and refuses a step that would ruin the weights."""
         by_norm = gradient_clip_algorithm in (None, "norm")
         strategy = self.trainer.strategy
-        self._gradient_norm = clip_gradients(
-            strategy, self.network.parameters(), gradient_clip_val if by_norm else None
-        )
+        trained = (parameter for group in optimizer.param_groups for parameter in group["params"])
+        self._gradient_norm = clip_gradients(strategy, trained, gradient_clip_val if by_norm else None).item()
         # A loss scaler (float16) meets overflows on its way to its scale, and skips those steps itself.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        is_finite = bool(torch.isfinite(self._gradient_norm))
+        is_finite = math.isfinite(self._gradient_norm)
         if not is_finite and (self.nonfinite == "skip" or scaled or isinstance(strategy, DeepSpeed)):
             self._steps_without_update += 1
         if self.nonfinite != "ignore" and not scaled and not is_finite:
@@ -300,7 +299,7 @@ class SFTModule(L.LightningModule):
             return
         metrics = means | {
             "learning_rate": self._learning_rate,
-            "gradient_norm": self._gradient_norm.item(),
+            "gradient_norm": self._gradient_norm,
             "supervised_tokens_per_second": count / seconds,
             "peak_memory_gb": peak_memory_gb(self.device),
         }

@@ -170,7 +170,7 @@ def _listed(logits: Tensor, alpha: float, maxima: Tensor) -> Entmax:
     scaled = (maxima - top) * scale
     bound = _rise(scaled, torch.full_like(top, -1.0), q, BOUND_STEPS, MARGIN / 10) - MARGIN
     hit = scaled > bound
-    if hit.sum() > DENSE_SHARE * hit.numel():
+    if int(hit.count_nonzero()) > DENSE_SHARE * hit.numel():
         scaled = (logits - top) * scale
         bound = _rise(scaled, bound, q, BOUND_STEPS, MARGIN / 10) - MARGIN
         rows, columns = (scaled > bound).nonzero(as_tuple=True)
@@ -262,7 +262,7 @@ def _newton_step(
         count: function that counts those that are not zero. Default: the sum of ones.
     """
     if q == 1:  # the slope is the number of entries above the threshold
-        above = total((excess > 0).to(excess.dtype)) if count is None else count(excess)
+        above = total(excess.sign()) if count is None else count(excess)
         return (total(excess) - 1) / above
     lower = excess if q == 2 else excess.pow(q - 1)
     powers = total(lower * excess)

@@ -22,6 +22,9 @@ from ts2_lightning.types import Targets, UserError
 ELEMENTS_PER_BLOCK = {"cpu": 3 * 2**18, "cuda": 2**25}
 """Number of logits to process at a time: on a CPU their temporaries stay in the cache; on a GPU they stay small."""
 
+NARROW = 512
+"""Columns up to which the largest logits of a row are looked for in all of them at once, not in blocks."""
+
 
 def rows_per_block(vocabulary: int, device: torch.device) -> int:
     """The number of rows of logits, at least one, to process at a time."""
@@ -303,7 +306,7 @@ class LogitRows:
         """The k largest logits of each row and their columns, both [n, min(k, K)], in falling order."""
         K = self.logits.shape[-1]
         blocks = self.block_maxima.shape[-1]
-        if blocks <= 2 * k:
+        if blocks <= 2 * k or K <= NARROW:
             values, columns = self.logits.topk(min(k, K), dim=-1)
             return values, columns
         # The k largest entries lie in the k blocks with the largest maxima.

@@ -6,7 +6,7 @@ from ts2_lightning.metrics.functional.embeddings import (
     sent_bert_diversity,
     sentence_embedder,
 )
-from ts2_lightning.metrics.functional.sizes import count_sizes, quantiles_of_counts
+from ts2_lightning.metrics.functional.sizes import count_sizes, count_sizes_of_rows, quantiles_of_counts
 from ts2_lightning.metrics.functional.text import distinct_n, nltk_words, self_bleu, words
 from ts2_lightning.metrics.functional.tokens import (
     gold_in_support,
@@ -26,6 +26,7 @@ __all__ = [
     "PAPERS_EMBEDDER",
     "check_tspd",
     "count_sizes",
+    "count_sizes_of_rows",
     "distinct_n",
     "gold_in_support",
     "gold_probability",
