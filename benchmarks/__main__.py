@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ts2_lightning.suggestions import did_you_mean
+
 ROOT = Path(__file__).resolve().parents[1]
 NO_BENCHMARKS = ("__main__", "record")
 NEEDS_DATA = {
@@ -56,13 +58,15 @@ def run(names: list[str], device: str) -> int:
 
 
 def main() -> int:
-    """Lists or runs; the exit status is 1 if a benchmark failed."""
+    """Lists or runs; the exit status is 1 if a benchmark failed, 2 if there is none of a name."""
     benchmarks = titles()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="*", metavar="NAME", help="run these; all by default")
     options = parser.parse_args()
     if unknown := sorted(set(options.run or ()) - set(benchmarks)):
-        parser.error(f"unknown benchmark {unknown[0]!r}; there are: {', '.join(benchmarks)}")
+        near = did_you_mean(unknown[0], benchmarks) or f"; there are: {', '.join(benchmarks)}"
+        print(f"error: unknown benchmark {unknown[0]!r}{near}", file=sys.stderr)
+        return 2
     if options.run is None:
         for name, title in benchmarks.items():
             print(f"{name:18} {title}")

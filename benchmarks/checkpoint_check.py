@@ -4,13 +4,12 @@
 
 A random model in float32 with the state of AdamW, as one file, and as a directory whose files have the checksums of the
 manifest. Loading is what a training that goes on does: the base model, the checkpoint, the states of model and
-optimizer. Rounds take turns; of each kind the median of the processor seconds is told, and of the seconds that passed.
+optimizer. Rounds take turns; each kind has its processor seconds and its ratios to loading in the same rounds: median
+and quartiles. Of what comes from the disk the seconds that passed are told beside: to wait takes no processor time.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks import record
 from benchmarks.memory_export import write_base
 from ts2_lightning import checkpoint_files as files
 from ts2_lightning.modules import LanguageModelConfig
@@ -79,13 +79,13 @@ def forget_files(directory: Path) -> None:
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Processor seconds of all threads, and seconds that passed."""
-    processor, passed = time.process_time(), time.perf_counter()
+    processor, passed = record.processor_seconds(), time.perf_counter()
     work()
-    return time.process_time() - processor, time.perf_counter() - passed
+    return record.processor_seconds() - processor, time.perf_counter() - passed
 
 
-def measure(directory: Path, rounds: int) -> dict[str, Any]:
-    """Medians over rounds, and what they are beside loading."""
+def measure(directory: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Median seconds of each kind, and its ratios to loading."""
     works: dict[str, Callable[[], object]] = {
         "load": partial(load, directory),
         "check, one file": partial(check, directory / "one file"),
@@ -94,25 +94,22 @@ def measure(directory: Path, rounds: int) -> dict[str, Any]:
         "load, from the disk": partial(load, directory),
         "check and load, from the disk": partial(check_and_load, directory),
     }
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    processor: dict[str, list[float]] = {name: [] for name in works}
+    passed: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
             if "from the disk" in name:
                 forget_files(directory)
             else:
                 work()  # brings the files into the memory
-            taken[name].append(timed(work))
-    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in taken.items()}
-    whole = medians["load"]
-    return {
-        name: {
-            "processor_seconds": round(processor, 3),
-            "seconds": round(passed, 3),
-            "processor_over_load": round(processor / whole[0], 3),
-            "seconds_over_load": round(passed / whole[1], 3),
-        }
-        for name, (processor, passed) in medians.items()
-    }
+            of_turn = timed(work)
+            processor[name].append(of_turn[0])
+            passed[name].append(of_turn[1])
+    rows: dict[str, dict[str, float]] = record.side_by_side(processor, "load", "to_load")
+    for name in works:
+        if "from the disk" in name:
+            rows[name]["seconds"] = round(statistics.median(passed[name]), 3)
+    return rows
 
 
 def main() -> None:
@@ -124,18 +121,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         write(Path(temporary))
         size = (Path(temporary) / "one file").stat().st_size
-        found = measure(Path(temporary), options.rounds)
-    record = {
-        "checkpoint_gb": round(size / 1e9, 2),
-        "rounds": options.rounds,
-        "cpus": os.cpu_count(),
-        "platform": platform.platform(),
-        "torch": torch.__version__,
-        "results": found,
-    }
-    print(json.dumps(record, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+        results = measure(Path(temporary), options.rounds)
+    record.show(results)
+    figures = {"checkpoint_gb": round(size / 1e9, 2), "rounds": options.rounds, "results": results}
+    record.write(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Time from a file of conversations to token ids, and from those to batches, against `datasets.map` and a plain loader.
 
-    python benchmarks/data_pipeline.py --data ../shared/data/sft/ultrafeedback_binarized_train_1000.jsonl.gz --out FILE
+    python -m benchmarks.data_pipeline --data ../shared/data/sft/ultrafeedback_binarized_train_1000.jsonl.gz --out FILE
 
 Both sides read the same rows (`messages`), apply the same ChatML template with the same tokenizer, a byte-level BPE of
 32,000 tokens that is trained on the rows, mark the assistant's tokens and cut at the same length; a test holds their
 results equal. The other side is what a training script does: `apply_chat_template` with an assistant mask (which needs
 a template with generation marks) in `datasets.map`, in one process and in one per core, and a shuffling DataLoader
-that pads in its collate function. Subjects take turns; the median of the rounds counts. Where other programs run on the
-machine, `cpu_seconds` says more than `seconds`, and `ratios` (ours by theirs in the same round, then the median) more
-than either.
+that pads in its collate function. Subjects take turns; processor seconds, those of child processes included. Ratios are
+ours to theirs in the same round: median and quartiles.
 
 - tokenise: from the file, nothing cached
 - start: again, from each side's own cache
@@ -20,14 +19,11 @@ import gzip
 import itertools
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from benchmarks import record
 from ts2_lightning.data import SFTData
 
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|end_of_text|>"]
@@ -52,7 +49,6 @@ MARKED_CHATML = (
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}{{ '\\n' }}{% endfor %}"
 )
 BATCH = 8
-LIBRARIES = ("datasets", "tokenizers", "torch", "transformers")
 
 Conversation = list[dict[str, str]]
 
@@ -142,11 +138,10 @@ def pad(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def measured(function: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """How long a call takes, by the clock and on the processor (child processes included), and what it gives."""
-    before = os.times()
+    """Processor seconds of a call, child processes included, and what it gives."""
+    before = record.processor_seconds()
     result = function()
-    after = os.times()
-    return {"seconds": after.elapsed - before.elapsed, "cpu_seconds": sum(after[:4]) - sum(before[:4])}, result
+    return {"processor_seconds": record.processor_seconds() - before}, result
 
 
 def epoch(loader: Any) -> tuple[int, int]:
@@ -161,54 +156,51 @@ def epoch(loader: Any) -> tuple[int, int]:
 def measure(file: Path, tokenizer: str, max_length: int, scratch: Path) -> dict[str, dict[str, float]]:
     """One round: what each subject took."""
     cores = len(os.sched_getaffinity(0))
-    found: dict[str, dict[str, float]] = {}
+    turns: dict[str, dict[str, float]] = {}
 
-    def record(name: str, function: Callable[[], Any]) -> Any:
-        found[name], result = measured(function)
-        print(f"{name:36} {found[name]['seconds']:8.2f} s", file=sys.stderr)
+    def run(name: str, function: Callable[[], Any]) -> Any:
+        turns[name], result = measured(function)
+        print(f"{name:36} {turns[name]['processor_seconds']:8.2f} s", file=sys.stderr)
         return result
 
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         os.environ["TS2_CACHE_DIR"] = directory
         hub = [Path(directory) / f"datasets-{processes}" for processes in (1, cores)]
-        record("tokenise: datasets.map", lambda: theirs(file, tokenizer, max_length, hub[0]))
+        run("tokenise: datasets.map", lambda: theirs(file, tokenizer, max_length, hub[0]))
         if cores > 1:
             many = f"tokenise: datasets.map, {cores} processes"
-            record(many, lambda: theirs(file, tokenizer, max_length, hub[1], cores))
-        record("tokenise: ours", lambda: ours(file, tokenizer, max_length, cache=True))
-        table = record("start: datasets.map", lambda: theirs(file, tokenizer, max_length, hub[0]))
-        data = record("start: ours", lambda: ours(file, tokenizer, max_length, cache=True))
+            run(many, lambda: theirs(file, tokenizer, max_length, hub[1], cores))
+        run("tokenise: ours", lambda: ours(file, tokenizer, max_length, cache=True))
+        table = run("start: datasets.map", lambda: theirs(file, tokenizer, max_length, hub[0]))
+        data = run("start: ours", lambda: ours(file, tokenizer, max_length, cache=True))
         plain: Any = DataLoader(table, batch_size=BATCH, shuffle=True, collate_fn=pad)
         for name, loader in (("load: plain DataLoader", plain), ("load: ours", data.train_dataloader())):
-            tokens, positions = record(name, partial(epoch, loader))
-            found[name]["padding"] = 1 - tokens / positions
-            found[name]["tokens"] = tokens
+            tokens, positions = run(name, partial(epoch, loader))
+            turns[name] |= {"padding": 1 - tokens / positions, "tokens": tokens}
     tokens = len(data.rows("train").ids)
-    return {name: {"tokens": tokens} | row for name, row in found.items()}
+    return {name: {"tokens": tokens} | row for name, row in turns.items()}
 
 
 def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """The medians, and tokens per second."""
+    """The medians, and tokens in a processor second."""
     result = {}
     for name in rounds[0]:
         row = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
-        row["tokens_per_second"] = round(row["tokens"] / row["seconds"])
+        row["tokens_per_processor_second"] = round(row["tokens"] / row["processor_seconds"])
         result[name] = {key: round(value, 4) for key, value in row.items()}
     return result
 
 
 def ratios(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Ours by theirs, side by side in each round: the medians."""
+    """Ours to theirs, side by side in each round: medians and quartiles."""
     pairs = {
         "tokenise": ("tokenise: ours", "tokenise: datasets.map"),
         "start": ("start: ours", "start: datasets.map"),
         "load": ("load: ours", "load: plain DataLoader"),
     }
+    key = "processor_seconds"
     return {
-        name: {
-            key: round(statistics.median(one[mine][key] / max(one[other][key], 0.01) for one in rounds), 3)
-            for key in ("seconds", "cpu_seconds")
-        }
+        name: record.spread("to_theirs", (one[mine][key] / one[other][key] for one in rounds))
         for name, (mine, other) in pairs.items()
     }
 
@@ -220,7 +212,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000, help="the file is repeated until there are so many")
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--note", help="what else is to be known of the run, such as what the machine was busy with")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
@@ -228,16 +219,10 @@ def main() -> None:
         file = write_rows(scratch / "rows.jsonl", conversations(arguments.data, arguments.rows))
         tokenizer = train_tokenizer(scratch / "tokenizer", conversations(arguments.data, 1000))
         rounds = [measure(file, tokenizer, arguments.max_length, scratch) for _ in range(arguments.rounds)]
-    machine: dict[str, Any] = {"processor": platform.processor() or platform.machine()}
-    machine |= {"cores": len(os.sched_getaffinity(0)), **{library: version(library) for library in LIBRARIES}}
-    about: dict[str, Any] = {"command": shlex.join(["python", *sys.argv]), "machine": machine, "rows": arguments.rows}
-    results = summary(rounds)
-    for name, row in results.items():
-        print(f"{name:36}", *(f"{key} {value:<12}" for key, value in row.items()))
-    if arguments.out:
-        record = about | {"note": arguments.note, "rounds": arguments.rounds, "ratios": ratios(rounds)}
-        record["results"] = results
-        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    figures = {"ratios": ratios(rounds), "results": summary(rounds)}
+    for rows in figures.values():
+        record.show(rows)
+    record.write(arguments.out, {"rows": arguments.rows, "rounds": arguments.rounds, **figures})
 
 
 if __name__ == "__main__":

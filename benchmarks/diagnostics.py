@@ -3,19 +3,16 @@
 A random Llama (H 1,024, 4 layers, K 128,256) is trained on 2,048 random tokens, all of them supervised. In each round
 the modes take turns on the same batch, and each turn is a whole optimizer step with all that the trainer calls around
 it. The order is reversed from round to round. What a thinned monitor costs follows from its two kinds of steps.
+Processor time; ratios are to the turn without the monitor in the same round: median and quartiles.
 
-    python benchmarks/diagnostics.py --rounds 5 --out benchmarks/results/diagnostics_cpu.json
-    python benchmarks/diagnostics.py --quick
+    python -m benchmarks.diagnostics --rounds 5 --out benchmarks/results/diagnostics_cpu.json
+    python -m benchmarks.diagnostics --quick
 """
 
 import argparse
-import json
 import logging
-import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.record import show, side_by_side, write
 from ts2_lightning.callbacks import DistributionMonitor, TSPDSetting
 from ts2_lightning.losses import CrossEntropyLoss, TokenLoss, TS2Loss
 from ts2_lightning.modules import LanguageModelConfig, SFTModule
@@ -62,7 +60,7 @@ class TakeTurns(Callback):
     def __init__(self, monitors: dict[str, DistributionMonitor | None], warmup: int) -> None:
         self._monitors = monitors
         self._warmup = warmup
-        self.turns: list[tuple[str, float, float]] = []
+        self.turns: list[tuple[str, float]] = []
 
     def mode(self, step: int) -> str:
         """Whose turn it is; the order is reversed in every other round."""
@@ -73,7 +71,7 @@ class TakeTurns(Callback):
         """Starts the monitors and the clock."""
         for monitor in filter(None, self._monitors.values()):
             monitor.on_train_start(trainer, trainer.lightning_module)
-        self._started = time.perf_counter(), time.process_time()
+        self._started = time.process_time()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Tells the monitor whose turn it is."""
@@ -85,9 +83,9 @@ class TakeTurns(Callback):
         """Tells it again, and takes the time."""
         if (monitor := self._monitors[self.mode(batch_idx)]) is not None:
             monitor.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        now = time.perf_counter(), time.process_time()
+        now = time.process_time()
         if batch_idx >= self._warmup:
-            self.turns.append((self.mode(batch_idx), now[0] - self._started[0], now[1] - self._started[1]))
+            self.turns.append((self.mode(batch_idx), now - self._started))
         self._started = now
 
 
@@ -121,8 +119,8 @@ def full(every_n_steps: int = 1) -> DistributionMonitor:
     )
 
 
-def measure(loss: TokenLoss, sizes: Sizes, rounds: int, threads: int) -> dict[str, Any]:
-    """Seconds of each mode's turns, and their ratios to the turns without a monitor of the same round."""
+def measure(loss: TokenLoss, sizes: Sizes, rounds: int, threads: int) -> dict[str, dict[str, float]]:
+    """Processor seconds of each mode's turns, and their ratios to the turns without a monitor of the same round."""
     torch.set_num_threads(threads)
     monitors: dict[str, DistributionMonitor | None] = {
         "off": None, "left_out": full(10**9), "means": DistributionMonitor(), "full": full()
@@ -146,22 +144,17 @@ def measure(loss: TokenLoss, sizes: Sizes, rounds: int, threads: int) -> dict[st
         steps = (rounds + 1) * len(MODES)
         data: Any = DataLoader(Turns(random_batch(sizes), steps), batch_size=None)
         trainer.fit(SFTModule(LanguageModelConfig(place), loss), data)
-    found = {mode: dict(summary(turns.turns, mode)) for mode in MODES}
-    found["thinned"] = {
-        kind: round(((THINNED - 1) * found["left_out"][kind] + found["full"][kind]) / THINNED, 4)
-        for kind in found["off"]
-    }
-    return found
+    return summary(turns.turns)
 
 
-def summary(turns: list[tuple[str, float, float]], mode: str) -> Iterator[tuple[str, float]]:
-    """Medians over rounds, of seconds and of ratios within a round."""
+def summary(turns: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
+    """Medians over rounds, of seconds and of ratios within a round; `thinned` from its two kinds of steps."""
     size = len(MODES)
-    rounds = [{name: seconds for name, *seconds in turns[i : i + size]} for i in range(0, len(turns), size)]
-    for place, kind in enumerate(("seconds", "cpu_seconds")):
-        yield kind, round(statistics.median(of_round[mode][place] for of_round in rounds), 4)
-        ratios = [of_round[mode][place] / of_round["off"][place] for of_round in rounds]
-        yield f"{kind}_over_off", round(statistics.median(ratios), 4)
+    rounds = [dict(turns[start : start + size]) for start in range(0, len(turns), size)]
+    for one in rounds:
+        one["thinned"] = ((THINNED - 1) * one["left_out"] + one["full"]) / THINNED
+    seconds = {mode: [one[mode] for one in rounds] for mode in (*MODES, "thinned")}
+    return side_by_side(seconds, "off", "to_off", digits=4)
 
 
 def main() -> None:
@@ -171,21 +164,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--quick", action="store_true", help="toy sizes: whether it runs, not how fast")
     parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES), help="objectives")
-    parser.add_argument("--out", type=Path, help="JSON file for the results; what it has of other losses is kept")
+    parser.add_argument("--tokens", type=int, help="of the batch")
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    sizes = QUICK if options.quick else TARGET
-    found: dict[str, Any] = {}
-    if options.out is not None and options.out.is_file():
-        found = json.loads(options.out.read_text(encoding="utf-8"))
-    about = {"sizes": sizes, "rounds": options.rounds, "threads": options.threads, "torch": torch.__version__}
-    about |= {"machine": platform.processor() or platform.machine()}
+    sizes = dict(QUICK if options.quick else TARGET)
+    sizes["tokens"] = options.tokens or sizes["tokens"]
+    results: dict[str, dict[str, dict[str, float]]] = {}
     for name in options.losses:
-        found[name] = {**about, "modes": measure(LOSSES[name](), sizes, options.rounds, options.threads)}
-        for mode, numbers in found[name]["modes"].items():
-            print(f"{name:18} {mode:8} " + "  ".join(f"{key} {value:.4f}" for key, value in numbers.items()))
-        if options.out is not None:
-            options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(name)
+        results[name] = measure(LOSSES[name](), sizes, options.rounds, options.threads)
+        show(results[name])
+        write(options.out, {"sizes": sizes, "rounds": options.rounds, "results": results})
 
 
 if __name__ == "__main__":

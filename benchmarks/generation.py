@@ -6,13 +6,12 @@ reversed from round to round. The model is stories260K, and its responses end at
 they differ in length as answers of chat rows do (`useful`: the share of the positions of plain batches that are tokens
 of a response; it is 0.45 for 16 answers each to 100 rows of Tulu 2).
 
-    python benchmarks/generation.py --model DIRECTORY --out benchmarks/results/generation_cpu.json
-    python benchmarks/generation.py --quick
+    python -m benchmarks.generation --model DIRECTORY --out benchmarks/results/generation_cpu.json
+    python -m benchmarks.generation --quick
 """
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from benchmarks.record import side_by_side, write
 from ts2_lightning.generation import Decoder, GenerationSettings, Request
 from ts2_lightning.generation.backends import TransformersBackend, end_ids, prompt_ids
 from ts2_lightning.generation.decoders import draw
@@ -127,7 +127,7 @@ def requests_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size
 
 
 def measure(place: Path | None, sizes: Sizes, rounds: int, threads: int) -> dict[str, Any]:
-    """Processor seconds and tokens per second of each way, and what the responses are like.
+    """Processor seconds of each way, their ratios to `generate`, and what the responses are like.
 
     `differing` is the number of responses with other tokens. Logits are rounded differently in another batch, so a draw
     that falls on the border of two tokens, about one of a hundred thousand, may give the other one.
@@ -148,16 +148,14 @@ def measure(place: Path | None, sizes: Sizes, rounds: int, threads: int) -> dict
     in_order = [len(tokens["backend"][one.key]) for one in order]
     batches = [in_order[at : at + sizes["batch_size"]] for at in range(0, len(in_order), sizes["batch_size"])]
     lengths = sorted(in_order)
-    ratios = [one / other for one, other in zip(seconds["plain generate"], seconds["backend"], strict=True)]
     return {
         "responses": len(lengths),
         "tokens": sum(lengths),
         "useful": round(sum(lengths) / sum(max(batch) * len(batch) for batch in batches), 3),
         "length": {"median": statistics.median(lengths), "p90": lengths[len(lengths) * 9 // 10], "most": lengths[-1]},
-        "processor_seconds": {way: round(statistics.median(seconds[way]), 2) for way in WAYS},
-        "tokens_per_second": {way: round(sum(lengths) / statistics.median(seconds[way]), 1) for way in WAYS},
-        "ratio": round(statistics.median(ratios), 3),
+        "tokens_per_processor_second": {way: round(sum(lengths) / statistics.median(seconds[way]), 1) for way in WAYS},
         "differing": len(differing),
+        "results": side_by_side(seconds, "plain generate", "to_plain_generate"),
     }
 
 
@@ -165,7 +163,7 @@ def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="directory of the model (default: a small random one)")
-    parser.add_argument("--rounds", type=int, default=1, help="turns of each way")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--samples", type=int, help="of each prompt")
     parser.add_argument("--quick", action="store_true", help="toy sizes: whether it runs, not how fast")
@@ -174,11 +172,8 @@ def main() -> None:
     sizes = dict(QUICK if options.quick else TARGET)
     sizes["samples"] = options.samples or sizes["samples"]
     figures = measure(options.model, sizes, options.rounds, options.threads)
-    about = {"sizes": sizes, "rounds": options.rounds, "threads": options.threads, "torch": torch.__version__}
-    about |= {"machine": platform.processor() or platform.machine()}
     print(json.dumps(figures, indent=2))
-    if options.out is not None:
-        options.out.write_text(json.dumps({**about, **figures}, indent=2) + "\n", encoding="utf-8")
+    write(options.out, {"sizes": sizes, "rounds": options.rounds, **figures})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Memory of each of two ranks while a sharded model is given its weights, against loading it whole on every rank.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory_loading.py --out benchmarks/results/memory_loading_cpu.json
+    OMP_NUM_THREADS=1 python -m benchmarks.memory_loading --out benchmarks/results/memory_loading_cpu.json
 
 A random Llama of at least 1 GB is saved in bfloat16, and loaded into float32 by two processes on the CPU (gloo), from a
 checkpoint that is in no process's memory before. Per rank, in GB (1e9 bytes):
@@ -9,18 +9,20 @@ checkpoint that is in no process's memory before. Per rank, in GB (1e9 bytes):
 - mapped: peak growth of pages of the checkpoint's files (RssFile), which the system takes back when it needs them
 - kept: what the rank's own weights take in the end
 
-`whole` is `from_pretrained` on every rank, sharded by FSDP2 afterwards, which is what a plain script does.
+`whole` is `from_pretrained` on every rank, sharded by FSDP2 afterwards, which is what a plain script does. The ways
+take turns; `private_to_whole` and `seconds_to_whole` are ratios to it in the same round, of private memory and of
+processor time: median and quartiles.
 """
 
 import argparse
 import json
 import os
-import platform
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from importlib.metadata import version
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from benchmarks.record import ROOT, show, spread, write
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import build_language_model, load_language_model
 from ts2_lightning.modules.weights import load_weights
 
 WAYS = ("whole", "fsdp2", "zero3")
 GB = 1e9
-LIBRARIES = ("torch", "transformers", "deepspeed", "safetensors")
+
+Round = dict[str, list[dict[str, float]]]
+"""Way -> for each rank what it has measured."""
 
 
 def save_random_model(directory: Path, layers: int) -> None:
@@ -109,33 +114,49 @@ def work(way: str, directory: Path, out: Path) -> None:
 
     deepspeed.init_distributed("gloo", dist_init_required=False, verbose=False)
     dist.barrier()
-    peak = Peak()
+    peak, started = Peak(), time.process_time()
     model = load(way, LanguageModelConfig(str(directory)))
     peak.stop()
+    seconds = time.process_time() - started
     private, mapped = (round(peak.growth[name] / GB, 3) for name in ("RssAnon:", "RssFile:"))
-    found = {"private": private, "mapped": mapped, "kept": round(kept(model) / GB, 3)}
-    (out / f"{way}-{dist.get_rank()}.json").write_text(json.dumps(found))
+    row = {"private": private, "mapped": mapped, "kept": round(kept(model) / GB, 3), "seconds": round(seconds, 3)}
+    (out / f"{way}-{dist.get_rank()}.json").write_text(json.dumps(row))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def measure(directory: Path, out: Path) -> dict[str, list[dict[str, float]]]:
-    """Way -> for each rank what it found, each way in processes of its own."""
+def measure(directory: Path, out: Path) -> Round:
+    """One round, each way in processes of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    found = {}
+    rows = {}
     for way in WAYS:
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-        worker = ["--way", way, "--model", str(directory), "--out", str(out)]
-        subprocess.run([*launch, *worker], check=True, env=environment, stdout=subprocess.DEVNULL)
-        found[way] = [json.loads((out / f"{way}-{rank}.json").read_text()) for rank in range(2)]
-    return found
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        worker = ["-m", "benchmarks.memory_loading", "--way", way, "--model", str(directory), "--out", str(out)]
+        subprocess.run([*launch, *worker], check=True, env=environment, stdout=subprocess.DEVNULL, cwd=ROOT)
+        rows[way] = [json.loads((out / f"{way}-{rank}.json").read_text()) for rank in range(2)]
+    return rows
+
+
+def summary(rounds: list[Round]) -> dict[str, dict[str, float]]:
+    """Medians of each way and rank, and their ratios to `whole`."""
+    rows = {}
+    for way in WAYS:
+        for rank in range(2):
+            mine, whole = ([one[name][rank] for one in rounds] for name in (way, "whole"))
+            row = {key: round(statistics.median(of_round[key] for of_round in mine), 3) for key in mine[0]}
+            for key in ("private", "seconds"):
+                pairs = zip(mine, whole, strict=True)
+                row |= spread(f"{key}_to_whole", (of_round[key] / other[key] for of_round, other in pairs))
+            rows[f"{way}, rank {rank}"] = row
+    return rows
 
 
 def main() -> None:
-    """Measures, prints a table, and writes the numbers."""
+    """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=10, help="of the random model; 10 make 1.3 GB on disk")
-    parser.add_argument("--out", type=Path, help="where to write the numbers")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -146,21 +167,10 @@ def main() -> None:
         directory, out = Path(scratch) / "model", Path(scratch)
         save_random_model(directory, arguments.layers)
         stored = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / GB
-        found = measure(directory, out)
-    report: dict[str, Any] = {
-        "stored": round(stored, 3),
-        "in float32": round(2 * stored, 3),
-        "ranks": found,
-        "machine": {"system": platform.platform(), "cores": os.cpu_count()},
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-    print(f"{stored:.2f} GB in bfloat16 on disk, {2 * stored:.2f} GB in float32\n")
-    print("| way | rank | private | mapped | kept |\n| --- | --- | --- | --- | --- |")
-    for way, ranks in found.items():
-        for rank, row in enumerate(ranks):
-            print(f"| {way} | {rank} | {row['private']:.2f} | {row['mapped']:.2f} | {row['kept']:.2f} |")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n")
+        results = summary([measure(directory, out) for _ in range(arguments.rounds)])
+    show(results)
+    sizes = {"stored": round(stored, 3), "in_float32": round(2 * stored, 3)}
+    write(arguments.out, {**sizes, "rounds": arguments.rounds, "results": results})
 
 
 if __name__ == "__main__":

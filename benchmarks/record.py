@@ -1,12 +1,14 @@
-"""What a file of figures has beside them: command, machine, versions and revision; and the spread of a ratio."""
+"""What a file of figures has beside them: command, machine, versions and revision; and ratios with their spread."""
 
 import json
 import os
 import platform
+import resource
 import shlex
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -89,3 +91,39 @@ def spread(name: str, ratios: Iterable[float], digits: int = 3) -> dict[str, flo
     values = list(ratios)
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {name: round(middle, digits), f"{name}_p25": round(low, digits), f"{name}_p75": round(high, digits)}
+
+
+def processor_seconds() -> float:
+    """Processor seconds so far of this process, with all its threads, and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def side_by_side(
+    seconds: Mapping[str, Sequence[float]], unit: str, ratio: str, digits: int = 3
+) -> dict[str, dict[str, float]]:
+    """Median processor seconds of each subject, and its ratios to one of them, turn by turn, with their spread.
+
+    Args:
+        seconds: processor seconds of each subject in every round.
+        unit: name of the subject to whose turns in the same rounds ratios are taken.
+        ratio: name of the ratios.
+        digits: digits of both after the point.
+
+    Example:
+        >>> side_by_side({"plain": [1.0, 3.0], "ours": [2.0, 3.0]}, "plain", "to_plain")["ours"]
+        {'processor_seconds': 2.5, 'to_plain': 1.5, 'to_plain_p25': 1.25, 'to_plain_p75': 1.75}
+    """
+    rows = {}
+    for name, values in seconds.items():
+        ratios = [value / other for value, other in zip(values, seconds[unit], strict=True)]
+        rows[name] = {"processor_seconds": round(statistics.median(values), digits), **spread(ratio, ratios, digits)}
+    return rows
+
+
+def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints a line for each row of figures."""
+    width = max(map(len, rows), default=0)
+    for name, row in rows.items():
+        figures = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        print(f"{name:{width}} ", "  ".join(figures), flush=True)

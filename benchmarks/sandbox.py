@@ -2,26 +2,28 @@
 
     python -m benchmarks.sandbox --data ../shared/data/eval/humaneval_000_081.jsonl.gz --out FILE
 
-The programs are HumanEval's own solutions with their tests. `per_second` is by the clock, over all workers;
-`per_processor_second` is over the processor time of servers and programs, and hardly changes on a busy machine.
+The programs are HumanEval's own solutions with their tests. Subjects take turns, each from the start of its processes
+to their end; processor seconds of all of them, and ratios to an interpreter for each program in the same round: median
+and quartiles. `per_second` is by the clock, over all workers.
 """
 
 import argparse
 import gzip
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from benchmarks import record
 from ts2_lightning.sandbox import Program, Sandbox, SandboxSettings
 from ts2_lightning.sandbox.ways import ENVIRONMENT
 
+INTERPRETERS = "an interpreter for each, unconfined"
 SECONDS = 30.0  # nothing here is wrong, and a busy machine is slow
 
 
@@ -43,60 +45,63 @@ def read_programs(file: Path) -> list[Program]:
     ]
 
 
-def rates(run: Callable[[], int], count: int, rounds: int) -> dict[str, float]:
-    """Programs in a second of some rounds, median, after one that fills the caches.
+def turn(run: Callable[[], int], count: int) -> tuple[float, float]:
+    """Processor seconds of a turn, those of all processes that it starts and ends included, and seconds that passed.
 
     Args:
-        run: runs all programs, and returns how many have passed.
+        run: function that runs all programs, and returns how many have passed.
         count: number of programs, all of which have to pass.
-        rounds: number of rounds.
+
+    Raises:
+        RuntimeError: one has not.
     """
-    clock = []
+    processor, begun = record.processor_seconds(), time.perf_counter()
+    passed = run()
+    if passed != count:
+        raise RuntimeError(f"{count - passed} of {count} right programs have not passed")
+    return record.processor_seconds() - processor, time.perf_counter() - begun
+
+
+def confined(programs: list[Program], workers: int) -> int:
+    """How many programs pass in the sandbox, from its start to its end.
+
+    Args:
+        programs: programs.
+        workers: number of workers.
+    """
+    with Sandbox(SandboxSettings(run_code=True, workers=workers)) as sandbox:
+        return sum(one.passed for one in sandbox.run(programs))
+
+
+def layers_here() -> list[str]:
+    """The layers of the sandbox on this machine."""
+    with Sandbox(SandboxSettings(run_code=True, workers=1)) as sandbox:
+        return list(sandbox.layers)
+
+
+def measure(programs: list[Program], workers: Collection[int], rounds: int) -> dict[str, dict[str, float]]:
+    """What every subject takes in its turns, and its ratios to an interpreter for each program.
+
+    Args:
+        programs: programs, all of them right.
+        workers: numbers of workers of the sandbox; each is a subject.
+        rounds: number of rounds, after one that fills the caches.
+    """
+    subjects: dict[str, Callable[[], int]] = {INTERPRETERS: lambda: sum(fresh_interpreters(programs))}
+    subjects |= {f"sandbox, workers: {number}": partial(confined, programs, number) for number in workers}
+    processor: dict[str, list[float]] = {name: [] for name in subjects}
+    passed: dict[str, list[float]] = {name: [] for name in subjects}
     for number in range(rounds + 1):
-        begun = time.perf_counter()
-        passed = run()
-        if passed != count:
-            raise RuntimeError(f"{count - passed} of {count} right programs have not passed")
-        if number:
-            clock.append(count / (time.perf_counter() - begun))
-    return {"per_second": round(statistics.median(clock), 1), "least": round(min(clock), 1)}
-
-
-def children_seconds() -> float:
-    """Processor time of the children that have ended and been waited for."""
-    times = os.times()
-    return times.children_user + times.children_system
-
-
-def measure(programs: list[Program], settings: SandboxSettings, rounds: int) -> dict[str, Any]:
-    """Programs that the sandbox runs in a second by the clock, and in a second of processor time.
-
-    Args:
-        programs: programs.
-        settings: settings of the sandbox.
-        rounds: number of rounds.
-    """
-    before = children_seconds()
-    with Sandbox(settings) as sandbox:
-        layers = sandbox.layers
-        speed = rates(lambda: sum(one.passed for one in sandbox.run(programs)), len(programs), rounds)
-    return {**speed, "per_processor_second": _per_processor_second(programs, rounds, before), "layers": list(layers)}
-
-
-def measure_interpreters(programs: list[Program], rounds: int) -> dict[str, float]:
-    """The same for an interpreter that is started for each program.
-
-    Args:
-        programs: programs.
-        rounds: number of rounds.
-    """
-    before = children_seconds()
-    speed = rates(lambda: sum(fresh_interpreters(programs)), len(programs), rounds)
-    return {**speed, "per_processor_second": _per_processor_second(programs, rounds, before)}
-
-
-def _per_processor_second(programs: list[Program], rounds: int, before: float) -> float:
-    return round(len(programs) * (rounds + 1) / (children_seconds() - before), 1)
+        for name, run in subjects.items():
+            of_turn = turn(run, len(programs))
+            if number:
+                processor[name].append(of_turn[0])
+                passed[name].append(of_turn[1])
+    rows = record.side_by_side(processor, INTERPRETERS, "to_interpreters")
+    for name, row in rows.items():
+        row["per_processor_second"] = round(len(programs) / statistics.median(processor[name]), 1)
+        row["per_second"] = round(len(programs) / statistics.median(passed[name]), 1)
+    return rows
 
 
 def fresh_interpreters(programs: list[Program]) -> Iterator[bool]:
@@ -118,26 +123,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     programs = read_programs(options.data)
-    results: dict[str, Any] = {}
-    for workers in sorted({1, len(os.sched_getaffinity(0))}):
-        settings = SandboxSettings(run_code=True, workers=workers)
-        results[f"sandbox, workers: {workers}"] = measure(programs, settings, options.rounds)
-    results["an interpreter for each, unconfined"] = measure_interpreters(programs, 1)
-    record = {
-        "command": f"python -m benchmarks.sandbox --data {options.data} --out {options.out}",
-        "machine": {
-            "processor": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "kernel": platform.release().split("-")[0], "python": platform.python_version(),
-            "load": round(os.getloadavg()[0], 1),
-        },
-        "programs": len(programs),
-        "rounds": options.rounds,
-        "results": results,
-    }  # fmt: skip
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    results = measure(programs, sorted({1, len(os.sched_getaffinity(0))}), options.rounds)
+    record.show(results)
+    figures = {"programs": len(programs), "layers": layers_here(), "rounds": options.rounds, "results": results}
+    record.write(options.out, figures)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,19 @@
 
     python -m benchmarks.startup --out benchmarks/results/startup_cpu.json
 
-Processor seconds (user and system) of whole processes with one thread. Rounds take turns; each subject has its median
-and its ratio to `import torch` in the same rounds, which hardly changes on another machine.
+Processor seconds (user and system) of whole processes with one thread. Subjects take turns; each has its median, and
+its ratios to `import torch` in the same rounds: median and quartiles. They hardly change on another machine.
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks import record
+from benchmarks.record import ROOT
+
 UNIT = "import torch"
 _COMMAND = [sys.executable, str(ROOT / "cli.py")]
 SUBJECTS: dict[str, list[str]] = {
@@ -37,10 +35,9 @@ def processor_seconds(command: list[str]) -> float:
         command: Command line.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    before = os.times()
+    before = record.processor_seconds()
     subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=True)
-    after = os.times()
-    return after.children_user - before.children_user + after.children_system - before.children_system
+    return record.processor_seconds() - before
 
 
 def measure(subjects: dict[str, list[str]], rounds: int) -> dict[str, list[float]]:
@@ -54,13 +51,9 @@ def measure(subjects: dict[str, list[str]], rounds: int) -> dict[str, list[float
     return seconds
 
 
-def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Median of every subject, and its ratio to that of `import torch`."""
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        name: {"processor_seconds": round(median, 3), "ratio_to_import_torch": round(median / medians[UNIT], 2)}
-        for name, median in medians.items()
-    }
+def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median of every subject, and its ratios to `import torch`."""
+    return record.side_by_side(seconds, UNIT, "to_import_torch")
 
 
 def main() -> None:
@@ -70,11 +63,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results = summary(measure(SUBJECTS, options.rounds))
-    record = {"cpu": platform.processor(), "python": platform.python_version(), "rounds": options.rounds, **results}
-    text = json.dumps(record, indent=2)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    record.show(results)
+    record.write(options.out, {"rounds": options.rounds, "results": results})
 
 
 if __name__ == "__main__":
