@@ -40,14 +40,14 @@ class LineTqdm(Tqdm):
         self._tenth, self._shown_at = -1, time.monotonic()
         super().__init__(*args, **{**kwargs, "bar_format": LINE, "dynamic_ncols": False})
 
-    def is_due(self, n: int) -> bool:
+    def is_due(self, n: float) -> bool:
         """Whether a line is to be written once n is done."""
         if n == self.initial:
             return False
-        patience = max(self.SECONDS, (self._time() - self.start_t) / 20)
+        patience = max(self.SECONDS, (time.time() - self.start_t) / 20)
         return self._tenth_of(n) != self._tenth or time.monotonic() - self._shown_at >= patience
 
-    def _tenth_of(self, n: int) -> int:
+    def _tenth_of(self, n: float) -> int:
         return int(10 * n / self.total) if self.total else 0
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
