@@ -389,6 +389,20 @@ def test_a_loss_of_ones_own(engine: str) -> None:
             ENGINES[engine](loss, linear(weight), hidden, labels)
 
 
+class FirstLogit(TokenLoss):
+    """A value that is a part of the rows, over which the gradient is written."""
+
+    def evaluate(self, rows: LogitRows) -> LossResult:
+        return LossResult(Term(rows.logits[:, 0], cross_entropy(rows).gradient), {})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_value_that_is_a_part_of_the_rows_is_kept(engine: str) -> None:
+    hidden, weight, labels, _ = problem(3, 4, 7)
+    output = ENGINES[engine](FirstLogit(), linear(weight), hidden, labels)
+    torch.testing.assert_close(output.tokens["objective"], (hidden @ weight[0]).detach().to(output.total.dtype))
+
+
 def test_a_reference_that_is_missing_is_told() -> None:
     hidden, weight, labels, _ = problem(3, 4, 7)
     for loss, complaint in [

@@ -30,6 +30,12 @@ def test_counts_add_up() -> None:
     assert torch.equal(f.count_sizes(a) + f.count_sizes(b), f.count_sizes(torch.cat([a, b])))
 
 
+def test_rows_are_counted_each_by_itself() -> None:
+    sizes = torch.tensor([[1.0, 5.0, math.nan, 0.0], [6.0, -1.0, 2.0, 2.0]])
+    assert f.count_sizes_of_rows(sizes, largest=5).tolist() == [f.count_sizes(row, largest=5).tolist() for row in sizes]
+    assert f.count_sizes_of_rows(torch.zeros(2, 0), largest=3).tolist() == [[0] * 5] * 2
+
+
 def test_beyond_the_largest() -> None:
     counts = f.count_sizes(torch.tensor([[1.0, 5.0], [6.0, math.nan]]), largest=5)
     assert counts.tolist() == [0, 1, 0, 0, 0, 1, 2]

@@ -63,10 +63,14 @@ def collate(
         nothing = np.zeros((0, 2), dtype=np.int32)
         rows, indices = [EncodedRow(np.array([pad_id], dtype=np.int32), nothing)], [-1]
     lengths = np.array([len(row.ids) for row in rows])
-    sequences = [[row] for row in range(len(rows))] if capacity is None else pack(lengths, capacity)
-    width = _width(sequences, lengths)
-    starts = _starts(sequences, lengths, width)
-    input_ids = np.full(len(sequences) * width, pad_id, dtype=np.int64)
+    if capacity is None:
+        count, width = len(rows), int(lengths.max())
+        starts = np.arange(count) * width
+    else:
+        sequences = pack(lengths, capacity)
+        count, width = len(sequences), _width(sequences, lengths)
+        starts = _starts(sequences, lengths, width)
+    input_ids = np.full(count * width, pad_id, dtype=np.int64)
     own_places = np.full_like(input_ids, -1)
     for row, start, length in zip(rows, starts, lengths, strict=True):
         input_ids[start : start + length] = row.ids
