@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.support.training import make_trainer
@@ -66,12 +65,6 @@ def test_without_validation_only_last(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=2)
     assert names(tmp_path) == ["last.ckpt", "step-000008.ckpt"]
     assert step_of(tmp_path, "last") == 8
-
-
-def test_a_checkpoint_has_its_state_under_lightnings_key() -> None:
-    """Checkpoints that were written before have it there."""
-    callback = Checkpoints(every_n_steps=2)
-    assert callback.state_key == ModelCheckpoint.state_key.fget(callback)  # type: ignore[attr-defined]
 
 
 def test_keep_last(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import warnings
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import proxy
@@ -113,11 +113,6 @@ class Checkpoints(ModelCheckpoint):
         self._in_flight: BackgroundSave | None = None
         self._copies: DeferredWrites | None = None
         self._before_best: dict[str, Any] = {}
-
-    @cached_property
-    def state_key(self) -> str:
-        """See `ModelCheckpoint`; made once, as Lightning asks for it before every hook."""
-        return str(super().state_key)
 
     # When -----------------------------------------------------------------------------------------------------------
 
