@@ -265,6 +265,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes a process for each")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file, after every shape")
     parser.add_argument("--table", type=Path, help="print the table of this JSON file, and measure nothing")
     parser.add_argument("--memory-of", choices=list(SUBJECTS), help=argparse.SUPPRESS)
@@ -290,7 +291,7 @@ def main() -> None:
         return
     results: list[dict[str, Any]] = []
     for shape in shapes:
-        memory = shape == shapes[-1]
+        memory = shape == shapes[-1] and not arguments.no_memory
         results.append(report(shape, arguments.subjects, arguments.rounds, arguments.threads, memory))
         figures = {"rounds": arguments.rounds, "threads": arguments.threads, "results": results}
         write(arguments.out, figures)
