@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.record import revision
+from ts2_lightning.runs.stamps import revision
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import datetime
 from importlib.metadata import distributions
@@ -22,6 +21,7 @@ from ts2_lightning.cli.going_on import choose_whole, load_instead
 from ts2_lightning.cli.launch import Destination
 from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 from ts2_lightning.runs.directory import ENVIRONMENT, next_config
+from ts2_lightning.runs.stamps import revision
 from ts2_lightning.runs.writer_lock import WriterLock
 from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
@@ -203,22 +203,6 @@ def environment() -> dict[str, Any]:
         },
         "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions() if d.metadata}.items())),
     }
-
-
-def revision(directory: Path) -> dict[str, Any] | None:
-    """The git commit of a directory and whether tracked files were changed since; None outside of a checkout."""
-    try:
-        commit = _git(directory, "rev-parse", "HEAD")
-        changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "dirty": bool(changed)}
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(directory), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
 
 
 def _write_json(file: Path, content: Any) -> None:

@@ -1,7 +1,8 @@
-"""Stamps of files and digests of plain values, which show whether these have changed."""
+"""Stamps of files, digests of plain values and the revision of code, which show whether these have changed."""
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,19 @@ def digest(plain: Any) -> str:
         True
     """
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def revision(directory: Path) -> dict[str, Any] | None:
+    """The git commit of a directory and whether tracked files were changed since; None outside of a checkout."""
+    try:
+        commit = _git(directory, "rev-parse", "HEAD")
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
