@@ -24,6 +24,9 @@ NEEDS_DATA = {
 }
 """Benchmarks that take a file of rows, and where it lies beside a checkout; they are left out where it is absent."""
 
+NEEDS_GPU = ("gpu_check",)
+"""Benchmarks of a GPU alone, which are left out on a CPU."""
+
 
 def titles() -> dict[str, str]:
     """Name of each benchmark -> the first paragraph of its text; nothing is imported."""
@@ -48,6 +51,9 @@ def run(names: list[str], device: str) -> int:
     """Runs benchmarks, goes on after one that fails, and returns how many did."""
     failed = 0
     for name in names:
+        if device == "cpu" and name in NEEDS_GPU:
+            print(f"{name}: left out, as there is no GPU", flush=True)
+            continue
         words = command(name, device)
         if words is None:
             print(f"{name}: left out, as {NEEDS_DATA[name]} is absent", flush=True)
