@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import __main__ as every
 from benchmarks import gpu_check
 from benchmarks.gpu import correctness, heads, kernels, timing
-from benchmarks.gpu.device import Device
+from benchmarks.gpu.device import Device, LeftOutError
 from benchmarks.gpu.rows import KINDS, Rows, all_rows
 from benchmarks.gpu_check import Job, Run
 from ts2_lightning import losses
@@ -193,6 +193,18 @@ def test_a_race_would_be_counted() -> None:
     rows = torch.randn(2, 5)
     kernels.in_place(rows)[:] = 3
     assert torch.equal(rows.view(torch.bfloat16)[:, :5], torch.full((2, 5), 3).bfloat16())
+
+
+def test_a_compiler_that_takes_too_long_is_left_out() -> None:
+    def compiler() -> None:
+        try:
+            while True:
+                pass
+        except Exception as error:  # as torch's compiler does
+            raise RuntimeError("an error of the compiler's own") from error
+
+    with pytest.raises(LeftOutError, match=r"it takes over 0\.05 seconds"), timing._at_most(0.05):
+        compiler()
 
 
 # -- the run

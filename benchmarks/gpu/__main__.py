@@ -2,10 +2,17 @@
 
 import argparse
 import importlib
+import os
 import sys
+import threading
+import time
 
 from benchmarks.gpu.device import Device, one_line, tell
 from benchmarks.gpu_check import TOLD
+
+
+GRACE = 10
+"""Seconds that a job is left to be ended by whoever started it."""
 
 
 def main() -> int:
@@ -19,6 +26,10 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int)
     parser.add_argument("--names", nargs="*", default=[])
     options = parser.parse_args()
+    # Should whoever started it be gone, nobody else ends it.
+    end = threading.Timer(max(0.0, options.until - time.time()) + GRACE, os._exit, [TOLD])
+    end.daemon = True
+    end.start()
     values = {"vocabulary": options.vocabulary, "names": options.names}
     try:
         function = getattr(importlib.import_module(f"benchmarks.gpu.{options.module}"), options.function)

@@ -118,17 +118,27 @@ def _compiled_step(data: HeadInputs) -> Callable[[], Tensor]:
     return lambda: differentiated(compiled, data)
 
 
+class _TooLongError(BaseException):
+    """Passes through a compiler, which makes an error of its own of every `Exception`."""
+
+
 @contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
-    """Ends what runs in it after some seconds."""
+def _at_most(seconds: float) -> Iterator[None]:
+    """Ends what runs in it after some seconds.
+
+    Raises:
+        LeftOutError: it has been ended.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise LeftOutError(f"compiling takes over {seconds} seconds")
+        raise _TooLongError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
+    except _TooLongError:
+        raise LeftOutError(f"it takes over {seconds:g} seconds to compile") from None
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
