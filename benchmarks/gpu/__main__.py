@@ -10,7 +10,6 @@ import time
 from benchmarks.gpu.device import Device, one_line, tell
 from benchmarks.gpu_check import TOLD
 
-
 GRACE = 10
 """Seconds that a job is left to be ended by whoever started it."""
 
