@@ -67,10 +67,11 @@ def test_all_objectives_go_through(tmp_path: Path) -> None:
 def test_time_steps_and_memory_go_through(tmp_path: Path) -> None:
     status, lines, output = check(tmp_path, "--parts", "time", "steps", "memory")
     assert status == 0, output
-    left_out = {line.get("head") for line in lines if "left_out" in line}
-    timed = {line.get("head") for line in lines if line.get("part") == "time" and "ms" in line}
+    of_heads = [line for line in lines if "head" in line]
+    left_out = {line["head"] for line in of_heads if "left_out" in line}
+    timed = {line["head"] for line in of_heads if "ms" in line}
     assert {*heads.SUBJECTS, heads.COMPILED} - timed == left_out <= {heads.TRL, heads.LIGER}
-    assert {line["head"] for line in lines if "peak_gb" in line} == timed - {heads.PRODUCTS, heads.COMPILED}
+    assert {line["head"] for line in of_heads if "peak_gb" in line} == timed - {heads.PRODUCTS, heads.COMPILED}
     assert {line.get("step") for line in lines} >= {"TS2, statistics in every step", "plain loop, beside CE"}
     targets = [line for line in lines if "target" in line]
     assert len(targets) >= 4
@@ -129,10 +130,10 @@ def test_torch_operations_are_within_the_tolerances(objective: str, dtype: torch
         assert max(compared(actual, rows, loss, dtype).values()) <= 1
 
 
-def spoilt(results: correctness.Results, name: str, value: float) -> correctness.Results:
+def spoilt(results: correctness.Results, name: str, value: float, column: int = 0) -> correctness.Results:
     """The results with one number of the third row replaced."""
     copy: Tensor = results[name].clone()
-    copy.view(len(copy), -1)[2, 0] = value
+    copy.view(len(copy), -1)[2, column] = value
     return {**results, name: copy}
 
 
@@ -152,6 +153,9 @@ def test_what_is_wrong_is_seen() -> None:
             over = compared(spoilt(right, name, value), rows, loss, torch.float32)
             assert over[name] > 1, (name, value)
             assert all(o <= 1 for other, o in over.items() if other != name)
+    gold = int(rows.labels[2])
+    at_gold = spoilt(right, "gradient", right["gradient"][2, gold].item() + 5e-5, gold)
+    assert compared(at_gold, rows, loss, torch.float32)["gradient"] > 1
     missing = {name: value for name, value in right.items() if name != "entropy"}
     assert compared(missing, rows, loss, torch.float32)["entropy"] == float("inf")
 
