@@ -43,6 +43,9 @@ LIMIT = 230.0
 
 TINY_LIMIT = 1800.0
 
+LEAST = 30.0
+"""Seconds without which it is not worth while to try other layouts of the kernels."""
+
 TINY_NOTE = "Tiny sizes on a CPU, in Triton's interpreter: the times mean nothing."
 
 VOCABULARIES, TINY_VOCABULARIES = (128256, 32000, 1000), (300,)
@@ -64,11 +67,13 @@ class Job:
         module: Module of `benchmarks.gpu`.
         function: Function of it.
         options: Options of the process.
+        least: Seconds below which it is left out.
     """
 
     module: str
     function: str
     options: tuple[str, ...] = ()
+    least: float = 0.0
 
 
 def jobs_of(part: str, tiny: bool, objectives: Sequence[str], heads: Sequence[str]) -> list[list[Job]]:
@@ -81,7 +86,11 @@ def jobs_of(part: str, tiny: bool, objectives: Sequence[str], heads: Sequence[st
         every = [Job("correctness", "check", (*size, *chosen)) for size in of_sizes]
         return [[*every, *(Job("kernels", "check", size) for size in of_sizes)]]
     if part == "time":
-        return [[Job("kernels", "measure")], [Job("timing", "measure", names)]]
+        return [
+            [Job("kernels", "measure")],
+            [Job("timing", "measure", names)],
+            [Job("kernels", "measure_layouts", least=LEAST)],
+        ]
     return [[Job(part, "measure", names if part == "memory" else ())]]
 
 
@@ -255,7 +264,11 @@ def run_parts(run: Run, options: argparse.Namespace) -> dict[str, float]:
         before = time.time()
         part_until = before + (until - before) * SHARES[part] / sum(SHARES[name] for name in parts[place:])
         for jobs in jobs_of(part, options.tiny, options.objectives, options.heads):
-            run_jobs(run, part, jobs, options.tiny, max(1.0, part_until - time.time()))
+            left = max(1.0, part_until - time.time())
+            if left < max(job.least for job in jobs):
+                run.tell(part=part, job=f"{jobs[0].module}.{jobs[0].function}", left_out="no time was left")
+            else:
+                run_jobs(run, part, jobs, options.tiny, left)
         seconds[part] = round(time.time() - before, 1)
         run.save({"tiny": options.tiny, "seconds": seconds})
     return seconds

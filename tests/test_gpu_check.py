@@ -233,6 +233,19 @@ def test_a_job_that_takes_too_long_is_ended_and_the_next_one_starts() -> None:
     assert len(run.wrong) == 2
 
 
+def test_what_there_is_no_time_for_is_left_out_or_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be left out is, and is no failure; the seconds that a part leaves go to those after it."""
+    seconds: list[tuple[str, float]] = []
+    monkeypatch.setattr(gpu_check, "run_jobs", lambda run, part, jobs, tiny, left: seconds.append((part, left)))
+    run = Run(None)
+    gpu_check.run_parts(run, gpu_check.parse(["--limit", "40"]))
+    assert [result["job"] for result in run.results if "left_out" in result] == ["kernels.measure_layouts"]
+    assert run.wrong == []
+    wanted = {"correctness": 14.4, "time": 25, "steps": 25, "memory": 40}
+    assert [part for part, _ in seconds] == ["correctness", "time", "time", "steps", "memory"]
+    assert all(left == pytest.approx(wanted[part], abs=2) for part, left in seconds)
+
+
 def test_a_job_that_dies_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\necho out of luck >&2\nexit 7\n")

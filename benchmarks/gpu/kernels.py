@@ -29,6 +29,9 @@ REQUESTS = {
 
 COEFFICIENTS = 6
 
+LAYOUT_SECONDS = 15
+"""Seconds that a layout may take, most of them to compile it."""
+
 GradientFlags = dict[str, bool]
 EVERYTHING: GradientFlags = {"support": True, "slope": True, "uniform": True}
 OF_TS2: GradientFlags = {"support": True, "slope": False, "uniform": False}
@@ -154,7 +157,6 @@ def _check_nan(device: Device, loss: TokenLoss, name: str, k: int) -> None:
         others = torch.tensor([0, 2], device=device.name)
         isolated = torch.equal(spoilt_value[others], value[others])
         isolated &= torch.equal(spoilt_gradient[others], gradient[others])
-        # The total is NaN, and scales all gradients only if somebody multiplies by it; here nobody does.
         if not (isolated and bool(spoilt_value[1].isnan()) and bool(spoilt_gradient[1].isnan().all())):
             wrong.append(place)
     what = {"part": "correctness", "kernel": f"NaN, {name}", "vocabulary": k}
@@ -165,9 +167,8 @@ def _check_nan(device: Device, loss: TokenLoss, name: str, k: int) -> None:
 
 
 def measure(device: Device) -> None:
-    """Tells what a pass costs, and the time of the kernels by request, by kind of rows, by output and by layout."""
-    n, k = (2, 300) if device.tiny else (2048, 128256)
-    rounds = 1 if device.tiny else 11
+    """Tells what a pass costs, and the time of the kernels by request, by kind of rows and by output."""
+    n, k, rounds = _sizes(device)
     logits, labels = rows_like_a_model(device, n, k)
     kept = logits.clone()
     steps: dict[str, Any] = {"copy": lambda: logits.copy_(kept), "amax": lambda: logits.amax(-1)}
@@ -182,14 +183,26 @@ def measure(device: Device) -> None:
     _tell_times(device, steps, passes, n * k, rounds, {"layout": "default"})
     del rows, steps
     _measure_gradients(device, logits, kept, labels, rounds)
+
+
+def measure_layouts(device: Device) -> None:
+    """Tells the time of both kernels in other layouts than the default one, for as long as there is time."""
+    n, k, rounds = _sizes(device)
+    logits, labels = rows_like_a_model(device, n, k)
+    kept = logits.clone()
     for layout in _layouts(k):
-        if device.left < 4:
-            tell(part="time", kernel="layouts", left_out="no time was left")
+        if device.left < LAYOUT_SECONDS:
+            tell(part="time", kernel="other layouts", left_out="no time was left")
             break
         with told(part="time", kernel="layout", layout=str(tuple(layout))), _with_layout(layout):
             some = {"summary": lambda: row_kernels.summarize(kept, labels, TS2)}
             some |= _gradient_steps(device, logits, kept, labels, OF_TS2, ("bfloat16 in place",))
             _tell_times(device, some, {"summary": 1.0}, n * k, rounds, {"layout": str(tuple(layout))})
+
+
+def _sizes(device: Device) -> tuple[int, int, int]:
+    """Rows, columns, and rounds."""
+    return (2, 300, 1) if device.tiny else (2048, 128256, 11)
 
 
 def _tell_times(
