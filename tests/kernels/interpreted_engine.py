@@ -1,4 +1,4 @@
-"""The engine with the kernels themselves, in Triton's interpreter: run by `test_interpreter.py` in a process of its own."""
+"""The engine with the kernels themselves, in the interpreter: run by `test_interpreter.py` in a process of its own."""
 
 import pytest
 import torch

@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> int:
     if not all(spec.measures for spec in specs):
         raise UserError(f"--spec: nothing to measure; name some of {', '.join(registered_measures())}")
     data = {} if options.config is None else data_of(Path(options.config))
-    wanted = specs or [None]
+    wanted: list[Spec | None] = [*specs] or [None]
     shares = [1.0 if spec is None else spec.interpolate for spec in wanted]
     places = {(name, share): find_model(name, name).between(share, name) for name in options.model for share in shares}
     measured: list[dict[str, dict[str, float]]] = [{} for _ in wanted]
