@@ -1,6 +1,7 @@
 """Weights between base and tuned model, against an interpolation in float64."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,7 @@ def test_adapters(tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
     """The factor of the product alone is smaller, merged and by itself."""
     base = write_base(tmp_path / "base", dtype=dtype)
     if options:
-        random_model(CONFIGS["one to many, more"]).to(getattr(torch, dtype)).save_pretrained(base)
+        random_model(deepcopy(CONFIGS["one to many, more"])).to(getattr(torch, dtype)).save_pretrained(base)
     lm = LanguageModelConfig(str(base), adapter=AdapterConfig(r=4, alpha=8, **options))
     model = load_language_model(lm)
     shake(model)
