@@ -19,7 +19,7 @@ from ts2_lightning.runs.stamps import revision
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = (
     *("torch", "transformers", "lightning", "tokenizers", "datasets", "safetensors", "peft", "deepspeed", "entmax"),
-    *("triton", "numpy"),
+    *("triton", "numpy", "trl", "liger-kernel"),
 )
 
 
