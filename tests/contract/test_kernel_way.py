@@ -40,8 +40,10 @@ from ts2_lightning.losses import (
     TS2Loss,
     cross_entropy,
     entmax_loss,
+    fenchel_young,
     tail_suppression,
 )
+from ts2_lightning.losses.cross_entropy import negative_entropy
 from ts2_lightning.losses.gem import gem_linear
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.ops import LogitRows, SummarisedRows, SummaryRequest, summary_request, token_statistics
@@ -184,6 +186,13 @@ class Mixed(TokenLoss):
             support = rows.sparsemax.support
             outside = DensePart(1 / rows.normalizer, rows.matrix("exponentials"), excluded=support)
             term = Term(rows.mass(support).outside, Gradient(dense=(outside,)))
+        elif self.kind == "entropy at another temperature":
+            term = negative_entropy(rows.scaled(2.0)).chain(2.0) + cross_entropy(rows.scaled(2.0)).chain(2.0)
+        elif self.kind == "projection at another scale":
+            projection = rows.scaled(2.0).sparsemax
+            kept = rows.scaled(2.0).with_gold(projection.support)
+            size = (kept.count() + 2 * projection.support.count()).to(rows.logits.dtype)
+            term = fenchel_young(rows, projection, size)
         elif self.kind == "own column":
             term = cross_entropy(rows) + Term(
                 rows.logits[:, 0].clone(), Gradient(sparse=(SparsePart(rows.top_k(1), torch.ones_like(rows.logits)),))
@@ -197,7 +206,10 @@ class Mixed(TokenLoss):
 
 @pytest.mark.parametrize(
     "kind",
-    ["two temperatures", "two supports", "support without the gold token", "own column", "support at another scale"],
+    [
+        *("two temperatures", "two supports", "support without the gold token", "own column"),
+        *("support at another scale", "entropy at another temperature", "projection at another scale"),
+    ],
 )
 def test_parts_that_do_not_fit_together(kind: str, kernels: Kernels) -> None:
     hidden, weight, labels, weights = problem(13, 6, 300)
