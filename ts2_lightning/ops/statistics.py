@@ -82,8 +82,8 @@ def summary_request(
         names: names of the statistics.
 
     Example:
-        >>> summary_request(SummaryRequest(), 1.0, ["support_size"]).support_scale
-        1.0
+        >>> summary_request(SummaryRequest(), 2.0, ["support_size"]).support_scale
+        2.0
     """
     request = request or SummaryRequest()
     if request.support_scale is None and not _SUPPORT.isdisjoint(names):
