@@ -387,12 +387,16 @@ def test_ctrl_c_ends_at_once() -> None:
 
 
 def test_what_has_come_is_handed_over_after_ctrl_c() -> None:
-    with JsonServer(otherwise=server_of(lambda _: says())) as server:
+    all_are_asked = threading.Barrier(4)
+
+    def handler(call: Call) -> Answer:
+        all_are_asked.wait(timeout=60)
+        return says()
+
+    with JsonServer(otherwise=server_of(handler)) as server:
         requests = [ask(index=index) for index in range(4)]
         responses: Any = endpoint(server.url, concurrency=4).complete(requests)
         seen = [next(responses).key]
-        while len(posts(server)) < 4:
-            time.sleep(0.01)
         time.sleep(0.3)
         seen.append(responses.throw(KeyboardInterrupt).key)
         with pytest.raises(KeyboardInterrupt):
