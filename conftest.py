@@ -1,7 +1,12 @@
-"""What pytest leaves out where Triton is not installed: modules that import it have examples, which are tests."""
+"""What pytest leaves out: examples of modules that import Triton where it is not installed, and tests of its interpreter
+outside of it.
+"""
 
+import os
 from importlib.util import find_spec
 
-collect_ignore_glob = (
-    [] if find_spec("triton") else ["ts2_lightning/ops/row_kernels.py", "ts2_lightning/ops/row_programs.py"]
-)
+collect_ignore_glob: list[str] = []
+if find_spec("triton") is None:
+    collect_ignore_glob += ["ts2_lightning/ops/row_kernels.py", "ts2_lightning/ops/row_programs.py"]
+if os.environ.get("TRITON_INTERPRET") != "1":  # tests/kernels/test_interpreter.py runs them
+    collect_ignore_glob += ["tests/kernels/interpreted_*.py"]

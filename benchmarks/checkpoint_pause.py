@@ -114,10 +114,9 @@ def measure(directory: Path, layers: int, rounds: int) -> dict[str, Any]:
         for name in names:
             figures[way] |= record.spread(name, (row[way][name] for row in rows))
         figures[way]["peak_growth_bytes"] = max(row[way]["growth"] for row in pauses.rows)
-    figures["in a thread / at once"] = {}
     for name in names[:2]:
         ratios = (row[IN_A_THREAD][name] / row[AT_ONCE][name] for row in rows)
-        figures["in a thread / at once"] |= record.spread(name, ratios)
+        figures[IN_A_THREAD] |= record.spread(f"{name}_to_at_once", ratios)
     return figures
 
 

@@ -66,7 +66,7 @@ def forget() -> None:
 
 
 def test_another_package_adds_measures_and_sources(other: ModuleType) -> None:
-    assert list(registry.registered_measures())[:2] == ["toyworld", "mine"]
+    assert list(registry.registered_measures())[:3] == ["toyworld", "toyworld_decoded", "mine"]
     assert check_spec({"mine": {}}).measures == (Mine(),)
     assert resolve_sources(["mine:some"]) == [Path("/mine.jsonl")]
 

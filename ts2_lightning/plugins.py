@@ -103,7 +103,7 @@ def offered(door: str) -> dict[str, Any]:
 
     Example:
         >>> list(offered("measures"))
-        ['toyworld']
+        ['toyworld', 'toyworld_decoded']
     """
     places = (*SHIPPED, *sorted(entry.value for entry in entry_points(group=GROUP)))
     things: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from tests.gpu_way import as_on_a_gpu
 from tests.reference import ANCHORED, OBJECTIVES
 from ts2_lightning.engines import ChunkedEngine, FullEngine, LossEngine
 from ts2_lightning.engines.linear import factor_dtype
-from ts2_lightning.losses import CrossEntropyLoss, EntmaxLoss, TokenLoss, TS2Loss
+from ts2_lightning.losses import CrossEntropyLoss, EntmaxLoss, ReferenceSuppression, TokenLoss, TS2Loss
 from ts2_lightning.modules.head import ScaledHead
 from ts2_lightning.types import ReferenceOutput, Targets
 
@@ -94,14 +94,16 @@ def test_nothing_depends_on_data(
 ) -> None:
     """No `.item()`, no boolean selection, no shape that follows from a value: each would raise here.
 
-    But for one flag for each block of rows and each projection: sparsemax, of which there are statistics, and the
-    loss's own.
+    But for one flag for each block of rows and each projection: sparsemax, of which there are statistics, the loss's
+    own, and that of a reference.
     """
     flags = as_on_a_gpu(monkeypatch, products=True, answers=[too_short])
     loss = ALL[objective][0]
     step_without_data(engine, loss, dtype)
     base = getattr(loss, "base", loss)
-    thresholds = 2 if isinstance(base, EntmaxLoss) and base.alpha != 2 else 1
+    own = isinstance(base, EntmaxLoss) and base.alpha != 2
+    of_reference = isinstance(loss, ReferenceSuppression) and loss.top_p is None and loss.top_k is None
+    thresholds = 1 + own + of_reference
     assert len(flags.told) == BLOCKS * thresholds
 
 

@@ -44,7 +44,8 @@ class LineTqdm(Tqdm):
         """Whether a line is to be written once n is done."""
         if n == self.initial:
             return False
-        patience = max(self.SECONDS, (time.time() - self.start_t) / 20)
+        elapsed = self._time() - self.start_t  # type: ignore[attr-defined]  # as tqdm measures it
+        patience = max(self.SECONDS, elapsed / 20)
         return self._tenth_of(n) != self._tenth or time.monotonic() - self._shown_at >= patience
 
     def _tenth_of(self, n: float) -> int:

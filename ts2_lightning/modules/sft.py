@@ -98,7 +98,7 @@ class SFTModule(L.LightningModule):
         """
         if not hasattr(self, "network"):
             check_model_files(self.lm)
-            check_reference(self._settled(), self.loss, self.reference)
+            check_reference(self.lm, self.loss, self.reference)
 
     def model_limits(self) -> ModelLimits:
         """What the model takes, by its config, or its files where it is not loaded yet; with rows for new tokens.
@@ -120,9 +120,11 @@ class SFTModule(L.LightningModule):
         """Settles how many rows the embedding has, once the tokenizer is there; whoever loads the model has to know.
 
         Raises:
-            UserError: that is not known, or fewer than there are.
+            UserError: that is not known, or fewer than there are, or not as many as another reference has.
         """
         self.lm = self._settled()
+        if not hasattr(self, "network"):
+            check_reference(self.lm, self.loss, self.reference)
 
     def configure_model(self) -> None:
         """Loads the model, once; sharded as the strategy wants it."""

@@ -8,6 +8,7 @@ Not here: anything that knows a model, a batch or a loss.
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
 from ts2_lightning.ops.nucleus import top_p
 from ts2_lightning.ops.precision import widest_float
+from ts2_lightning.ops.row_numbers import row_numbers
 from ts2_lightning.ops.rows import LogitRows, Mass, RowMatrix, Workspace, rows_per_block
 from ts2_lightning.ops.sparse import Entries, Listed, Masked, Padded
 from ts2_lightning.ops.statistics import (
@@ -21,7 +22,8 @@ from ts2_lightning.ops.statistics import (
     top_probabilities,
     tspd_names,
 )
-from ts2_lightning.ops.summary import SUMMARISED_ORDERS, RowKernels, SummarisedRows, SummaryRequest, row_numbers
+from ts2_lightning.ops.summarised_rows import SummarisedRows
+from ts2_lightning.ops.summary import SUMMARISED_ORDERS, RowKernels, SummaryRequest
 
 __all__ = [
     "ENTMAX_ORDERS",
