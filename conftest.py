@@ -1,5 +1,5 @@
-"""What pytest leaves out: examples of modules that import Triton where it is not installed, and tests of its interpreter
-outside of it.
+"""What pytest leaves out: examples of modules that import Triton where that is not installed, and tests in its
+interpreter elsewhere.
 """
 
 import os
