@@ -131,8 +131,8 @@ class Gradient:
         if numbers is not None:
             return numbers.write_to(out, dtype)
         # Everything is formed before the first write, which may be over the logits.
-        dense = [(part.coefficient, part.matrix, part.excluded) for part in self.dense]
-        sparse = [(part.entries, part.tensor) for part in self.sparse]
+        dense = [(part.coefficient, part.matrix, part.excluded and part.excluded.formed()) for part in self.dense]
+        sparse = [(part.entries.formed(), part.tensor) for part in self.sparse]
         if not dense:
             out.zero_()
         for i, (coefficient, basis, excluded) in enumerate(dense):

@@ -82,6 +82,10 @@ class Entries(ABC):
             The probabilities at the entries, and [n] log of the sum of exp(matrix - origin) over the entries.
         """
 
+    def formed(self) -> "Entries":
+        """The same entries, for which nothing needs to be read from the logits any more."""
+        return self
+
     def sum_outside(self, matrix: Tensor) -> Tensor:
         """Sums of a matrix [n, K] over each row, the entries left out. Returns [n]."""
         # Zeroed for the sum and put back: a copy of the rows would cost a pass over memory.

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from ts2_lightning.ops.entmax import Entmax, entmax
 from ts2_lightning.ops.sparse import one_per_row
 
 SUMMARISED_ORDERS = (1.5, 2.0)
@@ -100,6 +101,7 @@ class RowSummaries:
         self.gold = one_per_row(labels)
         self._first = first
         self._made: list[tuple[SummaryRequest, Tensor]] = []
+        self._projections: dict[tuple[float, float], Entmax] = {}
 
     def get(self, request: SummaryRequest) -> tuple[SummaryRequest, Tensor]:
         """A summary that has what is requested, and the request that it was made for."""
@@ -114,3 +116,12 @@ class RowSummaries:
     def field(self, name: str, request: SummaryRequest) -> Tensor:
         """One field [n] of a summary that has what is requested."""
         return self.get(request)[1][FIELDS.index(name)]
+
+    def projection(self, scale: float, alpha: float) -> Entmax:
+        """alpha-entmax(scale z) by torch's operations, for whoever reads more of it than a summary has."""
+        if (scale, alpha) not in self._projections:
+            logits = self.logits
+            if scale != 1.0:
+                logits = (logits - self.field("maximum", SummaryRequest())[:, None]).mul_(scale)
+            self._projections[scale, alpha] = entmax(logits, alpha)
+        return self._projections[scale, alpha]

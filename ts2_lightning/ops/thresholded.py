@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ts2_lightning.ops.entmax import Entmax
-from ts2_lightning.ops.sparse import Entries, Masked, one_per_row
+from ts2_lightning.ops.sparse import Entries, one_per_row
 from ts2_lightning.ops.summary import RowSummaries, SummaryRequest
 
 
@@ -18,7 +18,7 @@ from ts2_lightning.ops.summary import RowSummaries, SummaryRequest
 class Thresholded(Entries):
     """The support of a projection, which follows from its threshold, with or without the gold token.
 
-    A mask is formed when somebody reads matrices at the entries.
+    It is made explicit when somebody reads matrices at the entries.
 
     Attributes:
         summaries: the rows.
@@ -33,49 +33,46 @@ class Thresholded(Entries):
     def _field(self, name: str) -> Tensor:
         return self.summaries.field(name, self.request)
 
-    def _excess(self, logits: Tensor, maximum: Tensor) -> Tensor:
-        """(alpha - 1) c (z - m) - tau, which is positive on the support."""
-        scale, threshold = (self.request.alpha - 1) * (self.request.support_scale or 1.0), self._field("threshold")
-        return (logits - maximum) * scale - (threshold[:, None] if logits.dim() == 2 else threshold)
+    def _excess(self, logits: Tensor) -> Tensor:
+        """(alpha - 1) c (z - m) - tau of one logit of each row, [n], which is positive on the support."""
+        scale = (self.request.alpha - 1) * (self.request.support_scale or 1.0)
+        return (logits - self._field("maximum")) * scale - self._field("threshold")
 
     @cached_property
-    def mask(self) -> Masked:
-        """The set as a mask."""
-        excess = self._excess(self.summaries.logits, self._field("maximum")[:, None])
-        support = Masked(excess > 0)
+    def explicit(self) -> Entries:
+        """The set as torch's operations have it, a padded list or a mask."""
+        support = self.projection.support
         return support.union(self.summaries.labels) if self.with_gold else support
 
-    def probabilities(self) -> Tensor:
-        """[n, K] max((alpha - 1) c (z - m) - tau, 0)^(1 / (alpha - 1)), the projection."""
-        return self._power(self._excess(self.summaries.logits, self._field("maximum")[:, None]))
-
-    def _power(self, excess: Tensor) -> Tensor:
-        return excess.clamp(min=0).pow(1 / (self.request.alpha - 1))
+    @property
+    def projection(self) -> Entmax:
+        """The distribution, by torch's operations."""
+        return self.summaries.projection(self.request.support_scale or 1.0, self.request.alpha)
 
     def probabilities_at_columns(self, columns: Tensor) -> Tensor:
         """The projection at one token of each row. `columns`: [n]. Returns [n]."""
         logits = one_per_row(columns).at(self.summaries.logits)
-        return self._power(self._excess(logits, self._field("maximum")))
+        return self._excess(logits).clamp(min=0).pow(1 / (self.request.alpha - 1))
 
     def at(self, matrix: Tensor) -> Tensor:
         """See `Entries`."""
-        return self.mask.at(matrix)
+        return self.explicit.at(matrix)
 
     def put(self, matrix: Tensor, values: Tensor | float) -> None:
         """See `Entries`."""
-        self.mask.put(matrix, values)
+        self.explicit.put(matrix, values)
 
     def add(self, matrix: Tensor, values: Tensor) -> None:
         """See `Entries`."""
-        self.mask.add(matrix, values)
+        self.explicit.add(matrix, values)
 
     def of_rows(self, numbers: Tensor) -> Tensor:
         """See `Entries`."""
-        return numbers[:, None]
+        return self.explicit.of_rows(numbers)
 
     def sum(self, values: Tensor) -> Tensor:
         """See `Entries`."""
-        return values.sum(-1)
+        return self.explicit.sum(values)
 
     def count(self) -> Tensor:
         """See `Entries`."""
@@ -84,29 +81,33 @@ class Thresholded(Entries):
 
     def pick(self, values: Tensor, columns: Tensor) -> Tensor:
         """See `Entries`."""
-        return self.mask.pick(values, columns)
+        return self.explicit.pick(values, columns)
 
     def contains(self, columns: Tensor) -> Tensor:
         """See `Entries`."""
         if columns is self.summaries.labels:
             return torch.ones_like(columns, dtype=torch.bool) if self.with_gold else self._field("gold_in_support") > 0
         logits = one_per_row(columns).at(self.summaries.logits)
-        contained = self._excess(logits, self._field("maximum")) > 0
+        contained = self._excess(logits) > 0
         return contained | (columns == self.summaries.labels) if self.with_gold else contained
 
     def union(self, columns: Tensor) -> Entries:
         """See `Entries`."""
         if columns is self.summaries.labels:
             return Thresholded(self.summaries, self.request, with_gold=True)
-        return self.mask.union(columns)
+        return self.explicit.union(columns)
 
     def softmax(self, matrix: Tensor, origin: Tensor) -> tuple[Tensor, Tensor]:
         """See `Entries`."""
-        return self.mask.softmax(matrix, origin)
+        return self.explicit.softmax(matrix, origin)
+
+    def formed(self) -> Entries:
+        """See `Entries`."""
+        return self.explicit
 
     def sum_outside(self, matrix: Tensor) -> Tensor:
         """See `Entries`."""
-        return self.mask.sum_outside(matrix)
+        return self.explicit.sum_outside(matrix)
 
 
 class SummarisedEntmax(Entmax):
@@ -125,9 +126,9 @@ class SummarisedEntmax(Entmax):
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """The probabilities at the entries: [n, K], zero elsewhere."""
+        """The probabilities at the entries."""
         assert isinstance(self.support, Thresholded)
-        return self.support.probabilities()
+        return self.support.projection.probabilities
 
     def at_columns(self, columns: Tensor) -> Tensor:
         """See `Entmax`."""
