@@ -136,8 +136,9 @@ def test_validation_of_the_average(ts2: CommandLine, base: Path) -> None:
     assert averaged[6] != pytest.approx(plain[6], rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("validate", ["false", "true"])
+@pytest.mark.parametrize(
+    "validate", [pytest.param("false", marks=pytest.mark.long), pytest.param("true", marks=pytest.mark.slow)]
+)
 def test_sharded(ts2: CommandLine, base: Path, validate: str) -> None:
     """FSDP2 on two ranks, stopped and resumed, with validations of the average in between."""
     more = ("-c", str(CONFIGS / "strategy/rehearsal/fsdp2.yaml"), f"--trainer.callbacks.validate={validate}")

@@ -46,7 +46,7 @@ class Code(NamedTuple):
 
 def summary(width: int, request: SummaryRequest, architecture: int, directory: Path) -> Code:
     """`summarize` for rows of a width."""
-    layout = layout_for(width, request.uniform)
+    layout = layout_for(width, request)
     constants = {
         "LANES": layout.lanes,
         "STRIP": layout.strip,

@@ -28,9 +28,14 @@ def test_the_engine() -> None:
     interpret(ENGINE)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("selection", ["narrow", "50257", "128256", "151936", "262144"])
+@pytest.mark.parametrize(
+    "selection",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("narrow", "50257", "128256")),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("151936", "262144")),
+    ],
+)
 def test_all_rows(selection: str) -> None:
     """The remaining pairs of narrow rows, and whole vocabularies."""
     interpret(KERNELS, "-m", "slow", "-k", "equals" if selection == "narrow" else selection)
