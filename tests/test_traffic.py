@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
@@ -111,7 +111,7 @@ def test_values_that_the_host_asks_for_count_and_can_be_told() -> None:
 def test_an_operation_of_ours_reads_and_writes_what_it_names_or_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "DECLARED", {})
 
-    @torch.library.custom_op("traffic_test::scaled", mutates_args=("out",))
+    @library.custom_op("traffic_test::scaled", mutates_args=("out",))
     def scaled(x: Tensor, out: Tensor) -> None:
         out.copy_(x * 2)
 

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 import triton
-from torch import Tensor
+from torch import Tensor, library
 
 from tests.kernels import twin
 from tests.kernels.cases import KINDS, REQUESTS, coefficients_of, rows_of
@@ -258,9 +258,9 @@ def test_operators_are_what_they_say() -> None:
     fields = row_kernels.summarize(logits, labels, request)
     checks = ("test_schema", "test_faketensor")
     operators = torch.ops.ts2_lightning
-    torch.library.opcheck(operators.row_summary.default, (logits, labels, *request), test_utils=checks)
+    library.opcheck(operators.row_summary.default, (logits, labels, *request), test_utils=checks)
     arguments = (logits, labels, fields, coefficients_of(fields), torch.empty_like(logits), *request[:3], *[True] * 3)
-    torch.library.opcheck(operators.row_gradient.default, arguments, test_utils=checks)
+    library.opcheck(operators.row_gradient.default, arguments, test_utils=checks)
 
 
 @pytest.mark.slow

@@ -63,13 +63,7 @@ def collate(
         nothing = np.zeros((0, 2), dtype=np.int32)
         rows, indices = [EncodedRow(np.array([pad_id], dtype=np.int32), nothing)], [-1]
     lengths = np.array([len(row.ids) for row in rows])
-    if capacity is None:
-        count, width = len(rows), int(lengths.max())
-        starts = np.arange(count) * width
-    else:
-        sequences = pack(lengths, capacity)
-        count, width = len(sequences), _width(sequences, lengths)
-        starts = _starts(sequences, lengths, width)
+    count, width, starts = _layout(lengths, capacity)
     input_ids = np.full(count * width, pad_id, dtype=np.int64)
     own_places = np.full_like(input_ids, -1)
     for row, start, length in zip(rows, starts, lengths, strict=True):
@@ -83,6 +77,16 @@ def collate(
         "row_spans": torch.from_numpy(np.stack([starts, starts + lengths], axis=1)),
         "divisor": torch.tensor(divisor, dtype=torch.int64),
     }
+
+
+def _layout(lengths: NDArray[np.int64], capacity: float | None) -> tuple[int, int, NDArray[np.int64]]:
+    """Number and width of the sequences of a batch, and where each row starts in the flattened ids, [R]."""
+    if capacity is None:
+        width = int(lengths.max())
+        return len(lengths), width, np.arange(len(lengths)) * width
+    sequences = pack(lengths, capacity)
+    width = _width(sequences, lengths)
+    return len(sequences), width, _starts(sequences, lengths, width)
 
 
 def _supervised(rows: Sequence[EncodedRow], starts: NDArray[np.int64], flat_ids: NDArray[np.int64]) -> Batch:

@@ -10,7 +10,7 @@ This module needs Triton, which is not on every platform, and imports it: import
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ts2_lightning.ops.row_programs import gradient_program, summary_program
 from ts2_lightning.ops.summary import FIELDS, SummaryRequest
@@ -134,7 +134,7 @@ def write_gradient(
     _row_gradient(logits, labels, fields, coefficients, out, *request[:3], support, slope, uniform)
 
 
-@torch.library.custom_op("ts2_lightning::row_summary", mutates_args=())
+@library.custom_op("ts2_lightning::row_summary", mutates_args=())
 def _row_summary(
     logits: Tensor, labels: Tensor, softmax_scale: float, support_scale: float | None, alpha: float, uniform: bool
 ) -> Tensor:
@@ -160,7 +160,7 @@ def _(
     return logits.new_empty(len(FIELDS), len(logits))
 
 
-@torch.library.custom_op("ts2_lightning::row_gradient", mutates_args=("out",))
+@library.custom_op("ts2_lightning::row_gradient", mutates_args=("out",))
 def _row_gradient(
     logits: Tensor, labels: Tensor, fields: Tensor, coefficients: Tensor, out: Tensor, softmax_scale: float,
     support_scale: float | None, alpha: float, support: bool, slope: bool, uniform: bool,
