@@ -174,11 +174,11 @@ def test_the_quickstart(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     table = (tmp_path / "runs/quickstart/table.txt").read_text(encoding="utf-8")
     assert table.strip() in done.stdout
-    for label in ("base", "CE", "CE, half rate", "TS2"):
+    for label in ("base", "CE", "CE, half rate", "TS2", "TS2, half rate"):
         assert re.search(rf"^\W*{label}\b.*\d", table, re.M), label
     picture = tmp_path / "runs/quickstart/next_token.png"
     assert "next_token.png" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert picture.stat().st_size > 10_000
-    for name in ("quickstart-ce", "quickstart-ce-half-rate", "quickstart-ts2"):
+    for name in ("quickstart-ce", "quickstart-ce-half-rate", "quickstart-ts2", "quickstart-ts2-half-rate"):
         assert (tmp_path / "runs" / name / "1" / "export" / "model.safetensors").is_file()

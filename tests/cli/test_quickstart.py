@@ -55,14 +55,17 @@ def test_seed_zero_is_what_the_configuration_has() -> None:
     assert data.get("seed", 0) == 0
 
 
-def test_it_compares_with_half_the_learning_rate() -> None:
+@pytest.mark.parametrize("objective", ["CE", "TS2"])
+def test_it_compares_objectives_at_both_rates(objective: str) -> None:
     rate = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["model"]["optimizer"]["lr"]
     options = fits()
-    assert list(options) == ["CE", "CE, half rate", "TS2"]
+    assert list(options) == ["CE", "CE, half rate", "TS2", "TS2, half rate"]
     assert options["TS2"] == []
-    half = options["CE, half rate"]
-    assert float(half[half.index("--model.optimizer.lr") + 1]) == pytest.approx(rate / 2)
-    assert half[: len(options["CE"])] == options["CE"]
+    own, half = options[objective], options[f"{objective}, half rate"]
+    assert half[: len(own)] == own
+    setting, value = half[len(own) :]
+    assert setting == "--model.optimizer.lr"
+    assert float(value) == pytest.approx(rate / 2)
 
 
 def test_the_newest_run_counts(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_what_is_measured_is_kept_where_measure_looks_for_it(
     assert "±" not in table
     assert "(n" not in table
     blocks = table.split("\n\n")[:2]
-    assert [line[:13].strip() for line in blocks[0].splitlines()[2:]] == ["base", "CE", "CE, half rate", "TS2"]
+    assert [line[:14].strip() for line in blocks[0].splitlines()[2:]] == ["base", *fits()]
     assert sum(len(line.split()) for block in blocks for line in block.splitlines()[2:3]) == 1 + 9 + 1
     (of_base,) = Path("runs/quickstart/base/measures").glob("toyworld-*.json")
     assert "toyworld/seen/end_probability" not in json.loads(of_base.read_text())["values"]
@@ -103,4 +106,4 @@ def test_what_is_measured_is_kept_where_measure_looks_for_it(
 
 
 def test_labels() -> None:
-    assert [slug(label) for label in fits()] == ["ce", "ce-half-rate", "ts2"]
+    assert [slug(label) for label in fits()] == ["ce", "ce-half-rate", "ts2", "ts2-half-rate"]
