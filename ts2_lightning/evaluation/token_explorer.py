@@ -18,12 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ts2_lightning.evaluation.loading import supervised_logits
 from ts2_lightning.evaluation.model import Model
+from ts2_lightning.evaluation.reading import response_batch
 from ts2_lightning.generation.requests import Request, Response
 from ts2_lightning.ops import LogitRows, rows_per_block, token_statistics, top_probabilities
 from ts2_lightning.pages import SeenText, Tokens, TokenView
 from ts2_lightning.runs.stamps import digest
 from ts2_lightning.runs.writing import write_json, write_whole
-from ts2_lightning.types import Batch, UserError
+from ts2_lightning.types import UserError
 
 DIRECTORY = "tokens"
 
@@ -65,14 +66,7 @@ def read_tokens(network: PreTrainedModel, prompt: Sequence[int], response: Seque
     """
     if not len(response):
         return {name: np.zeros((0, TOP) if "top" in name else 0, kind) for name, kind in _KINDS.items()}
-    ids = torch.tensor([[*prompt, *response]])
-    places = torch.arange(len(prompt), ids.shape[1])
-    batch: Batch = {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "supervised": places - 1,
-        "labels": ids[0, places],
-    }
+    batch = response_batch(prompt, response)
     parts = [
         part
         for here, logits in supervised_logits(network, batch)

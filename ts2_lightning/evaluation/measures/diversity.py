@@ -2,26 +2,32 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tqdm.auto import tqdm
+
 from ts2_lightning.data import SFTData
+from ts2_lightning.evaluation.loading import load_model, read_limits
 from ts2_lightning.evaluation.measure import Measure, Measured
 from ts2_lightning.evaluation.model import Model, Rows
 from ts2_lightning.evaluation.prompts import Prompt
+from ts2_lightning.evaluation.reading import response_cross_entropy
 from ts2_lightning.generation import DECODING, Request, Response
 from ts2_lightning.generation.store import ResponseStore
 from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
 from ts2_lightning.metrics.functional import sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
 from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
 ORDERS = (1, 2, 3)
 """The papers' n."""
 
 _NGRAM = "100 times the share of distinct n-grams within a response, mean of n = 1, 2, 3"
+_READER = "a token of the responses under the model that reads them, in nats"
 _SENTENCE_BERT = "100 times the Sent-BERT diversity of the samples of a prompt"
 
 
@@ -43,6 +49,10 @@ class Diversity(Measure):
         seed: seed of the sampling.
         batch_size: responses at a time.
         sentence_bert: directory or hub name of the embedding model of Sent-BERT diversity; null leaves that out.
+        reader: directory or hub name of a model of the language, such as the base model, that reads every response after
+            the prompt's text, a blank line between them; null leaves that out. Diversity alone rises when texts turn
+            into words without sense, which are improbable to such a model. A text that repeats itself is probable, so
+            neither number is enough by itself.
     """
 
     name: ClassVar[str] = "diversity"
@@ -57,6 +67,7 @@ class Diversity(Measure):
         Value("tokens", "tokens a response", "", None, ".1f"),
         Value("ended", "ended", "", None, ".3f"),
         Value("responses", "responses", "", None, ".0f"),
+        Value("reader_cross_entropy", "CE, reader", _READER, "lower", ".2f", True),
     )
 
     planes: ClassVar[tuple[tuple[str, str], ...]] = (("diversity/self_bleu_diversity", "validation/token_accuracy"),)
@@ -72,6 +83,7 @@ class Diversity(Measure):
     seed: int = 0
     batch_size: int = 64
     sentence_bert: str | None = None
+    reader: str | None = field(default=None, metadata={"added": "0.2"})
 
     def check(self) -> None:
         """Raises UserError for a number out of its range."""
@@ -88,12 +100,18 @@ class Diversity(Measure):
         )
 
     def inputs(self, model: Model) -> Any:
-        """The files of the prompts, by their content, and the embedding model."""
+        """The files of the prompts, by their content, the embedding model, and the reader if there is one."""
         embedder = None if self.sentence_bert is None else file_stamps(self.sentence_bert)
-        return [model.row_identity("diversity.prompts", self._data(model)), embedder]
+        reader = [] if self.reader is None else [file_stamps(self.reader)]
+        return [model.row_identity("diversity.prompts", self._data(model)), embedder, *reader]
 
     def check_model(self, model: Model) -> None:
-        """Raises UserError if the embedding model cannot be had: before hours of sampling, not after."""
+        """Raises UserError if a model that is needed cannot be had: before hours of sampling, not after."""
+        if self.reader is not None:
+            try:
+                read_limits(self.reader)
+            except UserError as error:
+                raise UserError(f"diversity.reader: {error}") from error
         if self.sentence_bert is not None:
             sentence_embedder(self.sentence_bert, model.device)
 
@@ -103,7 +121,7 @@ class Diversity(Measure):
         `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
         `self_bleu_diversity`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
         `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
-        end; `responses`, how many.
+        end; `responses`, how many; `reader_cross_entropy`, over all tokens that the reader makes of their texts.
         """
         prompts = model.prompts("diversity.prompts", self._data(model), self.limit)
         answered = self._responses(model, prompts)
@@ -115,7 +133,20 @@ class Diversity(Measure):
             "ended": statistics.fmean(response.finish == "stop" for response in every),
             "responses": len(every),
         }
+        if self.reader is not None:
+            of_responses["reader_cross_entropy"] = self._read(self.reader, prompts, texts, model)
         return Measured({**self._of_texts(texts, model.device), **of_responses})
+
+    @staticmethod
+    def _read(reader: str, prompts: Sequence[Prompt], texts: list[list[str]], model: Model) -> float:
+        """The reader's cross-entropy. It gets text in its own tokens, so that no template stands between the two."""
+        network, tokenizer = load_model(reader, model.device)
+        pairs = [
+            (tokenizer(f"{prompt.text}\n\n").input_ids, tokenizer(text, add_special_tokens=False).input_ids)
+            for prompt, of_prompt in zip(prompts, texts, strict=True)
+            for text in of_prompt
+        ]
+        return response_cross_entropy(network, tqdm(pairs, desc=f"Reading, {model.title}", unit="response"))
 
     def _of_texts(self, texts: list[list[str]], device: str) -> dict[str, float]:
         distinct = {f"distinct_{n}": Distinct(n=[n])(texts).item() for n in ORDERS}

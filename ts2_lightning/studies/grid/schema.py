@@ -82,7 +82,11 @@ def _measure(entry: Entry) -> dict[str, Any]:
 def _measure_settings(entry: Entry) -> Any:
     if not isinstance(entry.value, dict):
         return entry.value
-    readers: dict[str, Callable[[Entry], Any]] = {"rows": _sources, "prompts": _sources, "sentence_bert": _embedder}
+    readers: dict[str, Callable[[Entry], Any]] = {
+        **dict.fromkeys(("rows", "prompts"), _sources),
+        "sentence_bert": _embedder,
+        "reader": _directory,
+    }
     parts = entry.mapping(empty=True)
     return {name: readers[name](value) if name in readers else value.value for name, value in parts.items()}
 
@@ -123,10 +127,15 @@ def _exists(path: str) -> bool:
 
 def _embedder(entry: Entry) -> Any:
     """The embedding model: a directory, or a name on the hub."""
+    if isinstance(entry.value, str) and find_spec("sentence_transformers") is None:
+        raise entry.error("needs sentence-transformers: pip install 'ts2-lightning[sentence-bert]'")
+    return _directory(entry)
+
+
+def _directory(entry: Entry) -> Any:
+    """A model: a directory, beside the file if it is there, or a name on the hub."""
     if not isinstance(entry.value, str):
         return entry.value
-    if find_spec("sentence_transformers") is None:
-        raise entry.error("needs sentence-transformers: pip install 'ts2-lightning[sentence-bert]'")
     directory = entry.beside(entry.value)
     return directory if os.path.isdir(directory) else entry.value
 
