@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from tests.callbacks.publisher import Publisher, loader, make_rows
 from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, StepProgress
-from ts2_lightning.callbacks.progress import LineTqdm
+from ts2_lightning.callbacks.progress import LINE, TERMINAL, LineTqdm
 
 
 class Terminal(io.StringIO):
@@ -73,6 +74,15 @@ def test_resumed_run_goes_on_counting(tmp_path: Path, capsys: pytest.CaptureFixt
     fit(tmp_path, 2.5, 2.5, steps=10, ckpt_path=str(tmp_path / "checkpoints/last.ckpt"), enable_checkpointing=True)
     counts = re.findall(r" (\d+)/20 \[", capsys.readouterr().out)
     assert counts == [str(n) for n in range(11, 21) if n == 11 or n % 2 == 0]
+
+
+def test_below_one_step_a_second_the_bar_has_seconds_a_step() -> None:
+    for bar_format in (TERMINAL, LINE):
+        bar = tqdm(total=100, bar_format=bar_format, unit="step", smoothing=0, initial=0, file=io.StringIO())
+        for seconds, rate in ((5.0, "2.00step/s"), (40.0, "4.00s/step")):
+            bar.n, bar.start_t = 10, bar._time() - seconds
+            assert rate in str(bar), str(bar)
+        bar.close()
 
 
 def test_terminal_gets_one_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

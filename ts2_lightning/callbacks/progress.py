@@ -23,8 +23,8 @@ _SHOWN = (
 _OF_STEP = (Value("objective", "objective"), Value("learning_rate", "learning rate", short="lr"))
 _DESCRIBED = by_name((*TOKEN_VALUES, *_OF_STEP))
 
-TERMINAL = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+TERMINAL = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+LINE = "{l_bar} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 class LineTqdm(Tqdm):
@@ -97,13 +97,12 @@ class StepProgress(TQDMProgressBar):
         total = None if steps < 0 else convert_inf(steps)
         self._drawn_step = trainer.global_step
         self.train_progress_bar = self._bar(
-            "Training", leave=True, total=total, initial=trainer.global_step, unit="step", smoothing=0
+            _label(trainer), leave=True, total=total, initial=trainer.global_step, unit="step", smoothing=0
         )
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
         """The bar is the run's, not the epoch's: only its label changes."""
-        epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
-        self.train_progress_bar.set_description(f"Epoch {trainer.current_epoch + 1}{epochs}", refresh=False)
+        self.train_progress_bar.set_description(_label(trainer), refresh=False)
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keep the learning rate of the step that begins: at its end the schedule has set the next one's."""
@@ -191,6 +190,12 @@ class StepProgress(TQDMProgressBar):
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))  # refreshes
+
+
+def _label(trainer: Trainer) -> str:
+    """The epoch; a run that goes on in the middle of one hears of no epoch's start."""
+    epochs = f"/{trainer.max_epochs}" if trainer.max_epochs and trainer.max_epochs > 0 else ""
+    return f"Epoch {trainer.current_epoch + 1}{epochs}"
 
 
 def _short(name: str) -> str:
