@@ -146,6 +146,20 @@ def test_the_trainer_accumulates_as_the_plan_says(tokens: str) -> None:
         make_trainer(accumulate_grad_batches=3).fit(Reader(), SFTData(tokens, format="tokens", batch_size=4))
 
 
+@pytest.mark.parametrize(("rows", "batch_size", "hint"), [(39, 2, False), (38, 2, True), (2, 2, True), (3, 1, False)])
+def test_an_epoch_of_few_steps_is_remarked_upon(
+    rows: int, batch_size: int, hint: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """20 steps are enough, and one row a step cannot be had smaller; a limit of the trainer's is no reason."""
+    data = SFTData(write_jsonl(tmp_path / "few.jsonl", token_rows([3] * rows)), format="tokens", batch_size=batch_size)
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        make_trainer(max_steps=1, limit_train_batches=1).fit(Reader(), data)
+    steps = -(-rows // batch_size)
+    line = f"an epoch has {steps} optimizer step{'s' if steps > 1 else ''} of {batch_size} rows"
+    assert (line in caplog.text) == hint
+    assert caplog.text.count("Data, train: an epoch has") == hint
+
+
 def test_workers_outlive_the_sigterm_that_their_job_is_sent(tokens: str) -> None:
     """The run ends at the end of its step, for which it needs them."""
     data = SFTData(tokens, format="tokens", batch_size=4, micro_batch_size=1, num_workers=2)

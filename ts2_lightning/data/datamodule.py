@@ -14,7 +14,7 @@ from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.encoding import Overlong
 from ts2_lightning.data.lengths import check_length, row_length
-from ts2_lightning.data.loader import BatchLoader, TrainLoader, evaluation_loader, first_batches
+from ts2_lightning.data.loader import BatchLoader, TrainLoader, evaluation_loader, first_batches, hint_at_few_steps
 from ts2_lightning.data.naming import check_literal
 from ts2_lightning.data.reading import Encoder, Split, read_split
 from ts2_lightning.data.renderer import TrainOn
@@ -311,6 +311,8 @@ class SFTData(LightningDataModule):
             loader = TrainLoader(rows, self.shape, rank, self.seed, self.trainer, times=self.times, **options)
         if self.trainer is not None and self.trainer.fit_loop.is_resuming:
             align_progress(self.trainer, *loader.position, self.shape.accumulation)
+        elif self.trainer is not None and isinstance(loader, TrainLoader):
+            hint_at_few_steps(len(loader) // self.shape.accumulation, self.batch_size)
         return loader
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

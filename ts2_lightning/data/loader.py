@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -123,6 +124,10 @@ class BatchLoader:
         self._loader._iterator = iterator
 
 
+FEW_STEPS = 20
+"""Optimizer steps of an epoch below which a user is told how to have more."""
+
+
 class TrainLoader(BatchLoader):
     """Yields the training plan from the step that the trainer stands at to the end of the epoch.
 
@@ -185,6 +190,21 @@ class TrainLoader(BatchLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Ignored: the position follows from the trainer's."""
+
+
+def hint_at_few_steps(steps: int, batch_size: int) -> None:
+    """Tells the user, once, where an epoch has so few optimizer steps that the batch was hardly chosen for its rows.
+
+    Args:
+        steps: Optimizer steps of an epoch.
+        batch_size: Rows of a step.
+    """
+    if steps < FEW_STEPS and batch_size > 1:
+        count = f"{steps} optimizer step{'s' if steps > 1 else ''}"
+        rank_zero_info(
+            f"Data, train: an epoch has {count} of {batch_size} rows, which is few to learn in; a smaller "
+            "data.batch_size has more"
+        )
 
 
 def evaluation_loader(
