@@ -233,7 +233,7 @@ def test_anchors_are_each_added_to_the_same_objectives() -> None:
     weights = dict.fromkeys((0.1, 0.5, 2.0), 2)  # once for each seed
     bases, additions = ("CrossEntropyLoss", "TS2Loss", "GEMLoss"), ("forward", "reverse", "support")
     references = ("None", "runs/toyworld-early/1/export")
-    anchored = {key: weights for key in itertools.product(bases, additions, references)}
+    anchored = dict.fromkeys(itertools.product(bases, additions, references), weights)
     alone = {(base, "", "None"): {0.0: 4 if base == "CrossEntropyLoss" else 2} for base in bases}
     assert {key: dict(Counter(values)) for key, values in rows.items()} == {**anchored, **alone}
     assert len(grid.trainings) == 116

@@ -30,9 +30,7 @@ def response_batch(prompt: Sequence[int], response: Sequence[int]) -> Batch:
     }
 
 
-def response_cross_entropy(
-    network: PreTrainedModel, responses: Iterable[tuple[Sequence[int], Sequence[int]]]
-) -> float:
+def response_cross_entropy(network: PreTrainedModel, responses: Iterable[tuple[Sequence[int], Sequence[int]]]) -> float:
     """Cross-entropy of responses under a model that reads them, as a mean over all of their tokens.
 
     Args:

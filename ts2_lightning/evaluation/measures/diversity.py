@@ -49,7 +49,7 @@ class Diversity(Measure):
         seed: seed of the sampling.
         batch_size: responses at a time.
         sentence_bert: directory or hub name of the embedding model of Sent-BERT diversity; null leaves that out.
-        reader: directory or hub name of a model of the language, such as the base model, that reads every response after
+        reader: directory or hub name of a language model, such as the base model, that reads every response after
             the prompt's text, a blank line between them; null leaves that out. Diversity alone rises when texts turn
             into words without sense, which are improbable to such a model. A text that repeats itself is probable, so
             neither number is enough by itself.
