@@ -1,5 +1,6 @@
 """Every mistake is answered in one line, with the place and the nearest right name, and exit status 2."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -249,6 +250,16 @@ def test_without_torch_one_line_says_what_to_install(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     answer = Answer(done.returncode, done.stdout, done.stderr)
     assert answer.refusal.startswith(f"torch is not installed in {sys.executable}; README.md")
+
+
+@pytest.mark.parametrize("command", ["ablate", "fit", "losses", "report"])
+def test_a_cloned_folder_without_its_packages_says_so(command: str) -> None:
+    """An interpreter that sees the standard library alone: whichever package is imported first, it is named."""
+    done = subprocess.run(
+        [sys.executable, "-S", str(Path(__file__).parents[2] / "cli.py"), command], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: \w+ is not installed in .*; README\.md has the command .*\n", done.stderr), done.stderr
 
 
 def laughs(levels: int) -> str:

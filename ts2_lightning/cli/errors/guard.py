@@ -2,8 +2,10 @@
 
 import errno
 import os
+import re
 import sys
 import tempfile
+import tomllib
 import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires
@@ -120,10 +122,16 @@ def _absent_package(error: BaseException) -> str | None:
     """The package without which nothing runs, if it is that which is missing."""
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     try:
-        needed = [line.replace("-", "_") for line in requires("ts2-lightning") or () if "extra ==" not in line]
-    except PackageNotFoundError:  # a cloned folder that was never installed
-        needed = ["torch", "lightning", "transformers", "jsonargparse", "yaml", "omegaconf"]
-    return name if name and any(line.startswith(name) for line in [*needed, "yaml"]) else None
+        lines = [line for line in requires("ts2-lightning") or () if "extra ==" not in line]
+    except PackageNotFoundError:  # a cloned folder that was never installed; its pyproject.toml says what it needs
+        project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        lines = project["dependencies"]
+    needed = {re.split(r"[^\w-]", line)[0].replace("-", "_").lower() for line in lines}
+    return name if name and name.lower() in {*needed, *_MODULES_OF_OTHER_NAMES} else None
+
+
+_MODULES_OF_OTHER_NAMES = ("yaml", "pil")
+"""What needed packages are imported as, where that is not their own name."""
 
 
 _OF_THE_DISK = (
