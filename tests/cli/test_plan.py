@@ -13,6 +13,7 @@ from tests.e2e.command_line import CONFIGS, QUICKSTART
 from ts2_lightning import hardware
 from ts2_lightning.cli import plan as command
 from ts2_lightning.hardware import Machine
+from ts2_lightning.planning.public_models import PUBLIC_MODELS
 from ts2_lightning.toyworld import build_tokenizer
 
 ZERO2 = '{"class_path": "ts2_lightning.strategies.DeepSpeed", "init_args": {"stage": 2}}'
@@ -238,3 +239,23 @@ def test_new_rows_of_the_embedding_are_counted(plan: Run) -> None:
         weights = [result["memory"]["no_checkpointing"]["weights"] for result in (before, after)]
         assert weights[1] - weights[0] == 4 * added
         assert found(plan, *options, "--model.lm.resize_embeddings", str(tokens)) == after
+
+
+def test_a_plan_of_a_public_model_fetches_nothing(real: Run) -> None:
+    """The tests reach no hub, so that the plan would be refused."""
+    answer = real("plan", "--model.lm.path", "google/gemma-3-270m", "--gpu", "h200")
+    assert "Gemma3ForCausalLM, 0.27 billion parameters" in answer.out
+    assert answer.err.splitlines()[0] == (
+        "google/gemma-3-270m: planned with the sizes that this package has of it; nothing was fetched"
+    )
+    assert "somebody/else" in real("plan", "--model.lm.path", "somebody/else", "--gpu", "h200").complaint
+
+
+def test_a_directory_of_that_name_is_meant_before_the_public_model(real: Run) -> None:
+    directory = Path("google/gemma-3-270m")
+    directory.mkdir(parents=True)
+    config = {**PUBLIC_MODELS["google/gemma-3-270m"], "num_hidden_layers": 1, "vocab_size": 1000}
+    (directory / "config.json").write_text(json.dumps(config))
+    answer = real("plan", "--model.lm.path", str(directory), "--gpu", "h200")
+    assert "0.01 billion parameters" in answer.out
+    assert "nothing was fetched" not in answer.err

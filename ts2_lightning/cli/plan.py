@@ -4,8 +4,12 @@ No weights are read. A run on CPUs is planned for this machine, whose memory is 
 """
 
 import json
-from collections.abc import Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
@@ -35,6 +39,7 @@ from ts2_lightning.planning import (
     make_plan,
     this_machine,
 )
+from ts2_lightning.planning.public_models import public_config
 from ts2_lightning.ranges import COUNT, NULL, POSITIVE, Range, check_numbers
 from ts2_lightning.types import UserError
 
@@ -111,12 +116,28 @@ class PlanCLI(TS2CLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
+        reference = getattr(self.model, "reference", None)
         with (
-            with_config(self.model.lm) as lm,
-            with_reference_config(getattr(self.model, "reference", None)) as reference,
+            _with_public_config(self.model.lm.path, self.model.lm.revision) as path,
+            _with_public_config(reference) as other,
+            with_config(replace(self.model.lm, path=path)) as lm,
+            with_reference_config(other) as reference,
         ):
             plan = make_plan(replace(job_of(self.settings, self.model, lm), reference=reference))
         put(json.dumps(as_json(plan), indent=2) if self.settings.json else report(plan))
+
+
+@contextmanager
+def _with_public_config(path: str | None, revision: str | None = None) -> Iterator[Any]:
+    """A directory with the config of a public model, which needs no network and no access; any other path as it is."""
+    config = None if path is None or revision or Path(path).exists() else public_config(path)
+    if config is None:
+        yield path
+        return
+    print(f"{path}: planned with the sizes that this package has of it; nothing was fetched", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield directory
 
 
 def _check(settings: Any) -> None:
