@@ -257,5 +257,5 @@ def test_a_directory_of_that_name_is_meant_before_the_public_model(real: Run) ->
     config = {**PUBLIC_MODELS["google/gemma-3-270m"], "num_hidden_layers": 1, "vocab_size": 1000}
     (directory / "config.json").write_text(json.dumps(config))
     answer = real("plan", "--model.lm.path", str(directory), "--gpu", "h200")
-    assert "0.01 billion parameters" in answer.out
+    assert "6.21 million parameters" in answer.out
     assert "nothing was fetched" not in answer.err
