@@ -29,11 +29,17 @@ def digest(plain: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def revision(directory: Path) -> dict[str, Any] | None:
-    """The git commit of a directory and whether tracked files were changed since; None outside of a checkout."""
+def revision(directory: Path, leave_out: str | None = None) -> dict[str, Any] | None:
+    """The git commit of a directory and whether tracked files were changed since; None outside of a checkout.
+
+    Args:
+        directory: Directory of the checkout.
+        leave_out: Path below it whose changes do not count, such as that of results which a program is writing.
+    """
+    but = [] if leave_out is None else ["--", ".", f":(exclude){leave_out}"]
     try:
         commit = _git(directory, "rev-parse", "HEAD")
-        changed = _git(directory, "status", "--porcelain", "--untracked-files=no")
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no", *but)
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit, "dirty": bool(changed)}
