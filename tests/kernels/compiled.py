@@ -2,7 +2,9 @@
 
 import re
 import subprocess
+import tempfile
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +46,7 @@ class Code(NamedTuple):
         return Counter(re.split(r"[. ]", instruction)[0] for instruction in self.hot_loop)
 
 
-def summary(width: int, request: SummaryRequest, architecture: int, directory: Path) -> Code:
+def summary(width: int, request: SummaryRequest, architecture: int) -> Code:
     """`summarize` for rows of a width."""
     layout = layout_for(width, request)
     constants = {
@@ -58,16 +60,16 @@ def summary(width: int, request: SummaryRequest, architecture: int, directory: P
         "UNIFORM": request.uniform,
     }
     elements = layout.strip * layout.lanes // (32 * layout.warps)
-    return _compiled(summary_program, {}, constants, width, layout.warps, elements, architecture, directory)
+    return _compiled(summary_program, {}, constants, width, layout.warps, elements, architecture)
 
 
-def gradient(width: int, dtype: str, architecture: int, directory: Path, **flags: object) -> Code:
+def gradient(width: int, dtype: str, architecture: int, **flags: object) -> Code:
     """`write_gradient` for rows of a width; the flags are the program's."""
     layout = layout_for(width)
     constants = {"TILE": layout.tile, "Q": 1, "SUPPORT": True, "SLOPE": False, "UNIFORM": False, "OVERLAP": False}
     elements = layout.tile // (32 * layout.warps)
     types = {"out": f"*{dtype}"}
-    return _compiled(gradient_program, types, constants | flags, width, layout.warps, elements, architecture, directory)
+    return _compiled(gradient_program, types, constants | flags, width, layout.warps, elements, architecture)
 
 
 def _compiled(
@@ -78,28 +80,42 @@ def _compiled(
     warps: int,
     elements: int,
     architecture: int,
-    directory: Path,
 ) -> Code:
     types = {**POINTERS, **NUMBERS, **types}
     if width == 1:  # as at a launch: an argument of 1 is a constant
         constants = constants | {name: 1 for name in ("K", "stride", "out_stride") if name in program.arg_names}
     signature = {name: "constexpr" if name in constants else types[name] for name in program.arg_names}
-    aligned = [
+    aligned = tuple(
         place
         for place, (name, kind) in enumerate(signature.items())
         if kind[0] == "*" or (kind == "i32" and name != "n" and width % 16 == 0)
-    ]
+    )
+    return _code(program, (*signature.items(),), (*constants.items(),), aligned, warps, elements, architecture)
+
+
+@cache
+def _code(
+    program: Any,
+    signature: tuple[tuple[str, str], ...],
+    constants: tuple[tuple[str, Any], ...],
+    aligned: tuple[int, ...],
+    warps: int,
+    elements: int,
+    architecture: int,
+) -> Code:
+    """The code of one specialization, compiled once: a launch too compiles no more for widths that share it."""
     source = ASTSource(
         fn=program,
-        signature=signature,
-        constexprs={(program.arg_names.index(name),): value for name, value in constants.items()},
+        signature=dict(signature),
+        constexprs={(program.arg_names.index(name),): value for name, value in constants},
         attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
     )
     target = GPUTarget("cuda", architecture, 32)
     kernel = triton.compile(source, target=target, options={"num_warps": warps, **COMPILED})
-    file = directory / "kernel.cubin"
-    file.write_bytes(kernel.asm["cubin"])
-    usage, listing = _run("cuobjdump", "-res-usage", file), _run("nvdisasm", "-c", file)
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "kernel.cubin")
+        file.write_bytes(kernel.asm["cubin"])
+        usage, listing = _run("cuobjdump", "-res-usage", file), _run("nvdisasm", "-c", file)
     registers = re.search(r"REG:(\d+)", usage)
     assert registers, usage
     spills = len(re.findall(r"\b(?:STL|LDL)\b", listing))

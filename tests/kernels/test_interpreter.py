@@ -9,39 +9,31 @@ import pytest
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this platform lacks")
 
-KERNELS, ENGINE = (Path(__file__).with_name(f"interpreted_{name}.py") for name in ("kernels", "engine"))
+FILES = [Path(__file__).with_name(f"interpreted_{name}.py") for name in ("kernels", "engine")]
 
 
-def interpret(file: Path, *options: str) -> None:
-    """Runs pytest on a file, and shows what it said if a test failed or none was run."""
-    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "--timeout=3000", *options, str(file)]
+def interpret(*options: str) -> None:
+    """Runs pytest on the files in a process, and shows what it said if a test failed or none was run."""
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "--timeout=3000", *options]
     settings = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(command, env=settings, cwd=file.parents[2], capture_output=True, text=True)
+    ran = subprocess.run(
+        [*command, *map(str, FILES)], env=settings, cwd=FILES[0].parents[2], capture_output=True, text=True
+    )
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
 
 
-def test_narrow_rows() -> None:
-    interpret(KERNELS)
+def test_narrow_rows_and_the_engine() -> None:
+    interpret()
 
 
-def test_the_engine() -> None:
-    interpret(ENGINE)
+WIDEST = "151936 or 262144"
 
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(
     "selection",
-    [
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("narrow", "50257", "128256")),
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("151936", "262144")),
-    ],
+    [pytest.param(f"not ({WIDEST})", marks=pytest.mark.slow), pytest.param(WIDEST, marks=pytest.mark.long)],
 )
 def test_all_rows(selection: str) -> None:
-    """The remaining pairs of narrow rows, and whole vocabularies."""
-    interpret(KERNELS, "-m", "slow", "-k", "equals" if selection == "narrow" else selection)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_the_engine_with_every_objective() -> None:
-    interpret(ENGINE, "-m", "slow")
+    """The remaining pairs of narrow rows, whole vocabularies, and the engine with the remaining objectives."""
+    interpret("-m", "slow", "-k", selection)
