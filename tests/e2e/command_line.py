@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.ranks import launch
 from ts2_lightning.callbacks.preemption import SIGNALS
 from ts2_lightning.cli import main
 from ts2_lightning.toyworld import write_blank_model
@@ -76,6 +77,21 @@ def answer_of(capfd: pytest.CaptureFixture[str], *argv: str) -> Answer:
     capfd.readouterr()
     status = main(argv)
     return Answer(status, *capfd.readouterr())
+
+
+def play(scenario: list[dict[str, Any]], timeout: float) -> list[list[int]]:
+    """Starts commands one after the other in the working directory, each on some ranks that need not import anything.
+
+    Args:
+        scenario: for each start `argv`, and what else `tests/e2e/warm_starts.py` reads.
+        timeout: seconds for all of them.
+
+    Returns:
+        The exit statuses of each start's ranks; what they printed is in `printed.txt`.
+    """
+    Path("scenario.json").write_text(json.dumps(scenario))
+    launch("tests.e2e.warm_starts", Path.cwd(), timeout=timeout, DS_ACCELERATOR="cpu")
+    return json.loads(Path("statuses.json").read_text())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from tests.e2e.command_line import CONFIGS, QUICKSTART, ROOT, CommandLine, make_blank
+from tests.e2e.command_line import CONFIGS, QUICKSTART, ROOT, CommandLine, make_blank, play
 
 IDS = torch.arange(2, 30)[None]
 PREFIX = "network.language_model."
@@ -42,12 +42,27 @@ def by_deepspeed(checkpoint: Path, scratch: Path) -> dict[str, Tensor]:
     return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
 
 
-def fit(base: Path, *files: str) -> Path:
-    """The directory of a run of two processes: `python cli.py fit ...`, which starts the second one."""
+def options(base: Path, *files: str) -> list[str]:
     few = {"model.lm.path": base, "trainer.max_steps": 3, "trainer.limit_val_batches": 1, "name": "run"}
     fragments = [word for file in files for word in ("-c", str(CONFIGS / file))]
-    options = [*fragments, "--trainer.enable_progress_bar=false", *(f"--{name}={value}" for name, value in few.items())]
-    line = [sys.executable, str(ROOT / "cli.py"), "fit", "-c", str(QUICKSTART), *options]
+    settings = [
+        *fragments,
+        "--trainer.enable_progress_bar=false",
+        *(f"--{name}={value}" for name, value in few.items()),
+    ]
+    return ["fit", "-c", str(QUICKSTART), *settings]
+
+
+def fit(base: Path, *files: str) -> Path:
+    """The directory of a run of two processes."""
+    start = {"argv": [*options(base, *files), "--trainer.devices=2"], "ranks": 2}
+    assert play([start], timeout=500) == [[0, 0]], Path("printed.txt").read_text()[-3000:]
+    return Path("runs/run/1")
+
+
+def fit_from_a_shell(base: Path, *files: str) -> Path:
+    """The same of `python cli.py fit ...`, which starts the second process."""
+    line = [sys.executable, str(ROOT / "cli.py"), *options(base, *files)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -103,7 +118,7 @@ def test_logits_are_the_trained_models(
 def test_adapter_of_a_sharded_fit(ts2: CommandLine, base: Path) -> None:
     """The base model is not in the checkpoint: it is read from its own files."""
     peft = pytest.importorskip("peft")
-    run = fit(base, "model/adapter/lora.yaml", "strategy/rehearsal/fsdp2.yaml")
+    run = fit_from_a_shell(base, "model/adapter/lora.yaml", "strategy/rehearsal/fsdp2.yaml")
     ts2("export", "--ckpt", "last", "--name", "run", "--out", "merged").done()
     ts2("export", "--ckpt", "last", "--name", "run", "--out", "apart", "--adapter", "separate").done()
     plain = AutoModelForCausalLM.from_pretrained(base)

@@ -1,12 +1,12 @@
 """A run that is killed at many moments, inside of saves too, and resumed, is the run that was never killed."""
 
 import csv
+import itertools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.e2e.command_line import QUICKSTART, ROOT, column, empty_working_directory
+from tests.e2e.command_line import QUICKSTART, column, empty_working_directory, play
 
 ROWS = "--data.limit_train=48"
 STEPS = 36  # three epochs of twelve, with a validation in the middle and at the end of each
@@ -26,6 +26,9 @@ OPTIONS = (
 )
 
 ASYNCHRONOUS = ("--trainer.callbacks.asynchronous=true",)
+
+RUNS = {"at-once": (), "in-a-thread": ASYNCHRONOUS}
+"""Runs that are killed, and the options of each."""
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +48,6 @@ def command(model: Path, name: str, *options: str) -> list[str]:
     files = [option for option in options if option == "-c" or option.endswith(".yaml")]
     rest = [option for option in options if option not in files]
     return ["fit", "-c", str(QUICKSTART), *files, f"--model.lm.path={model}", f"--name={name}", *OPTIONS, *rest]
-
-
-def play(scenario: list[dict[str, Any]], timeout: float) -> list[list[int]]:
-    """Start the commands one after the other; the exit statuses of their ranks."""
-    Path("scenario.json").write_text(json.dumps(scenario))
-    script = [sys.executable, str(ROOT / "tests" / "e2e" / "warm_starts.py"), "scenario.json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    subprocess.run(script, env=environment, timeout=timeout, check=True, start_new_session=True)
-    return json.loads(Path("statuses.json").read_text())
 
 
 def printed() -> str:
@@ -96,32 +90,44 @@ def last(name: str) -> dict[str, Any]:
     return torch.load(f"runs/{name}/1/checkpoints/last.ckpt", weights_only=True)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ASYNCHRONOUS], ids=["at once", "in a thread"])
-def test_killed_at_many_moments(tmp_path: Path, cache: Path, dropping: Path, options: tuple[str, ...]) -> None:
-    """The run that was never killed writes its checkpoints at once, whichever way the other does."""
+KILLS = 23
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory, cache: Path, dropping: Path) -> Iterator[dict[str, list[int]]]:
+    """Runs that are killed, each with the statuses of its starts, and one that is not, in one launch."""
     draw = random.Random(0)
     events = [{"at": "event", "number": draw.randint(5, 30)} for _ in range(12)]
     writes = [{"at": "write", "number": draw.randint(1, 3)} for _ in range(5)]
     times = [{"at": "time", "part": draw.uniform(0.1, 0.3)} for _ in range(5)]
-    kills = [{"at": "event", "number": 60}, *draw.sample([*events, *writes, *times], 22)]
-    with empty_working_directory(tmp_path, cache):
-        begin = [command(dropping, "unbroken", ROWS), command(dropping, "broken", ROWS, *options)]
-        resume = command(dropping, "broken", ROWS, "--ckpt_path=last", *options)
-        starts: list[dict[str, Any]] = [{"argv": argv} for argv in begin]
-        starts += [{"argv": resume} for _ in kills]
-        for begun, kill in zip(starts[1:], kills, strict=False):
-            begun["trouble"] = kill
-        statuses = [status for (status,) in play(starts, timeout=500)]
-        assert {*statuses} == {0, -signal.SIGKILL}, printed()
-        assert (statuses[0], statuses[-1]) == (0, 0), printed()
-        assert statuses.count(-signal.SIGKILL) >= 20, f"the last may come when the training is over: {statuses}"
-        assert_same_metrics("broken", "unbroken")
-        found, wanted = last("broken"), last("unbroken")
-        for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-            assert_same_tensors(found[part], wanted[part], part)
-        assert os.path.realpath("runs/broken/1/checkpoints/best.ckpt").endswith(
-            os.path.basename(os.path.realpath("runs/unbroken/1/checkpoints/best.ckpt"))
-        )
-        hidden = [path.name for path in Path("runs/broken/1/checkpoints").iterdir() if path.name.startswith(".")]
-        assert hidden == []
+    kills = [{"at": "event", "number": 60}, *draw.sample([*events, *writes, *times], KILLS - 1)]
+    starts: list[dict[str, Any]] = [{"argv": command(dropping, "unbroken", ROWS)}]
+    for name, options in RUNS.items():
+        resume = ("--ckpt_path=last", *options)
+        starts.append({"argv": command(dropping, name, ROWS, *options), "trouble": kills[0]})
+        starts += [{"argv": command(dropping, name, ROWS, *resume), "trouble": kill} for kill in kills[1:]]
+        starts.append({"argv": command(dropping, name, ROWS, *resume)})
+    with empty_working_directory(tmp_path_factory.mktemp("played"), cache):
+        statuses = iter([status for (status,) in play(starts, timeout=900)])
+        assert next(statuses) == 0, printed()
+        yield {name: list(itertools.islice(statuses, KILLS + 1)) for name in RUNS}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+@pytest.mark.parametrize("name", RUNS)
+def test_killed_at_many_moments(played: dict[str, list[int]], name: str) -> None:
+    """The run that was never killed writes its checkpoints at once, whichever way the other does."""
+    statuses = played[name]
+    assert {*statuses} == {0, -signal.SIGKILL}, printed()
+    assert statuses[-1] == 0, printed()
+    assert statuses.count(-signal.SIGKILL) >= 20, f"the last may come when the training is over: {statuses}"
+    assert_same_metrics(name, "unbroken")
+    found, wanted = last(name), last("unbroken")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        assert_same_tensors(found[part], wanted[part], part)
+    assert os.path.realpath(f"runs/{name}/1/checkpoints/best.ckpt").endswith(
+        os.path.basename(os.path.realpath("runs/unbroken/1/checkpoints/best.ckpt"))
+    )
+    hidden = [path.name for path in Path(f"runs/{name}/1/checkpoints").iterdir() if path.name.startswith(".")]
+    assert hidden == []

@@ -1,4 +1,7 @@
-"""Two ranks: signalled, killed, in disagreement, hanging, without room for a checkpoint; resumed on another number."""
+"""Two ranks: signalled, killed, in disagreement, hanging, without room for a checkpoint; resumed on another number.
+
+Checkpoints are written at once, and by threads.
+"""
 
 import signal
 from pathlib import Path
@@ -8,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.e2e.command_line import CONFIGS, column, empty_working_directory
-from tests.e2e.test_kill import MEASURED, command, dropping, play  # noqa: F401
+from tests.e2e.command_line import CONFIGS, column, empty_working_directory, play
+from tests.e2e.test_kill import ASYNCHRONOUS, MEASURED, command, dropping  # noqa: F401
 
 STEPS = 10
 HANGS = ("--trainer.callbacks+=Watchdog", "--trainer.callbacks.timeout=15")
@@ -48,6 +51,10 @@ def played(tmp_path_factory: pytest.TempPathFactory, cache: Path, dropping: Path
         "zero2 killed": start("zero2-broken", at="write", number=4, rank=1),
         "zero2 on one rank": start("zero2-broken", last, ranks=1),
         "zero2 resumed": start("zero2-broken", last, at="full", number=3, rank=1),
+        "fsdp2 killed in a thread": start("fsdp2-thread", *ASYNCHRONOUS, at="write", number=2),
+        "fsdp2 resumed in a thread": start("fsdp2-thread", last, *ASYNCHRONOUS),
+        "zero2 killed in a thread": start("zero2-thread", *ASYNCHRONOUS, at="write", number=4, rank=1),
+        "zero2 resumed in a thread": start("zero2-thread", last, *ASYNCHRONOUS, at="full", number=3, rank=1),
         "zero2 under ddp": start("ddp-other", f"--ckpt_path={here}/runs/zero2/1/checkpoints/last.ckpt"),
     }
     with empty_working_directory(here, cache), pytest.MonkeyPatch.context() as patch:
@@ -136,6 +143,20 @@ def test_sharded_checkpoints_survive_kills(played: Any) -> None:
         assert statuses == [-signal.SIGKILL] * 2 or "onnection" in played[1][start], played[1][start]
     assert played[0]["fsdp2 resumed"] == [0, 0], played[1]["fsdp2 resumed"]
     assert_same(played, "fsdp2-broken", "fsdp2")
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+def test_a_kill_costs_the_checkpoint_that_a_thread_writes(played: Any, strategy: str) -> None:
+    killed, resumed = (f"{strategy} {what} in a thread" for what in ("killed", "resumed"))
+    assert -signal.SIGKILL in played[0][killed], played[1][killed]
+    assert played[0][resumed] == [0, 0], played[1][resumed]
+    assert_same(played, f"{strategy}-thread", strategy)
+
+
+def test_all_ranks_hear_that_a_thread_has_no_room(played: Any) -> None:
+    line = line_of(played, "zero2 resumed in a thread", "no checkpoint was written")
+    assert "No space left on device (rank 1); the newest one is still step-" in line
+    assert played[1]["zero2 resumed in a thread"].count("no checkpoint was written") == 1
 
 
 def test_fsdp2_goes_on_with_another_number_of_ranks(played: Any) -> None:

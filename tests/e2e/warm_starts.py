@@ -1,8 +1,8 @@
 """Starts of the command line that cost a fraction of a second: forked from a process that has imported everything.
 
-`warm_starts.py SCENARIO.json` reads `[{"argv": [...], "ranks": 1, "trouble": null}, ...]`, starts them one after the
-other, and writes the exit statuses of each start's ranks to `statuses.json`; what they print goes to `printed.txt`, a
-line `@@@@` after each start. A `trouble` befalls one rank (`"rank"`, 0 if it is left out):
+`warm_starts.py DIRECTORY` reads `[{"argv": [...], "ranks": 1, "trouble": null}, ...]` in its `scenario.json`, starts
+them there one after the other, and writes the exit statuses of each start's ranks to `statuses.json`; what they print
+goes to `printed.txt`, a line `@@@@` after each start. A `trouble` befalls one rank (`"rank"`, 0 if it is left out):
 
 - `{"at": "event", "number": n}`: killed when it opens, renames, links or removes a file of its run for the n-th time;
 - `{"at": "write", "number": n}`: killed in the middle of the n-th checkpoint file that it writes;
@@ -167,7 +167,8 @@ def start(argv: list[str], ranks: int = 1, trouble: dict[str, Any] | None = None
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    scenario = json.loads(Path(sys.argv[1]).read_text())
+    os.chdir(sys.argv[1])
+    scenario = json.loads(Path("scenario.json").read_text())
     printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(printed, 1)
     os.dup2(printed, 2)
