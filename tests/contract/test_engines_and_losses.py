@@ -40,6 +40,7 @@ ENGINES = {
     "chunks_of_7": ChunkedEngine(7),
 }
 SHAPES = [(1, 3, 2), (5, 4, 7), (20, 8, 256), (13, 6, 300), (23, 5, 1031)]
+FEW_TOKENS = [(1, 3, 2), (5, 4, 7), (13, 6, 300)]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 3e-2}
 
 
@@ -124,7 +125,7 @@ def assert_close(actual: list[Tensor], wanted: list[Tensor], dtype: torch.dtype)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_values_and_gradients(objective: str, engine: str, dtype: torch.dtype) -> None:
     loss = ALL[objective][0]
-    for shape in SHAPES:
+    for shape in FEW_TOKENS if engine == "chunks_of_1" else SHAPES:
         hidden, weight, labels, weights = problem(*shape)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         weights = weights.to(torch.promote_types(dtype, torch.float32))

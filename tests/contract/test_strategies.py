@@ -4,7 +4,7 @@ A step of sixteen rows, and one of three that not all micro-batches get a row of
 the same rows (`plain_steps.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.types import Batch
 
 Ranks = list[dict[str, Any]]
+
+WITH_ADAPTERS = [name for name in STRATEGIES if name != "fsdp2_tp2"]
+
+
+def on_two_ranks(strategies: Sequence[str]) -> list[Any]:
+    """Each in CI but for ZeRO-1, which is DeepSpeed's optimizer of ZeRO-2 without gradients in parts."""
+    return [pytest.param(name, marks=pytest.mark.long if name == "zero1" else pytest.mark.slow) for name in strategies]
+
 
 ROUNDING = Differences(objective=2e-7, statistics=2e-7, gradient_norm=5e-6, update=2e-5)
 """Of float32: sums of some hundred tokens and some thousand gradients, in another order."""
@@ -112,8 +120,7 @@ def test_one_device(case: Case, micro_batch_size: int, accumulation: int, world:
     check(case, found, world)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", on_two_ranks(STRATEGIES))
 def test_two_ranks(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     ranks = two_ranks(strategy)
     for case in CASES:
@@ -133,8 +140,7 @@ def check_same_on_all(ranks: Ranks, case: str) -> None:
         assert own["train/objective"] == pytest.approx(numbers["train/objective"], rel=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", on_two_ranks(["fsdp2", "zero1", "zero2", "zero3"]))
 def test_mixed_precision_is_that_of_ddp(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     """Equally split, strategies with whole layers round to bfloat16 in the same places, and sum in float32.
 
@@ -148,8 +154,7 @@ def test_mixed_precision_is_that_of_ddp(strategy: str, two_ranks: Callable[[str]
             check_within(differences(found, wanted, weights_before(world, case.model), 1), ROUNDING, str(case))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", on_two_ranks(STRATEGIES))
 def test_a_loss_that_is_not_finite(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     """It stops all ranks before the update, or costs the step and nothing else."""
     ranks, before = two_ranks(strategy), weights_before(world, POISONED_CASE.model)
@@ -169,8 +174,7 @@ def test_a_loss_that_is_not_finite(strategy: str, two_ranks: Callable[[str], Ran
     check_within(differences(second, wanted, before, steps=1), ROUNDING, "the step after the skipped one")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", on_two_ranks(STRATEGIES))
 def test_noise_on_the_embeddings(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     """NEFTune's hook is called where weights are sharded too, and its noise is that of each row."""
     found, before = together(two_ranks(strategy), "neftune"), weights_before(world, NOISY_CASE.model)
@@ -180,8 +184,7 @@ def test_noise_on_the_embeddings(strategy: str, two_ranks: Callable[[str], Ranks
     assert differences(found, plainly, before).objective > 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "fsdp2_tp2"])
+@pytest.mark.parametrize("strategy", on_two_ranks(WITH_ADAPTERS))
 def test_an_adapter_on_layers_and_head(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     """Frozen weights beside trained ones, and a head that is a module of several."""
     found = together(two_ranks(strategy), "adapter")
@@ -191,9 +194,6 @@ def test_an_adapter_on_layers_and_head(strategy: str, two_ranks: Callable[[str],
     check_within(differences(found, wanted, before), ROUNDING, "adapted")
     changed = {name for name, tensor in found["weights"][-1].items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if "lora_" in name}
-
-
-ADAPTED = ["one device", "ddp", "fsdp2", "fsdp2 to a file", "zero1", "zero2", "zero3"]
 
 
 def adapter_run(name: str, two_ranks: Callable[[str], Ranks], world: Path, scratch: Path) -> tuple[Ranks, Path]:
@@ -210,9 +210,7 @@ def adapter_run(name: str, two_ranks: Callable[[str], Ranks], world: Path, scrat
     )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "one device" else pytest.param(name, marks=pytest.mark.slow) for name in ADAPTED]
-)
+@pytest.mark.parametrize("name", ["one device", *on_two_ranks([*WITH_ADAPTERS, "fsdp2 to a file"])])
 def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks], world: Path, tmp_path: Path) -> None:
     """They hold what is trained; the base comes from its files, to resume, to validate and to export."""
     ranks, checkpoints = adapter_run(name, two_ranks, world, tmp_path)
@@ -246,10 +244,7 @@ def test_checkpoints_of_an_adapter(name: str, two_ranks: Callable[[str], Ranks],
     assert all(torch.equal(exported[name], weight) for name, weight in wanted.items())
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    ["one device", *(pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES if name != "fsdp2_tp2")],
-)
+@pytest.mark.parametrize("strategy", ["one device", *on_two_ranks(WITH_ADAPTERS)])
 def test_training_anchored_to_its_start_goes_on(
     strategy: str, two_ranks: Callable[[str], Ranks], world: Path, tmp_path: Path
 ) -> None:
