@@ -12,7 +12,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
 
 
-LONGEST = ("e2e/test_ablate.py", "test_readme.py", "e2e", "cli", "contract")
+LONGEST = (
+    *("e2e/test_ablate.py", "test_readme.py", "contract", "e2e/test_kill_ranks.py", "e2e/test_kill.py"),
+    *("kernels/test_compiled.py", "e2e", "test_gpu_check.py", "cli", "kernels"),
+)
 """Files and directories whose slow tests take longest; they come first, so that no worker is left alone with one."""
 
 

@@ -56,11 +56,23 @@ def test_an_objective_is_checked_through_the_interpreter(tmp_path: Path) -> None
     assert "the times mean nothing" in output
 
 
-@pytest.mark.slow
-def test_all_objectives_go_through(tmp_path: Path) -> None:
-    status, lines, output = check(tmp_path, "--parts", "correctness")
+ONE_OF_EACH_WAY = (
+    *("CrossEntropyLoss", "LabelSmoothingLoss", "GEMLoss", "SparsemaxLoss", "FenchelYoungPlusLoss, scaled"),
+    *("EntmaxLoss, 1.25", "ReferenceAnchored"),
+)
+"""A softmax, with a uniform part, at two temperatures; projections, at a scale too; what torch's operations write."""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [pytest.param(ONE_OF_EACH_WAY, marks=pytest.mark.slow), pytest.param((), marks=pytest.mark.long)],
+    ids=["one of each way", "all"],
+)
+def test_objectives_go_through(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """That kernels are right for all of them is tested in `tests/kernels`."""
+    status, lines, output = check(tmp_path, "--parts", "correctness", *(("--objectives", *names) if names else ()))
     assert status == 0, output
-    assert {line["objective"] for line in lines if "objective" in line} == set(correctness.objectives())
+    assert {line["objective"] for line in lines if "objective" in line} == set(names or correctness.objectives())
 
 
 @pytest.mark.slow
