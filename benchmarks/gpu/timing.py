@@ -72,7 +72,7 @@ def _measure_shape(device: Device, shape: Shape, names: Collection[str], first: 
     if first and (not names or COMPILED in names):
         with told(part="time", head=COMPILED, shape=str(shape)):
             beside = {name: steps[name] for name in (PRODUCTS, PLAIN)}
-            compiled = in_turns(device, {**beside, COMPILED: _compiled_step(data)}, rounds)
+            compiled = in_turns(device, {**beside, COMPILED: _compiled_step(device, data)}, rounds)
             _tell(shape, COMPILED, compiled[COMPILED], compiled)
     return milliseconds
 
@@ -106,13 +106,13 @@ def _tell(shape: Shape, name: str, own: list[float], every: Mapping[str, list[fl
     tell(part="time", head=name, shape=str(shape), **figures)
 
 
-def _compiled_step(data: HeadInputs) -> Callable[[], Tensor]:
-    """Plain cross-entropy through `torch.compile`, once it is compiled.
+def _compiled_step(device: Device, data: HeadInputs) -> Callable[[], Tensor]:
+    """Plain cross-entropy through `torch.compile`, once it is compiled; at tiny sizes no code is made of its graph.
 
     Raises:
         LeftOutError: that takes too long.
     """
-    compiled = torch.compile(plain, dynamic=False)
+    compiled = torch.compile(plain, dynamic=False, backend="aot_eager" if device.tiny else "inductor")
     with _at_most(COMPILE_SECONDS):
         differentiated(compiled, data)
     return lambda: differentiated(compiled, data)

@@ -123,7 +123,7 @@ def test_one_device(case: Case, micro_batch_size: int, accumulation: int, world:
 @pytest.mark.parametrize("strategy", on_two_ranks(STRATEGIES))
 def test_two_ranks(strategy: str, two_ranks: Callable[[str], Ranks], world: Path) -> None:
     ranks = two_ranks(strategy)
-    for case in CASES:
+    for case in steps.cases_of(strategy):
         found = together(ranks, str(case))
         assert found["accumulation"] == (4 if strategy == "fsdp2_tp2" else 2)
         check(case, found, world)
@@ -148,7 +148,7 @@ def test_mixed_precision_is_that_of_ddp(strategy: str, two_ranks: Callable[[str]
     graph, and is compared with DDP on a graph that has them too.
     """
     ddp = [{**rank, **rank[steps.WRAPPED]} if strategy == "zero3" else rank for rank in two_ranks("ddp")]
-    for case in CASES:
+    for case in steps.cases_of(strategy):
         if case.precision == "bf16-mixed":
             found, wanted = together(two_ranks(strategy), str(case)), together(ddp, str(case))
             check_within(differences(found, wanted, weights_before(world, case.model), 1), ROUNDING, str(case))
