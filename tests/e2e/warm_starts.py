@@ -39,6 +39,7 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from lightning.pytorch.strategies import DDPStrategy
 
 import ts2_lightning.cli.lightning_cli
+import ts2_lightning.cli.record
 import ts2_lightning.modules
 import ts2_lightning.strategies
 from ts2_lightning.callbacks import StepSeed
@@ -167,6 +168,7 @@ def start(argv: list[str], ranks: int = 1, trouble: dict[str, Any] | None = None
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    ts2_lightning.cli.record.packages()  # which are the same for all starts
     os.chdir(sys.argv[1])
     scenario = json.loads(Path("scenario.json").read_text())
     printed = os.open("printed.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 from datetime import datetime
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,15 @@ def environment() -> dict[str, Any]:
             "version": ts2_lightning.__version__,
             "revision": revision(Path(ts2_lightning.__file__).parent),
         },
-        "packages": dict(sorted({d.metadata["Name"]: d.version for d in distributions() if d.metadata}.items())),
+        "packages": packages(),
     }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Names and versions of all that is installed, sorted. To read them takes as long as a few steps: they are kept."""
+    every = (distribution.metadata for distribution in distributions())  # each is parsed anew whenever it is asked for
+    return dict(sorted({metadata["Name"]: metadata["Version"] for metadata in every if metadata}.items()))
 
 
 def _write_json(file: Path, content: Any) -> None:
