@@ -1,4 +1,4 @@
-"""From rows to the tensors of a `Batch`. The shift by one is done here and nowhere else."""
+"""From rows to the tensors of a `Batch`. The shift by one is done here; `ops.labels` has it for labels of others."""
 
 import math
 from collections.abc import Sequence

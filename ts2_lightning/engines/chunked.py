@@ -10,13 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.engines.base import (
-    LossEngine,
-    TokenRecorder,
-    attach_gradients,
-    evaluate_rows,
-    promote,
-)
+from ts2_lightning.engines.base import LossEngine
 from ts2_lightning.engines.kernels import row_kernels
 from ts2_lightning.engines.linear import (
     accumulator,
@@ -28,6 +22,7 @@ from ts2_lightning.engines.linear import (
 )
 from ts2_lightning.engines.memory import FLOAT, LossSizes
 from ts2_lightning.losses import Gradient, TokenLoss
+from ts2_lightning.losses.from_logits import TokenRecorder, attach_gradients, evaluate_rows, promote
 from ts2_lightning.ops import Listed
 from ts2_lightning.ranges import COUNT, NULL, check_number
 from ts2_lightning.types import LossOutput, Targets

@@ -5,9 +5,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from ts2_lightning.engines.base import LossEngine, TokenRecorder, attach_gradients, evaluate_rows, promote
+from ts2_lightning.engines.base import LossEngine
 from ts2_lightning.engines.linear import accumulator, is_plain_linear, wide_products
 from ts2_lightning.losses import TokenLoss
+from ts2_lightning.losses.from_logits import loss_from_logits, promote
 from ts2_lightning.types import LossOutput, Targets
 
 
@@ -29,17 +30,7 @@ class FullEngine(LossEngine):
         self, loss: TokenLoss, head: nn.Module, hidden_states: Tensor, targets: Targets, statistics: Collection[str]
     ) -> LossOutput:
         """See `LossEngine`."""
-        logits = _logits(head, hidden_states)
-        recorder = TokenRecorder(len(logits), logits)
-        gradient = torch.empty_like(logits) if logits.requires_grad else None
-        with torch.no_grad():
-            for part, share in evaluate_rows(loss, logits.detach(), targets, recorder, 0, statistics):
-                if gradient is not None:
-                    share.write_to(gradient[part])
-        output = recorder.output(logits.dtype)
-        if gradient is None:
-            return output
-        return LossOutput(attach_gradients(output.total, [logits], [gradient]), output.tokens)
+        return loss_from_logits(loss, _logits(head, hidden_states), targets, statistics)
 
 
 def _logits(head: nn.Module, hidden_states: Tensor) -> Tensor:

@@ -9,13 +9,30 @@ as its formula, and an engine writes the gradient to memory once.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops import Entmax, Entries, Listed, LogitRows, RowMatrix, SummaryRequest, row_numbers
+from ts2_lightning.losses.from_logits import loss_from_logits, promote
+from ts2_lightning.ops import (
+    Entmax,
+    Entries,
+    Listed,
+    LogitRows,
+    RowMatrix,
+    SummaryRequest,
+    check_gold,
+    check_logits,
+    row_numbers,
+    supervised_tokens,
+)
+from ts2_lightning.types import ReferenceOutput, UserError
+
+Reduction = Literal["mean", "sum"]
+"""What becomes of the losses of tokens: their mean over the supervised ones, or their sum."""
 
 
 class DensePart(NamedTuple):
@@ -218,6 +235,93 @@ class TokenLoss(ABC):
     needs_reference: bool = False
     summary: SummaryRequest | None = None
 
+    @overload
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        shift: bool = ...,
+        reduction: Reduction = ...,
+        statistics: None = ...,
+        reference_logits: Tensor | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        shift: bool = ...,
+        reduction: Reduction = ...,
+        statistics: Collection[str],
+        reference_logits: Tensor | None = ...,
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        shift: bool = False,
+        reduction: Reduction = "mean",
+        statistics: Collection[str] | None = None,
+        reference_logits: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The loss of logits that are all there, differentiable by its closed form; an engine spares their memory.
+
+        Args:
+            logits: Logits [..., K] of any float dtype; the loss is computed in float32 at least.
+            labels: Gold tokens [...] int; -100 at places that are not supervised.
+            shift: Whether labels repeat the model's input, as transformers has them: the logits at place t are then
+                held against the label at t + 1. By default they are held against the label at t.
+            reduction: `mean` over the supervised tokens (0 if there is none), or `sum`, to be divided by another
+                number, such as the supervised tokens of all micro-batches of a step.
+            statistics: Names of what to measure at every supervised token, see `ops.token_statistics`, if anything.
+            reference_logits: Logits [..., K] of the reference model, for a loss that needs one.
+
+        Returns:
+            The loss []; with `statistics` also what was measured, [N] each in the order of the supervised tokens, with
+            the values of the tokens' losses as `objective`.
+
+        Raises:
+            UserError: shapes or dtypes that do not fit, a label outside of the vocabulary, an unknown reduction, or a
+                reference that is missing or too much.
+
+        Example:
+            >>> from ts2_lightning.losses import TS2Loss
+            >>> logits = torch.zeros(1, 3, 4, requires_grad=True)
+            >>> loss, measured = TS2Loss()(logits, torch.tensor([[2, 0, -100]]), shift=True, statistics=["entropy"])
+            >>> loss.backward()
+            >>> round(loss.item(), 4), measured["entropy"].shape, logits.grad[0, 1:].any().item()
+            (0.375, torch.Size([1]), False)
+        """
+        check_logits(logits, labels)
+        if reduction not in ("mean", "sum"):
+            raise UserError(f"reduction: expected mean or sum, got {reduction!r}")
+        places, targets = supervised_tokens(labels, shift=shift)
+        check_gold(targets.labels, logits.shape[-1])
+        rows = promote(_chosen(logits, places))
+        if (reference := self._reference_rows(reference_logits, logits, places)) is not None:
+            targets = targets._replace(reference=ReferenceOutput(reference, promote))
+        total, tokens = loss_from_logits(self, rows, targets, statistics or ())
+        value = total / max(1, len(places)) if reduction == "mean" else total
+        return value if statistics is None else (value, tokens)
+
+    def _reference_rows(self, reference_logits: Tensor | None, logits: Tensor, places: Tensor) -> Tensor | None:
+        if self.needs_reference == (reference_logits is None):
+            name, state = type(self).__name__, "needs a" if self.needs_reference else "reads no"
+            raise UserError(f"reference_logits: {name} {state} reference, got {_shape(reference_logits)}")
+        if reference_logits is None:
+            return None
+        if reference_logits.shape != logits.shape:
+            raise UserError(
+                f"reference_logits: expected the shape of the logits, {list(logits.shape)}, got "
+                f"{list(reference_logits.shape)}"
+            )
+        return _chosen(reference_logits.detach(), places)
+
     @abstractmethod
     def evaluate(self, rows: LogitRows) -> LossResult:
         """Value and gradient of n tokens, without weights: the engine applies those.
@@ -226,6 +330,15 @@ class TokenLoss(ABC):
         the reference model, for a loss that needs it. Must not modify `rows`, nor use `rows.logits` as the basis of a
         gradient, which is written over them.
         """
+
+
+def _chosen(logits: Tensor, places: Tensor) -> Tensor:
+    """Rows [N, K] of logits [..., K]."""
+    return logits.reshape(-1, logits.shape[-1]).index_select(0, places)
+
+
+def _shape(value: Tensor | None) -> str:
+    return "none" if value is None else f"a tensor of shape {list(value.shape)}"
 
 
 class ValueLoss(TokenLoss):

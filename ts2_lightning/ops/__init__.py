@@ -6,6 +6,7 @@ Not here: anything that knows a model, a batch or a loss.
 """
 
 from ts2_lightning.ops.entmax import ENTMAX_ORDERS, Entmax, entmax, entmax_probabilities
+from ts2_lightning.ops.labels import SupervisedTokens, check_gold, check_logits, supervised_tokens
 from ts2_lightning.ops.nucleus import top_p
 from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.row_numbers import row_numbers
@@ -40,7 +41,10 @@ __all__ = [
     "RowMatrix",
     "SummarisedRows",
     "SummaryRequest",
+    "SupervisedTokens",
     "Workspace",
+    "check_gold",
+    "check_logits",
     "divergence",
     "entmax",
     "entmax_probabilities",
@@ -50,6 +54,7 @@ __all__ = [
     "row_numbers",
     "rows_per_block",
     "summary_request",
+    "supervised_tokens",
     "token_statistics",
     "top_p",
     "top_probabilities",

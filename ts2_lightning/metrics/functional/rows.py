@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ts2_lightning.ops import LogitRows, Workspace, rows_per_block
+from ts2_lightning.ops import LogitRows, Workspace, check_gold, check_logits, rows_per_block
 from ts2_lightning.ranges import POSITIVE, check_number
-from ts2_lightning.types import IGNORE_INDEX, UserError
+from ts2_lightning.types import IGNORE_INDEX
 
 
 @torch.no_grad()
@@ -31,11 +31,11 @@ def per_token(measure: Callable[[LogitRows], Tensor], logits: Tensor, labels: Te
     Raises:
         UserError: shapes or dtypes that do not fit, or a label outside of the vocabulary.
     """
-    _check(logits, labels)
+    check_logits(logits, labels)
     *leading, K = logits.unsqueeze(0).shape  # one dimension more, so that a single token [K] has a place too
     places = (labels != IGNORE_INDEX).reshape(-1).nonzero()[:, 0]
     gold = labels.reshape(-1)[places].long()
-    _check_range(gold, K)
+    check_gold(gold, K)
     block, workspace, parts = rows_per_block(K, logits.device), Workspace(), []
     for chosen, chosen_gold in zip(places.split(block), gold.split(block), strict=True):
         workspace.clear()
@@ -67,21 +67,3 @@ def _measure(measure: Callable[[LogitRows], Tensor], logits: Tensor, gold: Tenso
         values = measure(rows)
     bad = ~rows.maximum.isfinite()
     return values.masked_fill(bad.reshape(-1, *[1] * (values.dim() - 1)), torch.nan)
-
-
-def _check(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() < 1 or not logits.shape[-1] or not logits.is_floating_point():
-        raise UserError(f"logits: expected floats of shape [..., K], got {logits.dtype} of shape {list(logits.shape)}")
-    expected = f"labels: expected integers of shape {list(logits.shape[:-1])}, one for each row of logits, got "
-    if not isinstance(labels, Tensor):
-        raise UserError(f"{expected}{type(labels).__name__}")
-    if labels.shape != logits.shape[:-1] or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise UserError(f"{expected}{labels.dtype} of shape {list(labels.shape)}")
-
-
-def _check_range(gold: Tensor, vocabulary: int) -> None:
-    if len(gold) and not bool(((gold >= 0) & (gold < vocabulary)).all()):
-        wrong = gold[(gold < 0) | (gold >= vocabulary)][0].item()
-        raise UserError(
-            f"labels: expected 0 to {vocabulary - 1}, or {IGNORE_INDEX} for tokens to leave out, got {wrong}"
-        )
