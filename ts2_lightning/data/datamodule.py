@@ -26,7 +26,14 @@ from ts2_lightning.data.streaming import StreamLoader
 from ts2_lightning.data.templates import ChatTemplate, make_template
 from ts2_lightning.data.thoughts import Thinking
 from ts2_lightning.data.tokenizer import load_tokenizer, padding_id
-from ts2_lightning.data.trainer import align_progress, limits_of_model, reject_file, replica_of, set_accumulation
+from ts2_lightning.data.trainer import (
+    align_progress,
+    limits_of_model,
+    path_of_model,
+    reject_file,
+    replica_of,
+    set_accumulation,
+)
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.ranges import COUNT, NULL, SEED, SHARE, Range, check_number, check_numbers
 from ts2_lightning.types import Batch, UserError
@@ -52,7 +59,8 @@ class SFTData(LightningDataModule):
             (`val/NAME/cross_entropy`), and all their rows together as one set would be.
         test: test rows, in the same forms as `validation`.
         predict: rows for `predict`.
-        tokenizer: directory or hub name of the tokenizer, or `toyworld`.
+        tokenizer: directory or hub name of the tokenizer, or `toyworld`. Default: that of the model, by the path that
+            the trainer's module has for it.
         template: chat template: `auto` (the tokenizer's own, else `plain`), `tokenizer`, a name from the table in
             `ts2_lightning.data.bundled` such as `llama3`, a registered name, or a `.jinja` file. Its rendering of a row
             is bounded in time and memory, see `ts2_lightning.data.sandbox`.
@@ -104,7 +112,7 @@ class SFTData(LightningDataModule):
         goes_on: whether these are the settings of a run that goes on, or is evaluated. An old one may have recorded a
             `max_length` above the model's context; its rows are checked one by one instead.
         limits: limits of the model, by default those of the trainer's module, from `setup` on; None if unknown.
-        tokenizer_path: the argument `tokenizer`.
+        tokenizer_path: the argument `tokenizer`, or the model's path once that is known to be the tokenizer's.
         tokenizer: tokenizer, after `setup`.
         template: chat template, after `setup`; None if the format is `tokens`.
 
@@ -219,13 +227,15 @@ class SFTData(LightningDataModule):
         Raises:
             UserError: naming file and line if a row is wrong.
         """
+        selection = self.sets.selection(name)
+        is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
+        if self.tokenizer_path is None and is_text:
+            self.tokenizer_path = path_of_model(self.trainer)
         if self.tokenizer is None and self.tokenizer_path is not None:
             self.tokenizer = load_tokenizer(self.tokenizer_path)
-        selection = self.sets.selection(name)
         self.limits = self.limits or limits_of_model(self.trainer)
         if not (self.goes_on and self.limits is not None and self.limits.is_table):
             check_length(self.max_length, self.limits)
-        is_text = any((source.format or self.format) != "tokens" for source in selection.sources)
         if self.template is None and self.tokenizer is not None and is_text:
             learnt = (self.train_on, self.train_on_end, self.thinking, self.chat_template_kwargs)
             self.template = make_template(self.template_name, self.tokenizer, *learnt)

@@ -22,6 +22,12 @@ def limits_of_model(trainer: Trainer | None) -> ModelLimits | None:
     return limits
 
 
+def path_of_model(trainer: Trainer | None) -> str | None:
+    """The directory or hub name of the model that is trained; None if its module has none."""
+    path = getattr(getattr(getattr(trainer, "lightning_module", None), "lm", None), "path", None)
+    return None if path is None else str(path)
+
+
 def reject_file(trainer: Trainer | None, name: str) -> Path | None:
     """The file of a set's bad rows in the run's directory; None on the ranks that do not write it."""
     if trainer is None or not trainer.is_global_zero:

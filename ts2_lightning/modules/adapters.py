@@ -87,8 +87,9 @@ def _renamed_by_peft(model: PreTrainedModel, lora: Any) -> list[str]:
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model has an adapter."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
+    """Whether a model has an adapter, by transformers' own mark or by PEFT's layers in it."""
+    layers = any(hasattr(module, "_disable_adapters") for module in model.modules())
+    return layers or bool(getattr(model, "_hf_peft_config_loaded", False))
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
