@@ -122,6 +122,9 @@ def test_anchored_to_the_model_without_its_adapter(world: Path, tmp_path: Path) 
     assert found["evaluated"]["eval_loss"] == pytest.approx((ts2(0.25)(rows, gold) + apart).mean().item(), rel=1e-5)
 
 
+EIGHT_AND_THREE = (("train", range(8)), ("validation", range(3)))
+
+
 class Widest(TorchDispatchMode):
     """Keeps the most rows of K columns that a tensor had which an operation made."""
 
@@ -137,30 +140,22 @@ class Widest(TorchDispatchMode):
         return result
 
 
-def rows_of_logits(world: Path, out: Path, **how: Any) -> tuple[int, int]:
-    """Rows of logits in the largest tensor of a training, an evaluation included; tokens in a micro-batch, at least."""
+def rows_of_logits(world: Path, out: Path, **how: Any) -> int:
+    """Rows of K columns in the largest tensor of a step of eight rows and of an evaluation."""
     model = load(world / "untied")
+    changed = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     with Widest(model.config.vocab_size) as widest:
-        train(
-            world,
-            out,
-            model=model,
-            rows=ALL_ROWS,
-            validated=range(VALIDATED),
-            changed={"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1},
-            **how,
-        )
-    return widest.rows, min(sum(len(plain_rows(world, "train")[i][1]) for i in part) for part in ([*range(8)],))
+        train(world, out, model=model, rows=range(8), validated=range(3), changed=changed, **how)
+    return widest.rows
 
 
 def test_no_tensor_holds_the_logits_of_a_micro_batch(world: Path, tmp_path: Path) -> None:
-    rows, tokens = rows_of_logits(world, tmp_path, loss=TS2Loss())
-    assert tokens > 60
-    assert rows <= 13  # the engine's chunk
-    rows, tokens = rows_of_logits(
-        world, tmp_path, loss=None, make=FunctionTrainer, compute_loss_func=compute_loss_func(TS2Loss(), ENGINE)
-    )
-    assert rows > tokens
+    """Of K columns there are the engine's chunk, of 13 tokens, and the head's matrix as it lies in the product."""
+    tokens = min(sum(len(plain_rows(world, split)[i][1]) for i in rows) for split, rows in EIGHT_AND_THREE)
+    matrix = load(world / "untied").config.hidden_size
+    assert rows_of_logits(world, tmp_path, loss=TS2Loss()) <= matrix < tokens
+    how = {"make": FunctionTrainer, "compute_loss_func": compute_loss_func(TS2Loss(), ENGINE)}
+    assert rows_of_logits(world, tmp_path, loss=None, **how) > tokens
 
 
 def test_logits_are_there_where_they_are_asked_for(world: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ and its `forward` the way to it; without a request, both are as if they were not
 """
 
 import inspect
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -62,7 +63,7 @@ def add_loss_head(model: PreTrainedModel, loss: TokenLoss, engine: LossEngine) -
     reference_head = None if reference is None else reference.head
     setattr(model, LOSS_HEAD, LossHead(output_head(model), loss, engine, reference_head))
     if is_new:
-        model.forward = MethodType(_answering(model.forward), model)  # type: ignore[method-assign]
+        model.forward = MethodType(_answering(model), model)  # type: ignore[method-assign]
     # In a tuple, so that the model itself is not its own child.
     model._token_loss_reference = (reference,)  # type: ignore[assignment]
 
@@ -72,18 +73,19 @@ def _is_whole(model: PreTrainedModel) -> bool:
     return all(type(p.data) is Tensor and p.numel() and not p.is_meta for p in model.parameters())
 
 
-def _answering(own: Any) -> Any:
-    """The forward of a model, which takes a request too."""
-    # Unbound, so that a copy of the model calls its own.
-    own = own.__func__ if inspect.ismethod(own) else own
+def _answering(model: PreTrainedModel) -> Callable[..., Any]:
+    """The forward of a model, unbound, which takes a request too."""
+    bound = model.forward
+    # A copy of the model has to call its own; a hook of accelerate is bound to nothing.
+    own = bound.__func__ if inspect.ismethod(bound) else lambda _, *args, **kwargs: bound(*args, **kwargs)
 
     def forward(self: PreTrainedModel, *args: Any, loss_request: LossRequest | None = None, **kwargs: Any) -> Any:
         if loss_request is None:
             return own(self, *args, **kwargs)
         return _answer(self, loss_request, kwargs)
 
-    # `generate` and the trainers look at the arguments. `functools.wraps` would let accelerate unwrap it.
-    forward.__signature__ = inspect.signature(own)  # type: ignore[attr-defined]
+    # `generate` and the trainers look at the arguments; `functools.wraps` would let accelerate take this one off.
+    forward.__signature__ = inspect.signature(type(model).forward)  # type: ignore[attr-defined]
     return forward
 
 

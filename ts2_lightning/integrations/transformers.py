@@ -216,16 +216,12 @@ class TokenLossMixin:
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """As `transformers.Trainer.evaluation_loop`, with exact means over all supervised tokens."""
         self._evaluation_means = TokenMeans()
-        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
-        means = self._evaluation_means.compute()
-        losses = [name for name in output.metrics if name.endswith("_loss")]
-        if means and losses:
-            prefix = losses[0].removesuffix("loss")
-            output.metrics[losses[0]] = means.pop("objective")
-            output.metrics.update({f"{prefix}{name}": value for name, value in means.items()})
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)  # type: ignore[misc]
+        for name, value in self._evaluation_means.compute().items():
+            output.metrics[f"{metric_key_prefix}_{'loss' if name == 'objective' else name}"] = value
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
