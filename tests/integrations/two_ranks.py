@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import DistributedType, PartialState
 
 from tests.support.ranks import fork_ranks
 from ts2_lightning.losses import CrossEntropyLoss, GEMLoss, TS2Loss
@@ -34,6 +35,8 @@ def rank(number: int, strategy: str, world: Path, out: Path) -> None:
 
     changed: dict[str, Any] = {"per_device_train_batch_size": 2}
     if strategy != "ddp":
+        # Accelerate knows DeepSpeed's ranks on GPUs; on CPUs it takes each for the only one.
+        PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_CPU)  # type: ignore[assignment]
         changed |= {"use_cpu": False, "deepspeed": zero(int(strategy[-1]))}
     outcome: dict[str, Any] = {}
     for loss, model in CASES:

@@ -63,7 +63,7 @@ def add_loss_head(model: PreTrainedModel, loss: TokenLoss, engine: LossEngine) -
     reference_head = None if reference is None else reference.head
     setattr(model, LOSS_HEAD, LossHead(output_head(model), loss, engine, reference_head))
     if is_new:
-        model.forward = MethodType(_answering(model), model)  # type: ignore[method-assign]
+        model.forward = MethodType(_answering(model), model)
     # In a tuple, so that the model itself is not its own child.
     model._token_loss_reference = (reference,)  # type: ignore[assignment]
 
