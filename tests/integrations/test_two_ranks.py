@@ -32,12 +32,12 @@ def test_two_ranks_train_as_one(strategy: str, world: Path, tmp_path: Path) -> N
                 names = found["logged"][step].keys() & wanted[step].keys()
                 assert {f"train/{name}" for name in ("objective", "gradient_norm", "entropy", "support_size")} <= names
                 for name in names:
-                    assert found["logged"][step][name] == pytest.approx(wanted[step][name], rel=2e-5), (step, name)
+                    assert found["logged"][step][name] == pytest.approx(wanted[step][name], rel=5e-6), (step, name)
             names = {"loss": "objective", "entropy": "entropy", "support_size": "support_size"}
             for theirs, ours in names.items():  # seven rows: a rank gets one of the others' once more
-                assert found["evaluated"][f"eval_{theirs}"] == pytest.approx(wanted[2][f"val/{ours}"], rel=2e-5)
+                assert found["evaluated"][f"eval_{theirs}"] == pytest.approx(wanted[2][f"val/{ours}"], rel=5e-6)
     if strategy == "ddp":
         wanted = train(world, tmp_path, CrossEntropyLoss(), adapted(world, True), ROWS)
         for step in (0, 1):
             for name, weight in wanted["weights"][step].items():
-                torch.testing.assert_close(ranks[1]["adapter"]["weights"][step][f"module.{name}"], weight)
+                torch.testing.assert_close(ranks[1]["adapter"]["weights"][step][name], weight)
