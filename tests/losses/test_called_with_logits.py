@@ -57,6 +57,7 @@ def test_value_and_gradient(objective: str, dtype: torch.dtype) -> None:
     (value * 3).backward()
     scale = 3 * plain.grad.abs().max().clamp(min=1 / len(labels))
     assert abs(value.item() - wanted.item()) <= TOLERANCE[dtype] * max(1, abs(wanted.item()))
+    assert value.dtype == torch.promote_types(dtype, torch.float32)
     assert logits.grad.dtype == dtype
     torch.testing.assert_close(logits.grad.double(), 3 * plain.grad, rtol=0, atol=(TOLERANCE[dtype] * scale).item())
     assert not logits.grad[~supervised].any()
