@@ -1,5 +1,6 @@
 """Pages in a real browser without a window: what they do by mouse and by keyboard, and what they never do."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -167,6 +168,47 @@ def test_long_tables_show_some_rows_and_those_with_words(show: Show) -> None:
     page.get_by_label("Rows with these words").fill("")
     page.get_by_role("button", name="Show all").click()
     assert column(page, 2) == [f"{i:,}" for i in range(2000)]
+
+
+def test_large_tables_are_shown_as_small_ones_are(show: Show) -> None:
+    """Their rows are made by the script, from columns that lie in the page compressed."""
+    numbers = [
+        0.0,
+        1 / 3,
+        -2e-5,
+        1.5e-4,
+        9999.4,
+        9999.6,
+        12347.0,
+        1e21,
+        -1e-9,
+        0.5,
+        math.inf,
+        -math.inf,
+        math.nan,
+        None,
+    ]
+    rows: list[list[Any]] = [[f"<b>{i}", number, i * 1000] for i, number in enumerate(numbers)]
+    filling: list[list[Any]] = [["filling " * 20, 0.25, 7]] * 500
+    small = show(Table("t", ["name", "x", "n"], rows))
+    wanted = [column(small, number) for number in (1, 2, 3)]
+    page = show(Table("t", ["name", "x", "n"], [*rows, *filling]))
+    assert page.locator("script.packed").count() == 1
+    page.get_by_role("button", name="Show all").click()
+    assert [column(page, number)[: len(rows)] for number in (1, 2, 3)] == wanted
+    page.get_by_label("Rows with these words").fill("<b>")
+    for _ in range(2):
+        small.get_by_role("button", name="x", exact=True).click()
+        page.get_by_role("button", name="x", exact=True).click()
+        assert column(page, 1) == column(small, 1)
+    assert page.locator("tbody th[scope=row]").count() == len(rows) + 500
+
+
+def test_large_charts_are_drawn(show: Show) -> None:
+    series = [Series(f"m{i}", list(range(100)), [i / 7] * 100) for i in range(20)]
+    page = show(Chart("c", series, "x", "y"))
+    page.wait_for_selector(".chart .main-svg")
+    assert page.evaluate("document.querySelector('.chart').data.length") == 20
 
 
 def test_hostile_texts_run_nothing(show: Show) -> None:
@@ -369,7 +411,7 @@ def test_a_narrow_window_needs_no_scrolling_sideways(show: Show) -> None:
 
 def test_ten_megabytes_open_and_react(show: Show) -> None:
     long = [("a", [("word " * 100_000, "")]), ("b", [("\u4f60" * 100_000, "")])]
-    words = Texts("t", [TextItem(f"q{i}", long) for i in range(4)])
+    words = Texts("t", [TextItem(f"q{i}", long) for i in range(8)])
     table = Table("t", ["n", "x", "y"], [[i, i / 7, f"text {i}"] for i in range(20_000)])
     page = show(explorer(12, 2, 800), table, words)
     assert Path(page.url.removeprefix("file://")).stat().st_size > 10_000_000

@@ -1,19 +1,21 @@
 """Pages: what is in them, told without a browser."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ts2_lightning.pages import Chart, Page, Section, Series, Table, Text, TextItem, Texts
-from ts2_lightning.pages.charts import bundle
+from ts2_lightning.pages.charts import bundle, figure
 
 HOSTILE = (
     '</script><script>alert(1)</script><img src="https://x.example/p.png" onerror=alert(2)> \0 \ud83d \u202e \x1b[31m '
@@ -166,6 +168,33 @@ def test_numbers_are_kept_to_the_last_digit() -> None:
     assert [text for tag, text in plain.texts if tag in ("td", "th") and text.strip()][2:] == [
         "a", "0.3333", "b", "1,234,567", "-", "1e-09",
     ]  # fmt: skip
+
+
+def unpacked(text: str) -> Any:
+    return json.loads(gzip.decompress(base64.b64decode(text)))
+
+
+def test_large_tables_lie_in_the_page_compressed() -> None:
+    rows = [[HOSTILE, i / 7, i] for i in range(1000)] + [[None, math.inf, None], ["", math.nan, 3], ["a", None, 10**6]]
+    small, large = (Page("t", [Table("t", ["name", "x", "n"], some)]).html() for some in (rows[1000:], rows))
+    assert 'class="packed"' not in small
+    read = Read(large)
+    assert read.is_whole
+    assert len(read.of("tr")) == 1
+    (text,) = [text for tag, text in read.texts if tag == "script" and re.fullmatch("[A-Za-z0-9+/=]+", text)]
+    names, x, n = unpacked(text)["columns"]
+    assert (names["numbers"], names["texts"]) == (None, [READABLE] * 1000 + ["-", "", "a"])
+    assert (x["numbers"], x["texts"]) == ([float(f"{i / 7:.6g}") for i in range(1000)] + ["inf", "nan", None], None)
+    assert (n["numbers"][-4:], n["texts"][-4:]) == ([999, None, 3, 10**6], ["999", "-", "3", "1,000,000"])
+    assert read.said("p").startswith("The 1003 rows of this table are shown by a script")
+
+
+def test_large_charts_lie_in_the_page_compressed() -> None:
+    chart = Chart("c", [Series(f"m{i}", list(range(100)), [i / 7] * 100) for i in range(20)], "x", "y")
+    read = Read(Page("t", [chart]).html())
+    assert not [text for _, text in read.texts if text.startswith('{"data"')]
+    packed = [text for tag, text in read.texts if tag == "script" and re.fullmatch("[A-Za-z0-9+/=]+", text)]
+    assert unpacked(packed[0]) == json.loads(json.dumps(figure(chart)))
 
 
 def test_charts_have_their_numbers_in_a_table() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import lzma
 import re
 import subprocess
 from dataclasses import replace
@@ -10,6 +11,7 @@ from shutil import which
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -25,8 +27,10 @@ from ts2_lightning.studies.report import (
     collect,
     complete_settings,
     override_settings,
+    write,
     write_report,
 )
+from ts2_lightning.studies.report.data import as_csv, as_json
 from ts2_lightning.studies.report.markdown import as_markdown, notes
 from ts2_lightning.studies.report.page import as_page
 from ts2_lightning.studies.report.tables import (
@@ -40,7 +44,6 @@ from ts2_lightning.studies.report.tables import (
     plain,
     results_table,
 )
-from ts2_lightning.studies.report.write import as_csv, as_json
 from ts2_lightning.types import UserError
 
 V, D, TAIL = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1", "toyworld/seen/tail_mass"
@@ -210,6 +213,43 @@ def test_pictures_that_are_no_longer_drawn_are_removed(study: tuple[Results, Pat
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.html", "report.md", "results.json", "table.csv", "mine.png",
     }  # fmt: skip
+
+
+def test_large_data_are_compressed(
+    study: tuple[Results, Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, plain, _ = study
+    whole = {name: (plain / name).read_text() for name in ("table.csv", "results.json")}
+    largest = max(map(len, whole.values()))
+    write_report(results, tmp_path)
+    monkeypatch.setattr(write, "LARGE", largest - 1)
+    paths = write_report(results, tmp_path)
+    assert {path.name for path in paths} == {path.name for path in tmp_path.iterdir()}, "nothing is there twice"
+    assert {"results.json.xz", "table.csv", "report.md"} <= {path.name for path in paths}
+    assert lzma.decompress((tmp_path / "results.json.xz").read_bytes()).decode() == whole["results.json"]
+    monkeypatch.setattr(write, "LARGE", 0)
+    write_report(results, tmp_path)
+    assert pd.read_csv(tmp_path / "table.csv.xz").equals(pd.read_csv(plain / "table.csv"))
+    monkeypatch.undo()
+    write_report(replace(results, rows=results.trained[:1]), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.md", "results.json", "table.csv"}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xfd7zXZ", lzma.compress(b"[]"), lzma.compress(b"{"), lzma.compress(b'{"rows": []')[:-9]]
+)
+def test_what_is_no_compressed_report_is_left_alone(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.json.xz").write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.json\.xz is not a report's; name another --out$"):
+        write_report(results_of(single("a", {V: 0.9})), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json.xz"]
+
+
+def test_what_is_calculated_is_rounded_and_what_was_measured_is_not(study: tuple[Results, Path, list[Path]]) -> None:
+    rows = {row["label"]: row for row in json.loads((study[1] / "results.json").read_text())["rows"]}
+    found = [run["values"][V] for run in rows["CE"]["runs"]]
+    assert found == [values(0, seed)[V] for seed in SEEDS], "exact"
+    assert rows["CE"]["means"][V]["mean"] == float(f"{np.mean(found):.9g}") != np.mean(found)
 
 
 # What is shown --------------------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ def _write(results: Results, out: str | None, latex: bool) -> None:
     count = sum(path.suffix == ".png" for path in paths)
     pictures = f"{count} picture{'' if count == 1 else 's'}"
     put(f"\nReport:      {paths[0]} ({pictures})\nPage:        {directory / PAGE}")
-    put(f"Data:        {directory / TABLE}, {directory / RESULTS}")
+    data = [path for path in paths if path.name.startswith((TABLE, RESULTS))]
+    put(f"Data:        {', '.join(map(str, sorted(data, reverse=True)))}")
     if latex:
         put(f"LaTeX:       {directory / LATEX}")
 

@@ -1,7 +1,7 @@
 """How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +81,10 @@ def save(figure: Figure, place: Path) -> list[Path]:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ts2"}):  # no random names: equal runs, files
         write_whole(svg, lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
     return [png, svg]
+
+
+def remove_pictures(out: Path, stems: Iterable[str]) -> None:
+    """Removes pictures of these names that lie in a directory, in every format."""
+    for stem in stems:
+        for ending in PICTURE_ENDINGS:
+            (out / f"{stem}{ending}").unlink(missing_ok=True)

@@ -1,7 +1,5 @@
 """Charts as figures of plotly, as plain values: nothing is drawn before a browser does."""
 
-import base64
-import gzip
 import math
 import textwrap
 from collections.abc import Sequence
@@ -9,6 +7,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from ts2_lightning.pages.colours import MODELS
+from ts2_lightning.pages.packing import packed
 from ts2_lightning.pages.sections import Cell, Chart, Series, Table
 from ts2_lightning.pages.texts import readable, shortened
 
@@ -39,7 +38,7 @@ def bundle() -> Bundle:
     from plotly.offline import get_plotlyjs  # here: only pages with charts need it
 
     source = get_plotlyjs()
-    return Bundle(source, base64.b64encode(gzip.compress(source.encode(), mtime=0)).decode())
+    return Bundle(source, packed(source))
 
 
 def figure(chart: Chart) -> dict[str, Any]:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ts2_lightning.pages.charts import bundle, figure, numbers
-from ts2_lightning.pages.sections import Cell, Chart, Section, Table, Tokens
+from ts2_lightning.pages.packing import LARGE, packed
+from ts2_lightning.pages.sections import Chart, Section, Tokens
+from ts2_lightning.pages.tables import lines
 from ts2_lightning.pages.texts import as_script, readable
 from ts2_lightning.pages.tokens import plain_tokens
 from ts2_lightning.runs.writing import write_whole
@@ -103,55 +105,32 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "lines": _lines,
+        "lines": lines,
         "kind": lambda section: type(section).__name__.lower(),
-        "figure": lambda chart: as_script(figure(chart)),
+        "figure": _figure,
         "numbers": numbers,
         "tokens": lambda section: as_script(plain_tokens(section)),
     }
     return environment
 
 
+class _Script(NamedTuple):
+    """Numbers of a chart.
+
+    Attributes:
+        text: JSON, compressed where it is large.
+        is_packed: whether it is.
+    """
+
+    text: str
+    is_packed: bool
+
+
+def _figure(chart: Chart) -> _Script:
+    text = as_script(figure(chart))
+    return _Script(packed(text), True) if len(text) > LARGE else _Script(text, False)
+
+
 def _finalize(value: Any) -> Any:
     """Every text on its way into the page, so that none is left out, but for those that are HTML or scripts already."""
     return readable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
-
-
-# Tables -----------------------------------------------------------------------------------------------------------
-
-
-def _lines(table: Table) -> list[list[tuple[str, str | None]]]:
-    """The rows of a table: of each cell what is shown, and the number that it is sorted by; none in columns of texts.
-
-    Raises:
-        ValueError: a row that has not as many cells as there are columns.
-    """
-    shown, columns = table.shown, len(table.head)
-    if table.hints and len(table.hints) != columns:
-        raise ValueError(f"table {table.title!r}: {columns} columns, {len(table.hints)} hints")
-    if shown is not None and len(shown) != len(table.rows):
-        raise ValueError(f"table {table.title!r}: {len(table.rows)} rows, {len(shown)} rows of shown cells")
-    numeric = {place for row in table.rows for place, cell in enumerate(row) if isinstance(cell, int | float)}
-    lines = []
-    for place, row in enumerate(table.rows):
-        texts = [_shown(cell) for cell in row] if shown is None else shown[place]
-        if not columns == len(row) == len(texts):
-            raise ValueError(
-                f"table {table.title!r}, row {place}: {columns} columns, {len(row)} cells, {len(texts)} shown"
-            )
-        keys = [_key(cell) if column in numeric else None for column, cell in enumerate(row)]
-        lines.append(list(zip(texts, keys, strict=True)))
-    return lines
-
-
-def _key(cell: Cell) -> str | None:
-    """A number as programs write it; nan where there is nothing, and None for a text."""
-    return None if isinstance(cell, str) else repr(float("nan") if cell is None else cell)
-
-
-def _shown(cell: Cell) -> str:
-    if cell is None:
-        return "-"
-    if isinstance(cell, str):
-        return cell
-    return f"{cell:,}" if isinstance(cell, int) else f"{cell:.4g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ts2_lightning.evaluation.probes.figures import Document
-from ts2_lightning.evaluation.style import PICTURE_ENDINGS
+from ts2_lightning.evaluation.style import remove_pictures
 from ts2_lightning.runs.writing import write_whole
 
 REPORT = "report.md"
@@ -17,9 +17,7 @@ def remove_stale(out: Path, probe: str, stems: Collection[str]) -> None:
     """Removes the pictures that an earlier run of a probe left in a directory and this one has not drawn again."""
     numbers = out / f"{probe}.json"
     before: list[str] = json.loads(numbers.read_text(encoding="utf-8"))["pictures"] if numbers.is_file() else []
-    for stem in set(before) - set(stems):
-        for ending in PICTURE_ENDINGS:
-            (out / f"{stem}{ending}").unlink(missing_ok=True)
+    remove_pictures(out, set(before) - set(stems))
 
 
 def write_report(out: Path, lines: Mapping[str, Callable[[Document], str]]) -> Path:

@@ -1,5 +1,12 @@
 
 "use strict";
+// What is large lies in the page compressed: gzip in base 64. The other scripts use this too.
+const unpack = async (element) => {
+  const bytes = Uint8Array.from(atob(element.textContent), (character) => character.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+};
+
 // Tables are sorted by a click on a head, or by the keyboard; long ones are shown in part, and filtered by words.
 (() => {
   const AT_ONCE = 300;  // rows that are shown before the user asks for all
@@ -100,7 +107,45 @@
     }
   }
 
-  document.querySelectorAll("table.sortable").forEach((table) => new SortableTable(table));
+  // A number as Python's format ".4g" writes it, but for exact halves of a last digit, which are rounded up.
+  const short = (number) => {
+    if (number === null) return "-";
+    if (typeof number === "string") return number;
+    const [digits, power] = number.toExponential(3).split("e").map(Number);
+    if (power >= -4 && power < 4) return String(Number(number.toPrecision(4)));
+    return `${digits}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
+  };
+
+  // The rows of a large table, of which the page has the columns.
+  const rowsOf = (columns) => (columns[0].texts ?? columns[0].numbers).map((_, number) => {
+    const row = document.createElement("tr");
+    columns.forEach(({ texts, numbers }, column) => {
+      const cell = document.createElement(column === 0 && !numbers ? "th" : "td");
+      cell.textContent = texts ? texts[number] : short(numbers[number]);
+      if (numbers) {
+        cell.className = "n";
+        cell.dataset.n = numbers[number] ?? "nan";
+      } else {
+        cell.dir = "auto";
+        if (column === 0) cell.scope = "row";
+      }
+      row.append(cell);
+    });
+    return row;
+  });
+
+  document.querySelectorAll("table.sortable").forEach(async (table) => {
+    const packed = table.parentElement.nextElementSibling;
+    if (packed?.matches("script.packed")) {
+      try {
+        for (const row of rowsOf(JSON.parse(await unpack(packed)).columns)) table.tBodies[0].append(row);
+      } catch (error) {
+        packed.after(element("p", { className: "none" }, `This browser cannot show the table (${error.message}).`));
+        return;
+      }
+    }
+    new SortableTable(table);
+  });
 
   // What is closed on the screen is open on paper.
   let opened = [];

@@ -15,7 +15,8 @@
 | `tables`, `frontier_tables`, `markdown` | the text |
 | `figures`, `frontier_pictures`, `distributions` | the pictures |
 | `page`, `frontier_page` | the page |
-| `write` | the files, and the data |
+| `data` | the data |
+| `write` | the files |
 """
 
 from ts2_lightning.studies.report.collect import collect

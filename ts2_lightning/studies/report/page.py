@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.pages import Cell, Chart, Page, Section, Series, Table, Text
 from ts2_lightning.studies.report.baselines import baseline_said, compared_rows
+from ts2_lightning.studies.report.data import long_table
 from ts2_lightning.studies.report.figures import POINTS, by_step_of, lines_along, thinned
 from ts2_lightning.studies.report.frontier_page import best_sections, frontier_sections
 from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said, unmatched_said
@@ -103,18 +104,9 @@ def _published(results: Results) -> list[Section]:
 
 def _long(results: Results) -> Table:
     """Every value of every row, as `table.csv` has them."""
-    seeds: list[int | None] = [*results.seeds]
-    if any(run.seed is None for row in results.rows for run in row.runs):
-        seeds.append(None)
-    labels = {row.label: [row.labels.get(axis, "") for axis in results.axes] for row in results.rows}
-    rows: list[list[Cell]] = []
-    for (row, name), values in results.by_seed.items():
-        summary = summarise(list(values.values()))
-        numbers = [summary.mean, summary.sd, summary.n, *map(values.get, seeds)]
-        there = [None if number is None or math.isnan(number) else number for number in numbers]
-        rows.append([row, *labels[row], name, *there])
-    titles = ["seed none" if seed is None else f"seed {seed}" for seed in seeds]
-    return Table("All values", ["row", *results.axes, "metric", "mean", "sd", "n", *titles], rows)
+    head, lines = long_table(results)
+    rows = [[None if isinstance(cell, float) and math.isnan(cell) else cell for cell in line] for line in lines]
+    return Table("All values", head, rows)
 
 
 def _missing(results: Results) -> list[Section]:

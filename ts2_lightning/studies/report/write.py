@@ -1,27 +1,20 @@
 """The files of a report: text, data, pictures. Each is there whole, or as it was."""
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import lzma
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from ts2_lightning.evaluation.probes.report import remove_stale
-from ts2_lightning.evaluation.style import save
+from ts2_lightning.evaluation.style import remove_pictures, save
 from ts2_lightning.json_files import read_json
 from ts2_lightning.pages import PAGE
 from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import published
-from ts2_lightning.studies.report.baselines import baseline_of
+from ts2_lightning.studies.report.data import as_csv, as_json
 from ts2_lightning.studies.report.distributions import distributions
 from ts2_lightning.studies.report.figures import Picture, against, curves, plane
 from ts2_lightning.studies.report.frontier_pictures import frontier_pictures
 from ts2_lightning.studies.report.frontier_tables import (
-    as_plain,
     frontier_title,
     matched_csv,
     matched_table,
@@ -30,14 +23,19 @@ from ts2_lightning.studies.report.frontier_tables import (
 from ts2_lightning.studies.report.frontiers import frontiers_of
 from ts2_lightning.studies.report.markdown import COLUMNS, as_markdown, seeds_said
 from ts2_lightning.studies.report.page import as_page
-from ts2_lightning.studies.report.results import Results, Row, Run
+from ts2_lightning.studies.report.results import Results
 from ts2_lightning.studies.report.settings import complete_settings
-from ts2_lightning.studies.report.statistics import summarise
 from ts2_lightning.studies.report.tables import booktabs, results_table
 from ts2_lightning.types import UserError
 
 REPORT, TABLE, RESULTS, LATEX = "report.md", "table.csv", "results.json", "table.tex"
 PUBLISHED, FRONTIERS, MATCHED = "published.csv", "frontiers.csv", "matched.csv"
+_NAMES = (TABLE, RESULTS, LATEX, PUBLISHED, FRONTIERS, MATCHED)
+
+LARGE = 2**20
+"""Bytes from which on data are written compressed, with the ending `.xz`: their texts come again and again."""
+
+_PACKED = ".xz"
 
 
 def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]:
@@ -45,25 +43,24 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
 
     Args:
         results: what `collect` gives.
-        out: directory, made if need be. Pictures of an earlier report that this one does not have are removed, and its
-            `table.tex` if this one has none.
+        out: directory, made if need be. Pictures and data of an earlier report that this one does not have are removed.
         latex: also write `table.tex`.
 
     Returns:
         The files: `report.md`, `table.csv`, `results.json`, `published.csv` where papers have published figures of the
         rows, `frontiers.csv` and `matched.csv` where there are dials, `table.tex` if it was asked for, `report.html`,
-        and the pictures.
+        and the pictures. Data over 1 MiB are compressed: `table.csv.xz`, which pandas reads as it reads `table.csv`.
 
     Raises:
         UserError: a row or a value that the settings name is not there, or the directory has a `results.json` of
             something else.
     """
     results = complete_settings(results)
-    is_new = _is_new(out)
+    earlier = _earlier_pictures(out)
     drawn = pictures(results)
     paths = [path for picture in drawn for path in save(picture.figure, out / picture.stem)]
     stems = [picture.stem for picture in drawn]
-    remove_stale(out, Path(RESULTS).stem, stems)
+    remove_pictures(out, set(earlier or ()) - set(stems))
     texts = {TABLE: as_csv(results), RESULTS: as_json(results, stems)}
     if any(row.published for row in results.rows):
         texts[PUBLISHED] = published.as_csv(results)
@@ -71,11 +68,11 @@ def write_report(results: Results, out: Path, latex: bool = False) -> list[Path]
         texts |= {FRONTIERS: points_csv(results, frontiers), MATCHED: matched_csv(results, frontiers)}
     if latex:
         texts[LATEX] = _latex(results)
-    for name in (PUBLISHED, FRONTIERS, MATCHED, LATEX):
-        if name not in texts and not is_new:
-            (out / name).unlink(missing_ok=True)
     texts[REPORT] = as_markdown(results, drawn)
     written = [_write(out / name, text) for name, text in texts.items()]
+    if earlier is not None:
+        for name in {f"{name}{ending}" for name in _NAMES for ending in ("", _PACKED)} - {one.name for one in written}:
+            (out / name).unlink(missing_ok=True)
     page = as_page(results).write(out / PAGE)
     return [*reversed(written), page, *paths]
 
@@ -91,23 +88,23 @@ def _latex(results: Results) -> str:
     return "\n".join(tables)
 
 
-def _is_new(out: Path) -> bool:
-    """Whether a directory has no earlier report.
+def _earlier_pictures(out: Path) -> list[str] | None:
+    """The stems of the pictures of an earlier report in a directory; None where there is none.
 
     Raises:
         UserError: its `results.json` is none's.
     """
-    file = out / RESULTS
-    if not file.is_file():
-        return True
+    file = next(filter(Path.is_file, (out / RESULTS, out / f"{RESULTS}{_PACKED}")), None)
+    if file is None:
+        return None
     try:
-        content = read_json(file)
+        content = read_json(file) if file.name == RESULTS else json.loads(lzma.decompress(file.read_bytes()))
         ours = "rows" in content and all(Path(stem).name == stem for stem in content["pictures"])
-    except (UserError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError, ValueError, EOFError, lzma.LZMAError):
         ours = False
     if not ours:
         raise UserError(f"{file} is not a report's; name another --out")
-    return False
+    return list(content["pictures"])
 
 
 def pictures(results: Results) -> list[Picture]:
@@ -136,81 +133,8 @@ def pictures(results: Results) -> list[Picture]:
 
 
 def _write(path: Path, text: str) -> Path:
-    return write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-
-
-# The results as data --------------------------------------------------------------------------------------------------
-
-
-def as_json(results: Results, pictures: Sequence[str]) -> str:
-    """Everything, as JSON; null stands for what is not there or not defined.
-
-    Args:
-        results: results with complete settings.
-        pictures: stems of their files.
-    """
-    document = {
-        "title": results.title,
-        "paper": results.paper or None,
-        "sources": [str(source) for source in results.sources],
-        "seeds": results.seeds,
-        "axes": results.axes,
-        "settings": asdict(results.settings),
-        "rows": [_row(results, row) for row in results.rows],
-        "published": published.as_plain(results),
-        "frontiers": as_plain(results, frontiers_of(results)),
-        "pictures": list(pictures),
-        "missing": [asdict(entry) for entry in results.missing],
-    }
-    return json.dumps(_plain(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _row(results: Results, row: Row) -> dict[str, Any]:
-    names = list(dict.fromkeys(name for run in row.runs for name in run.values))
-    baseline = baseline_of(results, row)
-    return {
-        "label": row.label,
-        "labels": row.labels,
-        "base": row.is_base,
-        "baseline": baseline and baseline.label,
-        "runs": [_run(run) for run in row.runs],
-        "means": {name: asdict(results.summary(row, name)) for name in names},
-        "differences": {name: asdict(results.difference(row, baseline, name)) for name in names} if baseline else {},
-    }
-
-
-def _run(run: Run) -> dict[str, Any]:
-    return {
-        "name": run.name,
-        "seed": run.seed,
-        "values": run.values,
-        "settings": run.settings,
-        "revision": run.revision,
-        "time": run.time,
-        "seconds": run.seconds,
-        "command": run.command or None,
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Plain values of which JSON knows all."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def as_csv(results: Results) -> str:
-    """One line for each row and value: label, choices of the axes, value, mean, sd, n, and the value of each seed."""
-    seeds: list[int | None] = [*results.seeds]
-    if any(run.seed is None for row in results.rows for run in row.runs):
-        seeds.append(None)
-    labels = {row.label: [row.labels.get(axis, "") for axis in results.axes] for row in results.rows}
-    lines = []
-    for (row, name), values in results.by_seed.items():
-        summary = summarise(list(values.values()))
-        lines.append([row, *labels[row], name, summary.mean, summary.sd, summary.n, *map(values.get, seeds)])
-    titles = ["seed none" if seed is None else f"seed {seed}" for seed in seeds]
-    table = pd.DataFrame(lines, columns=["row", *results.axes, "metric", "mean", "sd", "n", *titles])
-    return table.to_csv(index=False, lineterminator="\n")
+    """Writes a text, compressed if it is one of large data; its path."""
+    content = text.encode()
+    if len(content) > LARGE and path.suffix != Path(REPORT).suffix:
+        path, content = path.with_name(f"{path.name}{_PACKED}"), lzma.compress(content)
+    return write_whole(path, lambda beside: beside.write_bytes(content))
