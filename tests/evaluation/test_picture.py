@@ -1,10 +1,12 @@
 """The picture of next-token distributions."""
 
+import itertools
+
 import pytest
 import torch
 from matplotlib.image import imread
 
-from ts2_lightning.evaluation.picture import draw_next_token, shown_tokens
+from ts2_lightning.evaluation.picture import Panel, draw_next_token, next_token_figure, shown_tokens
 
 TOKENS = [f"token{i}" for i in range(40)]
 
@@ -27,6 +29,22 @@ def test_it_is_a_legible_png(distributions, tmp_path):
     for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0)):
         near = (pixels - torch.tensor(colour) / 255).abs().amax(-1) < 0.02
         assert near.sum() > 2000
+
+
+def test_dots_stand_at_the_probabilities_and_rings_around_the_support():
+    """A bar on a logarithmic axis has the length that its end is given."""
+    names = ["a model whose name is longer than a panel is wide, so that it takes two lines", "CE", "GEM", "TS2"]
+    panels = [Panel(f"{name}\nmass 0.1", [0.5, 1e-7, None, 0.125], 0.375, [True, False, False, True]) for name in names]
+    figure = next_token_figure(panels, ["a", "b", "c", "d"], [True, True, False, False], 9, "a prompt")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        assert not axes.patches
+        dots = {tuple(line.get_data()[0]): line for line in axes.lines if line.get_marker() == "o"}
+        assert {(0.5,), (0.125,), (0.375,)} <= set(dots), "what is below the floor, or not there, has none"
+        rings = [line for line in axes.lines if line.get_markerfacecolor() == "none" and line.get_marker() == "o"]
+        assert [list(map(float, line.get_xdata())) for line in rings] == [[0.5, 0.125]]
+    titles = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(titles, 2))
 
 
 def test_which_tokens_are_shown(distributions):

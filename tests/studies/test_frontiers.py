@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from scipy import stats
 
 from ts2_lightning.evaluation.style import save
@@ -402,38 +405,80 @@ def many(count: int) -> list[Row]:
 
 
 @pytest.mark.parametrize("count", [3, 12])
-def test_the_picture_has_a_colour_for_each_objective_and_the_dial_at_the_ends(tmp_path: Path, count: int) -> None:
+def test_the_picture_has_a_colour_for_each_objective_and_a_marker_for_each_choice(tmp_path: Path, count: int) -> None:
     rows = [Row("base", {}, (Run("base", Path("base"), None, {V: 0.8, D: 5.0}),), is_base=True), *many(count)]
-    (picture,) = frontier_pictures(complete_settings(results_of(rows, replace(ONE, at=(0.75,)))))
+    picture, *_ = frontier_pictures(complete_settings(results_of(rows, replace(ONE, at=(0.75,)))))
     (axes,) = picture.figure.axes
     (legend,) = picture.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [f"objective {i}" for i in range(count)]
+    entries = [text.get_text() for text in legend.get_texts()]
+    assert entries == [*(f"objective {i}" for i in range(count)), "rate", "2.5e-4", "5e-4", "1e-3"]
     assert legend.get_title().get_text() == "n = 2 seeds"
-    looks = {(to_hex(line.get_color()), str(line.get_linestyle())) for line in legend.get_lines()}
+    looks = {(to_hex(line.get_color()), str(line.get_linestyle())) for line in legend.get_lines()[:count]}
     assert len(looks) == count, "told apart by colour, and by dashes where colours come again"
-    said = [text.get_text() for text in axes.texts]
-    assert said.count("1e-3") == said.count("2.5e-4") == count
-    assert "5e-4" not in said
-    assert "base" in said
+    assert [line.get_marker() for line in legend.get_lines()[count + 1 :]] == ["o", "s", "D"]
+    assert [text.get_text() for text in axes.texts] == ["base"]
     assert "rate ● 2.5e-4, ■ 5e-4, ◆ 1e-3" in picture.caption
     assert "up to 2 seeds" in picture.caption
     assert any(np.allclose(line.get_ydata(), 0.75) and len(line.get_ydata()) == 2 for line in axes.lines)
     assert axes.get_xlabel().startswith("D, T 1: distinct valid answers")
     assert "(higher is better)" in axes.get_ylabel()
     _, svg = save(picture.figure, tmp_path / "picture")
-    assert len(re.findall(r"<text", svg.read_text())) > 2 * count
-    box, frame = legend.get_window_extent(), axes.get_window_extent()
-    assert box.x0 >= frame.x1, "beside the picture, where no data is"
+    assert len(re.findall(r"<text", svg.read_text())) > count
 
 
-def test_names_at_the_ends_lie_within_the_picture_and_not_upon_each_other() -> None:
-    (picture,) = frontier_pictures(complete_settings(results_of(many(8))))
-    (axes,) = picture.figure.axes
-    boxes = [text.get_window_extent() for text in axes.texts]
-    frame = axes.get_window_extent()
-    assert all(frame.x0 - 3 <= box.x0 and box.x1 <= frame.x1 + 3 for box in boxes)
-    shared = [a for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-    assert len(shared) <= 1
+def boxes_of(figure: Figure) -> dict[str, Bbox]:
+    """What must not lie upon each other: the title, legends, axes with all that belongs to them."""
+    figure.draw_without_rendering()
+    boxes = {f"axes {i}": axes.get_tightbbox() for i, axes in enumerate(figure.axes) if axes.get_visible()}
+    boxes |= {f"legend {i}": legend.get_window_extent() for i, legend in enumerate(figure.legends)}
+    texts = [text for text in figure.texts if text.get_text()]
+    return boxes | {text.get_text(): text.get_window_extent() for text in texts}
+
+
+@pytest.mark.parametrize("count", [2, 10, 20])
+def test_nothing_is_cut_off_and_nothing_lies_upon_another(count: int) -> None:
+    rows = [replace(one, label=f"{one.label} of a method with a long name") for one in many(count)]
+    results = replace(results_of(rows), title="A study whose title takes more than one line of a picture, as some do")
+    pictures = frontier_pictures(complete_settings(results))
+    assert len(pictures) == (1 if count <= 4 else 2)
+    for picture in pictures:
+        boxes = boxes_of(picture.figure)
+        page = picture.figure.bbox
+        for name, box in boxes.items():
+            assert -1 <= box.x0 and box.x1 <= page.x1 + 1 and -1 <= box.y0 and box.y1 <= page.y1 + 1, name  # noqa: PT018
+        upon = [pair for pair in itertools.combinations(boxes, 2) if boxes[pair[0]].overlaps(boxes[pair[1]])]
+        assert upon == []
+
+
+def test_of_many_curves_each_has_a_panel_before_the_others() -> None:
+    _, picture = frontier_pictures(complete_settings(results_of(many(6))))
+    assert picture.stem == "frontier-1-each"
+    panels = [axes for axes in picture.figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == [f"objective {i}" for i in range(6)]
+    for index, axes in enumerate(panels):
+        assert [text.get_text() for text in axes.texts] == ["n = 2 seeds"]
+        assert sum(line.get_color() == "0.8" for line in axes.lines) == 5
+        (own,) = [line for line in axes.lines if line.get_color() != "0.8"]
+        assert to_hex(own.get_color()) == MODELS[1 + index].lower(), "the colour of the other picture"
+
+
+def test_of_two_dials_markers_are_the_first_and_their_sizes_the_second() -> None:
+    results = complete_settings(results_of(two_dials(), FrontierSettings(("rate", "temperature"), V, D, (0.93,))))
+    (picture,) = frontier_pictures(results)
+    (legend,) = picture.figure.legends
+    entries = {text.get_text(): line for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    sizes = [entries[choice].get_markersize() for choice in results.axes["temperature"]]
+    assert len(set(sizes)) == 3
+    assert {entries[rate].get_marker() for rate in RATES} == {"o", "s", "D"}
+    assert "Their size: temperature, from" in picture.caption
+    assert "the Pareto front of each" in picture.caption
+    drawn = {round(area**0.5, 3) for one in picture.figure.axes[0].collections for area in one_sizes(one)}
+    assert drawn == {round(size, 3) for size in sizes}
+
+
+def one_sizes(collection: Any) -> list[float]:
+    """Areas of the markers of a collection; none of one of lines."""
+    return list(collection.get_sizes()) if isinstance(collection, PathCollection) else []
 
 
 # The command line ---------------------------------------------------------------------------------------------------

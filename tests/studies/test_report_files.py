@@ -188,19 +188,56 @@ def test_the_long_table(study: tuple[Results, Path, list[Path]]) -> None:
 
 def test_the_table_for_latex(study: tuple[Results, Path, list[Path]]) -> None:
     text = (study[1] / "table.tex").read_text()
-    assert r"CE | half\_rate & " in text
+    assert r"CE \textbar{} half\_rate & " in text
     assert r" & V, T 1 $\uparrow$ & D, T 1 $\uparrow$ & tail mass \\" in text
     assert text.count(r"\textbf{") == 2
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
         assert text.count(rule) == 1
 
 
+HOSTILE = ["[x] first", "* star", r"\a {b} $c$ 50% #1 a_b^c~d & <e> --f |g|", "α ≥ 1 × 2 … − 3"]
+
+
+def hostile_tables(rows: int) -> list[Table]:
+    names = [HOSTILE[i % len(HOSTILE)] for i in range(rows)]
+    cells = tuple((Cell(name), Cell("0.5 ± 0.1", "best"), Cell("word " * 30)) for name in names)
+    return [Table(("", "V_1 ↑", "there & back"), cells), Table(("50%", "x"), ((Cell("a"), Cell("°")),))]
+
+
+@pytest.mark.parametrize(("rows", "kind"), [(4, "tabular"), (60, "longtable")])
+def test_any_table_is_one_for_latex(rows: int, kind: str) -> None:
+    """What LaTeX would stumble over, without having it: braces, signs with a meaning, cells of a row."""
+    text = booktabs(hostile_tables(rows), "A & b: 100 % of $1 {")
+    assert text.count(rf"\begin{{{kind}}}") == text.count(rf"\end{{{kind}}}") == 2
+    assert rf"\begin{{{kind}}}{{lrp{{0.3\linewidth}}}}" in text
+    assert text.startswith("% needs \\usepackage{booktabs" + (",longtable}" if kind == "longtable" else "}"))
+    bare = re.sub(r"\\[&%$#_{}]", "", text.partition("\n")[2])
+    assert bare.count("{") == bare.count("}")
+    assert "%" not in bare
+    assert not re.search(r"[#^~|<>α≥×…−°±↑]|--", bare)
+    lines = [line for line in bare.splitlines() if line.endswith(r" \\") and "caption" not in line]
+    assert [line.count("&") for line in lines[: rows + 1]] == [2] * (rows + 1)
+    assert not [line for line in lines if line.startswith(("*", "["))]
+    assert bare.count("$") % 2 == 0
+
+
+@pytest.mark.skipif(which("pdflatex") is None, reason="needs pdflatex")
+@pytest.mark.parametrize("rows", [4, 60])
+def test_latex_takes_any_table(rows: int, tmp_path: Path) -> None:
+    compile_latex(booktabs(hostile_tables(rows), "A & b: 100 % of $1 {"), tmp_path)
+
+
+def compile_latex(tables: str, place: Path) -> None:
+    packages = r"\usepackage{booktabs,longtable,textcomp}"
+    document = rf"\documentclass{{article}}{packages}\begin{{document}}{tables}\end{{document}}"
+    (place / "page.tex").write_text(document)
+    subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=place, check=True, capture_output=True)
+
+
 @pytest.mark.skipif(which("pdflatex") is None, reason="needs pdflatex")
 def test_latex_takes_it(study: tuple[Results, Path, list[Path]], tmp_path: Path) -> None:
     table = (study[1] / "table.tex").read_text()
-    document = rf"\documentclass{{article}}\usepackage{{booktabs,textcomp}}\begin{{document}}{table}\end{{document}}"
-    (tmp_path / "page.tex").write_text(document)
-    subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], cwd=tmp_path, check=True, capture_output=True)
+    compile_latex(table, tmp_path)
 
 
 def test_pictures_that_are_no_longer_drawn_are_removed(study: tuple[Results, Path, list[Path]], tmp_path: Path) -> None:

@@ -215,6 +215,28 @@ def test_curves_are_means_in_a_band(tmp_path: Path) -> None:
     assert {"CE", "TS2", "val/entropy", "entropy (nats)", "optimizer steps"} <= set(texts(figure, tmp_path))
 
 
+def test_what_is_logged_rarely_stands_where_it_belongs_in_training() -> None:
+    curve = {"train/entropy": {step: 1.0 for step in range(1, 202)}, "val/entropy": {67: 0.3, 134: 0.2, 201: 0.1}}
+    rows = [Row("CE", {}, tuple(Run("CE", Path("CE", str(i)), i, {}, curve) for i in range(3)))]
+    figure = curves(results_of(rows), list(curve))
+    assert figure is not None
+    train, validation = figure.axes
+    assert train.get_xlim() == validation.get_xlim()
+    assert train.get_xlim()[0] <= 0
+    assert list(validation.get_xticks()) == [0, 67, 134, 201]
+    assert [axes.get_title("right") for axes in figure.axes] == ["n = 3"] * 2
+
+
+def test_every_panel_says_over_how_many_seeds_it_is() -> None:
+    rows = [row("base", [(0, 9)], base=True), row("CE", [(0, 1), (1, 3)]), row("TS2", [(0, 1), (1, 3), (2, 2)])]
+    figure = plane(results_of(rows), X, Y)
+    assert figure is not None
+    assert figure.axes[0].get_title("right") == "n = 2 to 3"
+    figure = against(results_of(dial("TS2", {"0.25": 0.1, "5": 0.5}), alpha=("0.25", "5")), "alpha", (Y, X))
+    assert figure is not None
+    assert [axes.get_title("right") for axes in figure.axes] == ["n = 2"] * 2
+
+
 def test_long_curves_are_thinned_and_say_so(tmp_path: Path) -> None:
     steps = 4 * POINTS - 1
     figure = curves(results_of([learner("CE", {s: float(s) for s in range(1, steps + 1)})]), ["val/entropy"])

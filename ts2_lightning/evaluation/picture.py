@@ -4,14 +4,13 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 from torch import Tensor
 
@@ -21,14 +20,18 @@ from ts2_lightning.pages.colours import BLUE, RED, REST
 
 PLAUSIBLE, OTHER = BLUE, RED
 FLOOR = 1e-5
-"""Where the bars begin: smaller probabilities are drawn as nothing."""
+"""Where the axis begins: smaller probabilities are drawn as nothing."""
+
+_DOT = 7.5  # points
+_RING: dict[str, Any] = {"markersize": _DOT + 2, "markerfacecolor": "none", "markeredgecolor": "black"}
+_TITLE = 40  # characters of a line of a panel's title
 
 
 _MISSING = "nothing, or not among the tokens that were recorded"
 
 
 class Panel(NamedTuple):
-    """One model's bars.
+    """One model's dots.
 
     Attributes:
         title: the model's name, and its figures.
@@ -44,7 +47,7 @@ class Panel(NamedTuple):
 
 
 def shown_tokens(distributions: Mapping[str, Tensor], plausible: Tensor, top: int) -> list[int]:
-    """The tokens worth a bar: those with the largest probability in any of the distributions.
+    """The tokens worth a dot: those with the largest probability in any of the distributions.
 
     Args:
         distributions: name -> [K] probabilities.
@@ -70,9 +73,9 @@ def draw_next_token(
 ) -> Path:
     """Draw next-token distributions side by side, as a PNG.
 
-    One panel per model, the same tokens in each, so that a token can be followed from panel to panel; the bar below
+    One panel per model, the same tokens in each, so that a token can be followed from panel to panel; the dot below
     them is the mass of all tokens that have none. The axis is logarithmic, since head and tail differ by a
-    factor of a thousand; each bar carries its probability, and a dot marks the tokens in the support of
+    factor of a thousand; each dot has its probability beside it, and a ring marks the tokens in the support of
     sparsemax (of the logits at scale 1, which the probabilities give).
 
     Args:
@@ -81,7 +84,7 @@ def draw_next_token(
         tokens: the K token strings.
         plausible: [K] bool, drawn in blue; the others in vermilion.
         title: above all panels, for example the prompt.
-        top: number of tokens with a bar of their own.
+        top: number of tokens with a dot of their own.
         marked: token string -> note behind its name, for example {"plum": "75%"} for fine-tuning answers.
 
     Returns:
@@ -167,18 +170,21 @@ def _panel(name: str, p: Tensor, plausible: Tensor, shown: list[int]) -> Panel:
 
 
 def _draw_panel(axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
-    """One model's bars, its support's dots, and its figures in the title."""
-    axes.set_title(literal(panel.title), fontsize=9)
+    """One model's dots, rings around those of its support, and its figures in the title."""
+    lines = [line for part in panel.title.splitlines() for line in textwrap.wrap(part, _TITLE) or [""]]
+    axes.set_title(literal("\n".join(lines)), fontsize=9)
     if not panel.values:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelbottom=False)
         return
     values = [*panel.values, panel.rest]
-    lengths = [max((v or 0.0) - FLOOR, 0.0) for v in values]
-    axes.barh(range(len(values)), lengths, left=FLOOR, color=[*colours, REST], height=0.72)
+    for i, (value, colour) in enumerate(zip(values, [*colours, REST], strict=True)):
+        if value is not None and value >= FLOOR:
+            axes.plot([value], [i], "o", color=colour, markersize=_DOT, zorder=3)
+    axes.hlines(range(len(values)), FLOOR, 1.0, color="0.85", linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
     tidy(axes, grid="x")
     axes.set_xscale("log")
-    axes.set_xlim(FLOOR, 8.0)  # room for the numbers behind the bars
+    axes.set_xlim(FLOOR, 8.0)  # room for the numbers behind the dots
     axes.set_xticks([10.0**e for e in range(round(math.log10(FLOOR)), 1)])
     axes.xaxis.set_minor_locator(NullLocator())  # the axis ends at 1, the room for the numbers has no ticks
     axes.tick_params(labelbottom=True)
@@ -186,23 +192,32 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
     axes.spines["left"].set_visible(False)
     axes.axhline(len(values) - 1.5, color="0.6", linewidth=0.8)
     for i, value in enumerate(values):
-        axes.text(max(value or 0.0, FLOOR) * 1.25, i, _number(value), va="center", fontsize=7.5, color="0.25")
+        at = 1.15 * FLOOR if value is None or value < FLOOR else 1.6 * value
+        axes.text(
+            at, i, _number(value), va="center", fontsize=7.5, color="0.25", zorder=2,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
+        )  # fmt: skip
     inside = [i for i, kept in enumerate(panel.in_support) if kept]
-    axes.plot([FLOOR * 1.6] * len(inside), inside, "o", color="white", markeredgecolor="black", markersize=5)
+    at = [max(values[i] or 0.0, FLOOR) for i in inside]
+    axes.plot(at, inside, "o", **_RING)
 
 
 def _number(probability: float | None) -> str:
-    """Two significant digits, short enough to stand behind a bar."""
+    """Two significant digits, short enough to stand behind a dot."""
     if probability is None:
         return "-"
     return f"<{FLOOR:g}" if probability < FLOOR else f"{probability:#.2g}"
 
 
+def _dot(colour: str, label: str) -> Artist:
+    return Line2D([], [], marker="o", color=colour, markersize=_DOT, linestyle="", label=label)
+
+
 def _legend(plausible_known: bool, some_missing: bool) -> list[Artist]:
-    of_answers: list[Artist] = [Patch(color=PLAUSIBLE, label="plausible"), Patch(color=OTHER, label="not plausible")]
+    of_answers: list[Artist] = [_dot(PLAUSIBLE, "plausible"), _dot(OTHER, "not plausible")]
     return [
         *(of_answers if plausible_known else []),
-        Patch(color=REST, label="all other tokens together"),
-        Line2D([], [], marker="o", color="white", markeredgecolor="black", linestyle="", label="sparsemax support"),
+        _dot(REST, "all other tokens together"),
+        Line2D([], [], marker="o", linestyle="", label="in the sparsemax support", **_RING),
         *([Line2D([], [], marker="_", color="0.25", linestyle="", label=_MISSING)] if some_missing else []),
     ]

@@ -1,6 +1,7 @@
 """How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from ts2_lightning.pages.colours import MODELS
 from ts2_lightning.runs.writing import write_whole
 
 HATCHES = ("", "////", "....", "xxxx")  # for the eleventh model and later ones
+
+ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
+"""Inches of a figure in one and in both columns of a paper: its texts, of 6.5 to 10 points, are printed as they are."""
 
 DPI = 150
 PICTURE_ENDINGS = (".png", ".svg")
@@ -58,6 +62,19 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     longest = max(len(line) for handle in handles for line in str(handle.get_label()).splitlines())
     abreast = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 7))))
     figure.legend(handles=handles, loc="outside lower center", ncols=abreast, fontsize=8, frameon=False)
+
+
+def put_title(figure: Figure, text: str, beside: float = 0.0, size: float = 10.0) -> None:
+    """Puts a title at the left above all axes, in lines that end before what stands beside it.
+
+    Args:
+        figure: Figure.
+        text: Title.
+        beside: Inches at the right that a legend takes.
+        size: Points of its letters.
+    """
+    width = int((figure.get_figwidth() - beside) * 72 / (0.53 * size))
+    figure.suptitle(literal(textwrap.fill(text, max(width, 20))), x=0.01, ha="left", fontsize=size)
 
 
 def literal(text: str) -> str:

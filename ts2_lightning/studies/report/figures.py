@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from ts2_lightning.evaluation.style import layout, legend_below, literal, new_figure, tidy
+from ts2_lightning.evaluation.style import layout, legend_below, literal, new_figure, put_title, tidy
 from ts2_lightning.pages.colours import MODELS, REST
 from ts2_lightning.studies.report.results import Results, Row, by_runs, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
@@ -99,6 +99,15 @@ def add_legend(figure: Figure, handles: Sequence[Artist], at_side: bool = True) 
     legend_below(figure, handles)
 
 
+def put_n(axes: Axes, counts: Iterable[int]) -> None:
+    """Writes into a corner over how many seeds its values are means."""
+    several = sorted({count for count in counts if count})
+    if several:
+        said = f"n = {several[0]}" + (f" to {several[-1]}" if len(several) > 1 else "")
+        axes.set_title(said, loc="right", fontsize=7, color="0.35", pad=3)
+
+
+_LEGEND = 2.2  # inches that a legend beside the axes may take
 _LOG_FROM = 10.0  # largest over smallest choice from which on an axis is logarithmic
 
 
@@ -119,13 +128,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Point:
-    """A row's mean in one or two directions, and the standard deviations; nan or 0 where there is none."""
+    """A row's mean in one or two directions; standard deviations, nan or 0 where there is none; number of seeds."""
 
     row: Row
     x: float
     y: float
     x_sd: float = 0.0
     y_sd: float = 0.0
+    n: int = 0
 
 
 # Quality against diversity --------------------------------------------------------------------------------------
@@ -160,14 +170,15 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     span_what_is_printed(axes.yaxis, up)
     axes.set_xlabel(explained(across, 90), fontsize=9)
     axes.set_ylabel(explained(up, 56), fontsize=9)
-    figure.suptitle(wrapped(f"{results.title}: {up.title} against {across.title}", 70), fontsize=10)
+    put_title(figure, f"{results.title}: {up.title} against {across.title}", beside=_LEGEND)
     add_legend(figure, [_key(point.row, styles) for point in points])
+    put_n(axes, [point.n for point in points if not point.row.is_base])
     return figure
 
 
 def _point(results: Results, row: Row, x: str, y: str) -> _Point:
     across, up = results.summary(row, x), results.summary(row, y)
-    return _Point(row, across.mean, up.mean, across.sd, up.sd)
+    return _Point(row, across.mean, up.mean, across.sd, up.sd, up.n)
 
 
 def _seeds(results: Results, row: Row, x: str, y: str) -> tuple[list[float], list[float]]:
@@ -242,6 +253,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
             if points:
                 called = label or axis
                 handles[called] = _draw_line(axes, points, styles[line[0][1].label], called)
+        put_n(axes, [point.n for line in lines.values() for point in _drawn(results, line, name)])
         _scale(axes, results, axis)
         tidy(axes, grid="both")
         span_what_is_printed(axes.yaxis, results.describe(name))
@@ -250,7 +262,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
         axes.tick_params(labelbottom=True)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
-    figure.suptitle(wrapped(f"{results.title}: what {axis} does", 60 if columns > 1 else 36), fontsize=10)
+    put_title(figure, f"{results.title}: what {axis} does", beside=0 if columns > 1 else _LEGEND)
     add_legend(figure, list(handles.values()), at_side=columns == 1)
     return figure
 
@@ -258,7 +270,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
 def _drawn(results: Results, line: Sequence[tuple[float, Row]], name: str) -> list[_Point]:
     """The points of a line that have the value."""
     summaries = [(row, at, results.summary(row, name)) for at, row in line]
-    points = [_Point(row, at, summary.mean, y_sd=summary.sd) for row, at, summary in summaries]
+    points = [_Point(row, at, summary.mean, y_sd=summary.sd, n=summary.n) for row, at, summary in summaries]
     return [point for point in points if math.isfinite(point.y)]
 
 
@@ -286,6 +298,8 @@ def _scale(axes: Axes, results: Results, axis: str) -> None:
 
 POINTS = 60
 """Points of a drawn curve, at most: of more steps the means over as many neighbours as it takes are drawn."""
+
+_TICKS = 6  # steps of a panel, at most, that all have a tick
 
 _NAMES = {
     "objective": "objective (nats)",
@@ -323,16 +337,19 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     rows, columns = layout(len(panels), at_most=2)
     figure = new_figure(1.0 + 3.8 * columns, 1.0 + 2.5 * rows + 0.12 * len(drawn))
     every = figure.subplots(rows, columns, squeeze=False).flatten()
+    last = max((int(steps.index.max()) for of in panels.values() for steps in of.values() if len(steps)), default=1)
     for axes, (name, of_rows) in zip(every, panels.items(), strict=False):
         for label, by_step in of_rows.items():
             _draw_curve(axes, by_step, styles[label]["color"], _dash(results, label))
-        axes.set_title(literal(_title(name, of_rows.values())), fontsize=9)
+        axes.set_title(wrapped(_title(name, of_rows.values()), 44), fontsize=9, loc="left")
         axes.set_ylabel(_NAMES.get(name.rpartition("/")[2], literal(name)), fontsize=9)
         axes.set_xlabel("optimizer steps", fontsize=9)
         tidy(axes, grid="both")
+        _span_training(axes, of_rows.values(), last)
+        put_n(axes, [steps.shape[1] for steps in of_rows.values()])
     for axes in every[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle(wrapped(f"{results.title}: learning curves", 60 if columns > 1 else 36), fontsize=10)
+    put_title(figure, f"{results.title}: learning curves", beside=0 if columns > 1 else _LEGEND)
     called = {same[0].label: " = ".join(row.label for row in same) for same in by_runs(results.trained)}
     handles = [
         Line2D([], [], color=styles[label]["color"], linestyle=_dash(results, label), label=wrapped(called[label]))
@@ -340,6 +357,14 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     ]
     add_legend(figure, handles, at_side=columns == 1)
     return figure
+
+
+def _span_training(axes: Axes, of_rows: Iterable[pd.DataFrame], last: int) -> None:
+    """All panels span the whole training, so that what is logged rarely stands where it belongs; with ticks there."""
+    axes.set_xlim(-0.02 * last, 1.02 * last)
+    steps = sorted({int(step) for by_step in of_rows for step in by_step.index})
+    if len(steps) <= _TICKS:
+        axes.set_xticks([0, *steps])
 
 
 def by_step_of(results: Results, name: str) -> dict[str, pd.DataFrame]:

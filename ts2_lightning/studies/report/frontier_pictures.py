@@ -1,18 +1,18 @@
 """Pictures of frontiers: quality against diversity along dials, a colour for each curve."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ts2_lightning.evaluation.style import literal, new_figure, tidy
+from ts2_lightning.evaluation.style import TWO_COLUMNS, layout, literal, new_figure, put_title, tidy
 from ts2_lightning.pages.colours import MODELS, REST
-from ts2_lightning.studies.report.figures import Picture, explained, span_what_is_printed, wrapped
+from ts2_lightning.studies.report.figures import Picture, axis_label, explained, span_what_is_printed, wrapped
 from ts2_lightning.studies.report.frontier_tables import frontier_title
 from ts2_lightning.studies.report.frontiers import Cloud, Frontier, Place, frontiers_of
 from ts2_lightning.studies.report.results import Results
@@ -21,39 +21,130 @@ from ts2_lightning.studies.report.statistics import Summary
 FRONTIER = "frontier-"
 """Beginning of the names of the pictures' files."""
 
+EACH = "-each"
+"""Ending of the name of the picture that has a panel for each curve, where they are many."""
+
+_MANY = 4  # curves in one picture, at most, behind which there is room for the settings that are on no front
+_ABREAST = 5  # panels beside each other, at most
 _MARKERS = "osD^vP<X"
 _SIGNS = "●■◆▲▼✚◀✖"
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
-_FONT = 7.0
-_DIRECTIONS = [(math.cos(turn), math.sin(turn)) for turn in (math.pi * eighth / 4 for eighth in range(8))]
+_SIZE, _SMALL, _LARGE = 5.0, 3.0, 7.5  # of markers: with one dial; of the first and the last choice of a second one
+_IN_PANELS = 0.7  # of these sizes where panels are small
+_LEGEND = 2.0  # inches that a legend beside the axes may take
+_LINE = 0.19  # inches of a line of a legend
 
 
 def frontier_pictures(results: Results) -> list[Picture]:
-    """A picture for each frontier."""
+    """Pictures of each frontier: all curves in one; of many curves also a panel for each, before the others in grey."""
     drawn = []
     for place, frontier in enumerate(frontiers_of(results)):
-        drawn.append(Picture(f"{FRONTIER}{place + 1}", _figure(results, frontier), caption(results, frontier)))
+        stem, look = f"{FRONTIER}{place + 1}", _Look.of(frontier)
+        drawn.append(Picture(stem, _together(results, frontier, look), caption(results, frontier)))
+        if sum(bool(cloud.defined) for cloud in frontier.clouds) > _MANY:
+            drawn.append(Picture(f"{stem}{EACH}", _each(results, frontier, look), _caption_of_each(results, frontier)))
     return drawn
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How the settings of a frontier are drawn.
+
+    Attributes:
+        dials: one or two.
+        markers: choice of the first dial -> marker; empty where there are more choices than markers.
+        sizes: choice of the second dial -> size of its markers; empty where there is none.
+    """
+
+    dials: tuple[str, ...]
+    markers: Mapping[str, str]
+    sizes: Mapping[str, float]
+
+    @classmethod
+    def of(cls, frontier: Frontier) -> "_Look":
+        orders = [_used_choices(frontier, dial) for dial in frontier.settings.dials]
+        markers = dict(zip(orders[0], _MARKERS, strict=False)) if len(orders[0]) <= len(_MARKERS) else {}
+        second = orders[1] if len(orders) > 1 else ()
+        step = (_LARGE - _SMALL) / max(1, len(second) - 1)
+        return cls(frontier.settings.dials, markers, {choice: _SMALL + i * step for i, choice in enumerate(second)})
+
+    def of_place(self, cloud: Cloud, place: Place) -> tuple[str, float]:
+        """Marker and size of a setting; a star for one without the dial."""
+        setting = dict(zip(cloud.dials, place.setting, strict=True))
+        if not setting:
+            return "*", _LARGE
+        marker = self.markers.get(setting.get(self.dials[0], ""), "o" if self.dials[0] in setting else "*")
+        return marker, self.sizes.get(setting.get(self.dials[-1], ""), _SIZE)
+
+    def handles(self) -> Iterator[tuple[str, list[Line2D]]]:
+        """Of each dial its name and entries of a legend."""
+        common = {"color": "0.35", "linestyle": ""}
+        if self.markers:
+            entries = [
+                Line2D([], [], marker=marker, markersize=_SIZE, label=literal(choice), **common)
+                for choice, marker in self.markers.items()
+            ]
+            yield self.dials[0], entries
+        if self.sizes:
+            shown = (
+                self.sizes.items()
+                if len(self.sizes) <= len(_MARKERS)
+                else [*self.sizes.items()][:: len(self.sizes) - 1]
+            )
+            yield (
+                self.dials[1],
+                [Line2D([], [], marker="o", markersize=size, label=literal(one), **common) for one, size in shown],
+            )
+
+
+def _used_choices(frontier: Frontier, dial: str) -> tuple[str, ...]:
+    """The choices of a dial that any curve has, in their order."""
+    orders = [dict(zip(cloud.dials, cloud.orders, strict=True)).get(dial, ()) for cloud in frontier.clouds]
+    used = {dict(zip(c.dials, p.setting, strict=True)).get(dial) for c in frontier.clouds for p in c.places}
+    return tuple(choice for choice in max(orders, key=len, default=()) if choice in used)
+
+
+# Captions -------------------------------------------------------------------------------------------------------------
 
 
 def caption(results: Results, frontier: Frontier) -> str:
     """What one sees."""
     dials = frontier.settings.dials
+    if len(dials) > 1:
+        lines = f"Lines: the Pareto front of each over all settings of {dials[0]} and {dials[1]}."
+        if len(frontier.clouds) <= _MANY:
+            lines += f" Thin and pale: all its settings, along {dials[1]}."
+    else:
+        lines = f"Lines: along {dials[0]}."
+    levels = " Dashed across: the quality at which diversities are compared." if _levels(frontier) else ""
+    base = " Star: the model before training." if any(row.is_base for row in results.rows) else ""
+    return f"{_what(results, frontier)} {lines}{_markers_said(frontier)}{levels}{base}"
+
+
+def _caption_of_each(results: Results, frontier: Frontier) -> str:
+    settings = " Pale: its settings that are on no front." if len(frontier.settings.dials) > 1 else ""
+    return (
+        f"The same, a panel for each: in colour the one that the panel is named after, in grey the others."
+        f"{settings}{_markers_said(frontier)}"
+    )
+
+
+def _what(results: Results, frontier: Frontier) -> str:
     quality, diversity = (results.describe(name).title for name in _names(frontier))
     seeds = _most_seeds(frontier)
-    spread = f"bars: standard deviation over up to {seeds} seeds" if seeds > 1 else "one seed"
-    if len(dials) > 1:
-        what = (
-            f"Thick lines: the Pareto front of all settings of {dials[0]} and {dials[1]}, its ends with their settings "
-            f"in this order ({spread}); thin lines: the settings, along {dials[1]}."
-        )
-    else:
-        what = f"Lines: along {dials[0]}, means with its setting at the ends ({spread})."
-    order = _marked_choices(frontier)
-    signs = ", ".join(f"{sign} {choice}" for sign, choice in zip(_SIGNS, order, strict=False))
-    markers = f" Markers: {dials[0]} {signs}." if 1 < len(order) <= len(_SIGNS) else ""
-    lines = " Dashed across: the quality at which diversities are compared." if _levels(frontier) else ""
-    return f"Quality ({quality}) against diversity ({diversity}). {what}{markers}{lines}"
+    spread = f"means over up to {seeds} seeds, bars: a standard deviation to both sides" if seeds > 1 else "one seed"
+    return f"Quality ({quality}) against diversity ({diversity}): {spread}."
+
+
+def _markers_said(frontier: Frontier) -> str:
+    """What markers and their sizes stand for."""
+    look = _Look.of(frontier)
+    signs = ", ".join(f"{_SIGNS[_MARKERS.index(marker)]} {choice}" for choice, marker in look.markers.items())
+    said = f" Markers: {look.dials[0]} {signs}." if len(look.markers) > 1 else ""
+    if len(look.sizes) > 1:
+        first, *_, last = look.sizes
+        said += f" Their size: {look.dials[1]}, from {first} (small) to {last} (large)."
+    return said
 
 
 def _names(frontier: Frontier) -> tuple[str, str]:
@@ -64,12 +155,11 @@ def _most_seeds(frontier: Frontier) -> int:
     return max((place.quality.n for cloud in frontier.clouds for place in cloud.places), default=0)
 
 
-def _marked_choices(frontier: Frontier) -> tuple[str, ...]:
-    """The choices of the first dial, which the markers stand for."""
-    first = frontier.settings.dials[0]
-    orders = [dict(zip(cloud.dials, cloud.orders, strict=True)).get(first, ()) for cloud in frontier.clouds]
-    used = {dict(zip(c.dials, p.setting, strict=True)).get(first) for c in frontier.clouds for p in c.places}
-    return tuple(choice for choice in max(orders, key=len, default=()) if choice in used)
+def _seeds_said(cloud: Sequence[Cloud]) -> str:
+    """`n = 5 seeds`; `n = 4 to 5 seeds` where settings differ in it."""
+    counts = sorted({place.quality.n for one in cloud for place in one.defined}) or [0]
+    said = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f"n = {said} seed{'' if counts[-1] == 1 else 's'}"
 
 
 def _levels(frontier: Frontier) -> list[float]:
@@ -77,165 +167,138 @@ def _levels(frontier: Frontier) -> list[float]:
     return [at for at in frontier.settings.at if isinstance(at, float)]
 
 
-def _figure(results: Results, frontier: Frontier) -> Figure:
-    figure = new_figure(8.2, 4.9)
+# Figures --------------------------------------------------------------------------------------------------------------
+
+
+def _together(results: Results, frontier: Frontier, look: _Look) -> Figure:
+    """All curves in one."""
+    clouds = [(index, cloud) for index, cloud in enumerate(frontier.clouds) if cloud.defined]
+    of_dials = list(look.handles())
+    lines = len(clouds) + sum(len(entries) + 2 for _, entries in of_dials)
+    figure = new_figure(TWO_COLUMNS, max(4.2, 0.6 + _LINE * lines))
     axes = figure.subplots()
-    order = _marked_choices(frontier)
-    lines: list[tuple[list[Place], str]] = []
     handles = []
-    for index, cloud in enumerate(frontier.clouds):
-        if not cloud.defined:
-            continue
-        colour, dash = MODELS[1 + index % (len(MODELS) - 1)], _DASHES[index // (len(MODELS) - 1) % len(_DASHES)]
-        shown = _draw_cloud(axes, cloud, frontier, order, colour, dash)
-        lines.append((shown, colour))
-        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2.0, label=wrapped(cloud.label)))
-    for level in _levels(frontier):
-        axes.axhline(level, color="0.6", linestyle=(0, (3, 2)), linewidth=0.8, zorder=0)
-    _draw_base(axes, results, frontier)
-    tidy(axes, grid="both")
-    axes.margins(0.1)
+    for index, cloud in clouds:
+        colour, dash = _colour_of(index), _DASHES[index // (len(MODELS) - 1) % len(_DASHES)]
+        if len(clouds) <= _MANY:
+            _draw_settings(axes, cloud, look, colour)
+        _draw_line(axes, cloud, look, colour, dash)
+        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2.0, label=wrapped(cloud.label, 26)))
+    _draw_common(axes, results, frontier)
     quality, diversity = (results.describe(name) for name in _names(frontier))
-    span_what_is_printed(axes.xaxis, diversity)
-    span_what_is_printed(axes.yaxis, quality)
-    axes.set_xlabel(explained(diversity, 90), fontsize=9)
-    axes.set_ylabel(explained(quality, 56), fontsize=9)
-    figure.suptitle(wrapped(f"{results.title}: {frontier_title(results, frontier)}", 70), fontsize=10)
-    seeds = _most_seeds(frontier)
-    said = f"n = {seeds} seed{'' if seeds == 1 else 's'}"
-    legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False, title=said)
-    legend.get_title().set_fontsize(8)
-    _name_ends(figure, axes, lines)
+    axes.set_xlabel(explained(diversity, 68), fontsize=9)
+    axes.set_ylabel(explained(quality, int(14 * (figure.get_figheight() - 1.4))), fontsize=9)
+    put_title(figure, f"{results.title}: {frontier_title(results, frontier)}", beside=_LEGEND)
+    handles += [entry for name, of_dial in of_dials for entry in (_heading(name), *of_dial)]
+    said = _seeds_said([cloud for _, cloud in clouds])
+    style = {"fontsize": 8, "frameon": False, "alignment": "left", "title_fontsize": 8}
+    figure.legend(handles=handles, loc="outside right upper", title=said, **style)
     return figure
 
 
-def _draw_cloud(
-    axes: Axes, cloud: Cloud, frontier: Frontier, order: Sequence[str], colour: str, dash: Any
-) -> list[Place]:
-    """Draws a curve, or the front of a cloud with its settings behind it; the places on the line that was drawn."""
-    first = frontier.settings.dials[0]
+def _heading(text: str) -> Line2D:
+    """A line of a legend that names what is below it."""
+    return Line2D([], [], linestyle="", label=literal(text))
+
+
+def _each(results: Results, frontier: Frontier, look: _Look) -> Figure:
+    """A panel for each curve."""
+    clouds = [(index, cloud) for index, cloud in enumerate(frontier.clouds) if cloud.defined]
+    rows, columns = layout(len(clouds), at_most=_ABREAST)
+    figure = new_figure(TWO_COLUMNS, 1.1 + 1.5 * rows)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, (index, cloud) in zip(panels, clouds, strict=False):
+        for _, other in clouds:
+            if other is not cloud:
+                axes.plot(*_means(_on_line(other)), color="0.8", linewidth=0.8, zorder=1)
+        _draw_settings(axes, cloud, look, _colour_of(index), scale=_IN_PANELS)
+        _draw_line(axes, cloud, look, _colour_of(index), "-", scale=_IN_PANELS)
+        _draw_common(axes, results, frontier, named=False)
+        axes.set_title(wrapped(cloud.label, 18), fontsize=8)
+        axes.text(0.04, 0.04, _seeds_said([cloud]), transform=axes.transAxes, fontsize=6.5, color="0.35")
+        axes.tick_params(labelsize=7, labelbottom=True)
+    for axes in panels[len(clouds) :]:
+        axes.set_visible(False)
+    quality, diversity = (results.describe(name) for name in _names(frontier))
+    figure.supxlabel(axis_label(diversity), fontsize=9)
+    figure.supylabel(axis_label(quality), fontsize=9)
+    put_title(figure, f"{results.title}: {frontier_title(results, frontier)}, each before the others")
+    return figure
+
+
+def _colour_of(index: int) -> str:
+    """The colour of a curve; grey is the base model's."""
+    return MODELS[1 + index % (len(MODELS) - 1)]
+
+
+def _on_line(cloud: Cloud) -> list[Place]:
+    """The settings along a dial; of two dials those on the front."""
     if len(cloud.dials) < 2:
-        shown = cloud.defined
-    else:
-        shown = sorted((place for place in cloud.defined if place.on_front), key=lambda place: place.diversity.mean)
-        by_setting = {place.setting: place for place in cloud.defined}
-        for line in cloud.lines:
-            there = [by_setting[setting] for setting in line if setting in by_setting]
-            if len({setting[0] for setting in line}) == 1:  # along the last dial
-                axes.plot(*_means(there), color=colour, linewidth=0.7, alpha=0.3, zorder=1)
-        for place in cloud.defined:
-            marker = _marker(cloud, place, first, order)
-            axes.plot(*_means([place]), marker=marker, color=colour, markersize=3.5, alpha=0.35, zorder=1)
-    axes.plot(*_means(shown), color=colour, linestyle=dash, linewidth=1.6, zorder=3)
-    for place in shown:
-        axes.errorbar(
-            *_means([place]), _bar(place.quality), _bar(place.diversity), color=colour, elinewidth=0.9, capsize=1.5,
-            marker=_marker(cloud, place, first, order), markersize=5.5, zorder=4,
-        )  # fmt: skip
-    return shown
+        return cloud.defined
+    return sorted((place for place in cloud.defined if place.on_front), key=lambda place: place.diversity.mean)
+
+
+def _draw_line(axes: Axes, cloud: Cloud, look: _Look, colour: str, dash: Any, scale: float = 1.0) -> None:
+    """Draws a curve, or the front of a cloud, with its deviations."""
+    shown = _on_line(cloud)
+    bars = [[_bar(summary) for summary in summaries] for summaries in _summaries(shown)]
+    x, y = _means(shown)
+    axes.errorbar(x, y, bars[1], bars[0], color=colour, linestyle=dash, linewidth=1.4, elinewidth=0.7, zorder=3)
+    _draw_markers(axes, cloud, look, shown, {"color": colour, "zorder": 4}, scale)
+
+
+def _draw_settings(axes: Axes, cloud: Cloud, look: _Look, colour: str, scale: float = 1.0) -> None:
+    """Draws what is on no front, pale, with lines along the last of two dials."""
+    if len(cloud.dials) < 2:
+        return
+    by_setting = {place.setting: place for place in cloud.defined}
+    for line in cloud.lines:
+        there = [by_setting[setting] for setting in line if setting in by_setting]
+        if len({setting[0] for setting in line}) == 1:
+            axes.plot(*_means(there), color=colour, linewidth=0.6, alpha=0.3, zorder=1)
+    behind = [place for place in cloud.defined if not place.on_front]
+    _draw_markers(axes, cloud, look, behind, {"color": colour, "alpha": 0.35, "zorder": 2}, scale)
+
+
+def _draw_markers(
+    axes: Axes, cloud: Cloud, look: _Look, places: Sequence[Place], style: Mapping[str, Any], scale: float
+) -> None:
+    """Draws the settings of one marker at a time: an SVG of single points is far larger."""
+    alike: dict[str, list[Place]] = {}
+    for place in places:
+        alike.setdefault(look.of_place(cloud, place)[0], []).append(place)
+    for marker, of_marker in alike.items():
+        areas = [(scale * look.of_place(cloud, place)[1]) ** 2 for place in of_marker]
+        axes.scatter(*_means(of_marker), s=areas, marker=marker, linewidths=0, **style)
 
 
 def _means(places: Sequence[Place]) -> tuple[list[float], list[float]]:
     return [place.diversity.mean for place in places], [place.quality.mean for place in places]
 
 
-def _bar(summary: Summary) -> float | None:
-    return summary.sd if math.isfinite(summary.sd) and summary.sd > 0 else None
+def _summaries(places: Sequence[Place]) -> tuple[list[Summary], list[Summary]]:
+    return [place.diversity for place in places], [place.quality for place in places]
 
 
-def _marker(cloud: Cloud, place: Place, first: str, order: Sequence[str]) -> str:
-    """The marker of a setting: that of its choice of the first dial."""
-    choice = dict(zip(cloud.dials, place.setting, strict=True)).get(first)
-    return _MARKERS[order.index(choice) % len(_MARKERS)] if choice in order else "*"
+def _bar(summary: Summary) -> float:
+    return summary.sd if math.isfinite(summary.sd) else 0.0
 
 
-def _draw_base(axes: Axes, results: Results, frontier: Frontier) -> None:
-    """The model before training, with its name beside it: it is on no curve."""
+def _draw_common(axes: Axes, results: Results, frontier: Frontier, named: bool = True) -> None:
+    """Draws the levels, the model before training, and the grid."""
+    for level in _levels(frontier):
+        axes.axhline(level, color="0.6", linestyle=(0, (3, 2)), linewidth=0.8, zorder=0)
     quality, diversity = _names(frontier)
     for row in results.rows:
         up, across = results.summary(row, quality).mean, results.summary(row, diversity).mean
         if row.is_base and math.isfinite(up) and math.isfinite(across):
-            axes.plot([across], [up], marker="*", color=REST, markersize=11, linestyle="", zorder=4)
-            axes.annotate(
-                literal(row.label), (across, up), (7, 5), textcoords="offset points", fontsize=_FONT + 1, color="0.4"
-            )
-
-
-# Names of settings at the ends of curves ------------------------------------------------------------------------------
-
-
-def _name_ends(figure: Figure, axes: Axes, lines: Sequence[tuple[Sequence[Place], str]]) -> None:
-    """Writes the settings of the ends beside them, where they cover as little as possible.
-
-    Args:
-        figure: figure, with all that is drawn but these names.
-        axes: its axes.
-        lines: places of each line in their order, and its colour.
-    """
-    figure.canvas.draw()  # so that the axes have their place
-    scale = figure.dpi / 72
-    marks = axes.transData.transform([point for places, _ in lines for point in _covered(places)]) / scale
-    frame = axes.get_window_extent()
-    inside = np.array([[frame.x0, frame.y0], [frame.x1, frame.y1]]) / scale
-    taken: list[np.ndarray] = []
-    for places, colour in lines:
-        for place in places if len(places) < 2 else (places[0], places[-1]):
-            text = literal(", ".join(place.setting))
-            if not text:
-                continue
-            at = (place.diversity.mean, place.quality.mean)
-            anchor = axes.transData.transform(at) / scale
-            box, offset = _free_place(anchor, len(text) * _FONT * 0.56, _FONT * 1.1, marks, taken, inside)
-            taken.append(box)
-            said = axes.annotate(
-                text, at, tuple(offset), textcoords="offset points", ha="center", va="center", fontsize=_FONT,
-                color=colour, zorder=5, path_effects=[withStroke(linewidth=1.5, foreground="white")],
-            )  # fmt: skip
-            said.set_in_layout(False)
-
-
-def _covered(places: Sequence[Place]) -> list[tuple[float, float]]:
-    """Points all along a line and its bars."""
-    points = np.array([[place.diversity.mean, place.quality.mean] for place in places])
-    bars = np.array([[_bar(place.diversity) or 0.0, _bar(place.quality) or 0.0] for place in places])
-    along = [points[:-1] + share * (points[1:] - points[:-1]) for share in np.linspace(0, 1, 12)]
-    signs = [np.array(sign) for sign in ((1, 0), (0.5, 0), (-1, 0), (-0.5, 0), (0, 1), (0, -1))]
-    every = np.concatenate([points, *along, *(points + bars * sign for sign in signs)])
-    return [(float(x), float(y)) for x, y in every]
-
-
-def _free_place(
-    anchor: np.ndarray, width: float, height: float, marks: np.ndarray, taken: Sequence[np.ndarray], inside: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The box of a name beside a point, of all directions and a few distances the one that covers least.
-
-    Args:
-        anchor: the point, [2], in points of 1/72 inch as all other lengths.
-        width: width of the name.
-        height: its height.
-        marks: points that are better not covered, [n, 2].
-        taken: boxes of other names, each [2, 2]: lower left, upper right.
-        inside: box in which names must lie.
-
-    Returns:
-        The box, and the offset of its centre from the point.
-    """
-    best, best_cost = None, math.inf
-    for distance in (6.0, 12.0, 20.0, 30.0):
-        for x, y in _DIRECTIONS:
-            offset = np.array([x * (distance + width / 2), y * (distance + height / 2)])
-            half = np.array([width, height]) / 2
-            box = np.array([anchor + offset - half, anchor + offset + half])
-            outside = np.maximum(0, inside[0] - box[0]).sum() + np.maximum(0, box[1] - inside[1]).sum()
-            covered = int(np.all((marks > box[0] - 1) & (marks < box[1] + 1), axis=1).sum())
-            cost = 10 * outside + 12 * covered + sum(_overlap(box, other) for other in taken) + 0.3 * distance
-            if cost < best_cost:
-                best, best_cost = (box, offset), cost
-    assert best is not None
-    return best
-
-
-def _overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """The area that two boxes share."""
-    sides = np.minimum(one[1], other[1]) - np.maximum(one[0], other[0])
-    return float(np.prod(np.maximum(0, sides)))
+            axes.plot([across], [up], marker="*", color=REST, markersize=11 if named else 7, linestyle="", zorder=4)
+            if named:
+                axes.annotate(
+                    literal(row.label), (across, up), (-7, 5), textcoords="offset points", ha="right", fontsize=8,
+                    color="0.4", path_effects=[withStroke(linewidth=1.5, foreground="white")], zorder=5,
+                )  # fmt: skip
+    tidy(axes, grid="both")
+    axes.margins(0.06)
+    for axis, name in ((axes.xaxis, diversity), (axes.yaxis, quality)):
+        span_what_is_printed(axis, results.describe(name))

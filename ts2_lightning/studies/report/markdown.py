@@ -8,7 +8,7 @@ from ts2_lightning.studies.report import published
 from ts2_lightning.studies.report.baselines import baseline_said, compared_rows, unmatched
 from ts2_lightning.studies.report.best import best_said, best_tables, best_title
 from ts2_lightning.studies.report.figures import Picture
-from ts2_lightning.studies.report.frontier_pictures import FRONTIER
+from ts2_lightning.studies.report.frontier_pictures import EACH, FRONTIER
 from ts2_lightning.studies.report.frontier_tables import (
     front_said,
     front_table,
@@ -228,8 +228,8 @@ def _frontiers(results: Results, pictures: Sequence[Picture]) -> str:
     parts = []
     for place, frontier in enumerate(frontiers_of(results)):
         parts.append(f"## {escape_markdown(frontier_title(results, frontier))}")
-        if picture := drawn.get(f"{FRONTIER}{place + 1}"):
-            parts.append(_pictures([picture]))
+        stems = (f"{FRONTIER}{place + 1}", f"{FRONTIER}{place + 1}{EACH}")
+        parts.append(_pictures([drawn[stem] for stem in stems if stem in drawn]))
         quality, diversity = (
             results.describe(name) for name in (frontier.settings.quality, frontier.settings.diversity)
         )

@@ -224,20 +224,15 @@ def _block(texts: Sequence[Sequence[str]], widths: Sequence[int], columns: Seque
 
 
 def booktabs(tables: Sequence[Table], caption: str) -> str:
-    """Tables for booktabs; best values are bold, those near them underlined."""
-    styles: dict[Mark, Callable[[str], str]] = {
-        "": str,
-        "best": lambda text: rf"\textbf{{{text}}}",
-        "near": lambda text: rf"\underline{{{text}}}",
-        "apart": lambda text: rf"\textbf{{{text}}}",
-    }
+    """Tables for booktabs, long ones over pages, by longtable; best values are bold, those near them underlined."""
+    if any(len(table.rows) > _LATEX_ROWS for table in tables):
+        parts = [_longtable(table, caption) for table in tables]
+        return "\n".join(["% needs \\usepackage{booktabs,longtable}", *parts, ""])
     blocks = []
     for table in tables:
-        head = " & ".join(map(escape_latex, table.header))
-        body = [" & ".join(styles[cell.mark](escape_latex(cell.text)) for cell in row) for row in table.rows]
-        columns = f"l{'r' * (len(table.header) - 1)}"
-        lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rf"{head} \\", r"\midrule"]
-        blocks.append("\n".join([*lines, *(rf"{line} \\" for line in body), r"\bottomrule", r"\end{tabular}"]))
+        begin = rf"\begin{{tabular}}{{{_latex_columns(table)}}}"
+        lines = [begin, r"\toprule", _latex_head(table), r"\midrule", *_latex_rows(table)]
+        blocks.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     inner = "\n\n\\medskip\n\n".join(blocks)
     return "\n".join(
         [
@@ -252,10 +247,44 @@ def booktabs(tables: Sequence[Table], caption: str) -> str:
     )
 
 
+_LATEX_ROWS = 40  # of a table that fits on a page
+_LATEX_WIDE = 36  # characters from which on a column is broken into lines
+
+
+def _longtable(table: Table, caption: str) -> str:
+    head = [r"\toprule", _latex_head(table), r"\midrule"]
+    begin = [rf"\begin{{longtable}}{{{_latex_columns(table)}}}", rf"\caption{{{escape_latex(caption)}}} \\"]
+    rows = [*_latex_rows(table), r"\end{longtable}"]
+    return "\n".join([*begin, *head, r"\endhead", r"\bottomrule", r"\endfoot", *rows])
+
+
+def _latex_columns(table: Table) -> str:
+    widths = [max((len(row[i].text) for row in table.rows), default=0) for i in range(1, len(table.header))]
+    return "l" + "".join(r"p{0.3\linewidth}" if width > _LATEX_WIDE else "r" for width in widths)
+
+
+def _latex_head(table: Table) -> str:
+    return rf"{' & '.join(map(escape_latex, table.header))} \\"
+
+
+def _latex_rows(table: Table) -> list[str]:
+    styles: dict[Mark, Callable[[str], str]] = {
+        "": str,
+        "best": lambda text: rf"\textbf{{{text}}}",
+        "near": lambda text: rf"\underline{{{text}}}",
+        "apart": lambda text: rf"\textbf{{{text}}}",
+    }
+    lines = [" & ".join(styles[cell.mark](escape_latex(cell.text)) for cell in row) for row in table.rows]
+    # A star or a bracket would belong to the end of the line before.
+    return [rf"{'{}' if line.startswith(('*', '[')) else ''}{line} \\" for line in lines]
+
+
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "°": r"\textdegree{}",
+    "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "°": r"\textdegree{}", "|": r"\textbar{}",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "τ": r"$\tau$", "×": r"$\times$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "−": r"$-$", "…": r"\dots{}",
 }  # fmt: skip
 
 
@@ -266,4 +295,4 @@ def escape_latex(text: str) -> str:
         >>> print(escape_latex("50% of a_b ± 1"))
         50\\% of a\\_b $\\pm$ 1
     """
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in text).replace("--", "-{}-")
