@@ -216,7 +216,7 @@ def test_curves_are_means_in_a_band(tmp_path: Path) -> None:
 
 
 def test_what_is_logged_rarely_stands_where_it_belongs_in_training() -> None:
-    curve = {"train/entropy": {step: 1.0 for step in range(1, 202)}, "val/entropy": {67: 0.3, 134: 0.2, 201: 0.1}}
+    curve = {"train/entropy": dict.fromkeys(range(1, 202), 1.0), "val/entropy": {67: 0.3, 134: 0.2, 201: 0.1}}
     rows = [Row("CE", {}, tuple(Run("CE", Path("CE", str(i)), i, {}, curve) for i in range(3)))]
     figure = curves(results_of(rows), list(curve))
     assert figure is not None
