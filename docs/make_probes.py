@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ts2_lightning.cli import main as command_line
 from ts2_lightning.cli.quickstart import fit, fits, latest_export, nearer
-from ts2_lightning.studies.names import shipped_config, slug
+from ts2_lightning.shipped_configs import shipped_config
+from ts2_lightning.studies.names import slug
 
 OUT = Path(__file__).with_name("probes")
 OBJECTIVES = {"GEM": "gem", "TOFU": "tofu"}

@@ -16,8 +16,10 @@ from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import Interrupted
 from ts2_lightning.cli.evaluation_needs import needs_text
 from ts2_lightning.cli.generation_plan import gpu_help, rendered
+from ts2_lightning.cli.package_configs import of_config, tell
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
+from ts2_lightning.config_files import find_config
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.process_lock import is_taken
 from ts2_lightning.runs.writing import write_whole
@@ -53,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
         check_number("--parallel", options.parallel, COUNT)
     if options.parallel is not None and options.slurm:
         raise UserError("--parallel is of runs on this machine; with --slurm, give the grid `slurm.array_parallelism`")
-    grid = read_grid(options.config, SettingsReader().read, options.runs_dir, options.name)
+    file = find_config(options.config) or options.config
+    grid = read_grid(file, SettingsReader().read, options.runs_dir, options.name)
+    tell(of_config(options.config))
     points = only(grid, options.only)
     if options.dry_run:
         put(plan(grid, points, options.gpu))
@@ -65,7 +69,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _parser() -> OptionParser:
     parser = OptionParser("ablate", _ABOUT)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the grid file, see configs/grid")
+    example = "configs/grid/toyworld/alpha.yaml"
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help=f"the grid file, such as {example}")
     parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
     parser.add_argument("--name", help="of the grid, whose runs are in RUNS_DIR/NAME (default: follows from the file)")
     parser.add_argument("--dry-run", action="store_true", help="show the runs with their commands and states, run none")

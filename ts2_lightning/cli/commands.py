@@ -63,6 +63,7 @@ COMMANDS: dict[str, Command] = {
         "ts2_lightning.cli.inspect_data:run",
         "the rows of a configuration: statistics, cost, samples",
     ),
+    "configs": Command("ts2_lightning.cli.configs:run", "the configurations of the package: listed, shown, copied"),
     "plan": Command("ts2_lightning.cli.plan:run", "memory per GPU and time per step, from a configuration alone"),
     "export": Command("ts2_lightning.cli.export:run", "a checkpoint as a directory that transformers and vLLM load"),
     "export-responses": Command(

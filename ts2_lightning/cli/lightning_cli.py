@@ -46,6 +46,7 @@ from ts2_lightning.cli.launch import (
 )
 from ts2_lightning.cli.loggers import join_defaults
 from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
+from ts2_lightning.cli.package_configs import tell_package_configs, with_package_configs
 from ts2_lightning.cli.predictions import PredictionFile
 from ts2_lightning.cli.record import RunRecord, settings_of
 from ts2_lightning.cli.summary import closing_lines, interruption_line, write_results
@@ -94,8 +95,10 @@ def run_command(command: str, options: Sequence[str], cli: "type[TS2CLI] | None"
         The exit status, 0.
     """
     quieten(command)
-    options = with_module_class(with_config_of_run(options))
+    typed = options
+    options = with_module_class(with_config_of_run(with_package_configs(options)))
     check_options(options, DEFAULT_CLASSES)
+    tell_package_configs(typed)
     replaced_settings(options, DEFAULT_CLASSES)
     module, data = classes()
     (cli or TS2CLI)(command, options, chosen_module(options, module), data).run()

@@ -10,7 +10,9 @@ from typing import Any
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.going_on import check_own_run, names_code
 from ts2_lightning.cli.model_places import ModelPlace, add_device, begin, find_model, model_help
+from ts2_lightning.cli.package_configs import tell
 from ts2_lightning.cli.terminal import OptionParser, put
+from ts2_lightning.config_files import Taken
 from ts2_lightning.evaluation import (
     Model,
     Spec,
@@ -23,6 +25,7 @@ from ts2_lightning.evaluation import (
 from ts2_lightning.evaluation.distributions import DECODINGS
 from ts2_lightning.json_files import read_json
 from ts2_lightning.runs.directory import latest_config
+from ts2_lightning.shipped_configs import meant_config
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 from ts2_lightning.yaml_files import load_yaml
@@ -82,7 +85,8 @@ def read_spec(wanted: str) -> dict[str, Any]:
     """
     said = f"--spec {one_line(wanted)}"
     try:
-        text = wanted if wanted.lstrip().startswith("{") else Path(wanted).read_text(encoding="utf-8")
+        is_text = wanted.lstrip().startswith("{")
+        text = wanted if is_text else Path(_spec_file(wanted)).read_text(encoding="utf-8")
         spec = load_yaml(text, said)
     except OSError as error:
         hint = "name a file, or write the spec, such as '{validation: {}}'"
@@ -90,6 +94,15 @@ def read_spec(wanted: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{said}: not YAML ({one_line(str(error))})") from error
     return spec if spec is not None else {}
+
+
+def _spec_file(wanted: str) -> str:
+    """The user's file, or the package's of that name, which is said."""
+    file = None if "\n" in wanted else meant_config(wanted)
+    if file is None or Path(wanted).is_file():
+        return wanted
+    tell([Taken(wanted, str(file))])
+    return str(file)
 
 
 def _usual_names() -> list[str]:

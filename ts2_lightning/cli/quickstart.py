@@ -15,11 +15,13 @@ from ts2_lightning.cli import main
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.picture import draw_next_token
+from ts2_lightning.program import program
 from ts2_lightning.ranges import SEED, check_numbers
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.stamps import file_stamps
 from ts2_lightning.runs.writing import write_whole
-from ts2_lightning.studies.names import shipped_config, slug
+from ts2_lightning.shipped_configs import shipped_config
+from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import Results, Row, Run
 from ts2_lightning.studies.report.tables import plain, results_table
 from ts2_lightning.toyworld import load_world
@@ -111,7 +113,7 @@ def compare(base: Path, runs: Mapping[str, Path], out: Path, seed: int) -> None:
     table = "\n".join([shown, "", *wrap(LEGEND, WIDTH), *wrap(_MARKS, WIDTH)])
     write_whole(out / "table.txt", lambda beside: beside.write_text(table + "\n", encoding="utf-8"))
     picture = _draw(out / "next_token.png", distributions, models[BASE].tokenizer, world, family, request)
-    put(f"\n{table}\n\nPicture:     {picture}\nReport:      python cli.py report '{out}*'")
+    put(f"\n{table}\n\nPicture:     {picture}\nReport:      {program()} report '{out}*'")
 
 
 def _models(base: Path, runs: Mapping[str, Path], out: Path) -> dict[str, Model]:
@@ -140,7 +142,7 @@ def fit(label: str, name: str, extra: Sequence[str], runs_dir: str | Path = "run
     if seed:  # 0 is what the configuration has
         options += ["--seed_everything", str(seed), "--data.seed", str(seed)]
         options += ["--data.train", f"toyworld:train?seed={seed}"]
-    print(f"\n== {label}: python cli.py fit -c {nearer(CONFIG)} {' '.join(options)}".rstrip(), flush=True)
+    print(f"\n== {label}: {program()} fit -c {nearer(CONFIG)} {' '.join(options)}".rstrip(), flush=True)
     return main(["fit", "-c", str(CONFIG), "--name", name, "--runs_dir", str(runs_dir), *options])
 
 

@@ -10,6 +10,7 @@ from ts2_lightning.cli.errors.guard import CommandLineError
 from ts2_lightning.cli.errors.origins import check_options
 from ts2_lightning.cli.lightning_cli import DEFAULT_CLASSES, TS2CLI, classes
 from ts2_lightning.cli.module_class import chosen_module, named_module, with_module_class
+from ts2_lightning.cli.package_configs import with_package_configs
 from ts2_lightning.cli.trainer_settings import built
 from ts2_lightning.types import UserError
 
@@ -34,7 +35,7 @@ class SettingsReader(TS2CLI):
         Raises:
             UserError: where `fit` would refuse it.
         """
-        self.options = with_module_class(options)
+        self.options = with_module_class(with_package_configs(options))
         try:
             return self._read()
         except CommandLineError as error:

@@ -1,8 +1,8 @@
 """The argument parser: Lightning's, but it hands over what is wrong instead of printing the usage.
 
-This is the one file that reaches into jsonargparse: two of its functions are replaced, the arguments of a parser, which
-it keeps to itself, are read, and its messages, which carry no data, are taken apart. `tests/cli/test_jsonargparse.py`
-holds it to every one of these, and says in words what jsonargparse no longer does.
+This is the one file that reaches into jsonargparse: three of its functions are replaced, the arguments of a parser,
+which it keeps to itself, are read, and its messages, which carry no data, are taken apart.
+`tests/cli/test_jsonargparse.py` holds it to every one of these, and says in words what jsonargparse no longer does.
 """
 
 import argparse
@@ -10,9 +10,12 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, NoReturn
 
+import jsonargparse._actions
 import jsonargparse._typehints
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
+
+from ts2_lightning.shipped_configs import meant_config
 
 # An argument that takes a str or an enum, and whose default is the enum's member (Lightning's Timer has one), is left
 # as it is by jsonargparse, and PyYAML cannot write it: the run's configuration could not be saved.
@@ -139,11 +142,21 @@ def _parse_value_or_fragment(value: Any, enable_path: bool = True, simple_types:
     """
     name = getattr(value, "val", value)
     is_fragment = isinstance(name, str) and name.endswith((".yaml", ".yml"))
-    return _PARSE_VALUE_OR_CONFIG(value, enable_path and is_fragment, simple_types)
+    return _parse_value_or_shipped(value, enable_path and is_fragment, simple_types)
+
+
+def _parse_value_or_shipped(value: Any, enable_path: bool = True, simple_types: bool = False) -> tuple[Any, Any]:
+    """Takes the name of a file that is not there for the package's file of that name, if it has one."""
+    parsed, path = _PARSE_VALUE_OR_CONFIG(value, enable_path, simple_types)
+    if path is not None or not enable_path or not isinstance(value, str) or (shipped := meant_config(value)) is None:
+        return parsed, path
+    return _PARSE_VALUE_OR_CONFIG(str(shipped), enable_path, simple_types)
 
 
 _REPLACED = ("discard_init_args_on_class_path_change", "parse_value_or_config")
 assert all(hasattr(jsonargparse._typehints, name) for name in _REPLACED), f"jsonargparse has moved one of {_REPLACED}"
+assert hasattr(jsonargparse._actions, "parse_value_or_config"), "jsonargparse has moved parse_value_or_config"
 _PARSE_VALUE_OR_CONFIG = jsonargparse._typehints.parse_value_or_config
 jsonargparse._typehints.discard_init_args_on_class_path_change = _forget_settings_of_another_class
 jsonargparse._typehints.parse_value_or_config = _parse_value_or_fragment
+jsonargparse._actions.parse_value_or_config = _parse_value_or_shipped  # of groups, such as `data`

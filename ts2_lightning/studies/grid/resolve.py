@@ -13,11 +13,12 @@ from ts2_lightning.evaluation import check_spec, files_of
 from ts2_lightning.evaluation.results import DIRECTORY
 from ts2_lightning.program import program
 from ts2_lightning.runs.directory import run_name
+from ts2_lightning.shipped_configs import shipped_config
 from ts2_lightning.studies.grid.entries import Entry, from_here
 from ts2_lightning.studies.grid.identity import digest_of, path_identity
 from ts2_lightning.studies.grid.rows import LabelledRow, Labels, title_of
 from ts2_lightning.studies.grid.schema import INTERPOLATE, GridFile, Settings, read_grid_file
-from ts2_lightning.studies.names import shipped_config, slug
+from ts2_lightning.studies.names import slug
 from ts2_lightning.types import UserError
 
 GRID = "grid.json"

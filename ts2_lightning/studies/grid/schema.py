@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from ts2_lightning.config_files import no_such_file
+from ts2_lightning.config_files import find_config, no_such_file
 from ts2_lightning.data.sources import HUB, Source, resolve_source
 from ts2_lightning.evaluation.registry import NO_MEASURES
 from ts2_lightning.plugins import source_scheme
@@ -43,10 +43,15 @@ class Argument(NamedTuple):
 def _configs(entry: Entry) -> tuple[str, ...]:
     """Configuration files, named relative to the grid file, as paths from the working directory."""
     items = entry.one_or_more("a configuration file or a list of them")
-    for item in items:
-        if not os.path.isfile(path := item.beside(item.text)):
-            raise item.error(no_such_file(path))
-    return tuple(item.beside(item.text) for item in items)
+    return tuple(map(_config, items))
+
+
+def _config(entry: Entry) -> str:
+    path = entry.beside(entry.text)
+    there = find_config(entry.text, path)
+    if there is None:
+        raise entry.error(no_such_file(path))
+    return there
 
 
 def _overrides(entry: Entry) -> dict[str, Argument]:
@@ -68,8 +73,7 @@ def _argument(entry: Entry) -> Argument:
     if entry.value is None:
         return Argument("null", entry)
     if isinstance(entry.value, str) and entry.value.endswith((".yaml", ".yml")):
-        path = entry.beside(entry.value)
-        return Argument(path if os.path.isfile(path) else entry.text, entry)
+        return Argument(find_config(entry.value, entry.beside(entry.value)) or entry.text, entry)
     return Argument(entry.text, entry)
 
 

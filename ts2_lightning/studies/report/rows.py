@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from ts2_lightning.program import program
 from ts2_lightning.runs.contents import read_config, why_unfinished
 from ts2_lightning.runs.directory import CONFIG
 from ts2_lightning.studies.report.results import Missing, Row, Run, number
@@ -261,7 +262,7 @@ def _attempt(directory: Path) -> _Attempt:
         runs = {}
         for decoding in dict.fromkeys(filter(None, (measure.decoding for measure in measures))) or ["softmax"]:
             of_decoding = [measure for measure in measures if measure.decoding in (decoding, None)]
-            command = f"python cli.py fit -c {directory / CONFIG}"
+            command = f"{program()} fit -c {directory / CONFIG}"
             runs[decoding] = make_run(str(directory), directory, None, of_decoding, command)
     except UserError as error:
         return _Attempt(directory, settings, {}, str(error))
