@@ -1,11 +1,7 @@
 """`losses`: the catalogue of objectives, read from the docstrings and signatures of the loss classes.
 
-A formula has one home, the docstring of its class. What the catalogue reads there:
-
-- the formula: from a line that begins with `L = ` to a blank line or a line that begins with `dL/dz`;
-- its gradient: from the line that begins with `dL/dz` to a blank line;
-- the paper: the paragraph that begins with `Source: `;
-- the arguments: the section `Args:`. Their defaults come from the constructor's signature.
+A formula has one home, the docstring of its class (`loss_docstrings`). Defaults of arguments come from the
+constructor's signature.
 """
 
 import inspect
@@ -20,12 +16,12 @@ from typing import Any
 import ts2_lightning.losses
 from ts2_lightning.cli import program
 from ts2_lightning.cli.terminal import OptionParser, page_width, put
+from ts2_lightning.loss_docstrings import described_arguments, formula, gradient, own_docstring, source, text_of
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
 REQUIRED = inspect.Parameter.empty
-_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Examples?|Notes?):$", re.M)
 _NOTATION = "One token: z its K logits, y its gold token, p = softmax(z), e_y one-hot. Logarithms are natural."
 
 
@@ -180,18 +176,17 @@ def read_entry(cls: type, name: str) -> Entry:
         >>> entry.arguments
         (Argument(name='weight', default=0.5, description='what is half by default.'),)
     """
-    text = _SECTION.split(_own_doc(cls), maxsplit=1)[0].strip()
+    text = text_of(cls)
     descriptions: dict[str, str] = {}
     for parent in reversed(cls.__mro__):
-        descriptions |= _described_arguments(_own_doc(parent))
+        descriptions |= described_arguments(own_docstring(parent))
     parameters = inspect.signature(cls).parameters.values()
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    source = _paragraph(text, "Source: ")
     return Entry(
         name=name,
-        formula=_paragraph(text, "L = "),
-        gradient=_paragraph(text, "dL/dz"),
-        source=source.removeprefix("Source: ") if source else None,
+        formula=formula(text),
+        gradient=gradient(text),
+        source=source(text),
         text=text,
         arguments=tuple(Argument(p.name, p.default, descriptions.get(p.name, "")) for p in named),
     )
@@ -223,29 +218,6 @@ def describe(entry: Entry, width: int) -> str:
         blocks.append("\n".join(lines))
     blocks.append("\n".join(["Select it with:", _command_lines(entry.command, width)]))
     return "\n\n".join(blocks)
-
-
-def _own_doc(cls: type) -> str:
-    """The docstring of the class itself: a parent's formula is not the child's."""
-    return inspect.cleandoc(vars(cls).get("__doc__") or "")
-
-
-def _paragraph(text: str, beginning: str) -> str | None:
-    """The lines from the one that begins so to a blank line or a gradient, as one line without its last comma or stop.
-
-    A gradient that follows on the same line (`L = ..., dL/dz = ...`) is cut off; it has its own beginning to look for.
-    """
-    match = re.search(rf"(?:^|, )({re.escape(beginning)}.*?)(?=\n\s*\n|\n\s*dL/dz|, dL/dz|\Z)", text, re.S | re.M)
-    return re.sub(r"[.,;]$", "", " ".join(match[1].split())) if match else None
-
-
-def _described_arguments(doc: str) -> dict[str, str]:
-    """Name -> description, from the section `Args:`."""
-    section = re.search(r"^Args:\n(.*?)(?=^\S|\Z)", doc, re.S | re.M)
-    if not section:
-        return {}
-    items = re.findall(r"^(\w+)(?: \([^)]*\))?: (.*?)(?=^\w|\Z)", textwrap.dedent(section[1]), re.S | re.M)
-    return {name: " ".join(description.split()) for name, description in items}
 
 
 def _import(path: str) -> type:
