@@ -71,6 +71,8 @@ class ExportHuggingFace(Callback):
                 self.dtype,
                 self.adapter,
                 module.lm.given_path or module.lm.path,
+                run=Path(trainer.default_root_dir),
+                step=trainer.global_step,
             )
             if checkpoint is None:
                 export_model(module.language_model, out, settings, module.lm.revision)

@@ -8,9 +8,11 @@ from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import choose_whole
-from ts2_lightning.cli.terminal import OptionParser, choice, quieten
+from ts2_lightning.cli.terminal import OptionParser, choice, put, quieten
 from ts2_lightning.data.datamodule import load_tokenizer
 from ts2_lightning.export import WEIGHT_DTYPES, ExportSettings, export_checkpoint, tokenizer_files
+from ts2_lightning.export.adapter_files import is_hub_name
+from ts2_lightning.export.hub import Repository, find_repository, push
 from ts2_lightning.json_files import read_json
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import settle_embeddings
@@ -56,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
     others = _before(checkpoint, run, options.average - 1)
     config, data = _records(run)
     lm = _model(config, run)
+    repository = _repository(options, lm)
     tokenizer = load_tokenizer(config["data"].get("tokenizer") or lm.path)
     lm = settle_embeddings(lm, len(tokenizer))
     with tokenizer_files(tokenizer) as source:
@@ -67,10 +70,37 @@ def run(argv: Sequence[str]) -> int:
             options.adapter,
             toward_base=options.toward_base,
             ema=options.ema,
+            base=options.base_name,
+            run=run,
+            repository=None if repository is None else repository.name,
         )
         out = export_checkpoint(checkpoint, lm, options.out, settings, others)
-    print(f"Exported {_what(checkpoint, others, lm, options)} to {out}")
+    put(f"Exported {_what(checkpoint, others, lm, options)} to {out}")
+    if repository is not None:
+        put(f"Pushed to {push(out, repository)} ({'private' if repository.private else 'public'})")
     return 0
+
+
+def _repository(options: Any, lm: LanguageModelConfig) -> Repository | None:
+    """Where the export is pushed to, if so asked; what speaks against it is told before anything is made.
+
+    Raises:
+        UserError: see `find_repository`; or others could not load what is pushed.
+    """
+    if options.base_name is not None and not is_hub_name(options.base_name):
+        raise UserError(f"--base-name {options.base_name}: expected OWNER/NAME, as on the hub")
+    if options.push is None:
+        for option, value in (("--public", options.public), ("--push-update", options.push_update)):
+            if value:
+                raise UserError(f"{option}: is for --push NAME; leave it out, or add that")
+        return None
+    base = options.base_name or lm.given_path or lm.path
+    if options.adapter == "separate" and not is_hub_name(base):
+        raise UserError(
+            f"--push {options.push}: adapter_config.json would name the base model {base!r}, which others do not have; "
+            "give its name on the hub with --base-name OWNER/NAME"
+        )
+    return find_repository(options.push, options.public, options.push_update)
 
 
 def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, options: Any) -> str:
@@ -133,6 +163,19 @@ def _parser() -> OptionParser:
         default=1,
         metavar="N",
         help="the mean of the weights of N checkpoints: that of --ckpt and those that the run has kept from before it",
+    )
+    parser.add_argument(
+        "--push", metavar="NAME", help="put the export on the hub as NAME or OWNER/NAME, private (default: nowhere)"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push: for everybody to see")
+    parser.add_argument(
+        "--push-update", action="store_true", help="with --push: on top of what is in the repository, as a commit"
+    )
+    parser.add_argument(
+        "--base-name",
+        metavar="OWNER/NAME",
+        help="name of the base model on the hub, for the model card and an adapter's config, where the run has a "
+        "directory",
     )
     return parser
 

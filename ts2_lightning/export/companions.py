@@ -129,6 +129,12 @@ def _download_tokenizer(name: str, revision: str | None) -> Path:
         raise UserError(f"cannot find the tokenizer files of {name!r}, here or on the hub ({reason[:200]})") from error
 
 
+def has_chat_template(directory: Path) -> bool:
+    """Whether an export has a chat template, in a file of its own or in the tokenizer's."""
+    config = directory / "tokenizer_config.json"
+    return (directory / "chat_template.jinja").is_file() or (config.is_file() and "chat_template" in read_json(config))
+
+
 def write_chat_template(directory: Path, template: str | None) -> None:
     """Put the trained template where every reader finds it, and leave no other one beside it."""
     if template is not None:

@@ -11,6 +11,7 @@ What is written:
   by transformers 5 may be refused by vLLM.)
 - `chat_template.jinja`: the template that was trained. transformers prefers this file to an entry
   of `tokenizer_config.json`.
+- `README.md`: the model card, with what the run's records say, and its picture (`model_card`).
 - `export.json`, only where the weights are not simply those of a checkpoint: what they are instead.
 - `generation_config.json`: the base model's, whose `eos_token_id` also lists the tokens that close a
   turn. Without them a chat model trained from a base model does not stop.
@@ -21,10 +22,9 @@ vLLM itself was never run on it; a test checks the files against vLLM's requirem
 import itertools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -34,10 +34,12 @@ from ts2_lightning.checkpoint_files.reading import Checkpoint, StoredTensor, rea
 from ts2_lightning.export.adapter_files import ADAPTER_FILES, is_hub_name, write_adapter
 from ts2_lightning.export.averaging import averaged
 from ts2_lightning.export.base_files import BaseWeights, base_json
+from ts2_lightning.export.card_picture import PICTURE
 from ts2_lightning.export.companions import (
     ORIGIN,
     TOKENIZER_FILES,
     copy_tokenizer,
+    has_chat_template,
     write_chat_template,
     write_config,
     write_generation_config,
@@ -45,16 +47,15 @@ from ts2_lightning.export.companions import (
 )
 from ts2_lightning.export.hub_names import Ties, in_file_layout, plain_structure, recall_conversions
 from ts2_lightning.export.interpolation import Interpolation, between, check_start
+from ts2_lightning.export.model_card import CARD, changed_card, write_card
 from ts2_lightning.export.output_directory import check_place, check_room, replacing
 from ts2_lightning.export.rounding import ExportedWeight, Rounding
+from ts2_lightning.export.settings import WEIGHT_DTYPES, ExportSettings, origin_of, subject_of
 from ts2_lightning.export.shards import SHARD_BYTES, as_written, write_shards
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.adapters import check_product_alone, check_trained_state, is_adapted, merged_weights
 from ts2_lightning.modules.language_model import build_language_model, load_language_model, stored_dtype
-from ts2_lightning.ranges import SHARE, check_number
 from ts2_lightning.types import UserError
-
-WEIGHT_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _LOG = logging.getLogger("lightning.pytorch")
 
@@ -63,45 +64,6 @@ _EXPORTED_FILES = (
     *ADAPTER_FILES,
     *TOKENIZER_FILES,
 )
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """Settings of an export: the form of the weights, and the files beside them.
-
-    Args:
-        tokenizer_source: directory or hub name whose tokenizer files are copied.
-        chat_template: jinja source of the trained template; None keeps that of the tokenizer's files.
-        end_of_turn_ids: ids of the tokens that close an assistant turn.
-        dtype: dtype of the weights, one of `WEIGHT_DTYPES`; None: for whole weights bfloat16 if the base model on disk
-            is bfloat16, or was held in 4 bits, else their own dtype; for a separate adapter its own.
-        adapter: form of an adapter's export: `merged` into whole weights, or `separate`, in PEFT's format.
-        base: name of the base model in a separate adapter's config; None: the model's `name_or_path`.
-        toward_base: share of the way from the base model to the tuned one at which the weights are taken, base + share
-            (tuned - base), in float32 at least: 1 is the tuned model, 0 the base. Of an adapter, its product's factor.
-        ema: whether the moving averages that the callback `EMA` has kept are exported in place of the weights.
-        origin: plain values that `export.json` says of the weights besides.
-
-    Raises:
-        UserError: if `dtype`, `adapter` or `toward_base` has another value.
-    """
-
-    tokenizer_source: str | Path
-    chat_template: str | None = None
-    end_of_turn_ids: Sequence[int] = ()
-    dtype: str | None = None
-    adapter: Literal["merged", "separate"] = "merged"
-    base: str | None = None
-    toward_base: float = 1.0
-    ema: bool = False
-    origin: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in WEIGHT_DTYPES:
-            raise UserError(f"export dtype must be null or one of {', '.join(WEIGHT_DTYPES)}, got {self.dtype!r}")
-        if self.adapter not in ("merged", "separate"):
-            raise UserError(f"export adapter must be merged or separate, got {self.adapter!r}")
-        check_number("export toward_base", self.toward_base, SHARE)
 
 
 def export_model(
@@ -173,14 +135,15 @@ def export_checkpoint(
         UserError: see `export_model`; if there is no such checkpoint, if parts of it are missing, or if it is another
             model's.
     """
-    check_place(Path(out), [lm.path, settings.tokenizer_source], _EXPORTED_FILES)  # before anything large is loaded
+    _check_place(Path(out), [lm.path, settings.tokenizer_source])  # before anything large is loaded
     settings = replace(settings, base=settings.base or lm.given_path or lm.path)
     if settings.toward_base != 1:
         check_start(lm)
     lm = _to_load(lm, 1 + len(others))
     stored = {path: read_checkpoint(path) for path in (checkpoint, *others)}
+    settings = replace(settings, step=stored[checkpoint].step)
     if others:
-        settings = replace(settings, origin={**settings.origin, "average_of": [str(path) for path in stored]})
+        settings = replace(settings, origin={**settings.origin, "average_of": [path.name for path in stored]})
     if lm.adapter is None or settings.adapter == "separate":
         model = build_language_model(replace(lm, quantization=None), "meta")
     else:
@@ -357,24 +320,24 @@ def _write(
 ) -> Path:
     """Writes all that is not weights, and puts everything into its place."""
     out, base, source = Path(out), _base(model), settings.tokenizer_source
-    check_place(out, [base, source], _EXPORTED_FILES)
+    _check_place(out, [base, source])
+    kept = changed_card(out)
     with replacing(out.resolve()) as place:
         write_weights(place)
         write_generation_config(model, place, base, revision, settings.end_of_turn_ids)
         copy_tokenizer(source, revision if str(source) == base else None, place)
         write_chat_template(place, settings.chat_template)
-        write_origin(place, _origin(settings, base, revision))
+        write_origin(place, origin_of(settings, base, revision))
+        write_card(place, subject_of(settings, base, revision, place, has_chat_template(place)), kept)
+    if kept is not None:
+        _LOG.warning(f"{out}/{CARD} was changed since it was written, and is kept; to have a new one, move it away")
     return out
 
 
-def _origin(settings: ExportSettings, base: str | None, revision: str | None) -> dict[str, Any]:
-    """What `export.json` says of the weights; nothing of those of one checkpoint."""
-    origin = dict(settings.origin)
-    if settings.ema:
-        origin["ema"] = True
-    if settings.toward_base != 1:
-        origin |= {"toward_base": settings.toward_base, "base_model": settings.base or base}
-    return origin | ({"revision": revision} if origin and revision else {})
+def _check_place(out: Path, sources: Sequence[str | Path | None]) -> None:
+    """See `check_place`. A card alone is no export: it may be all that somebody has written there so far."""
+    is_export = any((out / name).is_file() for name in ("config.json", ADAPTER_FILES[0]))
+    check_place(out, sources, (*_EXPORTED_FILES, CARD, PICTURE) if is_export else _EXPORTED_FILES)
 
 
 def _base(model: PreTrainedModel) -> str | None:
