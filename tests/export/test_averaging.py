@@ -49,7 +49,7 @@ def test_whole_weights(tmp_path: Path, tied: bool) -> None:
     check_mean(out, [*models])
     assert stored(out).keys() == stored(base).keys()
     record = json.loads((out / "export.json").read_text())
-    assert record == {"average_of": [str(files[2]), str(files[0]), str(files[1])]}
+    assert record == {"average_of": [files[2].name, files[0].name, files[1].name]}
     out = export_checkpoint(files[0], lm, tmp_path / "out", settings(base, toward_base=0.7), files[1:])
     check_mean(out, [*models], 0.7, base)
 

@@ -5,6 +5,7 @@ another hub. An error here never touches the directory of the export.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,12 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    validate_repo_id,
+)
 
 from ts2_lightning.types import UserError
 
@@ -96,7 +102,7 @@ def push(directory: Path, repository: Repository) -> str:
     """
     check_texts(directory)
     again = f"; {directory} is whole: give the same command again"
-    with _told(repository.name, again):
+    with _told(repository.name, again), _bars_on_a_terminal():
         api = HfApi()
         url = api.create_repo(repository.name, private=repository.private, exist_ok=repository.exists)
         api.upload_folder(
@@ -130,6 +136,25 @@ def check_texts(directory: Path) -> None:
 
 
 @contextmanager
+def _bars_on_a_terminal() -> Iterator[None]:
+    """Progress bars on a terminal alone; one that was left off ends its line, so that the error has one of its own."""
+    if not sys.stderr.isatty():
+        shown = not are_progress_bars_disabled()
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            if shown:
+                enable_progress_bars()
+        return
+    try:
+        yield
+    except BaseException:
+        print(file=sys.stderr)
+        raise
+
+
+@contextmanager
 def _told(name: str, again: str = "") -> Iterator[None]:
     """Tells what goes wrong between here and the hub in one line."""
     try:
@@ -145,7 +170,7 @@ def _told(name: str, again: str = "") -> Iterator[None]:
     except HfHubHTTPError as error:
         raise UserError(f"--push {name}: {_refusal(error)}{again}") from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:  # hf_xet raises the last two
-        reason = _one_line(error) or type(error).__name__
+        reason = ": ".join(filter(None, [_one_line(error), _one_line(error.__cause__ or "")])) or type(error).__name__
         raise UserError(f"--push {name}: the hub was not reached, or left off ({reason}){again}") from error
 
 
