@@ -223,3 +223,48 @@ def test_the_help_names_every_tool_and_its_file(ts2: Run) -> None:
 def test_every_tool_has_a_test() -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{tool}"' in source for tool in TOOLS)
+
+
+def write_scores(run: Path, scores: dict[tuple[str, int], float], name: str = "p-00000000") -> Path:
+    """Scores as `evaluate` leaves them, the last line of them cut short."""
+    file = run / "scores" / f"{name}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    lines = [{"format": 1, "name": "p", "how": {}}]
+    for (item, index), score in scores.items():
+        key = f"{item}/{index}"
+        lines.append({"item": item, "of": "x", "key": key, "answer": None, "score": score, "note": ""})
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines) + '{"item": "cut')
+    return file
+
+
+SCORES = {("novel-0", 0): 0.25, ("novel-0", 1): 0.75, ("novel-1", 0): 0.5, ("novel-1", 1): 0.5}
+
+
+def test_preferences_are_the_best_and_the_worst_sample(chats: Path, ts2: Run) -> None:
+    """A prompt whose samples have the same score says nothing."""
+    write_scores(Path("runs/chat/1"), SCORES)
+    file = chats.relative_to(Path.cwd()) / "trl/preferences.jsonl"
+    answer = ts2("export-responses", "runs/chat/1", "--to", "trl").done()
+    assert answer.out == f"2 prompts, 1 rows -> {file}\n"
+    assert read_lines(file) == [
+        {
+            "prompt": [{"role": "user", "content": "Tell me a joke."}],
+            "chosen": [{"role": "assistant", "content": "Knock, knock."}],
+            "rejected": [{"role": "assistant", "content": "A cow\ud83d walks in."}],
+            "score_chosen": 0.75,
+            "score_rejected": 0.25,
+        }
+    ]
+
+
+def test_scores_that_are_not_there(chats: Path, ts2: Run) -> None:
+    export = ("export-responses", "runs/chat/1", "--to", "trl")
+    assert "evaluate gives responses their scores" in ts2(*export).complaint
+    assert "--scores none.jsonl: no such file" in ts2(*export, "--scores", "none.jsonl").complaint
+    write_scores(Path("runs/chat/1"), {("novel-0", 0): 1.0})
+    assert "3 of 4 responses have no score, such as one to 'novel-0'" in ts2(*export).complaint
+    other = write_scores(Path("runs/chat/1"), SCORES, "p-11111111")
+    assert "several files of scores" in ts2(*export).complaint
+    assert "2 prompts, 1 rows" in ts2(*export, "--scores", str(other)).done().out
+    said = ts2("export-responses", "runs/chat/1", "--to", "alpaca_eval", "--scores", str(other)).complaint
+    assert "is for --to trl; leave it out" in said

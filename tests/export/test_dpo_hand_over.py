@@ -9,19 +9,13 @@ import torch
 from tests.callbacks.tiny_llama import END, WORDS, write_base
 from tests.export.stand_ins import load, settings, shake, stored
 from ts2_lightning.export import export_model
+from ts2_lightning.generation.exports import Answered, preference_rows
 
-PREFERENCES = [
-    {
-        "prompt": [{"role": "user", "content": "name a fruit"}],
-        "chosen": [{"role": "assistant", "content": "pear ."}],
-        "rejected": [{"role": "assistant", "content": "the answer"}],
-    },
-    {
-        "prompt": [{"role": "user", "content": "a fruit"}],
-        "chosen": [{"role": "assistant", "content": "the answer is pear ."}],
-        "rejected": [{"role": "assistant", "content": "name"}],
-    },
-] * 2
+ANSWERED = [
+    Answered("1", "name a fruit", "", False, {}, ["pear .", "the answer"], ["a", "b"]),
+    Answered("2", "a fruit", "", False, {}, ["name", "the answer is pear ."], ["c", "d"]),
+]
+SCORES = {("1", "a"): 0.9, ("1", "b"): 0.1, ("2", "c"): 0.2, ("2", "d"): 0.7}
 
 
 @pytest.mark.slow
@@ -44,7 +38,8 @@ def test_two_steps_of_dpo(tmp_path: Path) -> None:
         save_strategy="no",
         disable_tqdm=True,
     )
-    trainer = trl.DPOTrainer(str(out), args=arguments, train_dataset=Dataset.from_list(PREFERENCES))
+    rows = Dataset.from_list(preference_rows(ANSWERED, SCORES) * 2)
+    trainer = trl.DPOTrainer(str(out), args=arguments, train_dataset=rows)
     batch = next(iter(trainer.get_train_dataloader()))
     texts = [[WORDS[i] for i in row] for row in batch["input_ids"].tolist()]
     assert all("<|assistant|>" in text for text in texts), (

@@ -90,7 +90,7 @@ def test_tokenizer_files_are_the_sources_own(tmp_path: Path, base: Path) -> None
         assert (out / name).read_bytes() == (base / name).read_bytes()
     assert (out / "chat_template.jinja").read_text() == TRAINED_TEMPLATE
     assert sorted(os.listdir(out)) == [
-        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from tests.support.errors import refused
 from ts2_lightning.export import export_model
 from ts2_lightning.export.model_card import CardSubject, card_text, changed_card
 from ts2_lightning.export.run_facts import RunFacts, read_facts
+from ts2_lightning.runs.stamps import file_stamps
 
 SECRETS = ("/home/anna", "node17", "hunter2", "anna", "key=")
 CONFIG: dict[str, Any] = {
@@ -184,6 +185,17 @@ def test_a_card_that_was_changed_is_kept(base: Path, tmp_path: Path, caplog: pyt
     export_model(load(base), out, settings(base))
     assert (out / "README.md").read_text() == mine
     assert "README.md was changed since it was written, and is kept" in caplog.text
+
+
+def test_an_edited_card_makes_no_other_model(base: Path, tmp_path: Path, run: Path) -> None:
+    """What was measured of a model stays measured; of another's README nothing is known, and it counts."""
+    out = tmp_path / "out"
+    export_model(load(base), out, settings(base, run=run))
+    before = file_stamps(out)
+    assert "model.safetensors" in [name for name, _, _ in before]
+    (out / "README.md").write_text("# My " + (out / "README.md").read_text())
+    assert file_stamps(out) == before
+    assert "README.md" in [name for name, _, _ in file_stamps(base)]
 
 
 def test_a_directory_with_nothing_but_a_readme_is_no_export(base: Path, tmp_path: Path) -> None:

@@ -5,13 +5,18 @@ from functools import partial
 from pathlib import Path
 
 from ts2_lightning.cli.terminal import OptionParser, choice, put
+from ts2_lightning.config_files import no_such_file
 from ts2_lightning.evaluation.answers import code
+from ts2_lightning.evaluation.protocols.scores import DIRECTORY as SCORES
+from ts2_lightning.evaluation.protocols.scores import scores_in
 from ts2_lightning.generation.exports import (
+    PREFERENCES,
     TOOLS,
     Answered,
     Solution,
     answered_prompts,
     export_rows,
+    preference_rows,
     write_export,
 )
 from ts2_lightning.generation.response_files import DIRECTORY, read_store
@@ -40,10 +45,15 @@ def run(argv: Sequence[str]) -> int:
     directory = _responses_of(Path(options.directory))
     stored = read_store(directory)
     generator = options.generator or str(stored.head.get("model") or "")
-    if not generator:
+    if not generator and options.to != PREFERENCES:
         raise UserError(f"{directory}: it does not say which model has responded; name it with --generator")
     answered = answered_prompts(stored, str(directory), options.n)
-    rows = export_rows(answered, options.to, generator, partial(_read_code, options.rule), options.sample)
+    if options.to == PREFERENCES:
+        rows = preference_rows(answered, scores_in(_scores_of(directory, options.scores)))
+    elif options.scores is not None:
+        raise UserError(f"--scores {options.scores}: is for --to {PREFERENCES}; leave it out")
+    else:
+        rows = export_rows(answered, options.to, generator, partial(_read_code, options.rule), options.sample)
     tool = TOOLS[options.to]
     out = directory / options.to / tool.file if options.out is None else Path(options.out)
     file = out / tool.file if out.is_dir() else out
@@ -64,6 +74,26 @@ def _responses_of(place: Path) -> Path:
         names = ", ".join(str(path) for path in there)
         raise UserError(f"{place}: responses under several names; give one of {names}")
     return there[0] if there else place
+
+
+def _scores_of(directory: Path, option: str | None) -> Path:
+    """The file with the scores of some responses: the one that is named, or the only one of their name beside them.
+
+    Raises:
+        UserError: there is none, or it is not clear which one is meant.
+    """
+    if option is not None:
+        if not Path(option).is_file():
+            raise UserError(f"--scores {no_such_file(option)}")
+        return Path(option)
+    place = directory.resolve().parent.parent / SCORES
+    there = sorted(place.glob(f"{directory.resolve().name.rpartition('-')[0]}-*.jsonl"))
+    if len(there) == 1:
+        return there[0]
+    named = (
+        f"name one with --scores: {', '.join(map(str, there))}" if there else "evaluate gives responses their scores"
+    )
+    raise UserError(f"{directory}: {'several files of' if there else 'no'} scores in {place}; {named}")
 
 
 def _read_code(rule: code.Rule | None, answered: Answered, text: str) -> Solution:
@@ -95,6 +125,12 @@ def _parser() -> OptionParser:
         type=whole_number,
         default=0,
         help="which sample alpaca_eval gets of each prompt (default: 0, the first)",
+    )
+    parser.add_argument(
+        "--scores",
+        metavar="FILE",
+        help=f"with --to {PREFERENCES}: scores of the responses, such as DIR/{SCORES}/alpaca-1a2b3c4d.jsonl, of which "
+        "more is better (default: the only ones of their name in DIR)",
     )
     parser.add_argument(
         "--rule",

@@ -19,10 +19,11 @@ from ts2_lightning.export.adapter_files import is_hub_name
 from ts2_lightning.export.base_files import base_file
 from ts2_lightning.export.card_picture import draw_training
 from ts2_lightning.export.run_facts import RunFacts, public_name
+from ts2_lightning.runs.stamps import CARD_MARK
 
 CARD = "README.md"
 _TEMPLATE = Path(__file__).with_suffix(".md.jinja")
-_MARK = re.compile(r"\n<!-- written by ts2_lightning, sha256 ([0-9a-f]{64}) -->\n\Z")
+_MARK = re.compile(rf"\n{CARD_MARK}, sha256 ([0-9a-f]{{64}}) -->\n\Z")
 _LICENCE = ("license", "license_name", "license_link")
 _HUB = "https://huggingface.co"
 
@@ -126,7 +127,7 @@ def card_text(subject: CardSubject, picture: str | None = None) -> str:
         licence=_about_licence(subject, licence),
     )
     body = body.rstrip() + "\n"
-    return f"{body}\n<!-- written by ts2_lightning, sha256 {_digest(body)} -->\n"
+    return f"{body}\n{CARD_MARK}, sha256 {_digest(body)} -->\n"
 
 
 def _digest(text: str) -> str:

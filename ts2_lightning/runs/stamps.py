@@ -6,17 +6,30 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+CARD_MARK = "<!-- written by ts2_lightning"
+"""Beginning of the line that a model card ends with. A card says what a model is, and is no part of it."""
+
+_OF_CARDS = ("README.md", "training.png")
+
 
 def file_stamps(place: str | Path) -> list[list[str | int]]:
     """The stamps of files: name, size and time of the last change.
 
     Args:
         place: file, or a directory with the files in it, not those in its directories (the files that a checkpoint
-            of several levels gets last are in the first). A name on the hub gives an empty list.
+            of several levels gets last are in the first), and not the model card of an export, which may be edited at
+            any time. A name on the hub gives an empty list.
     """
     root = Path(place)
     files = [root] if root.is_file() else sorted(path for path in root.glob("*") if path.is_file())
+    if _has_our_card(root):
+        files = [path for path in files if path.name not in _OF_CARDS]
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
+def _has_our_card(directory: Path) -> bool:
+    card = directory / _OF_CARDS[0]
+    return card.is_file() and CARD_MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
 def digest(plain: Any) -> str:

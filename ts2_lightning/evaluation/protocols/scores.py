@@ -40,7 +40,7 @@ class ScoreFile:
         self.path = directory / DIRECTORY / f"{name}-{digest(how)[:8]}.jsonl"
         self._head = {"format": FORMAT, "name": name, "how": how}
         self._scores: dict[tuple[str, str, str], Scored] = {}
-        for line in self._lines():
+        for line in _score_lines(self.path):
             self._scores.setdefault((line["item"], line["of"], line["key"]), Scored(*(line[name] for name in _FIELDS)))
 
     def __contains__(self, scored: tuple[Item, str]) -> bool:
@@ -83,19 +83,29 @@ class ScoreFile:
         for one in scored:
             self._scores.setdefault((item.id, stamp, one.key), one)
 
-    def _lines(self) -> list[dict[str, Any]]:
-        """The scores of the file; what is no score (the heads, lines that were cut short) is left out."""
-        if not self.path.is_file():
-            return []
-        lines = []
-        for raw in self.path.read_bytes().split(b"\n"):
-            try:
-                line = json.loads(raw)
-            except (ValueError, RecursionError):
-                continue
-            if _is_score(line):
-                lines.append(line)
-        return lines
+
+def scores_in(file: Path) -> dict[tuple[str, str], float]:
+    """The scores in a file by item and key of the response; of several of the same response the last.
+
+    Args:
+        file: path of a file that `ScoreFile` has written.
+    """
+    return {(line["item"], line["key"]): float(line["score"]) for line in _score_lines(file)}
+
+
+def _score_lines(file: Path) -> list[dict[str, Any]]:
+    """The scores of a file; what is no score (the heads, lines that were cut short) is left out."""
+    if not file.is_file():
+        return []
+    lines = []
+    for raw in file.read_bytes().split(b"\n"):
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            continue
+        if _is_score(line):
+            lines.append(line)
+    return lines
 
 
 _FIELDS = ("key", "answer", "score", "note")
