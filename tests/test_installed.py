@@ -87,7 +87,7 @@ def test_from_an_empty_folder(ts2: Ts2, place: Path, tmp_path: Path) -> None:
     (here / "grid.yaml").write_text(GRID)
     ablate = ts2("ablate", "-c", "grid.yaml")
     assert ablate.stderr.count("taken from the package: ") == 2
-    assert (here / "runs/grid/report/report.md").is_file() or list((here / "runs/grid").rglob("report.md"))
+    assert (here / "runs/grid/report/report.md").is_file()
     assert "CE" in ts2("report", "runs/grid").stdout
     ts2("report", "runs/mine")
 

@@ -78,6 +78,12 @@ def test_the_catalogue_of_objectives_imports_torch_alone(tmp_path: Path) -> None
     assert not {"torch._dynamo", "torch.distributed.checkpoint"} & answer.modules
 
 
+def test_the_list_of_configurations_imports_no_other_library(tmp_path: Path) -> None:
+    answer = Answer(tmp_path, "configs")
+    assert (answer.status, "experiment" in answer.out) == (0, True)
+    assert not answer.packages() & {*PICTURES, *TRAINING, *OPTIONAL}
+
+
 def test_the_help_of_fit_imports_no_optional_package(tmp_path: Path) -> None:
     made = Answer(tmp_path, "fit", "--help")
     assert (made.status, "--model.loss LOSS" in made.out) == (0, True)

@@ -36,7 +36,7 @@ CONFIG: dict[str, Any] = {
         "loss": {
             "class_path": "ts2_lightning.losses.ReferenceAnchored",
             "init_args": {
-                "loss": {"class_path": "ts2_lightning.losses.TS2Loss", "init_args": {"alpha": 0.25, "top_k": None}},
+                "loss": {"class_path": "ts2_lightning.losses.TS2Loss", "init_args": {"alpha": 0.25, "adaptive": False}},
                 "weight": 0.1,
             },
         },
@@ -95,7 +95,7 @@ def test_what_the_run_was(run: Path, base: Path) -> None:
     assert (data["license"], data["license_name"]) == ("other", "pear")
     assert data["license_link"] == "https://huggingface.co/fruit/base/blob/main/LICENSE"
     assert data["tags"] == ["ts2_lightning", "sft", "reference-anchored"]
-    assert "`ReferenceAnchored(loss=TS2Loss(alpha=0.25), weight=0.1)`" in text
+    assert "`ReferenceAnchored(loss=TS2Loss(alpha=0.25, adaptive=False), weight=0.1)`" in text
     assert "\n    L = " in text
     assert "| train | fruit/chats, rows.jsonl, more.jsonl | 12,345 | 98,765 |" in text
     assert "| validation | a\\|b.jsonl, fruit/sums | 7 | 70 |" in text

@@ -19,8 +19,8 @@ from ts2_lightning.types import UserError
 
 
 class ExportHuggingFace(Callback):
-    """Writes a transformers directory at the end of `fit`: weights, tokenizer, chat template, generation
-    config.
+    """Writes a transformers directory at the end of `fit`: weights, tokenizer, chat template, generation config, and a
+    model card.
 
     See `ts2_lightning.export` for what is in it. A fit that is interrupted, or that fails, exports nothing and leaves
     an earlier export as it was; so does a `fast_dev_run`. Where the strategy shards the weights, rank 0 exports the

@@ -192,7 +192,7 @@ def _called(path: str, settings: Any) -> str:
         if isinstance(value, Mapping):
             value = _called(str(value.get("class_path") or ""), value.get("init_args"))
         if value not in (None, ""):
-            shown.append(f"{name}={value if '(' in str(value) else _plain(value)}")
+            shown.append(f"{name}={value if isinstance(value, bool) or '(' in str(value) else _plain(value)}")
     return f"{path.rpartition('.')[2]}({', '.join(shown)})"
 
 
