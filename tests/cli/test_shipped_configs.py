@@ -15,18 +15,24 @@ OPTIONS = ("--model.lm.path=x", "--data.train=x.jsonl", "--print_config")
 
 def test_files_of_the_package_stand_in_for_those_that_are_not_there(real: Run, here: Path) -> None:
     """Those that are given, named in a user's file, and named as the value of an option; each is told once."""
-    (here / "mine.yaml").write_text("# mine\nmodel:\n  loss: ../../loss/gem.yaml\n")
+    (here / "mine.yaml").write_text("# mine\nmodel:\n  loss: ../../loss/gem.yaml\ndata: data/alpaca_tofu.yaml\n")
     engine = "--model.engine=configs/engine/full.yaml"
     answer = real("fit", "-c", CHAT, "--config=mine.yaml", engine, *OPTIONS).done()
-    model = yaml.safe_load(answer.out)["model"]
+    config = yaml.safe_load(answer.out)
+    model, data = config["model"], config["data"]
+    assert data["template"] == "tofu"
     assert model["loss"]["class_path"].endswith(".GEMLoss")
     assert model["engine"]["class_path"].endswith(".FullEngine")
     assert model["optimizer"]["betas"] == [0.9, 0.95]
     taken = [line for line in answer.err.splitlines() if "taken from the package" in line]
+    expected = {
+        CHAT: "experiment/chat.yaml",
+        "mine.yaml:3: ../../loss/gem.yaml": "loss/gem.yaml",
+        "mine.yaml:4: data/alpaca_tofu.yaml": "data/alpaca_tofu.yaml",
+        "configs/engine/full.yaml": "engine/full.yaml",
+    }
     assert taken == [
-        f"{CHAT} is no file there; taken from the package: {shipped_config('experiment/chat.yaml')}",
-        f"mine.yaml:3: ../../loss/gem.yaml is no file there; taken from the package: {shipped_config('loss/gem.yaml')}",
-        "configs/engine/full.yaml is no file there; taken from the package: " + str(shipped_config("engine/full.yaml")),
+        f"{name} is no file there; taken from the package: {shipped_config(file)}" for name, file in expected.items()
     ]
 
 

@@ -72,7 +72,7 @@ METRICS = """step,train/cross_entropy,train/tail_mass,val/cross_entropy,val/tail
 def run(tmp_path: Path) -> Path:
     place = tmp_path / "runs" / "pears" / "1"
     (place / "csv").mkdir(parents=True)
-    (place / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (place / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     (place / "data.json").write_text(json.dumps(DATA))
     (place / "csv/metrics.csv").write_text(METRICS)
     about = {"host": "node17", "ts2_lightning": {"version": "0.2.0"}, "torch": {"version": "2.13"}, "packages": {}}
