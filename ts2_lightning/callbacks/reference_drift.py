@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ts2_lightning.callbacks.forward_logits import read_logits
 from ts2_lightning.ops import LogitRows, divergence, rows_per_block
 from ts2_lightning.ranges import COUNT, COUNT_OR_ZERO, check_numbers
 from ts2_lightning.types import Batch, UserError
-
-LogitsReader = Callable[[Tensor, Tensor], None]
-"""A function of the logits [n, K] of some tokens and their labels [n]."""
 
 
 class ReferenceDrift(Callback):
@@ -63,7 +60,7 @@ class ReferenceDrift(Callback):
             self._batches = _fixed_batches(trainer, self.tokens)
             self._reference = ReferenceFile(Path(trainer.default_root_dir) / "reference", self._batches)
             if trainer.global_step == 0:
-                self._visit(trainer, pl_module, self._reference.write)
+                read_logits(trainer, pl_module, self._batches, self._reference.write)
                 self._reference.finish(trainer.is_global_zero)
             else:
                 trouble = self._reference.trouble() if trainer.is_global_zero else ""
@@ -88,7 +85,7 @@ class ReferenceDrift(Callback):
         distances: dict[str, float] = {}
         if self.tokens:
             self._reference.begin()
-            self._visit(trainer, pl_module, self._reference.compare)
+            read_logits(trainer, pl_module, self._batches, self._reference.compare)
             distances |= self._reference.means() if trainer.is_global_zero else {}
         if self.weights:
             distances["weights"] = pl_module.distance_from_start()
@@ -96,26 +93,6 @@ class ReferenceDrift(Callback):
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self.latest, step=trainer.global_step)
-
-    def _visit(self, trainer: Trainer, pl_module: Any, use: LogitsReader) -> None:
-        """Hands all rows of logits to a function on rank 0, in one order; every rank must call."""
-
-        def read(head: Any, args: tuple[Any, ...]) -> None:
-            # Within the call of the loss head, where every strategy has the weights whole.
-            if trainer.is_global_zero:
-                for part, logits in head.logits(args[0]):
-                    use(logits, args[1].labels[part])
-
-        network = pl_module.network
-        handle = network.loss_head.register_forward_pre_hook(read)
-        network.eval()
-        try:
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
-                for batch in self._batches:
-                    network(trainer.strategy.batch_to_device(batch), ())
-        finally:
-            handle.remove()
-            network.train()
 
 
 class ReferenceFile:

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,19 +103,44 @@ def draw_next_token(
                 f"distributions[{name!r}]: expected one probability for each of {len(tokens)} tokens and a mask of "
                 f"that length, got {tuple(p.shape)} and {tuple(mask.shape)}"
             )
-    shown = shown_tokens(rows, mask, top)
-    labels = [tokens[i] + (f"  {marked[tokens[i]]}" if marked and tokens[i] in marked else "") for i in shown]
-    figure = next_token_figure(
-        [_panel(name, p, mask, shown) for name, p in rows.items()],
-        labels,
-        [bool(mask[i]) for i in shown],
-        others=len(tokens) - len(shown),
-        title=title,
-    )
+
+    def named(token: int) -> str:
+        note = (marked or {}).get(tokens[token])
+        return tokens[token] if note is None else f"{tokens[token]}  {note}"
+
+    figure = distributions_figure(rows, named, title, mask, top)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
     return path
+
+
+def distributions_figure(
+    distributions: Mapping[str, Tensor],
+    named: Callable[[int], str],
+    title: str,
+    plausible: Tensor | None = None,
+    top: int = 15,
+) -> Figure:
+    """The figure of `draw_next_token`, from whole distributions.
+
+    Args:
+        distributions: name -> [K] probabilities, at least one, in the order of the panels.
+        named: name of a token by its id; it is asked for the shown ones alone.
+        title: above all panels.
+        plausible: [K] bool; None where nobody knows.
+        top: number of tokens with a bar of their own.
+    """
+    size = len(next(iter(distributions.values())))
+    everything = torch.ones(size, dtype=torch.bool)
+    shown = shown_tokens(distributions, everything if plausible is None else plausible, top)
+    return next_token_figure(
+        [_panel(name, p, plausible, shown) for name, p in distributions.items()],
+        [named(token) for token in shown],
+        None if plausible is None else [bool(plausible[token]) for token in shown],
+        others=size - len(shown),
+        title=title,
+    )
 
 
 def next_token_figure(
@@ -157,12 +182,12 @@ def _wrapped(title: str, inches: float) -> str:
     return "\n".join(textwrap.fill(line, int(11 * inches)) for line in title.splitlines())
 
 
-def _panel(name: str, p: Tensor, plausible: Tensor, shown: list[int]) -> Panel:
+def _panel(name: str, p: Tensor, plausible: Tensor | None, shown: list[int]) -> Panel:
     """What a whole distribution shows."""
     support = support_mask(p.clamp_min(torch.finfo(p.dtype).tiny).log()[None])[0]
-    outside, tail = p[~plausible].sum().item(), p[~support].sum().item()
+    outside = "" if plausible is None else f"implausible mass {p[~plausible].sum().item():.3f}\n"
     return Panel(
-        f"{name}\nimplausible mass {outside:.3f}\nsupport {int(support.sum())}, mass outside it {tail:.3f}",
+        f"{name}\n{outside}support {int(support.sum())}, mass outside it {p[~support].sum().item():.3f}",
         p[shown].tolist(),
         max(0.0, 1.0 - p[shown].sum().item()),
         support[shown].tolist(),

@@ -52,7 +52,7 @@ def _question(models: Mapping[str, Mapping[str, Any]]) -> Figure:
         [names[token] + (f"  ({taught[names[token]]})" if names[token] in taught else "") for token in shown],
         None if first["plausible"] is None else [plausible[token] for token in shown],
         others=first["vocabulary"] - len(shown),
-        title=f'"{_last_line(first["request"])}"\n{_WHAT[first["first_token"]]}',
+        title=f'"{last_line(first["request"])}"\n{_WHAT[first["first_token"]]}',
     )
 
 
@@ -70,7 +70,7 @@ def _panel(name: str, numbers: Mapping[str, Any], shown: Sequence[int]) -> Panel
     return Panel(title, [p.get(token) for token in shown], rest, [kept.get(token, 0.0) >= 0.5 for token in shown])
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
     """A question for a title: short ones whole, of long ones the last line that asks."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = next((line for line in reversed(lines) if not line.endswith(":")), lines[-1] if lines else "")
