@@ -107,6 +107,30 @@ class AbsentLogger(LineLogger):
         raise ModuleNotFoundError("Requirement 'absent' not met. HINT: Try running\n`pip install absent`")
 
 
+class WandbLogger(LineLogger):
+    """A logger with the arguments of W&B's; each start is a run of its own unless it is told which."""
+
+    def __init__(self, file: str, name: str | None = None, id: str | None = None, refuses: str | None = None) -> None:
+        super().__init__(file)
+        self.called, self.id, self.refuses = name, id, refuses
+
+    @property
+    def experiment(self) -> str:
+        if self.refuses is not None:
+            raise ConnectionError(self.refuses)
+        if self.id is None:
+            self.id = f"id-{len(self.file.read_text().splitlines()) if self.file.exists() else 0}"
+        return self.id
+
+    @property
+    def version(self) -> str | None:  # type: ignore[override]
+        return self.id
+
+    def log_hyperparams(self, params: dict[str, Any]) -> None:  # type: ignore[override]
+        with self.file.open("a") as lines:
+            lines.write(json.dumps([self.called, self.id, params["trainer.max_epochs"]]) + "\n")
+
+
 class StandInLoss(ABC):
     """What every stand-in loss is."""
 

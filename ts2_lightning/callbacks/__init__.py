@@ -13,6 +13,7 @@ from ts2_lightning.callbacks.checkpoints import Checkpoints
 from ts2_lightning.callbacks.ema import EMA
 from ts2_lightning.callbacks.export_huggingface import ExportHuggingFace
 from ts2_lightning.callbacks.flattening import FlatteningRule
+from ts2_lightning.callbacks.hyperparameters import Hyperparameters
 from ts2_lightning.callbacks.monitor import DistributionMonitor, TSPDSetting
 from ts2_lightning.callbacks.neftune import NEFTune
 from ts2_lightning.callbacks.preemption import Preemption, Stopped
@@ -30,6 +31,7 @@ __all__ = [
     "DistributionMonitor",
     "ExportHuggingFace",
     "FlatteningRule",
+    "Hyperparameters",
     "NEFTune",
     "Preemption",
     "ReferenceDrift",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ts2_lightning.callbacks.flattening import FlatteningRule, FlatteningWatch, LoggedStep
 from ts2_lightning.callbacks.step_lines import StepLines
+from ts2_lightning.callbacks.tensorboard_tabs import diagnostics_layout
 from ts2_lightning.callbacks.token_groups import class_table_of, groups_of, means_of_groups, split
 from ts2_lightning.metrics import BySet, TokenMeans
 from ts2_lightning.metrics.functional import count_sizes_of_rows, quantiles_of_counts
@@ -86,6 +87,8 @@ class DistributionMonitor(Callback):
     The statistics are measured because this callback asks for them; without it, or in steps that it does not log, the
     loss engine leaves them out.
 
+    TensorBoard's tab Custom Scalars has them on one page, see `tensorboard_tabs.diagnostics_layout`.
+
     Where the tail mass of the training rows has clearly risen, one line says so, once in a run: the objective flattens
     the distributions (`FlatteningRule`).
 
@@ -152,6 +155,10 @@ class DistributionMonitor(Callback):
             self._flattening = FlatteningWatch(self.flattening)
         if trainer.is_global_zero:
             self._lines(trainer).rewind(trainer.global_step)
+            layout = diagnostics_layout(self.split_by, has_tspd=bool(self.tspd))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_custom_scalars(layout)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Ask for statistics in the micro-batches of a step that will be logged."""

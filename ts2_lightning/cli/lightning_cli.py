@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ts2_lightning import __version__
-from ts2_lightning.callbacks import Preemption, Stopped, Watchdog, default_callbacks
+from ts2_lightning.callbacks import Hyperparameters, Preemption, Stopped, Watchdog, default_callbacks
 from ts2_lightning.callbacks.requeue import requeue
 from ts2_lightning.cli.base_models import resolve_model, resolve_reference, seeds_kept
 from ts2_lightning.cli.errors.explain import explain, explain_interpolation
@@ -35,6 +35,7 @@ from ts2_lightning.cli.going_on import (
     tell_differences,
     with_config_of_run,
 )
+from ts2_lightning.cli.hyperparameters import hyperparameters
 from ts2_lightning.cli.launch import (
     Destination,
     agree,
@@ -44,7 +45,7 @@ from ts2_lightning.cli.launch import (
     leave_group_at_exit,
     release,
 )
-from ts2_lightning.cli.loggers import join_defaults
+from ts2_lightning.cli.loggers import join_defaults, knowing_run
 from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
 from ts2_lightning.cli.package_configs import tell_package_configs, with_package_configs
 from ts2_lightning.cli.predictions import PredictionFile
@@ -63,6 +64,7 @@ from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
 from ts2_lightning.runs.directory import discard, latest_config, run_name
 from ts2_lightning.runs.writer_lock import WriterLock
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import load_yaml
 
 _SKIPPED = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
@@ -137,6 +139,7 @@ class TS2CLI(LightningCLI):
         self.config = Namespace({command: Namespace()})  # until it has been read
         self._began_with = (module, data)
         self._given_path: str | None = None
+        self._logger_settings: Any = None
 
     def run(self) -> None:
         """Parses, builds, runs, and says where things are."""
@@ -299,6 +302,7 @@ class TS2CLI(LightningCLI):
         self._settle_checkpoint()
         # A plug-in may take minutes to make a base model: what is wrong with the settings is told before.
         self.check_model_and_data()  # first, as Lightning copies the settings then, and objects cannot be copied
+        self._logger_settings = trainer.logger
         trainer.logger = built(trainer.logger, Logger, "trainer.logger")
         trainer.callbacks = built(trainer.callbacks, Callback, "trainer.callbacks")
         trainer.strategy = built(trainer.strategy, Strategy, "trainer.strategy")
@@ -360,7 +364,10 @@ class TS2CLI(LightningCLI):
         trainer = {**self.config_init[self.command].trainer.as_dict(), **kwargs}
         trainer["default_root_dir"] = str(self.run_dir)
         if self.command != "predict":
-            trainer["logger"] = join_defaults(trainer["logger"], self.run_dir)
+            users = trainer["logger"]
+            if self.command == "fit" and is_rank_zero():
+                users = knowing_run(users, self._logger_settings, self.run_dir, self._runs)
+            trainer["logger"] = join_defaults(users, self.run_dir)
         elif trainer["logger"] in (None, True):
             trainer["logger"] = False
         trainer["callbacks"] = self._callbacks(trainer)
@@ -387,6 +394,8 @@ class TS2CLI(LightningCLI):
         callbacks = join_default_callbacks(self.command, trainer, default_callbacks(self.run_dir))
         self.record = RunRecord(self.destination, self.recorded_config, self.argv, self.lock)
         callbacks.insert(0, self.record)
+        if self.command == "fit":
+            callbacks.insert(1, Hyperparameters(hyperparameters(load_yaml(self.recorded_config, "config.yaml"))))
         callbacks.sort(key=lambda callback: not isinstance(callback, Watchdog))  # the others' setup may hang
         if self.command == "predict":
             callbacks.append(PredictionFile(self.run_dir))

@@ -1,15 +1,24 @@
 """The loggers that every run has: TensorBoard and CSV, in the run's own directory; the user's join them."""
 
 import csv
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
 from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.utilities.logger import _convert_params
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from ts2_lightning.cli.errors.guard import one_line
+from ts2_lightning.cli.trainer_settings import built
+from ts2_lightning.json_files import read_json
+from ts2_lightning.runs.writing import write_whole
+from ts2_lightning.types import UserError
 
 
 class _KeepingWriter(ExperimentWriter):
@@ -136,6 +145,17 @@ class RunTensorBoardLogger(TensorBoardLogger):
         self.experiment._get_file_writer().add_summary(summary, step)
 
     @rank_zero_only
+    def log_hyperparams(self, params: Any, metrics: dict[str, Any] | None = None, step: int | None = None) -> None:
+        """Keeps them for the one row of the run, see `Hyperparameters`; Lightning's own would begin it without metrics.
+
+        What comes with metrics of its own is written as Lightning writes it.
+        """
+        if metrics is None:
+            self.hparams = {**self.hparams, **_convert_params(params)}
+        else:
+            super().log_hyperparams(params, metrics, step)
+
+    @rank_zero_only
     def rewind(self, step: int) -> None:
         """Begins a new file, which tells TensorBoard to forget what was logged after a step."""
         writer = self.experiment
@@ -167,3 +187,96 @@ def join_defaults(users: Logger | Iterable[Logger] | bool | None, run: Path) -> 
     kinds = (TensorBoardLogger, CSVLogger)
     taken = tuple(kind for kind in kinds if any(isinstance(logger, kind) for logger in loggers))
     return [*(own for own in ours if not isinstance(own, taken)), *loggers]
+
+
+# A run that others know too -------------------------------------------------------------------------------------------
+
+LOGGED_RUNS = "loggers.json"
+"""Class of a logger -> what the run is called there, in the run's directory."""
+
+
+class _Arguments(NamedTuple):
+    """Arguments of a logger's class.
+
+    Attributes:
+        name: Name of a run for people.
+        id: Run to go on with.
+    """
+
+    name: str
+    id: str
+
+
+_ARGUMENTS = {"WandbLogger": _Arguments("name", "id"), "MLFlowLogger": _Arguments("run_name", "run_id")}
+
+
+def knowing_run(users: Any, settings: Any, run: Path, runs: Path) -> Any:
+    """The user's loggers, of which W&B's and MLflow's call the run by its name and go on with it when it does.
+
+    Their own names are random, and each start would be another run. What the user has named keeps its name.
+
+    Args:
+        users: Loggers as they were built from the settings.
+        settings: Settings of a logger, or a list of them; anything else has no such logger.
+        run: Directory of the run.
+        runs: Directory of all runs.
+    """
+    entries = settings if isinstance(settings, list) else [settings]
+    loggers = users if isinstance(users, list) else [users]
+    ids = _logged_runs(run)
+    name = str(run.relative_to(runs)) if run.is_relative_to(runs) else run.name
+    changed = [
+        _renewed(logger, entry, name, ids) if isinstance(entry, Namespace) else logger
+        for logger, entry in zip(loggers, entries, strict=False)
+    ]
+    return changed if isinstance(users, list) else changed[0]
+
+
+def _renewed(logger: Logger, settings: Namespace, name: str, ids: Mapping[str, Any]) -> Logger:
+    """The same logger; built anew if it can be told what the run is called."""
+    kind = _kind(logger)
+    if kind is None:
+        return logger
+    given = settings.get("init_args") or Namespace()
+    told = {_ARGUMENTS[kind].name: name, _ARGUMENTS[kind].id: ids.get(kind)}
+    new = {key: value for key, value in told.items() if value is not None and given.get(key) is None}
+    if kind == "WandbLogger" and given.get("version") is not None:
+        new.pop("id", None)  # another word for it
+    if not new:
+        return logger
+    return built(Namespace(class_path=settings.class_path, init_args=Namespace(**{**vars(given), **new})), Logger, "")
+
+
+def _kind(logger: Logger) -> str | None:
+    return next((one.__name__ for one in type(logger).__mro__ if one.__name__ in _ARGUMENTS), None)
+
+
+def remember_logged_runs(loggers: Iterable[Logger], run: Path) -> None:
+    """Writes down what W&B and MLflow call the run, so that it is one to them when it goes on; for rank 0.
+
+    Args:
+        loggers: All loggers of the run, which begin with it if they have not yet.
+        run: Directory of the run.
+
+    Raises:
+        UserError: one of them cannot begin: it finds no server, or nobody has logged in.
+    """
+    ids: dict[str, Any] = {}
+    for logger in loggers:
+        kind = _kind(logger)
+        if kind is None or kind in ids:
+            continue
+        try:
+            _ = logger.experiment  # type: ignore[attr-defined]
+            ids[kind] = logger.version
+        except Exception as error:  # whatever its client may raise
+            reason = one_line(str(error)) or type(error).__name__
+            raise UserError(f"trainer.logger: {type(logger).__name__} cannot begin: {reason}") from error
+    if ids:
+        text = json.dumps({**_logged_runs(run), **ids}, indent=2) + "\n"
+        write_whole(run / LOGGED_RUNS, lambda beside: beside.write_text(text, encoding="utf-8"))
+
+
+def _logged_runs(run: Path) -> dict[str, Any]:
+    file = run / LOGGED_RUNS
+    return read_json(file) if file.is_file() else {}
