@@ -53,6 +53,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "LanguageModelConfig": {"path": "somewhere"},
     "SFTData": {"train": "rows.jsonl"},
     "SFTModule": {"lm": LM},
+    "NextTokenPicture": {"prompts": ["a"]},
     "SampleGenerations": {"prompts": ["a"]},
     "Source": {"path": "rows.jsonl"},
     "TSPD": {"m": 2, "eps_head": 0.1, "eps_tail": 0.0},
@@ -210,6 +211,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
         "ReferenceDrift.every_n_steps SFTData.batch_size SFTData.eval_batch_size SFTData.limit_predict "
         "SFTData.limit_test SFTData.limit_train SFTData.limit_validation SFTData.max_length SFTData.micro_batch_size "
         "SFTData.shuffle_buffer SampleGenerations.batch_size SampleGenerations.every_n_steps "
+        "NextTokenPicture.every_n_validations NextTokenPicture.top "
         "SampleGenerations.max_new_tokens SampleGenerations.n ReferenceSuppression.top_k "
         "Source.sample SuppressionOnlyLoss.top_k TS2Loss.top_k Validation.batch_size Validation.limit "
         "Validation.max_length Trainer.accumulate_grad_batches Trainer.check_val_every_n_epoch AdapterConfig.alpha",

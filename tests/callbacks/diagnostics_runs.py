@@ -12,12 +12,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from torch import Tensor
 
 from tests.contract.steps import rehearsal
 from tests.modules.normaliser import Memory
 from tests.support.ranks import fork_ranks
 from tests.support.training import make_trainer
-from ts2_lightning.callbacks import DistributionMonitor, ReferenceDrift, SampleGenerations, Throughput, TSPDSetting
+from ts2_lightning.callbacks import (
+    DistributionMonitor,
+    NextTokenPicture,
+    ReferenceDrift,
+    SampleGenerations,
+    Throughput,
+    TSPDSetting,
+)
 from ts2_lightning.data import SFTData
 from ts2_lightning.generation import Decoder
 from ts2_lightning.losses import TS2Loss
@@ -37,7 +45,16 @@ def diagnostics() -> list[Callback]:
         Throughput(peak_flops=1e9),
         ReferenceDrift(every_n_steps=1, tokens=40),
         SampleGenerations(PROMPTS, every_n_steps=1, n=2, decoder=Decoder("sparsemax"), max_new_tokens=6, batch_size=3),
+        NextTokenPicture(PROMPTS, opening="the answer is", top=3),
     ]
+
+
+def pictured(trainer: Trainer) -> Tensor:
+    """[2, P, K] what is in the two panels of the pictures."""
+    [callback] = [callback for callback in trainer.callbacks if isinstance(callback, NextTokenPicture)]  # type: ignore[attr-defined]
+    assert callback.start is not None
+    assert callback.latest is not None
+    return torch.stack([callback.start, callback.latest])
 
 
 def run(
@@ -71,9 +88,10 @@ def run(
 
 def rank(number: int, world: Path, out: Path, names: list[str]) -> None:
     for name in names:
-        _, _, memory = run(world, out / name, rehearsal(name), ranks=2)
+        _, trainer, memory = run(world, out / name, rehearsal(name), ranks=2)
         if number == 0:
             torch.save(memory.steps, out / name / "logged.pt")
+            torch.save(pictured(trainer), out / name / "pictured.pt")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
+from matplotlib.image import imread
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +25,7 @@ from tests.support.ranks import launch
 from tests.support.training import make_trainer
 from ts2_lightning.callbacks import Checkpoints, DistributionMonitor, SampleGenerations
 from ts2_lightning.callbacks.reference_drift import ReferenceFile
+from ts2_lightning.callbacks.tensorboard_tabs import diagnostics_layout
 from ts2_lightning.data import SFTData
 from ts2_lightning.losses import TS2Loss
 from ts2_lightning.modules import AdapterConfig, LanguageModelConfig, SFTModule
@@ -208,6 +211,36 @@ def test_drift_is_that_of_two_models(alone: tuple[Any, Any, Witness, Path], worl
     assert memory.steps[2]["drift/l2"] == pytest.approx(l2 / tokens, rel=1e-4)
 
 
+def test_the_picture_has_the_distributions_of_two_models(alone: tuple[Any, Any, Witness, Path], world: Path) -> None:
+    """At the first token behind the opening of the answer, before training and after it."""
+    module, _, _, directory = alone
+    template = module.trainer.datamodule.template
+    base = AutoModelForCausalLM.from_pretrained(world / "untied", dtype=torch.float32)
+    start, latest = diagnostics_runs.pictured(module.trainer)
+    assert (start - latest).abs().max() > 1e-3
+    for number, prompt in enumerate(PROMPTS):
+        ids = torch.tensor([template.render_prompt([{"role": "user", "content": prompt}], "the answer is")])
+        for model, p in ((base, start), (module.language_model.eval(), latest)):
+            with torch.no_grad():
+                wanted = model(ids).logits[0, -1].softmax(-1)
+            torch.testing.assert_close(p[number], wanted, rtol=1e-4, atol=1e-7)
+        assert imread(directory / f"next_token/{number}.png").shape[-1] == 3
+    module.language_model.train()
+
+
+def test_every_chart_of_tensorboards_page_has_a_line(alone: tuple[Any, Any, Witness, Path]) -> None:
+    _, memory, *_ = alone
+    names = set(memory.steps[2])
+    layout = diagnostics_layout(["position", "token_class"], has_tspd=True)
+    empty = {
+        (category, title)
+        for category, charts in layout.items()
+        for title, (_, tags) in charts.items()
+        if not any(re.match(tag, name) for tag in tags for name in names)
+    }
+    assert not empty
+
+
 def test_throughput_counts(alone: tuple[Any, Any, Witness, Path]) -> None:
     _, memory, witness, _ = alone
     for step in (1, 2):
@@ -239,16 +272,17 @@ def test_a_resumed_run_goes_on_with_the_base_of_before(
     alone: tuple[Any, Any, Witness, Path], world: Path, tmp_path: Path
 ) -> None:
     """One step, then the second in a new process's state: the same numbers and files as of two steps at once."""
-    _, whole, _, directory = alone
+    module, whole, _, directory = alone
     diagnostics_runs.run(world, tmp_path, more=[Checkpoints(str(tmp_path / "checkpoints"))], max_steps=1)
     line = '{"step": 2, "prompt": "of a run that was killed"}\n'
     with (tmp_path / "samples.jsonl").open("a") as file:
         file.write(line)
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    _, _, memory = diagnostics_runs.run(world, tmp_path, checkpoint=checkpoint)
+    _, trainer, memory = diagnostics_runs.run(world, tmp_path, checkpoint=checkpoint)
     for name in ("drift/kl", "drift/l2", "drift/weights", "samples/mean_probability"):
         assert memory.steps[2][name] == pytest.approx(whole.steps[2][name], rel=1e-4), name
     assert (tmp_path / "samples.jsonl").read_text() == (directory / "samples.jsonl").read_text()
+    assert torch.equal(diagnostics_runs.pictured(trainer)[0], diagnostics_runs.pictured(module.trainer)[0])
     (tmp_path / "reference" / "about.json").unlink()
     with pytest.raises(UserError, match=r"did not begin with it .*; set tokens to 0, or begin a new run"):
         diagnostics_runs.run(world, tmp_path, checkpoint=checkpoint)
@@ -314,8 +348,8 @@ def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_log_what_one_does(strategy: str, two_ranks: Path, alone: tuple[Any, Any, Witness, Path]) -> None:
-    """The statistics, the drift and the samples; one launch for all strategies."""
-    _, memory, _, directory = alone
+    """The statistics, the drift, the samples and what is pictured; one launch for all strategies."""
+    module, memory, _, directory = alone
     found = torch.load(two_ranks / strategy / "logged.pt")
     for step, wanted in memory.steps.items():
         assert found[step].keys() == wanted.keys()
@@ -326,3 +360,5 @@ def test_two_ranks_log_what_one_does(strategy: str, two_ranks: Path, alone: tupl
     texts = [[[s["text"] for s in json.loads(x)["samples"]] for x in path.read_text().splitlines()] for path in samples]
     assert texts[0] == texts[1]
     assert (two_ranks / strategy / "histograms.jsonl").read_text() == (directory / "histograms.jsonl").read_text()
+    found = torch.load(two_ranks / strategy / "pictured.pt")
+    torch.testing.assert_close(found, diagnostics_runs.pictured(module.trainer), rtol=2e-3, atol=2e-5)

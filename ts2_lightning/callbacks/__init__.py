@@ -16,6 +16,7 @@ from ts2_lightning.callbacks.flattening import FlatteningRule
 from ts2_lightning.callbacks.hyperparameters import Hyperparameters
 from ts2_lightning.callbacks.monitor import DistributionMonitor, TSPDSetting
 from ts2_lightning.callbacks.neftune import NEFTune
+from ts2_lightning.callbacks.next_token_picture import NextTokenPicture
 from ts2_lightning.callbacks.preemption import Preemption, Stopped
 from ts2_lightning.callbacks.progress import StepProgress
 from ts2_lightning.callbacks.reference_drift import ReferenceDrift
@@ -33,6 +34,7 @@ __all__ = [
     "FlatteningRule",
     "Hyperparameters",
     "NEFTune",
+    "NextTokenPicture",
     "Preemption",
     "ReferenceDrift",
     "RunState",

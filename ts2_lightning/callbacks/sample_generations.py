@@ -60,7 +60,7 @@ class SampleGenerations(Callback):
         batch_size: int = 16,
     ) -> None:
         super().__init__()
-        self.prompts = read_prompts(prompts)
+        self.prompts = read_prompts(prompts, "SampleGenerations")
         self.every_n_steps = every_n_steps
         self.n = n
         self.decoder = decoder
@@ -135,18 +135,22 @@ class SampleGenerations(Callback):
                     logger.experiment.add_text(f"samples/{number}", table(prompt, samples), step)
 
 
-def read_prompts(prompts: list[str] | str) -> list[str]:
+def read_prompts(prompts: list[str] | str, callback: str) -> list[str]:
     """The list of prompts, or the lines of a file that are not empty.
+
+    Args:
+        prompts: List of prompts, or path of a file.
+        callback: Name of the callback that asks for them, for messages.
 
     Raises:
         UserError: if there is no such file, or no prompt.
     """
     if isinstance(prompts, str):
         if not Path(prompts).is_file():
-            raise UserError(f"SampleGenerations: prompts: no file {prompts}; give a list of prompts, or such a file")
+            raise UserError(f"{callback}: prompts: no file {prompts}; give a list of prompts, or such a file")
         prompts = [line for line in Path(prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
     if not prompts:
-        raise UserError("SampleGenerations: prompts must not be empty")
+        raise UserError(f"{callback}: prompts must not be empty")
     return list(prompts)
 
 
