@@ -1,5 +1,6 @@
 """Every YAML file under `configs/` is parsed; every experiment and baseline takes one real step, toy-sized."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ def test_a_further_file_is_parsed_after_an_experiment(path: Path, ts2: CommandLi
         own = {"trainer": {"callbacks": own["trainer"]["callbacks+"]}}
     if room(path) not in ("baseline", "model/adapter"):  # which select fragments
         assert contains(yaml.safe_load(answer.out), own)
+
+
+LOGGERS = re.findall(r"```yaml\n(.+?)```", (CONFIGS.parent / "docs/logging.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize(("block", "kind"), zip(LOGGERS, ("WandbLogger", "MLFlowLogger"), strict=True))
+def test_a_logger_of_the_page_is_parsed(block: str, kind: str, ts2: CommandLine) -> None:
+    Path("logger.yaml").write_text(block)
+    answer = ts2("fit", "-c", str(QUICKSTART), "-c", "logger.yaml", "--print_config").done()
+    [parsed] = yaml.safe_load(answer.out)["trainer"]["logger"]
+    [own] = yaml.safe_load(block)["trainer"]["logger"]
+    assert parsed["class_path"] == f"lightning.pytorch.loggers.{kind}"
+    assert contains(parsed["init_args"], own["init_args"])
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=name)

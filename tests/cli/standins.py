@@ -127,6 +127,8 @@ class WandbLogger(LineLogger):
         return self.id
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:  # type: ignore[override]
+        if "trainer.max_epochs" not in params:  # what the module has saved
+            return
         with self.file.open("a") as lines:
             lines.write(json.dumps([self.called, self.id, params["trainer.max_epochs"]]) + "\n")
 

@@ -132,7 +132,7 @@ def test_tensorboard_and_csv_know_the_settings_and_the_final_values(fit: Run, he
 def test_a_run_that_goes_on_has_one_row_and_says_what_it_keeps(fit: Run, here: Path) -> None:
     fit("--trainer.max_epochs=1").done()
     fit("--trainer.max_epochs=1", "--ckpt_path=last").done()
-    kept = "RunTensorBoardLogger: its table keeps what the run began with of trainer.max_epochs, model.loss.alpha"
+    kept = "TensorBoard's table keeps what the run began with of trainer.max_epochs, model.loss.alpha"
     with pytest.warns(UserWarning, match=f"^{kept}$"):
         fit("--trainer.max_epochs=3", "--model.loss.alpha=0.5", "--ckpt_path=last").done()
     shown = events()

@@ -66,7 +66,7 @@ class Hyperparameters(Callback):
         if isinstance(logger, TensorBoardLogger):
             changed = write_hyperparameters(logger, self.settings)
             if changed:
-                rank_zero_warn(f"{name}: its table keeps what the run began with of {_listed(changed)}")
+                rank_zero_warn(f"TensorBoard's table keeps what the run began with of {_listed(changed)}")
             return
         refused, reason = log_settings(logger, self.settings)
         if refused:

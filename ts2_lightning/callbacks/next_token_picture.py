@@ -46,6 +46,9 @@ class NextTokenPicture(Callback):
 
     Raises:
         UserError: if an argument is out of its range; in training, if there is no tokenizer.
+
+    Example:
+        >>> picture = NextTokenPicture(["name a fruit", "name a city"], opening="the answer is")
     """
 
     def __init__(

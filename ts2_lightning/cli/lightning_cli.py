@@ -45,7 +45,7 @@ from ts2_lightning.cli.launch import (
     leave_group_at_exit,
     release,
 )
-from ts2_lightning.cli.loggers import join_defaults, knowing_run
+from ts2_lightning.cli.loggers import begin_logged_runs, join_defaults, knowing_run
 from ts2_lightning.cli.module_class import SETTING, chosen_module, named_module, with_module_class
 from ts2_lightning.cli.package_configs import tell_package_configs, with_package_configs
 from ts2_lightning.cli.predictions import PredictionFile
@@ -364,9 +364,7 @@ class TS2CLI(LightningCLI):
         trainer = {**self.config_init[self.command].trainer.as_dict(), **kwargs}
         trainer["default_root_dir"] = str(self.run_dir)
         if self.command != "predict":
-            users = trainer["logger"]
-            if self.command == "fit" and is_rank_zero():
-                users = knowing_run(users, self._logger_settings, self.run_dir, self._runs)
+            users = knowing_run(trainer["logger"], self._logger_settings, self.run_dir, self._runs)
             trainer["logger"] = join_defaults(users, self.run_dir)
         elif trainer["logger"] in (None, True):
             trainer["logger"] = False
@@ -406,6 +404,9 @@ class TS2CLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Preemption | Watchdog):
                 callback.begin(self.trainer)
+        if is_rank_zero():
+            assert self.run_dir is not None
+            begin_logged_runs(self.trainer.loggers, self.run_dir)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)

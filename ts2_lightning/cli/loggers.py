@@ -251,11 +251,13 @@ def _kind(logger: Logger) -> str | None:
     return next((one.__name__ for one in type(logger).__mro__ if one.__name__ in _ARGUMENTS), None)
 
 
-def remember_logged_runs(loggers: Iterable[Logger], run: Path) -> None:
-    """Writes down what W&B and MLflow call the run, so that it is one to them when it goes on; for rank 0.
+def begin_logged_runs(loggers: Iterable[Logger], run: Path) -> None:
+    """Has W&B and MLflow begin, and writes down what they call the run, so that it is one to them when it goes on.
+
+    For rank 0, before the trainer, which would begin them without a word of which logger it is.
 
     Args:
-        loggers: All loggers of the run, which begin with it if they have not yet.
+        loggers: All loggers of the run.
         run: Directory of the run.
 
     Raises:

@@ -20,7 +20,7 @@ from ts2_lightning.checkpoint_files import is_deepspeed, is_distributed, read_ma
 from ts2_lightning.cli import program
 from ts2_lightning.cli.going_on import choose_whole, load_instead
 from ts2_lightning.cli.launch import Destination
-from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger, remember_logged_runs
+from ts2_lightning.cli.loggers import RunCSVLogger, RunTensorBoardLogger
 from ts2_lightning.runs.directory import ENVIRONMENT, next_config
 from ts2_lightning.runs.stamps import revision
 from ts2_lightning.runs.writer_lock import WriterLock
@@ -68,8 +68,6 @@ class RunRecord(Callback):
         for logger in trainer.loggers:
             if not self.destination.fresh and isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.rewind(trainer.global_step)
-        if trainer.is_global_zero:
-            remember_logged_runs(trainer.loggers, Path(self.destination.directory))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Notes what was being done: the trainer forgets it."""
