@@ -311,9 +311,9 @@ def test_a_dry_run_lists_every_training_with_its_command(capfd: pytest.CaptureFi
 # The guide ----------------------------------------------------------------------------------------------------------
 
 
-def blocks(part: str, language: str) -> list[str]:
-    """The fenced blocks of a language below a heading of the guide; the first part has none."""
-    parts = re.split(r"^## (.+)$", GUIDE, flags=re.M)
+def blocks(part: str, language: str, page: str = GUIDE) -> list[str]:
+    """The fenced blocks of a language below a heading of the guide, or of another page; the first part has none."""
+    parts = re.split(r"^## (.+)$", page, flags=re.M)
     text = dict(zip(["", *parts[1::2]], parts[::2], strict=True))[part]
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
 
@@ -343,6 +343,19 @@ def test_the_guides_frontiers() -> None:
         ["learning_rate"],
         ["learning_rate", "temperature"],
     ]
+
+
+def test_the_grid_of_the_page_about_choosing() -> None:
+    """It takes its configurations from the package, the reader is the base model, and a lower quality is a better one."""
+    (text,) = blocks("Measure your own", "yaml", (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8"))
+    for name in ("rows", "held-out"):
+        Path(f"{name}.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n', encoding="utf-8")
+    Path("my-grid.yaml").write_text(text, encoding="utf-8")
+    grid = read_grid("my-grid.yaml", READER.read)
+    assert (len(grid.points), len(grid.trainings)) == (3 * 3 * 3 * 3, 3 * 3 * 3)
+    assert {point.measure["diversity"]["reader"] for point in grid.points} == {"Qwen/Qwen2.5-0.5B"}
+    assert {point.training.config["model"]["lm"]["path"] for point in grid.points} == {"Qwen/Qwen2.5-0.5B"}
+    assert described()["diversity/reader_cross_entropy"].better == "lower"
 
 
 def test_the_guides_example_of_every_key() -> None:
