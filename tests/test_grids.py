@@ -346,7 +346,7 @@ def test_the_guides_frontiers() -> None:
 
 
 def test_the_grid_of_the_page_about_choosing() -> None:
-    """It takes its configurations from the package, the reader is the base model, and a lower quality is a better one."""
+    """Its configurations are the package's, the reader is the base model, and a lower quality is a better one."""
     (text,) = blocks("Measure your own", "yaml", (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8"))
     for name in ("rows", "held-out"):
         Path(f"{name}.jsonl").write_text('{"prompt": "1 + 1?", "completion": "2"}\n', encoding="utf-8")
