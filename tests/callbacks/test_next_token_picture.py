@@ -121,4 +121,4 @@ def test_without_a_tokenizer(world: Path, tmp_path: Path) -> None:
     rows.write_text('{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}\n' * 4)
     trainer = make_trainer(tmp_path, devices=1, callbacks=[NextTokenPicture(["a"])])
     with pytest.raises(UserError, match=r"NextTokenPicture needs a tokenizer; set data\.tokenizer"):
-        trainer.fit(SFTModule(LanguageModelConfig(model)), SFTData(train=str(rows), batch_size=4))
+        trainer.fit(SFTModule(LanguageModelConfig(model)), SFTData(train=str(rows), format="tokens", batch_size=4))

@@ -241,8 +241,9 @@ def test_new_rows_of_the_embedding_are_counted(plan: Run) -> None:
         assert found(plan, *options, "--model.lm.resize_embeddings", str(tokens)) == after
 
 
-def test_a_plan_of_a_public_model_fetches_nothing(real: Run) -> None:
-    """The tests reach no hub, so that the plan would be refused."""
+def test_a_plan_of_a_public_model_fetches_nothing(real: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is out of reach, so that a plan of another model is refused."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     answer = real("plan", "--model.lm.path", "google/gemma-3-270m", "--gpu", "h200")
     assert "Gemma3ForCausalLM, 0.27 billion parameters" in answer.out
     assert answer.err.splitlines()[0] == (

@@ -12,6 +12,7 @@ import pytest
 from tests.studies.report_runs import config_of, make_grid, make_run, write_measures
 from tests.support.errors import refused
 from ts2_lightning.evaluation import check_spec, files_of
+from ts2_lightning.program import program
 from ts2_lightning.studies.report import Results, collect
 from ts2_lightning.studies.report.rows import flat, labels_of, short_names
 from ts2_lightning.types import UserError
@@ -310,7 +311,7 @@ def test_the_record_of_a_run() -> None:
     make_run(Path("runs/a/1"), config_of(), {V: 0.1})
     ((run,),) = [row.runs for row in collect(["runs"]).rows]
     assert (run.revision, run.seconds, run.time) == ("0123456789ab", 60.0, "2026-01-02T03:04:05+00:00")
-    assert run.command == "python cli.py fit -c runs/a/1/config.yaml"
+    assert run.command == f"{program()} fit -c runs/a/1/config.yaml"
 
 
 @pytest.mark.parametrize(

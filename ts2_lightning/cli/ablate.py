@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _parser() -> OptionParser:
     parser = OptionParser("ablate", _ABOUT)
-    example = "configs/grid/toyworld/alpha.yaml"
+    example = "configs/grid/paper/alpha.yaml"
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help=f"the grid file, such as {example}")
     parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
     parser.add_argument("--name", help="of the grid, whose runs are in RUNS_DIR/NAME (default: follows from the file)")

@@ -184,8 +184,10 @@ def _notes(subject: CardSubject) -> list[str]:
 
 
 def _licence(subject: CardSubject) -> dict[str, Any]:
-    """The licence in the card of the base model, where that is on this machine or the hub."""
-    file = None if subject.base is None else base_file(subject.base, CARD, subject.revision)
+    """The licence in the card of the base model. An export asks the hub for that card only where it goes there itself:
+    a node without a network would wait for it."""
+    goes_there = subject.repository is not None
+    file = None if subject.base is None else base_file(subject.base, CARD, subject.revision, fetch=goes_there)
     if file is None:
         return {}
     try:
