@@ -125,7 +125,7 @@ def test_what_is_kept_is_not_told(line: str) -> None:
 
 
 def test_the_command_says_it(real: Run) -> None:
-    elsewhere = ("--model.lm.path=none", "--data.train=none.jsonl")
+    elsewhere = ("--model.lm.path=./none", "--data.train=none.jsonl")
     Path("a.yaml").write_text(TS2)
     said = real("fit", "-c", "a.yaml", "--model.loss=CrossEntropyLoss", *elsewhere)
     assert said.err.startswith(f"model.loss: CrossEntropyLoss (--model.loss) {GONE}\n")
