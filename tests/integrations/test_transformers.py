@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, MixtralConfig, Trainer
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MixtralConfig, Trainer
 
 from tests.contract.plain_steps import Differences, differences, plain_rows
 from tests.contract.steps import BATCH_SIZE, LOSSES, PARTIAL, VALIDATED, Case, run
@@ -263,6 +264,49 @@ def test_what_cannot_be_is_refused(world: Path, tmp_path: Path) -> None:
     trainer.model.forward = LlamaForCausalLM.forward.__get__(trainer.model)
     with refused("something has replaced the model's forward"):
         trainer.compute_loss(trainer.model, {"input_ids": ids, "labels": ids})
+
+
+class SettingsOfRanks:
+    """What a trainer of several ranks has of settings, without the ranks."""
+
+    def __init__(self, **changes: Any) -> None:
+        arguments = {
+            "label_smoothing_factor": 0, "world_size": 2, "average_tokens_across_devices": True, "n_gpu": 1,
+            "torch_compile": False,
+        }  # fmt: skip
+        sizes = SimpleNamespace(tp_size=changes.pop("tp_size", 1), cp_size=changes.pop("cp_size", None), sp_size=1)
+        self.is_fsdp_enabled = changes.pop("fsdp", False)
+        self.args = SimpleNamespace(**{**arguments, **changes})
+        self.accelerator = SimpleNamespace(parallelism_config=sizes)
+        self.compute_loss_func = None
+        self.model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=8, hidden_size=4, num_hidden_layers=1, num_attention_heads=1)
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fsdp": True}, "fsdp: not under a trainer's FSDP"),
+        ({"average_tokens_across_devices": False}, "average_tokens_across_devices: set it to True"),
+        ({"tp_size": 2, "cp_size": 4}, "parallelism_config: .* got tp_size=2, cp_size=4; leave it out"),
+        ({"n_gpu": 2}, "nn.DataParallel has copies of the model"),
+        ({"torch_compile": True}, "torch_compile: the loss is not compiled"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: the loss is token_loss"),
+        ({"loss_type": "dft"}, "loss_type: the loss is token_loss, got dft"),
+        ({"world_size": 1, "average_tokens_across_devices": False}, None),
+        ({"loss_type": "nll"}, None),
+    ],
+)
+def test_settings_under_which_the_loss_would_be_another(changes: dict[str, Any], message: str | None) -> None:
+    class Trained(TokenLossMixin, SettingsOfRanks):
+        pass
+
+    if message is None:
+        Trained(token_loss=TS2Loss(), **changes)
+        return
+    with refused(message):
+        Trained(token_loss=TS2Loss(), **changes)
 
 
 def test_labels_that_are_shifted_already(world: Path, tmp_path: Path) -> None:
