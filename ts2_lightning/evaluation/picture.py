@@ -223,8 +223,8 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Sequence[str]) -> None:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4},
         )  # fmt: skip
     inside = [i for i, kept in enumerate(panel.in_support) if kept]
-    at = [max(values[i] or 0.0, FLOOR) for i in inside]
-    axes.plot(at, inside, "o", **_RING)
+    rings = [max(values[i] or 0.0, FLOOR) for i in inside]
+    axes.plot(rings, inside, "o", **_RING)
 
 
 def _number(probability: float | None) -> str:

@@ -78,7 +78,7 @@ class _Look:
 
     def handles(self) -> Iterator[tuple[str, list[Line2D]]]:
         """Of each dial its name and entries of a legend."""
-        common = {"color": "0.35", "linestyle": ""}
+        common: dict[str, Any] = {"color": "0.35", "linestyle": ""}
         if self.markers:
             entries = [
                 Line2D([], [], marker=marker, markersize=_SIZE, label=literal(choice), **common)
