@@ -237,14 +237,14 @@ def _renewed(logger: Logger, settings: Namespace, name: str, ids: Mapping[str, A
     kind = _kind(logger)
     if kind is None:
         return logger
-    given = settings.get("init_args") or Namespace()
+    stated = settings.get("init_args") or Namespace()
     told = {_ARGUMENTS[kind].name: name, _ARGUMENTS[kind].id: ids.get(kind)}
-    new = {key: value for key, value in told.items() if value is not None and given.get(key) is None}
-    if kind == "WandbLogger" and given.get("version") is not None:
+    new = {key: value for key, value in told.items() if value is not None and stated.get(key) is None}
+    if kind == "WandbLogger" and stated.get("version") is not None:
         new.pop("id", None)  # another word for it
     if not new:
         return logger
-    return built(Namespace(class_path=settings.class_path, init_args=Namespace(**{**vars(given), **new})), Logger, "")
+    return built(Namespace(class_path=settings.class_path, init_args=Namespace(**{**vars(stated), **new})), Logger, "")
 
 
 def _kind(logger: Logger) -> str | None:

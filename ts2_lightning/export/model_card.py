@@ -99,8 +99,8 @@ def card_text(subject: CardSubject, picture: str | None = None) -> str:
 
     Example:
         >>> text = card_text(CardSubject("org/base"))
-        >>> ModelCard(text).data.base_model, ModelCard(text).data.library_name
-        ('org/base', 'transformers')
+        >>> ModelCard(text).data.base_model, ModelCard(text).data.pipeline_tag
+        ('org/base', 'text-generation')
     """
     licence = _licence(subject)
     data = ModelCardData(
@@ -191,10 +191,10 @@ def _licence(subject: CardSubject) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        found = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+        stated = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    licence = {key: str(found[key]) for key in _LICENCE if isinstance(found.get(key), str)}
+    licence = {key: str(stated[key]) for key in _LICENCE if isinstance(stated.get(key), str)}
     link = licence.get("license_link", "")
     if link and "://" not in link:  # a file beside the base model's card
         licence.pop("license_link")
