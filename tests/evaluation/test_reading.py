@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from ts2_lightning.evaluation import Model, check_spec, make_measures
 from ts2_lightning.evaluation.loading import load_model
 from ts2_lightning.evaluation.reading import response_cross_entropy
+from ts2_lightning.evaluation.results import read_result
 from ts2_lightning.toyworld.base import write_blank_model
 from ts2_lightning.types import UserError
 
@@ -62,13 +64,17 @@ def test_a_reader_reads_the_samples_of_diversity(directory: Path, tmp_path: Path
     asked = {row["item"]: row["text"] for row in map(json.loads, items.read_text().splitlines())}
     lines = [json.loads(line) for file in items.parent.glob("part-*.jsonl") for line in file.open()]
     written = [line for line in lines if "item" in line]  # the first says what they were made with
-    nats = []
+    nats: dict[str, list[float]] = {}
     for row in written:
         prompt = tokenizer(asked[row["item"]] + "\n\n").input_ids
         response = tokenizer(row["text"], add_special_tokens=False).input_ids
-        nats += reference(reader, tuple(prompt), tuple(response))
+        nats.setdefault(row["item"], []).extend(reference(reader, tuple(prompt), tuple(response)))
     assert len(written) == 4
-    assert values["diversity/reader_cross_entropy"] == pytest.approx(sum(nats) / len(nats), rel=1e-5)
+    of_prompts = {item: statistics.fmean(of_prompt) for item, of_prompt in nats.items()}
+    assert values["diversity/reader_cross_entropy"] == pytest.approx(statistics.fmean(of_prompts.values()), rel=1e-5)
+    [result] = [read_result(file) for file in (tmp_path / "out" / "measures").glob("*.json")]
+    assert result.documents["per_item"]["reader_cross_entropy"] == pytest.approx(of_prompts, rel=1e-5)
+    assert result.documents["asked"][""].keys() == of_prompts.keys()
 
 
 def test_a_reader_that_is_not_there_is_said_before_anything_is_sampled(directory: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ts2_lightning.evaluation.comparison import (
     as_csv,
     as_markdown,
     as_text,
+    asks_questions,
     compare_all,
     contrasts_of,
     draw_forest,
@@ -25,6 +26,7 @@ from ts2_lightning.evaluation.comparison import (
 )
 from ts2_lightning.evaluation.comparison.pairs import ALL, values_of
 from ts2_lightning.evaluation.distributions import DECODINGS
+from ts2_lightning.evaluation.registry import registered_measures
 from ts2_lightning.generation.backends.endpoint import PREFIX
 from ts2_lightning.pages import PAGE, Page
 from ts2_lightning.program import program
@@ -36,7 +38,7 @@ from ts2_lightning.types import UserError
 COMPARISON = "comparison"
 """Directory of table, picture and page, unless the user names another."""
 
-_ABOUT = """Compares models on the questions of protocols that both were asked, from what `evaluate`, `measure` and
+_ABOUT = """Compares models on the questions, prompts and rows that both were measured on, from what `evaluate`, `measure` and
 `ablate` have left on disk: mean differences with intervals and p values, corrected for their number, and the questions
 at which the models differ most. Nothing is asked or scored. What is missing is said, with the command that makes it."""
 
@@ -105,7 +107,7 @@ def _classes(text: str) -> dict[str, str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise UserError(f"--protocol: name some of {', '.join(protocols())}, with commas between them")
-    return {find_protocol(name, "--protocol").name: name for name in names}
+    return {name if not asks_questions(name) else find_protocol(name, "--protocol").name: name for name in names}
 
 
 def _decoding(name: str) -> str:
@@ -146,17 +148,35 @@ def _missing(ways: Sequence[Way], entrants: Sequence[Entrant], classes: Mapping[
     """A line for each model and way in which others were measured and it was not, with the command that measures it."""
     place = options.evaluation_dir
     lines = [
-        f"{entrant.title} was not measured under {way.title}: {_command(way, entrant.name, classes, place)}"
+        f"{entrant.title} was not measured under {way.title}: "
+        + (_command(way, entrant.name, classes, place) if asks_questions(way.protocol) else _measure(way, entrant))
         for way in ways
         for entrant, result in zip(entrants, way.results, strict=True)
         if result is None
     ]
     unmeasured = [name for name in classes if name not in {way.protocol for way in ways}]
+    models = shlex.join(entrant.name for entrant in entrants)
     return lines + [
-        f"no model was measured under {name}: {program()} evaluate {shlex.join(e.name for e in entrants)} "
-        f"--protocol {classes[name]}"
+        f"no model was measured under {name}: {program()} "
+        + (f"evaluate {models} --protocol {classes[name]}" if asks_questions(name) else _measure_usually(name, models))
         for name in unmeasured
     ]
+
+
+def _measure(way: Way, entrant: Entrant) -> str:
+    """The command that measures a model as others were, by something that is no protocol."""
+    result = next(result for result in way.results if result is not None)
+    usual = registered_measures()[way.protocol]().plain_settings()
+    settings = {name: value for name, value in way.settings.items() if value != usual.get(name)}
+    said = {"decoding": (result.decoding, "softmax"), "template": (result.template, "auto")}
+    beside = {name: value for name, (value, default) in said.items() if value not in (default, None)}
+    words = ["measure", entrant.name, "--spec", json.dumps({way.protocol: settings, **beside})]
+    own = entrant.directory.resolve() == Path(entrant.name).expanduser().resolve()
+    return f"{program()} {shlex.join(words if own else [*words, '--out', str(entrant.directory)])}"
+
+
+def _measure_usually(name: str, models: str) -> str:
+    return f"measure {models} --spec {shlex.quote(json.dumps({name: {}}))}"
 
 
 def _command(way: Way, model: str, classes: Mapping[str, str], place: str) -> str:
@@ -194,8 +214,8 @@ def _nothing(ways: Sequence[Way], pairs: Sequence[Pair], options: Any) -> str:
         return f"nothing to compare: --evaluation_dir {place}: no such directory; name the --out of evaluate"
     if not ways:
         return (
-            f"nothing to compare: none of these models was measured under a protocol ({options.decoding} decoding); "
-            f"run `{program()} evaluate {shlex.join(options.model)} --protocol NAME`"
+            f"nothing to compare: none of these models was measured under a protocol ({options.decoding} decoding), or "
+            f"has values of single prompts or rows; run `{program()} evaluate {shlex.join(options.model)} --protocol NAME`"
         )
     if pairs:
         return "nothing to compare: no two of these models were asked the same questions"
@@ -229,7 +249,11 @@ def _parser() -> OptionParser:
     parser.add_argument(
         "model", nargs="+", metavar="MODEL", help=f"{asked_help()}; or a directory with responses or measures"
     )
-    parser.add_argument("--protocol", metavar="NAME,...", help="protocols that are compared (default: all there are)")
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME,...",
+        help="protocols, and measures such as diversity, that are compared (default: all there are)",
+    )
     parser.add_argument("--baseline", metavar="MODEL", help="what others are compared with (default: the first)")
     parser.add_argument("--all_pairs", action="store_true", help="compare every two models")
     parser.add_argument(

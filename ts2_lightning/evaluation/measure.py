@@ -11,8 +11,17 @@ from ts2_lightning.evaluation.model import Model
 from ts2_lightning.values import Value
 
 
+ASKED = "asked"
+"""Document with what tells the items of each part apart, by the label of the part and the id of the item."""
+
+PER_ITEM = "per_item"
+"""Document with the number of each item, by the name of the value and the id of the item."""
+
+
 class Measured(NamedTuple):
     """The outcome of a measure.
+
+    With the documents `PER_ITEM` and `ASKED` models can be compared on the same items, such as prompts or rows.
 
     Attributes:
         values: number by its name without the measure's; one that is not finite counts as not there.

@@ -4,7 +4,7 @@
 questions they differ most, `tables`, `picture` and `sections` show it.
 """
 
-from ts2_lightning.evaluation.comparison.contrasts import Contrast, Texts, contrasts_of, protocol_of
+from ts2_lightning.evaluation.comparison.contrasts import Contrast, Texts, asks_questions, contrasts_of, protocol_of
 from ts2_lightning.evaluation.comparison.pairs import LEVEL, Pair, compare_all
 from ts2_lightning.evaluation.comparison.picture import draw_forest
 from ts2_lightning.evaluation.comparison.sections import sections_of
@@ -21,6 +21,7 @@ __all__ = [
     "as_csv",
     "as_markdown",
     "as_text",
+    "asks_questions",
     "compare_all",
     "contrasts_of",
     "draw_forest",

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from ts2_lightning.evaluation.comparison.pairs import Pair
 from ts2_lightning.evaluation.comparison.ways import Entrant
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM
 from ts2_lightning.evaluation.protocols.asking import part_name
 from ts2_lightning.evaluation.protocols.base import PAPER, Protocol
-from ts2_lightning.evaluation.protocols.items import ASKED, Item, Part, Scored
+from ts2_lightning.evaluation.protocols.items import Item, Part, Scored
 from ts2_lightning.evaluation.protocols.scores import ScoreFile
 from ts2_lightning.evaluation.protocols.stored import Answers, stored_answers, stores_of
-from ts2_lightning.evaluation.registry import check_spec
+from ts2_lightning.evaluation.registry import check_spec, registered_measures
 from ts2_lightning.evaluation.results import Result
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.types import UserError
@@ -86,6 +87,12 @@ def protocol_of(result: Result, part: str, classes: Mapping[str, str]) -> Protoc
     return None
 
 
+def asks_questions(name: str) -> bool:
+    """Whether what has a name is a protocol, or nothing registered, as a user's own; not so of `diversity`."""
+    registered = registered_measures().get(name)
+    return registered is None or issubclass(registered, Protocol)
+
+
 def contrasts_of(
     pairs: Sequence[Pair], entrants: Sequence[Entrant], count: int, classes: Mapping[str, str]
 ) -> tuple[list[Contrast], list[str]]:
@@ -112,6 +119,8 @@ def contrasts_of(
         way, part = of_part[0].way, of_part[0].part
         protocols = [None if result is None else protocol_of(result, part, classes) for result in way.results]
         protocol = next(filter(None, protocols), None)
+        if protocol is None and not asks_questions(way.protocol):
+            continue
         if protocol is None:
             notes[f"{way.title}: no texts are shown, since its class is not at hand; name it with --protocol"] = None
             continue
@@ -147,7 +156,7 @@ def _texts(reader: "_Reader", result: Result | None, pair: Pair, id: str) -> Tex
     if result is None or asked[0] is None or asked[0] != asked[1]:
         return Texts(None, ())
     whole = "/".join(filter(None, [pair.part, pair.name]))
-    return Texts(result.documents["per_item"].get(whole, {}).get(id), reader.responses(id))
+    return Texts(result.documents[PER_ITEM].get(whole, {}).get(id), reader.responses(id))
 
 
 # What is on disk ------------------------------------------------------------------------------------------------

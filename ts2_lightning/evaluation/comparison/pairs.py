@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ts2_lightning.evaluation.comparison.ways import Way
 from ts2_lightning.evaluation.descriptions import describe
 from ts2_lightning.evaluation.intervals import Difference, paired
+from ts2_lightning.evaluation.measure import PER_ITEM
 from ts2_lightning.evaluation.protocols.differences import Common, common_values, main_values
 from ts2_lightning.evaluation.protocols.tables import title_of
 from ts2_lightning.evaluation.significance import holm, sign_flip
@@ -111,7 +112,7 @@ def _values(way: Way, names: Collection[str]) -> list[tuple[str, str]]:
     """Part and name of the values that are compared."""
     of_parts: dict[str, list[str]] = {}
     for result in filter(None, way.results):
-        for whole in result.documents.get("per_item", {}):
+        for whole in result.documents.get(PER_ITEM, {}):
             part, _, name = whole.rpartition("/")
             if name not in of_parts.setdefault(part, []):
                 of_parts[part].append(name)

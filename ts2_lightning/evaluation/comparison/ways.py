@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.evaluation.protocols.items import ASKED
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM
 from ts2_lightning.evaluation.registry import registered_measures
 from ts2_lightning.evaluation.results import DIRECTORY, Result, read_result
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
-OF_QUESTIONS = ("data", "sets", "limit")
-"""Settings that say which questions are asked: models are compared at those that both were asked."""
+OF_QUESTIONS = ("data", "sets", "limit", "rows", "prompts")
+"""Settings that say which questions, prompts or rows there are: models are compared at those that both have."""
 
 _BESIDE = (*OF_QUESTIONS, "ks", "seed")
 """Settings in which results may differ that are compared with each other."""
@@ -37,10 +37,10 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Way:
-    """A protocol with the settings that its results have in common.
+    """A protocol, or another measure of single prompts or rows, with the settings that its results have in common.
 
     Attributes:
-        protocol: name of the protocol.
+        protocol: name of the protocol or measure.
         title: the same, with the settings that tell it from the other ways of the protocol.
         results: for each model what it scored; None of one that was not measured in this way.
         described: descriptions of the values of a user's protocol, by their whole names.
@@ -87,7 +87,7 @@ def ways_of(
 
 
 def _results_of(entrant: Entrant, notes: list[str]) -> list[Result]:
-    """The results under protocols; a line for each file that cannot be read, or does not say what was asked."""
+    """The results with numbers of single items; a line for each file that cannot be read, or does not say what was asked."""
     results = []
     for file in sorted((entrant.directory / DIRECTORY).glob("*.json")):
         try:
@@ -95,7 +95,7 @@ def _results_of(entrant: Entrant, notes: list[str]) -> list[Result]:
         except UserError as error:
             notes.append(str(error))
             continue
-        if not result.documents.get("per_item"):
+        if not result.documents.get(PER_ITEM):
             continue
         if not result.documents.get(ASKED):
             notes.append(f"{file}: does not say what was asked, as of an earlier version; evaluate it again")
@@ -108,7 +108,7 @@ def _results_of(entrant: Entrant, notes: list[str]) -> list[Result]:
 
 def _is_whole(result: Result) -> bool:
     """Whether each question has a number and what tells it apart, in a file that anybody may have written."""
-    tables = [result.documents["per_item"], result.documents[ASKED]]
+    tables = [result.documents[PER_ITEM], result.documents[ASKED]]
     if not all(
         isinstance(table, Mapping) and all(isinstance(of, Mapping) for of in table.values()) for table in tables
     ):

@@ -1,5 +1,6 @@
 """How much the responses to a prompt differ: n-grams, self-BLEU, and embeddings where there is a model for them."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,16 +11,15 @@ from tqdm.auto import tqdm
 
 from ts2_lightning.data import SFTData
 from ts2_lightning.evaluation.loading import load_model, read_limits
-from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM, Measure, Measured
 from ts2_lightning.evaluation.model import Model, Rows
 from ts2_lightning.evaluation.prompts import Prompt
 from ts2_lightning.evaluation.reading import response_cross_entropy
 from ts2_lightning.generation import DECODING, Request, Response
 from ts2_lightning.generation.store import ResponseStore
-from ts2_lightning.metrics import Distinct, SelfBLEU, SentBERTDiversity
-from ts2_lightning.metrics.functional import sentence_embedder
+from ts2_lightning.metrics.functional import distinct_n, self_bleu, sent_bert_diversity, sentence_embedder
 from ts2_lightning.ranges import COUNT, NULL, SEED, Range, check_numbers
-from ts2_lightning.runs.stamps import file_stamps
+from ts2_lightning.runs.stamps import digest, file_stamps
 from ts2_lightning.types import UserError
 from ts2_lightning.values import Value
 
@@ -121,44 +121,57 @@ class Diversity(Measure):
         `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
         `self_bleu_diversity`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
         `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
-        end; `responses`, how many; `reader_cross_entropy`, over all tokens that the reader makes of their texts.
+        end; `responses`, how many; `reader_cross_entropy`, that of all tokens that the reader makes of a prompt's texts.
+
+        Documents `per_item` and `asked`: the same of each prompt, so that models can be compared prompt by prompt.
         """
         prompts = model.prompts("diversity.prompts", self._data(model), self.limit)
         answered = self._responses(model, prompts)
         texts = [[response.text for response in of_prompt] for of_prompt in answered]
-        every = [response for of_prompt in answered for response in of_prompt]
-        of_responses = {
-            "tokens": statistics.fmean(response.tokens for response in every),
-            "mean_probability": statistics.fmean(response.mean_probability or 0.0 for response in every),
-            "ended": statistics.fmean(response.finish == "stop" for response in every),
-            "responses": len(every),
-        }
+        by_prompt = [
+            {**self._of_texts(of_prompt, model.device), **_of_responses(responses)}
+            for of_prompt, responses in zip(texts, answered, strict=True)
+        ]
         if self.reader is not None:
-            of_responses["reader_cross_entropy"] = self._read(self.reader, prompts, texts, model)
-        return Measured({**self._of_texts(texts, model.device), **of_responses})
+            nats = self._read(self.reader, prompts, texts, model)
+            for values, of_prompt in zip(by_prompt, nats, strict=True):
+                if math.isfinite(of_prompt):
+                    values["reader_cross_entropy"] = of_prompt
+        names = list(dict.fromkeys(name for values in by_prompt for name in values))
+        per_item = {
+            name: {str(number): values[name] for number, values in enumerate(by_prompt) if name in values}
+            for name in names
+        }
+        means = {name: statistics.fmean(of_prompts.values()) for name, of_prompts in per_item.items()}
+        asked = {str(number): digest([prompt.text])[:12] for number, prompt in enumerate(prompts)}
+        return Measured({**means, "responses": sum(map(len, answered))}, {PER_ITEM: per_item, ASKED: {"": asked}})
 
     @staticmethod
-    def _read(reader: str, prompts: Sequence[Prompt], texts: list[list[str]], model: Model) -> float:
-        """The reader's cross-entropy. It gets text in its own tokens, so that no template stands between the two."""
-        network, tokenizer = load_model(reader, model.device)
-        pairs = [
-            (tokenizer(f"{prompt.text}\n\n").input_ids, tokenizer(text, add_special_tokens=False).input_ids)
-            for prompt, of_prompt in zip(prompts, texts, strict=True)
-            for text in of_prompt
-        ]
-        return response_cross_entropy(network, tqdm(pairs, desc=f"Reading, {model.title}", unit="response"))
+    def _read(reader: str, prompts: Sequence[Prompt], texts: list[list[str]], model: Model) -> list[float]:
+        """The reader's cross-entropy at each prompt; nan where all texts are empty.
 
-    def _of_texts(self, texts: list[list[str]], device: str) -> dict[str, float]:
-        distinct = {f"distinct_{n}": Distinct(n=[n])(texts).item() for n in ORDERS}
+        It gets text in its own tokens, so that no template stands between the two.
+        """
+        network, tokenizer = load_model(reader, model.device)
+        nats = []
+        for prompt, of_prompt in zip(
+            tqdm(prompts, desc=f"Reading, {model.title}", unit=" prompts"), texts, strict=True
+        ):
+            before = tokenizer(f"{prompt.text}\n\n").input_ids
+            read = [(before, tokenizer(text, add_special_tokens=False).input_ids) for text in of_prompt]
+            nats.append(response_cross_entropy(network, read))
+        return nats
+
+    def _of_texts(self, texts: Sequence[str], device: str) -> dict[str, float]:
+        """The diversities of the texts of one prompt."""
+        distinct = {f"distinct_{n}": distinct_n(texts, n) for n in ORDERS}
         values = {
             **distinct,
             "ngram": 100 * statistics.fmean(distinct.values()),
-            "self_bleu_diversity": 100 - SelfBLEU()(texts).item(),
+            "self_bleu_diversity": 100 - self_bleu(texts),
         }
         if self.sentence_bert is not None:
-            values["sentence_bert"] = (
-                100 * SentBERTDiversity(sentence_embedder(self.sentence_bert, device))(texts).item()
-            )
+            values["sentence_bert"] = 100 * sent_bert_diversity(texts, sentence_embedder(self.sentence_bert, device))
         return values
 
     def _data(self, model: Model) -> SFTData:
@@ -176,3 +189,12 @@ class Diversity(Measure):
         return list(
             store.fill(wanted, lambda: model.make_backend(self.batch_size), f"Sampling, {model.title}").values()
         )
+
+
+def _of_responses(responses: Sequence[Response]) -> dict[str, float]:
+    """What is seen of the responses to one prompt without their texts."""
+    return {
+        "tokens": statistics.fmean(response.tokens for response in responses),
+        "mean_probability": statistics.fmean(response.mean_probability or 0.0 for response in responses),
+        "ended": statistics.fmean(response.finish == "stop" for response in responses),
+    }

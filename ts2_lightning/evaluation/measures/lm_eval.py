@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, ClassVar
 
-from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM, Measure, Measured
 from ts2_lightning.evaluation.measures import lm_eval_worker
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.modules.model_files import FAILURES, check_weight_files
@@ -115,8 +115,8 @@ class LMEval(Measure):
         """Every metric of every task as `TASK/METRIC`, of one with a filter as `TASK@FILTER/METRIC`, and `TASK/rows`.
 
         Documents: `lm_eval`, its version; `tasks`, for each its version, the number of answered rows in front of a
-        question, of rows asked, of rows there are, and for which metrics more is better; and `per_item`, the numbers of
-        single rows by their places. What lm-eval says is in BESIDE.log.
+        question, of rows asked, of rows there are, and for which metrics more is better; `per_item`, the numbers of
+        single rows by their places, and `asked`, what tells these rows apart. What lm-eval says is in BESIDE.log.
         """
         wanted = {
             "what": "measure",
@@ -139,8 +139,12 @@ class LMEval(Measure):
             task: {name: value for name, value in of_task.items() if name != "metrics"}
             for task, of_task in answer["tasks"].items()
         }
-        per_item = {_value_name(*name.split("|", 1)): rows for name, rows in answer["per_item"].items()}
-        return Measured(values, {"lm_eval": answer["lm_eval"], "tasks": tasks, "per_item": per_item})
+        per_item, asked = {}, {}
+        for key, rows in answer["per_item"].items():
+            task, metric = key.split("|", 1)
+            per_item[name := _value_name(task, metric)] = rows
+            asked[name.rpartition("/")[0]] = answer["asked"][task]
+        return Measured(values, {"lm_eval": answer["lm_eval"], "tasks": tasks, PER_ITEM: per_item, ASKED: asked})
 
     def _files(self) -> list[Path]:
         """The files that describe the user's tasks, and those with their rows."""

@@ -87,6 +87,7 @@ def measure(wanted: Mapping[str, Any]) -> dict[str, Any]:
         "lm_eval": results["lm_eval_version"],
         "tasks": {name: _of_task(name, metrics, results) for name, metrics in whole.items()},
         "per_item": _per_item(results["samples"]),
+        "asked": _asked(results["samples"]),
     }
 
 
@@ -117,6 +118,14 @@ def _per_item(samples: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, dict[
                     name = f"{metric},{row['filter']}".removesuffix(",none")
                     numbers.setdefault(f"{task}|{name}", {})[str(row["doc_id"])] = float(row[metric])
     return numbers
+
+
+def _asked(samples: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, dict[str, str]]:
+    """What tells the rows of each task apart, by their places: a digest of the row as it was asked, with its answer."""
+    return {
+        task: {str(row["doc_id"]): f"{row['prompt_hash'][:12]}-{row['target_hash'][:12]}" for row in rows}
+        for task, rows in samples.items()
+    }
 
 
 def _is_number(value: Any) -> bool:

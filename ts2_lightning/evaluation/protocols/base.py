@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 
 from ts2_lightning.data.sources import HUB
 from ts2_lightning.evaluation.estimates import Unparsed
-from ts2_lightning.evaluation.measure import Measure, Measured
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM, Measure, Measured
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.evaluation.protocols.asking import AskedPart, ask, part_name, respond
 from ts2_lightning.evaluation.protocols.data import HALF, DataSet, Row, data_identity, read_data
 from ts2_lightning.evaluation.protocols.items import (
-    ASKED,
     Answered,
     Estimate,
     Item,
@@ -273,14 +272,14 @@ class Protocol(Measure):
         `measures`. What is there of them is not made again.
         """
         values: dict[str, float] = {}
-        documents: dict[str, dict[str, Any]] = {"per_item": {}, "curves": {}, ASKED: {}}
+        documents: dict[str, dict[str, Any]] = {PER_ITEM: {}, "curves": {}, ASKED: {}}
         for part, by_item in self.responses(model, beside.parents[1]):
             answered = self.scored(part, by_item, beside.parents[1])
             estimate = self.estimate(part, answered)
             under = f"{part.label}/" if part.label else ""
             values |= {f"{under}{name}": value for name, value in estimate.values.items()}
             documents[ASKED][part.label] = {item.id: fingerprint(item) for item, _ in by_item}
-            documents["per_item"] |= {f"{under}{name}": dict(numbers) for name, numbers in estimate.per_item.items()}
+            documents[PER_ITEM] |= {f"{under}{name}": dict(numbers) for name, numbers in estimate.per_item.items()}
             documents["curves"] |= {f"{under}{name}": dict(curve) for name, curve in estimate.curves.items()}
         return Measured(values, documents)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ts2_lightning.evaluation.intervals import Difference, paired
-from ts2_lightning.evaluation.protocols.items import ASKED
+from ts2_lightning.evaluation.measure import ASKED, PER_ITEM
 from ts2_lightning.evaluation.results import Result
 
 
@@ -98,7 +98,7 @@ def common_values(first: Result, second: Result, label: str, name: str) -> Commo
     Returns:
         The values, which may be none; None if one of the models lacks the value for each question.
     """
-    values = [_of_items(result, "per_item", whole_name(label, name)) for result in (first, second)]
+    values = [_of_items(result, PER_ITEM, whole_name(label, name)) for result in (first, second)]
     if not all(values):
         return None
     ours, theirs = (_of_items(result, ASKED, label) for result in (first, second))

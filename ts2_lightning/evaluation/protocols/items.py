@@ -8,9 +8,6 @@ from typing import Any, NamedTuple
 from ts2_lightning.generation.requests import Response
 from ts2_lightning.runs.stamps import digest
 
-ASKED = "asked"
-"""Document with what tells the questions of each part apart, by the label of the part and the id of the question."""
-
 
 @dataclass(frozen=True)
 class Item:

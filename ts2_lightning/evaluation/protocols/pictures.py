@@ -130,7 +130,7 @@ def _successes(part: Part, evaluated: Sequence[Evaluated]) -> list[tuple[int, np
     for number, model in enumerate(evaluated):
         result, samples = model.results.get(part.protocol), part.cells[number].get("samples", Cell(0)).mean
         name = "/".join(filter(None, [part.label, "accuracy"]))
-        shares = {} if result is None else result.documents.get("per_item", {}).get(name, {})
+        shares = {} if result is None else result.documents.get(PER_ITEM, {}).get(name, {})
         counted.append((round(samples), np.rint(np.array([*shares.values()]) * samples)))
     return counted if any(samples > 1 and right.size for samples, right in counted) else []
 

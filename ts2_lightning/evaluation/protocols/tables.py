@@ -118,7 +118,7 @@ def own_descriptions(evaluated: Sequence[Evaluated]) -> dict[str, Value]:
 
 
 def _cell(value: float, result: Result, name: str) -> Cell:
-    of_items = result.documents.get("per_item", {}).get(name)
+    of_items = result.documents.get(PER_ITEM, {}).get(name)
     if not of_items:
         curve, _, k = name.partition("_at_")  # what is no mean over questions may have its interval there
         ends = result.documents.get("curves", {}).get(curve, {}).get(k or "1")
@@ -241,7 +241,7 @@ def _main_values(part: Part, evaluated: Sequence[Evaluated]) -> list[str]:
     """The values whose differences to the first model are shown; none where there is one model."""
     if len(evaluated) < 2 or part.protocol not in evaluated[0].results:
         return []
-    per_item = evaluated[0].results[part.protocol].documents.get("per_item", {})
+    per_item = evaluated[0].results[part.protocol].documents.get(PER_ITEM, {})
     return main_values([name for name in part.names if "/".join(filter(None, [part.label, name])) in per_item])
 
 
