@@ -45,6 +45,7 @@ ANSWER = {
         },
     },
     "per_item": {"arc|acc": {"0": 1.0, "1": 0.0}, "gsm|exact_match,strict-match": {"0": 0.25}},
+    "asked": {"arc": {"0": "a", "1": "b"}, "gsm": {"0": "c"}},
 }
 
 
@@ -104,6 +105,7 @@ def test_values_and_documents(model: Model, worker: Any, tmp_path: Path) -> None
         "version": 2, "num_fewshot": 5, "rows": None, "of_rows": None, "higher_is_better": {}
     }  # fmt: skip
     assert documents["per_item"]["gsm@strict-match/exact_match"] == {"0": 0.25}
+    assert documents["asked"] == {"arc": {"0": "a", "1": "b"}, "gsm@strict-match": {"0": "c"}}
     assert "a line for the log" in file.with_suffix(".log").read_text()
     checked, asked = map(json.loads, (tmp_path / "wanted.jsonl").read_text().splitlines())
     assert (checked["what"], checked["tasks"]) == ("check", ["arc"])
@@ -302,6 +304,7 @@ def test_a_task_of_ones_own_end_to_end(
     documents = read_result(file).documents
     assert documents["tasks"]["local_words"]["version"] == 3.0
     assert documents["per_item"]["local_words/acc"] == {str(i): float(each) for i, each in enumerate(right)}
+    assert len(set(documents["asked"]["local_words"].values())) == 3
     assert torch.equal(torch.get_rng_state(), before)
     assert "lm_eval" not in sys.modules
     for task, said in (

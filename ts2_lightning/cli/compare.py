@@ -38,9 +38,10 @@ from ts2_lightning.types import UserError
 COMPARISON = "comparison"
 """Directory of table, picture and page, unless the user names another."""
 
-_ABOUT = """Compares models on the questions, prompts and rows that both were measured on, from what `evaluate`, `measure` and
-`ablate` have left on disk: mean differences with intervals and p values, corrected for their number, and the questions
-at which the models differ most. Nothing is asked or scored. What is missing is said, with the command that makes it."""
+_ABOUT = """Compares models on the questions, prompts and rows that both were measured on, from what `evaluate`,
+`measure` and `ablate` have left on disk: mean differences with intervals and p values, corrected for their number, and
+the questions at which the models differ most. Nothing is asked or scored. What is missing is said, with the command
+that makes it."""
 
 _ITEMS = 10
 _OPTIONS = ("limit", "n", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "variant")
@@ -215,7 +216,8 @@ def _nothing(ways: Sequence[Way], pairs: Sequence[Pair], options: Any) -> str:
     if not ways:
         return (
             f"nothing to compare: none of these models was measured under a protocol ({options.decoding} decoding), or "
-            f"has values of single prompts or rows; run `{program()} evaluate {shlex.join(options.model)} --protocol NAME`"
+            "has values of single prompts or rows; run "
+            f"`{program()} evaluate {shlex.join(options.model)} --protocol NAME`"
         )
     if pairs:
         return "nothing to compare: no two of these models were asked the same questions"

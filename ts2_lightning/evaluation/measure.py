@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 from ts2_lightning.evaluation.model import Model
 from ts2_lightning.values import Value
 
-
 ASKED = "asked"
 """Document with what tells the items of each part apart, by the label of the part and the id of the item."""
 

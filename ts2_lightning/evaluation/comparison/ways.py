@@ -87,7 +87,7 @@ def ways_of(
 
 
 def _results_of(entrant: Entrant, notes: list[str]) -> list[Result]:
-    """The results with numbers of single items; a line for each file that cannot be read, or does not say what was asked."""
+    """The results of single items; a line for each file that cannot be read, or does not say what was asked."""
     results = []
     for file in sorted((entrant.directory / DIRECTORY).glob("*.json")):
         try:

@@ -121,7 +121,7 @@ class Diversity(Measure):
         `distinct_1` to `distinct_3`: distinct n-grams over n-grams within a response; `ngram`: 100 times their mean;
         `self_bleu_diversity`: 100 - self-BLEU; `sentence_bert`: 100 times the Sent-BERT diversity. And of the responses
         `tokens`, `mean_probability` of the tokens under the model's softmax, and `ended`, the share that came to an
-        end; `responses`, how many; `reader_cross_entropy`, that of all tokens that the reader makes of a prompt's texts.
+        end; `responses`, how many; `reader_cross_entropy`, of all tokens that the reader makes of a prompt's texts.
 
         Documents `per_item` and `asked`: the same of each prompt, so that models can be compared prompt by prompt.
         """

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from ts2_lightning.evaluation.descriptions import describe
+from ts2_lightning.evaluation.measure import PER_ITEM
 from ts2_lightning.evaluation.protocols.tables import (
     Cell,
     Curve,

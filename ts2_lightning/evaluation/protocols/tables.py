@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ts2_lightning.evaluation.descriptions import describe
 from ts2_lightning.evaluation.estimates import caution
+from ts2_lightning.evaluation.measure import PER_ITEM
 from ts2_lightning.evaluation.protocols.base import Protocol
 from ts2_lightning.evaluation.protocols.differences import Compared, compare, main_values
 from ts2_lightning.evaluation.protocols.right_answers import interval
