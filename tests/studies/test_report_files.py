@@ -492,6 +492,24 @@ def test_a_difference_below_what_is_printed_is_not_marked() -> None:
     assert found["d"].text == "+0.000 [+0.000, +0.000]", "no zero below zero"
 
 
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        (["1e-3", "5e-4"], "- Every training measured at temperature 0.6, 1\n"),
+        (["1e-3", "5e-4", None], "- 2 rows of trainings measured at temperature 0.6, 1\n"),
+    ],
+)
+def test_trainings_that_are_measured_along_one_axis_are_told_in_one_line(rates: list[str | None], said: str) -> None:
+    rows = [
+        Row(f"{rate} {at}", {"rate": str(rate), "temperature": at}, (Run(f"{rate}", Path(str(rate)), 0, {V: 0.5}),))
+        for rate in rates
+        for at in (["0.6", "1"] if rate else ["0.6"])
+    ]
+    report = as_markdown(complete_settings(results_of(*rows)), [])
+    assert said in report
+    assert "several ways" not in report
+
+
 def test_rows_that_share_their_trainings_are_told() -> None:
     runs = tuple(
         Run(
