@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from entmax import sparsemax
 from torch import Tensor
 
 from tests.reference import OBJECTIVES, turn_positions
@@ -299,3 +300,20 @@ def test_gradient_without_parts_is_zero() -> None:
 def test_result_has_parts_that_sum_to_the_objective() -> None:
     result: LossResult = TS2Loss(alpha=2).evaluate(LogitRows(torch.randn(5, 30), torch.arange(5)))
     torch.testing.assert_close(sum(result.parts.values()), result.term.value)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 1.0, 2.0])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_the_tail_gets_alpha_times_the_gradient_of_cross_entropy(alpha: float, spread: float) -> None:
+    """So alpha 1 is as hard on the tail as cross-entropy, token by token, and the head is lifted as much in all."""
+    z, labels = tokens(12, 17, spread)
+    head = sparsemax(z) > 0
+    head[torch.arange(12), labels] = True
+    assert (~head).any(1).all(), "no row without a tail"
+    ours, likelihood = evaluate(TS2Loss(alpha=alpha), z, labels)[1], evaluate(CrossEntropyLoss(), z, labels)[1]
+    torch.testing.assert_close(
+        ours.masked_fill(head, 0), alpha * likelihood.masked_fill(head, 0), rtol=1e-9, atol=1e-12
+    )
+    torch.testing.assert_close(
+        ours.masked_fill(~head, 0).sum(1), alpha * likelihood.masked_fill(~head, 0).sum(1), rtol=1e-9, atol=1e-12
+    )
