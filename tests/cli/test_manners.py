@@ -275,6 +275,7 @@ def laughs(levels: int) -> str:
         (laughs(30), "bad.yaml: with its aliases (*NAME) written out it has more than 100,000 values"),
         ("a: &a [*a]\n", "bad.yaml: with its aliases (*NAME) written out it has more than 100,000 values"),
         ("a: " + "[" * 1200 + "]" * 1200, "bad.yaml: nested too deeply to be read"),
+        pytest.param("[" * 300_000, "bad.yaml: nested too deeply to be read", id="for which libyaml has no room"),
     ],
 )
 def test_a_file_that_would_never_be_read_to_its_end(ts2: Run, here: Path, text: str, told: str) -> None:
