@@ -13,6 +13,8 @@ _PANELS = {
     "tail_mass": "tail mass",
 }
 _WIDTH, _HEIGHT, _DPI = 8.0, 4.8, 110
+_MARGINS = {"left": 0.7, "right": 0.1, "top": 0.6, "bottom": 0.55}  # inches around the panels
+_BETWEEN = {"wspace": 0.22, "hspace": 0.42}  # parts of a panel
 
 
 def draw_training(curves: Mapping[str, Mapping[int, float]], directory: Path) -> str | None:
@@ -31,8 +33,17 @@ def draw_training(curves: Mapping[str, Mapping[int, float]], directory: Path) ->
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second of imports, for exports of runs alone
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, _HEIGHT if len(panels) > 2 else _HEIGHT / 2), dpi=_DPI, layout="constrained")
+    height = _HEIGHT if len(panels) > 2 else _HEIGHT / 2
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI)
     FigureCanvasAgg(figure)
+    # To have matplotlib find room for every part takes longer than to draw them, and every export would wait for it.
+    figure.subplots_adjust(
+        left=_MARGINS["left"] / _WIDTH,
+        right=1 - _MARGINS["right"] / _WIDTH,
+        top=1 - _MARGINS["top"] / height,
+        bottom=_MARGINS["bottom"] / height,
+        **_BETWEEN,
+    )
     grid = [*figure.subplots(-(-len(panels) // 2), 2 if len(panels) > 1 else 1, squeeze=False).flat]
     for axes, name in zip(grid, panels, strict=False):
         for split, look in (("train", {"color": BLUE, "linewidth": 1}), ("val", {"color": RED, "marker": "o"})):
@@ -44,7 +55,7 @@ def draw_training(curves: Mapping[str, Mapping[int, float]], directory: Path) ->
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    figure.supxlabel("optimizer step", fontsize=9)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel("optimizer step", fontsize=9, y=0.1 / height)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=2, frameon=False)
     figure.savefig(directory / PICTURE)
     return PICTURE
