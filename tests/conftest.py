@@ -13,8 +13,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 LONGEST = (
-    *("e2e/test_ablate.py", "test_readme.py", "contract", "e2e/test_kill_ranks.py", "e2e/test_kill.py"),
-    *("kernels/test_compiled.py", "e2e", "test_gpu_check.py", "cli", "kernels"),
+    *("contract", "test_readme.py", "e2e/test_kill_ranks.py", "e2e/test_ablate.py", "e2e/test_kill.py"),
+    *("kernels", "test_gpu_check.py", "e2e/test_cluster.py", "integrations", "test_installed.py"),
+    *("modules/test_weights.py", "e2e", "evaluation/test_protocol_models.py", "cli", "callbacks"),
+    *("test_python_pages.py", "data"),
 )
 """Files and directories whose slow tests take longest; they come first, so that no worker is left alone with one."""
 
