@@ -294,9 +294,9 @@ def text_of(svg):
 
 
 WORDS = {
-    "micro": ["in two lines", "first token of the answer", "sparsemax support", "probability of the next token"],
-    "macro": ["9 responses", "share of the responses (%)", "before temperature and truncation"],
-    "tail": ["1st token", "3rd token", "sparsemax support", "4 rows", "softmax probability"],
+    "micro": ["in two lines", "first token of the answer", "n = 1 prompt", "probability of the next token"],
+    "macro": ["n = 9 responses", "share of the responses (%)", "before temperature and truncation"],
+    "tail": ["1st token", "3rd token", "sparsemax support", "n = 4 rows", "softmax probability"],
     "tspd-grid": ["m = 2", "m = 5", "eps_tail", "eps_head", "share of the tokens (%)"],
     "tspd-scatter": ["gold probability p", "entropy H (nats)"],
     "tspd-support": ["tokens that sparsemax keeps", "share of the supervised tokens (%)", "6-10"],
@@ -318,7 +318,7 @@ def test_numbers_pictures_and_report(name, models, batches, tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     for stem in stems:
         words = text_of(tmp_path / f"{stem}.svg")
-        for word in ["base", "TS2 $c$", *WORDS[stem]]:
+        for word in ["base", "TS2 $c$", "n = ", *WORDS[stem]]:
             assert word in words, (stem, word)
         assert (tmp_path / f"{stem}.png").stat().st_size < 150_000
         picture = imread(tmp_path / f"{stem}.png")

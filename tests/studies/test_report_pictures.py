@@ -127,6 +127,7 @@ def test_a_plane_needs_two_rows() -> None:
 def test_looks_tell_rows_apart() -> None:
     looks = styles_of([row(str(i), []) for i in range(72)])
     assert len({tuple(look.values()) for look in looks.values()}) == 72
+    assert len({look["color"] for look in list(looks.values())[:12]}) == 12, "CE's is no other objective's"
     assert styles_of([row("base", [], base=True), row("CE", [])])["CE"] == looks["0"], "whether there is a base or not"
 
 

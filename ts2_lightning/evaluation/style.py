@@ -16,11 +16,14 @@ from PIL import Image
 from ts2_lightning.pages.colours import MODELS
 from ts2_lightning.runs.writing import write_whole
 
-HATCHES = ("", "////", "....", "xxxx")  # for the eleventh model and later ones
+HATCHES = ("", "////", "....", "xxxx")  # the others are for the second round of colours, and later ones
+MARKERS = "osD^vP<X>ph"
+DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
 ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
 """Inches of a figure in one and in both columns of a paper: its texts, of 6.5 to 10 points, are printed as they are."""
 
+_TRAINED = len(MODELS) - 1  # colours without the base model's
 DPI = 150
 PICTURE_ENDINGS = (".png", ".svg")
 _COLOURS = 256  # of a PNG's palette: few are in a picture, and a palette halves the file
@@ -31,6 +34,31 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def n_said(counts: Iterable[int], what: str = "", plural: str = "") -> str:
+    """Of how many something is: `n = 5 seeds`; `n = 4 to 5 seeds` where they differ; empty where there are none.
+
+    Args:
+        counts: numbers of what is drawn in a panel.
+        what: what is counted, in the singular.
+        plural: its plural; by default with an s.
+
+    Example:
+        >>> n_said([3]), n_said([1, 1], "seed"), n_said([20, 1319], "question")
+        ('n = 3', 'n = 1 seed', 'n = 20 to 1,319 questions')
+    """
+    several = sorted({count for count in counts if count})
+    if not several:
+        return ""
+    said = " to ".join(f"{count:,}" for count in dict.fromkeys((several[0], several[-1])))
+    name = what if several[-1] == 1 else plural or f"{what}s"
+    return f"n = {said} {name}" if what else f"n = {said}"
+
+
+def put_n(axes: Axes, said: str) -> None:
+    """Writes above the right corner of a panel of how many it is, see `n_said`."""
+    axes.set_title(said, loc="right", fontsize=7, color="0.35", pad=3)
 
 
 def layout(panels: int, at_most: int) -> tuple[int, int]:
@@ -55,6 +83,36 @@ def tidy(axes: Axes, grid: str = "y") -> None:
 def look(index: int) -> dict[str, Any]:
     """Colour and hatch of the model at a place, told apart for at least 32."""
     return {"color": MODELS[index % len(MODELS)], "hatch": HATCHES[index // len(MODELS) % len(HATCHES)]}
+
+
+def colour_of(index: int) -> str:
+    """Colour of the training at a place, its own for twelve of them; grey is the base model's."""
+    return MODELS[1 + index % _TRAINED]
+
+
+def place_of(index: int) -> int:
+    """Place among all models, for `look` and for charts, of the training at a place among the trained ones.
+
+    Example:
+        >>> all(look(place_of(index))["color"] == colour_of(index) for index in range(30))
+        True
+    """
+    return 1 + index % _TRAINED + len(MODELS) * (index // _TRAINED)
+
+
+def marker_of(index: int) -> str:
+    """Marker of the training at a place, which together with its colour no other one has."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def dash_of(index: int) -> Any:
+    """Pattern of the line of the training at a place: neighbours differ in it, and so do those of one colour.
+
+    Example:
+        >>> [DASHES.index(dash_of(index)) for index in (0, 1, 12, 24)]
+        [0, 1, 1, 2]
+    """
+    return DASHES[(index + index // _TRAINED) % len(DASHES)]
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:

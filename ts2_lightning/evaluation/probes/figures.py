@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ts2_lightning.evaluation.picture import Panel, next_token_figure
 from ts2_lightning.evaluation.probes.tspd import EPS_HEAD, EPS_TAIL
-from ts2_lightning.evaluation.style import layout, legend_below, literal, look, new_figure, tidy
+from ts2_lightning.evaluation.style import layout, legend_below, literal, look, n_said, new_figure, put_n, tidy
 
 Document = Mapping[str, Any]
 """What a probe has written: `probe`, `settings`, and under `models` the numbers of each; also, where the order does not
@@ -64,8 +64,8 @@ def _panel(name: str, numbers: Mapping[str, Any], shown: Sequence[int]) -> Panel
     title = f"{name}\n"
     if numbers["implausible_mass"] is not None:
         title += f"implausible mass {numbers['implausible_mass']:.3f}\n"
-    records = "" if numbers["first_token"] else f", n {numbers['records']}"
-    title += f"support {numbers['support_size']:.3g}, softmax mass outside it {numbers['tail_mass']:.3f}{records}"
+    n = n_said([numbers["records"]], "prompt" if numbers["first_token"] else "place")
+    title += f"support {numbers['support_size']:.3g}, softmax mass outside it {numbers['tail_mass']:.3f}, {n}"
     rest = max(0.0, 1.0 - sum(p.get(token, 0.0) for token in shown))
     return Panel(title, [p.get(token) for token in shown], rest, [kept.get(token, 0.0) >= 0.5 for token in shown])
 
@@ -92,7 +92,7 @@ def macro(document: Document) -> dict[str, Figure]:
         tidy(place)
         place.set_title(
             literal(f"{name}: mean {models[name]['mean']:.3f}, s.d. {models[name]['standard_deviation']:.3f}, ")
-            + f"{len(of_model)} responses",
+            + n_said([len(of_model)], "response"),
             fontsize=9,
             loc="left",
             pad=3,
@@ -134,8 +134,8 @@ def tail(document: Document) -> dict[str, Figure]:
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.arange(0, 1.01, 0.2))
     axes.set_ylabel("softmax probability, mean over the rows", fontsize=9)
-    rows = next(iter(models.values()))["rows"]
-    over = f"means over {rows} rows of data, error bars: standard error"
+    put_n(axes, n_said((of_model["rows"] for of_model in models.values()), "row"))
+    over = "means over rows of data, error bars: standard error"
     figure.suptitle(f"Tail probe: head and tail of the supervised tokens\n({over})", fontsize=11)
     legend_below(figure, axes.get_legend_handles_labels()[0])
     return {"tail": figure}
@@ -150,7 +150,7 @@ def tspd(document: Document) -> dict[str, Figure]:
 def _grid(models: Mapping[str, Any]) -> Figure:
     """One map per model and m: thresholds against each other, the share in each cell."""
     orders = sorted({cell["m"] for cell in next(iter(models.values()))["grid"]})
-    figure = new_figure(1.4 + 2.5 * len(orders), 1.3 + 1.65 * len(models))
+    figure = new_figure(1.4 + 2.5 * len(orders), 1.3 + 1.8 * len(models))
     panels = figure.subplots(len(models), len(orders), sharex=True, sharey=True, squeeze=False)
     shares = [cell["share"] for m in models.values() for cell in m["grid"] if cell["share"] is not None]
     top = max(max(shares), 1e-9)
@@ -163,7 +163,8 @@ def _grid(models: Mapping[str, Any]) -> Figure:
                 text = "" if np.isnan(share) else f"{share * 100:.0f}" if share >= 0.095 else f"{share * 100:.1f}"
                 place.text(x, y, text, ha="center", va="center", fontsize=7, color="k" if share > 0.5 * top else "w")
             place.set_facecolor("0.92")
-            place.set_title(literal(f"{name}, m = {m}"), fontsize=9)
+            place.set_title(f"{literal(f'{name}, m = {m}')}\n", fontsize=9)  # n stands in the second line
+            put_n(place, n_said([numbers["tokens"]], "token"))
             place.set_xticks(range(len(EPS_TAIL)), [f"{t:g}" for t in EPS_TAIL], fontsize=7.5)
             place.set_yticks(range(len(EPS_HEAD)), [f"{h:g}" for h in EPS_HEAD], fontsize=7.5)
             place.tick_params(length=0)
@@ -183,7 +184,7 @@ def _scatter(models: Mapping[str, Any]) -> Figure:
     """Entropy against gold probability, one panel per model."""
     rows, columns = layout(len(models), at_most=3)
     top = max(max(numbers["points"]["entropy"]) for numbers in models.values())
-    figure = new_figure(0.8 + 2.6 * columns, 1.1 + 2.3 * rows)
+    figure = new_figure(0.8 + 2.6 * columns, 1.1 + 2.45 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for i, (place, (name, numbers)) in enumerate(zip(panels, models.items(), strict=False)):
         x, y, colour = numbers["points"]["gold_probability"], numbers["points"]["entropy"], look(i)["color"]
@@ -191,7 +192,11 @@ def _scatter(models: Mapping[str, Any]) -> Figure:
         place.scatter(x, y, s=9, alpha=0.35, color=colour, edgecolors="none", rasterized=True)
         tidy(place, grid="both")
         place.set_title(
-            literal(f"{name}\nmeans: p {numbers['gold_probability']:.3f}, H {numbers['entropy']:.3f} nats"), fontsize=9
+            literal(f"{name}\nmeans: p {numbers['gold_probability']:.3f}, H {numbers['entropy']:.3f} nats\n"),
+            fontsize=9,
+        )
+        put_n(
+            place, n_said([numbers["tokens"]], "token") + ("" if len(x) == numbers["tokens"] else f", {len(x):,} shown")
         )
         place.set_xlim(-0.03, 1.03)
         place.set_ylim(-0.04 * top, 1.06 * top + 1e-3)
@@ -213,6 +218,7 @@ def _support_sizes(models: Mapping[str, Any]) -> Figure:
         shares = shares_of_sizes(numbers)
         at = np.arange(len(shares)) + (i - (len(models) - 1) / 2) * width
         label = f"{name}: mean {numbers['support_size/mean']:.2f}, 90 % at most {numbers['support_size/p90']:.0f}"
+        label += f", {n_said([numbers['tokens']], 'token')}"
         axes.bar(at, shares, width * 0.92, label=literal(label), edgecolor="white", linewidth=0.3, **look(i))
     axes.set_xticks(range(len(SIZES)), list(SIZES))
     tidy(axes)

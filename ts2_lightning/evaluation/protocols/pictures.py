@@ -22,7 +22,17 @@ from ts2_lightning.evaluation.protocols.tables import (
     own_descriptions,
     parts_of,
 )
-from ts2_lightning.evaluation.style import layout, legend_below, literal, look, new_figure, save, tidy
+from ts2_lightning.evaluation.style import (
+    layout,
+    legend_below,
+    literal,
+    look,
+    n_said,
+    new_figure,
+    put_n,
+    save,
+    tidy,
+)
 
 _STYLES: dict[str, Literal["-", "--", ":"]] = {
     "pass": "-", "majority": "--", "chance": ":", "win_rate": "-", "lc_win_rate": "--",
@@ -74,10 +84,11 @@ def _figure(
 ) -> list[Path]:
     """One panel for each part, and the models' names below."""
     rows, columns = layout(len(shown), at_most=3)
-    figure = new_figure(max(5.4, 3.6 * columns), 3.2 * rows + 0.5)
+    figure = new_figure(max(5.4, 3.6 * columns), 3.4 * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, part in zip(axes, shown, strict=False):
-        panel.set_title(literal(part.title), fontsize=10)
+        panel.set_title(f"{literal(part.title)}\n", fontsize=10)  # n stands in the second line
+        put_n(panel, _n_of(part))
         draw(panel, part, evaluated, parts)
     for unused in axes[len(shown) :]:
         unused.set_visible(False)
@@ -90,6 +101,15 @@ def _figure(
         handles += [Line2D([], [], color="0.3", linestyle=_STYLES[name], label=_NAMES[name]) for name in there]
     legend_below(figure, handles)
     return save(figure, place)
+
+
+def _n_of(part: Part) -> str:
+    """Of how many questions and responses the values of a part are."""
+    questions, samples = (
+        [round(cells[name].mean) for cells in part.cells if name in cells] for name in ("questions", "samples")
+    )
+    responses = n_said(samples, "response").removeprefix("n = ")
+    return ", ".join(filter(None, [n_said(questions, "question"), responses and f"{responses} each"]))
 
 
 # Score against samples ------------------------------------------------------------------------------------------

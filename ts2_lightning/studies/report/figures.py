@@ -17,8 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from ts2_lightning.evaluation.style import layout, legend_below, literal, new_figure, put_title, tidy
-from ts2_lightning.pages.colours import MODELS, REST
+from ts2_lightning.evaluation.style import (
+    colour_of,
+    dash_of,
+    layout,
+    legend_below,
+    literal,
+    marker_of,
+    n_said,
+    new_figure,
+    place_of,
+    put_n,
+    put_title,
+    tidy,
+)
+from ts2_lightning.pages.colours import REST
 from ts2_lightning.studies.report.results import Results, Row, by_runs, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.values import Value
@@ -26,7 +39,6 @@ from ts2_lightning.values import Value
 # How a row is drawn, the same in every picture ------------------------------------------------------------------------
 
 
-_MARKERS = "osD^vP<X"
 _DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)))
 _WIDE = 34  # characters of a line of a legend
 _BETTER = {"higher": "  (higher is better)", "lower": "  (lower is better)", None: ""}
@@ -40,17 +52,15 @@ def styles_of(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
         if row.is_base:
             styles[row.label] = {"color": REST, "marker": "*"}
             continue
-        colour = MODELS[1 + trained % (len(MODELS) - 1)]
-        styles[row.label] = {"color": colour, "marker": _MARKERS[trained % len(_MARKERS)]}
+        styles[row.label] = {"color": colour_of(trained), "marker": marker_of(trained)}
         trained += 1
     return styles
 
 
 def places_of(rows: Iterable[Row]) -> dict[str, int]:
     """Label -> place of a model in the probes' pictures, `style.look`, with its colour of `styles_of`."""
-    colours = len(MODELS) - 1
     trained = [row.label for row in rows if not row.is_base]
-    return {label: 1 + i % colours + len(MODELS) * (i // colours) for i, label in enumerate(trained)}
+    return {label: place_of(i) for i, label in enumerate(trained)}
 
 
 def dashes(index: int) -> Any:
@@ -97,14 +107,6 @@ def add_legend(figure: Figure, handles: Sequence[Artist], at_side: bool = True) 
         figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
         return
     legend_below(figure, handles)
-
-
-def put_n(axes: Axes, counts: Iterable[int]) -> None:
-    """Writes into a corner over how many seeds its values are means."""
-    several = sorted({count for count in counts if count})
-    if several:
-        said = f"n = {several[0]}" + (f" to {several[-1]}" if len(several) > 1 else "")
-        axes.set_title(said, loc="right", fontsize=7, color="0.35", pad=3)
 
 
 _LEGEND = 2.2  # inches that a legend beside the axes may take
@@ -172,7 +174,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     axes.set_ylabel(explained(up, 56), fontsize=9)
     put_title(figure, f"{results.title}: {up.title} against {across.title}", beside=_LEGEND)
     add_legend(figure, [_key(point.row, styles) for point in points])
-    put_n(axes, [point.n for point in points if not point.row.is_base])
+    put_n(axes, n_said(point.n for point in points if not point.row.is_base))
     return figure
 
 
@@ -253,7 +255,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
             if points:
                 called = label or axis
                 handles[called] = _draw_line(axes, points, styles[line[0][1].label], called)
-        put_n(axes, [point.n for line in lines.values() for point in _drawn(results, line, name)])
+        put_n(axes, n_said(point.n for line in lines.values() for point in _drawn(results, line, name)))
         _scale(axes, results, axis)
         tidy(axes, grid="both")
         span_what_is_printed(axes.yaxis, results.describe(name))
@@ -346,7 +348,7 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
         axes.set_xlabel("optimizer steps", fontsize=9)
         tidy(axes, grid="both")
         _span_training(axes, of_rows.values(), last)
-        put_n(axes, [steps.shape[1] for steps in of_rows.values()])
+        put_n(axes, n_said(steps.shape[1] for steps in of_rows.values()))
     for axes in every[len(panels) :]:
         axes.set_visible(False)
     put_title(figure, f"{results.title}: learning curves", beside=0 if columns > 1 else _LEGEND)
@@ -377,9 +379,8 @@ def by_step_of(results: Results, name: str) -> dict[str, pd.DataFrame]:
 
 
 def _dash(results: Results, label: str) -> Any:
-    """Where colours come again, they have other dashes."""
-    place = [row.label for row in results.trained].index(label) // (len(MODELS) - 1)
-    return ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))[place % 4]
+    """The pattern of a row's line: a colour alone is not told apart by everybody."""
+    return dash_of([row.label for row in results.trained].index(label))
 
 
 def _title(name: str, of_rows: Iterable[pd.DataFrame]) -> str:

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from ts2_lightning.evaluation.style import place_of
 from ts2_lightning.pages import Cell, Chart, Section, Series, Table
-from ts2_lightning.pages.colours import MODELS
 from ts2_lightning.studies.report.best import best_said, best_tables, best_title
 from ts2_lightning.studies.report.frontier_tables import (
     front_said,
@@ -100,13 +100,7 @@ def _series(cloud: Cloud, places: Sequence[Place], index: int) -> Series:
     low, high = _ends([place.quality for place in places])
     x_low, x_high = _ends([place.diversity for place in places])
     x, y = [place.diversity.mean for place in places], [place.quality.mean for place in places]
-    return Series(cloud.label, x, y, low, high, labels, x_low, x_high, _place_of(index))
-
-
-def _place_of(index: int) -> int:
-    """A place among all that are compared, whose colour is that of the picture: grey is the base model's."""
-    colours = len(MODELS) - 1
-    return 1 + index % colours + len(MODELS) * (index // colours)
+    return Series(cloud.label, x, y, low, high, labels, x_low, x_high, place_of(index))
 
 
 def _ends(summaries: Sequence[Summary]) -> tuple[list[float] | None, list[float] | None]:

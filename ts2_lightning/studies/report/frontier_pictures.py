@@ -10,8 +10,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from ts2_lightning.evaluation.style import TWO_COLUMNS, layout, literal, new_figure, put_title, tidy
-from ts2_lightning.pages.colours import MODELS, REST
+from ts2_lightning.evaluation.style import (
+    TWO_COLUMNS,
+    colour_of,
+    dash_of,
+    layout,
+    literal,
+    n_said,
+    new_figure,
+    put_title,
+    tidy,
+)
+from ts2_lightning.pages.colours import REST
 from ts2_lightning.studies.report.figures import Picture, axis_label, explained, span_what_is_printed, wrapped
 from ts2_lightning.studies.report.frontier_tables import frontier_title
 from ts2_lightning.studies.report.frontiers import Cloud, Frontier, Place, frontiers_of
@@ -28,7 +38,6 @@ _MANY = 4  # curves in one picture, at most, behind which there is room for the 
 _ABREAST = 5  # panels beside each other, at most
 _MARKERS = "osD^vP<X"
 _SIGNS = "●■◆▲▼✚◀✖"
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _SIZE, _SMALL, _LARGE = 5.0, 3.0, 7.5  # of markers: with one dial; of the first and the last choice of a second one
 _IN_PANELS = 0.7  # of these sizes where panels are small
 _LEGEND = 2.0  # inches that a legend beside the axes may take
@@ -156,10 +165,7 @@ def _most_seeds(frontier: Frontier) -> int:
 
 
 def _seeds_said(cloud: Sequence[Cloud]) -> str:
-    """`n = 5 seeds`; `n = 4 to 5 seeds` where settings differ in it."""
-    counts = sorted({place.quality.n for one in cloud for place in one.defined}) or [0]
-    said = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"n = {said} seed{'' if counts[-1] == 1 else 's'}"
+    return n_said((place.quality.n for one in cloud for place in one.defined), "seed") or "n = 0 seeds"
 
 
 def _levels(frontier: Frontier) -> list[float]:
@@ -179,7 +185,7 @@ def _together(results: Results, frontier: Frontier, look: _Look) -> Figure:
     axes = figure.subplots()
     handles = []
     for index, cloud in clouds:
-        colour, dash = _colour_of(index), _DASHES[index // (len(MODELS) - 1) % len(_DASHES)]
+        colour, dash = colour_of(index), dash_of(index)
         if len(clouds) <= _MANY:
             _draw_settings(axes, cloud, look, colour)
         _draw_line(axes, cloud, look, colour, dash)
@@ -211,8 +217,8 @@ def _each(results: Results, frontier: Frontier, look: _Look) -> Figure:
         for _, other in clouds:
             if other is not cloud:
                 axes.plot(*_means(_on_line(other)), color="0.8", linewidth=0.8, zorder=1)
-        _draw_settings(axes, cloud, look, _colour_of(index), scale=_IN_PANELS)
-        _draw_line(axes, cloud, look, _colour_of(index), "-", scale=_IN_PANELS)
+        _draw_settings(axes, cloud, look, colour_of(index), scale=_IN_PANELS)
+        _draw_line(axes, cloud, look, colour_of(index), "-", scale=_IN_PANELS)
         _draw_common(axes, results, frontier, named=False)
         axes.set_title(wrapped(cloud.label, 18), fontsize=8)
         axes.text(0.04, 0.04, _seeds_said([cloud]), transform=axes.transAxes, fontsize=6.5, color="0.35")
@@ -224,11 +230,6 @@ def _each(results: Results, frontier: Frontier, look: _Look) -> Figure:
     figure.supylabel(axis_label(quality), fontsize=9)
     put_title(figure, f"{results.title}: {frontier_title(results, frontier)}, each before the others")
     return figure
-
-
-def _colour_of(index: int) -> str:
-    """The colour of a curve; grey is the base model's."""
-    return MODELS[1 + index % (len(MODELS) - 1)]
 
 
 def _on_line(cloud: Cloud) -> list[Place]:
