@@ -1,12 +1,12 @@
 """How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
 
-import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -148,11 +148,13 @@ def literal(text: str) -> str:
 def save(figure: Figure, place: Path) -> list[Path]:
     """Writes `PLACE.png` and `PLACE.svg`, whose text stays text; each appears when it is whole. Returns their paths."""
     png, svg = (place.with_name(place.name + ending) for ending in PICTURE_ENDINGS)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    few = Image.open(picture).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+    figure.set_layout_engine("none")  # everything has its place; to find it takes longest, and is done once
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    few = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
     write_whole(png, lambda path: few.save(path, format="PNG", optimize=True))
-    figure.set_layout_engine("none")  # everything has its place; to find it takes longest
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ts2"}):  # no random names: equal runs, files
         write_whole(svg, lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
     return [png, svg]
