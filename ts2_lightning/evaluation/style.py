@@ -20,8 +20,8 @@ HATCHES = ("", "////", "....", "xxxx")  # the others are for the second round of
 MARKERS = "osD^vP<X>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
-ONE_COLUMN, TWO_COLUMNS = 3.4, 7.0
-"""Inches of a figure in one and in both columns of a paper: its texts, of 6.5 to 10 points, are printed as they are."""
+TWO_COLUMNS = 7.0
+"""Inches of a figure in both columns of a paper: its texts, of 6.5 to 10 points, are printed as they are."""
 
 _TRAINED = len(MODELS) - 1  # colours without the base model's
 DPI = 150

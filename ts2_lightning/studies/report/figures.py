@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from ts2_lightning.evaluation.style import (
+    TWO_COLUMNS,
     colour_of,
     dash_of,
     layout,
@@ -150,7 +151,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     if len(points) < 2:
         return None
     styles = styles_of(results.rows)
-    figure = new_figure(8.2, 4.9)
+    figure = new_figure(TWO_COLUMNS, 4.9)
     axes = figure.subplots()
     for rows in _dials(results):
         dialled = {point.row.label: point for point in points}
@@ -170,7 +171,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     across, up = results.describe(x), results.describe(y)
     span_what_is_printed(axes.xaxis, across)
     span_what_is_printed(axes.yaxis, up)
-    axes.set_xlabel(explained(across, 90), fontsize=9)
+    axes.set_xlabel(explained(across, 70), fontsize=9)
     axes.set_ylabel(explained(up, 56), fontsize=9)
     put_title(figure, f"{results.title}: {up.title} against {across.title}", beside=_LEGEND)
     add_legend(figure, [_key(point.row, styles) for point in points])
@@ -240,7 +241,7 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
     styles = styles_of(results.rows)
     references = [row for row in results.rows if number(row.labels.get(axis, "")) is None]
     rows, columns = layout(len(shown), at_most=2)
-    figure = new_figure(1.0 + 3.6 * columns, 1.5 + 2.6 * rows + 0.12 * (len(lines) + len(references)))
+    figure = new_figure(min(1.0 + 3.6 * columns, TWO_COLUMNS), 1.5 + 2.6 * rows + 0.12 * (len(lines) + len(references)))
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     handles: dict[str, Any] = {}
     for axes, name in zip(panels, shown, strict=False):
@@ -337,13 +338,13 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     styles = styles_of(results.rows)
     drawn = list(dict.fromkeys(label for rows in panels.values() for label in rows))
     rows, columns = layout(len(panels), at_most=2)
-    figure = new_figure(1.0 + 3.8 * columns, 1.0 + 2.5 * rows + 0.12 * len(drawn))
+    figure = new_figure(min(1.0 + 3.8 * columns, TWO_COLUMNS), 1.0 + 2.5 * rows + 0.12 * len(drawn))
     every = figure.subplots(rows, columns, squeeze=False).flatten()
     last = max((int(steps.index.max()) for of in panels.values() for steps in of.values() if len(steps)), default=1)
     for axes, (name, of_rows) in zip(every, panels.items(), strict=False):
         for label, by_step in of_rows.items():
             _draw_curve(axes, by_step, styles[label]["color"], _dash(results, label))
-        axes.set_title(wrapped(_title(name, of_rows.values()), 44), fontsize=9, loc="left")
+        axes.set_title(wrapped(_title(name, of_rows.values()), 36), fontsize=9, loc="left")
         axes.set_ylabel(_NAMES.get(name.rpartition("/")[2], literal(name)), fontsize=9)
         axes.set_xlabel("optimizer steps", fontsize=9)
         tidy(axes, grid="both")
