@@ -344,7 +344,7 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     for axes, (name, of_rows) in zip(every, panels.items(), strict=False):
         for label, by_step in of_rows.items():
             _draw_curve(axes, by_step, styles[label]["color"], _dash(results, label))
-        axes.set_title(wrapped(_title(name, of_rows.values()), 36), fontsize=9, loc="left")
+        axes.set_title(wrapped(_title(name, of_rows.values()), 44 if columns == 1 else 36), fontsize=9, loc="left")
         axes.set_ylabel(_NAMES.get(name.rpartition("/")[2], literal(name)), fontsize=9)
         axes.set_xlabel("optimizer steps", fontsize=9)
         tidy(axes, grid="both")
