@@ -93,8 +93,9 @@ class FlatteningWatch:
             f"train/tail_mass has risen from {first.tail_mass:.2f} (steps {self._first[0].step} to {first.step}) to "
             f"{latest.tail_mass:.2f} (steps {self._latest[0].step} to {latest.step}), train/entropy from "
             f"{first.entropy:.2f} to {latest.entropy:.2f} nats: the objective flattens the distributions, and softmax "
-            "samples more outside the plausible tokens. Try a larger alpha or logit_scale, an anchor, or a start from "
-            'a model trained with CE: "When training flattens" in docs/objectives.md'
+            "samples more outside the plausible tokens. Try a larger alpha (1 is as hard on the tail as CE), a smaller "
+            "logit_scale, an anchor, or a start from a model trained with CE: "
+            '"When training flattens" in docs/objectives.md'
         )
 
     def state_dict(self) -> dict[str, Any]:
