@@ -228,6 +228,7 @@ BOUNDS: list[tuple[list[Any], list[Any], str]] = [
     ([1, 16], [0, -1, 17], "GSM8K.ks Maths.ks"),
     ([1, 32], [0, -1, 33], "OpenLLM.ks"),
     ([1, 5], [0, -1, 2**63], "TopProbabilities.k SupportSizes.largest Distinct.n FSDP2.tensor_parallel_size"),
+    ([1, 8, "node", None], [0, -1, 2**63], "FSDP2.shard_size"),
     ([2, 3], [1, 0], "Diversity.samples"),
     ([2, 2**20], [1, 0, 2**20 + 1], "FlatteningRule.window"),
     ([0, 1], [-0.1, 1.1], "FlatteningRule.least_rise"),

@@ -147,6 +147,18 @@ def test_devices_and_nodes_are_the_trainers(plan: Run) -> None:
     assert found(plan, *options, "--gpus", "2", "--nodes", "1")["gpus"] == 2
 
 
+def test_hybrid_sharding_in_the_plan(plan: Run) -> None:
+    """Sixteen bytes a parameter over the eight GPUs of a node; a job of one node has one copy."""
+    options = [*experiment("1b", "fsdp2_hybrid"), "--gpus", "8"]
+    there = found(plan, *options, "--nodes", "4")
+    assert there["strategy"] == "FSDP2, 4 copies over 8 GPUs each"
+    memory = there["memory"]["checkpointing"]
+    assert (memory["weights"] + memory["gradients"] + memory["optimizer"]) / WIDE == pytest.approx(16 / 8, rel=1e-3)
+    assert found(plan, *options)["strategy"] == "FSDP2"
+    message = "trainer.strategy: FSDP2(shard_size): 8 ranks with rows of their own cannot be divided by 3"
+    assert message in plan(*options, "--trainer.strategy.shard_size", "3").refusal
+
+
 def test_a_model_that_does_not_fit(plan: Run) -> None:
     """Sixteen bytes for each of 1.2 billion parameters are 18.4 GiB; activations want checkpointing."""
     options = ["--model.lm.path", "1b", "--gpu", "rtx4090", "--gpus", "8", "--data.micro_batch_size", "2"]

@@ -42,6 +42,7 @@ def test_the_seed_of_everything(seed: float) -> None:
     [
         ({"tensor_parallel_size": 0}, "tensor_parallel_size"),
         ({"data_parallel_size": -2}, "data_parallel_size"),
+        ({"shard_size": 0}, "shard_size"),
         ({"timeout": timedelta(seconds=-1)}, "timeout in seconds"),
     ],
 )
@@ -51,6 +52,8 @@ def test_the_strategys_numbers(arguments: dict[str, Any], name: str) -> None:
         check_numeric_settings(Namespace(seed_everything=0, trainer=Namespace({**DEFAULTS, "strategy": strategy})))
 
     check({"tensor_parallel_size": "auto", "data_parallel_size": 2, "timeout": timedelta(minutes=1)})
+    check({"shard_size": "node"})
+    check({"shard_size": None})
     with pytest.raises(UserError, match=rf"^trainer\.strategy\.{name} must be"):
         check(arguments)
 

@@ -127,6 +127,20 @@ class Differences(NamedTuple):
         return Differences(*map(max, self, other))
 
 
+ROUNDING = Differences(objective=2e-7, statistics=2e-7, gradient_norm=5e-6, update=2e-5)
+"""Of float32: sums of some hundred tokens and some thousand gradients, in another order."""
+
+BFLOAT16 = Differences(objective=1e-3, statistics=2e-2, gradient_norm=2e-3, update=5e-2)
+"""Of bfloat16 in the layers, eps = 2^-8 = 0.4%: the plain loop rounds the gradient of each row, the step that of each
+micro-batch, and statistics count tokens on the edge of a support. The plain loop itself is that far from float32."""
+
+
+def check_within(found: Differences, bound: Differences, case: str) -> None:
+    """Asserts that no difference is larger than its bound."""
+    for kind, value, limit in zip(found._fields, found, bound, strict=True):
+        assert value <= limit, f"{case}: {kind} differs by {value:.1e}, more than {limit:.1e}"
+
+
 def differences(
     found: dict[str, Any], wanted: dict[str, Any], before: dict[str, Tensor], steps: int = 2
 ) -> Differences:

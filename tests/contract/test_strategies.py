@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.contract import steps
-from tests.contract.plain_steps import Differences, differences, plain_steps
+from tests.contract.plain_steps import BFLOAT16, ROUNDING, check_within, differences, plain_steps
 from tests.contract.steps import (
     ADAPTED_CASE,
     ADAPTER,
@@ -56,14 +56,6 @@ def on_two_ranks(strategies: Sequence[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.long if name == "zero1" else pytest.mark.slow) for name in strategies]
 
 
-ROUNDING = Differences(objective=2e-7, statistics=2e-7, gradient_norm=5e-6, update=2e-5)
-"""Of float32: sums of some hundred tokens and some thousand gradients, in another order."""
-
-BFLOAT16 = Differences(objective=1e-3, statistics=2e-2, gradient_norm=2e-3, update=5e-2)
-"""Of bfloat16 in the layers, eps = 2^-8 = 0.4%: the plain loop rounds the gradient of each row, the step that of each
-micro-batch, and statistics count tokens on the edge of a support. The plain loop itself is that far from float32."""
-
-
 @pytest.fixture(scope="module")
 def two_ranks(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ranks]:
     """What both ranks of a strategy found, under the name of each case; one launch per strategy."""
@@ -96,11 +88,6 @@ def check(case: Case, found: dict[str, Any], world: Path) -> None:
         BFLOAT16 if case.precision == "bf16-mixed" else ROUNDING,
         str(case),
     )
-
-
-def check_within(found: Differences, bound: Differences, case: str) -> None:
-    for kind, value, limit in zip(found._fields, found, bound, strict=True):
-        assert value <= limit, f"{case}: {kind} differs by {value:.1e}, more than {limit:.1e}"
 
 
 def together(ranks: Ranks, case: str) -> dict[str, Any]:

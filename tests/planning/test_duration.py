@@ -1,5 +1,6 @@
 """Operations against torch's own counter; times against sums written out."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ from ts2_lightning.losses import ReferenceAnchored, TokenLoss, TS2Loss
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.config import AdapterConfig
 from ts2_lightning.planning import Job, Memory, MicroBatch, find_gpu, make_plan
-from ts2_lightning.planning.duration import COLLECTIVES, bandwidth, communication, duration, operations
+from ts2_lightning.planning.duration import (
+    COLLECTIVES,
+    bandwidth,
+    bandwidth_of_shards,
+    communication,
+    duration,
+    operations,
+    update,
+)
+from ts2_lightning.planning.estimate import _divided, _measured
 from ts2_lightning.planning.layout import Layout, read_layout
 from ts2_lightning.planning.model import Sizes, measure
 from ts2_lightning.planning.state import state_of
@@ -107,6 +117,7 @@ OFFLOADED = {
     "class_path": "ts2_lightning.strategies.DeepSpeed",
     "init_args": {"stage": 3, "offload_optimizer": True, "offload_parameters": True},
 }
+HYBRID = {"class_path": "ts2_lightning.strategies.FSDP2", "init_args": {"shard_size": "node"}}
 PARALLEL = "lightning.pytorch.strategies.ModelParallelStrategy"
 
 
@@ -121,6 +132,7 @@ PARALLEL = "lightning.pytorch.strategies.ModelParallelStrategy"
         (FSDP2, 8, ("fsdp2", 8, 1, 0)),
         ({"class_path": PARALLEL, "init_args": {"tensor_parallel_size": 2}}, 8, ("fsdp2", 4, 2, 0)),
         ({"class_path": PARALLEL}, 8, ("fsdp2", 1, 8, 0)),
+        (HYBRID, 8, ("fsdp2", 8, 1, 0)),
     ],
 )
 def test_layouts(strategy: Any, gpus: int, expected: tuple[Any, ...]) -> None:
@@ -139,11 +151,89 @@ def test_layouts(strategy: Any, gpus: int, expected: tuple[Any, ...]) -> None:
             {"class_path": PARALLEL, "init_args": {"tensor_parallel_size": 3}},
             "tensor_parallel_size 3 does not divide 4",
         ),
+        (
+            {**HYBRID, "init_args": {"shard_size": 3}},
+            r"^trainer\.strategy: FSDP2\(shard_size\): 4 ranks with rows of their own cannot be divided by 3$",
+        ),
+        ({**HYBRID, "init_args": {"shard_size": 0}}, r"^trainer\.strategy: shard_size must be"),
     ],
 )
 def test_layouts_that_are_none(strategy: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_layout(strategy, "32-true", 4)
+
+
+def hybrid(**settings: Any) -> Layout:
+    """Of 32 GPUs, 8 in each of four nodes."""
+    strategy = {**HYBRID, "init_args": {"shard_size": "node", **settings}}
+    return read_layout(strategy, "32-true", 32, 8)
+
+
+def test_hybrid_layouts() -> None:
+    layouts = [hybrid(), hybrid(tensor_parallel_size=2), hybrid(shard_size=16), hybrid(shard_size=None)]
+    assert [(layout.data_parallel, layout.copies, layout.shards) for layout in layouts] == [
+        (32, 4, 8), (16, 4, 4), (32, 2, 16), (32, 1, 32),
+    ]  # fmt: skip
+    assert [layout.name for layout in layouts] == [
+        "FSDP2, 4 copies over 8 GPUs each",
+        "FSDP2, tensor parallel 2, 4 copies over 8 GPUs each",
+        "FSDP2, 2 copies over 16 GPUs each",
+        "FSDP2",
+    ]
+
+
+def test_what_hybrid_sharding_sends_and_holds(path: str) -> None:
+    """Weights and gradients inside a copy as FSDP2 does; each shard of the gradients once more, to the other copies."""
+    found = sizes(path)
+    weights, whole = list(found.weights), 4 * found.parameters
+    inside, sent = (communication(weights, layout, found, BATCH) for layout in (Layout("fsdp2", "", 8), hybrid()))
+    assert sent._replace(across=0) == inside
+    assert sent.across == 2 * (4 - 1) / 4 * whole / 8
+    copy, held = (state_of(found.weights, layout, 2, rank=7) for layout in (Layout("fsdp2", "", 8), hybrid()))
+    for part in ("held_weights", "held_gradients", "held_optimizer", "gathered", "checkpoint", "copied"):
+        assert getattr(held, part)() == getattr(copy, part)(), part
+    assert update(held, find_gpu("h200")) == update(copy, find_gpu("h200"))
+
+
+def test_how_fast_hybrid_sharding_sends() -> None:
+    """Inside a node by its links; between nodes each shard's ring has its share of the cards."""
+    gpu = find_gpu("h200")
+    link, card = COLLECTIVES * gpu.link, COLLECTIVES * gpu.network
+    assert bandwidth_of_shards(hybrid(), gpu, 8, 4) == (link, card)
+    assert bandwidth_of_shards(hybrid(tensor_parallel_size=2), gpu, 8, 4) == (link, card)
+    assert bandwidth_of_shards(hybrid(shard_size=2), gpu, 8, 4) == (link, 4 * card)
+    assert bandwidth_of_shards(hybrid(shard_size=16), gpu, 8, 4) == (8 * card, card)
+    assert bandwidth_of_shards(hybrid(shard_size=2), gpu, 32, 1) == (link, link)
+
+
+def test_hybrid_sharding_waits_less_for_the_network(path: str) -> None:
+    """As its gradients cross once a step, and its weights never, the more so with more micro-batches."""
+    gpu = replace(find_gpu("h200"), network=1e8)  # so slow that everything waits for it
+    found = sizes(path)
+
+    def waiting(layout: Layout, count: int) -> float:
+        return duration(found, state_of(found.weights, layout, count), BATCH, gpu, 8, 4, False).communication
+
+    over_all = [waiting(hybrid(shard_size=None), count) for count in (1, 8)]
+    inside = [waiting(hybrid(), count) for count in (1, 8)]
+    assert over_all[1] == pytest.approx(8 * over_all[0])
+    assert inside[1] == pytest.approx(inside[0], rel=0.1)
+    assert 0 < inside[0] < over_all[0]
+
+
+def test_what_divides_more_is_named(path: str) -> None:
+    """Over several nodes hybrid sharding is one of the ways, and beyond it is sharding over all."""
+
+    def remedies(strategy: object, nodes: int) -> list[str]:
+        lm = LanguageModelConfig(path, gradient_checkpointing=True)
+        tight = replace(find_gpu("h100"), memory=1.0)
+        job = Job(lm, TS2Loss(), ChunkedEngine(), strategy, "32-true", 64, 1, 24, "none", tight, 8, nodes)
+        return [name.removeprefix("strategy ") for name, _ in _divided(job, _measured(job, (True,)))]
+
+    assert remedies("ddp", 1) == ["zero2", "fsdp2", "zero3"]
+    assert remedies("ddp", 4) == ["zero2", "fsdp2_hybrid", "fsdp2", "zero3"]
+    assert remedies(HYBRID, 4) == ["fsdp2", "zero3"]
+    assert remedies(HYBRID, 1) == remedies(FSDP2, 4) == []
 
 
 def test_tensor_parallel_gpus_have_a_part_of_each_layer(path: str) -> None:

@@ -130,6 +130,8 @@ def _check_strategy(arguments: Namespace) -> None:
     for name in ("data_parallel_size", "tensor_parallel_size"):
         if arguments.get(name, "auto") != "auto":
             check_number(f"trainer.strategy.{name}", arguments[name], COUNT)
+    if arguments.get("shard_size") != "node":
+        check_number("trainer.strategy.shard_size", arguments.get("shard_size"), COUNT, NULL)
     if isinstance(arguments.get("timeout"), timedelta):
         check_number("trainer.strategy.timeout in seconds", arguments.timeout.total_seconds(), POSITIVE)
 

@@ -134,7 +134,8 @@ def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None
 
     Args:
         network: whole, or on the meta device.
-        mesh: with the dimensions `data_parallel` and `tensor_parallel`.
+        mesh: dimensions `data_parallel` and `tensor_parallel`; or `replicate`, `shard` and `tensor_parallel`, of which
+            the first has copies of the shards.
         autocast: it is called in autocast to bfloat16. Weights that autocast rounds in any case are then rounded before
             they are gathered, which halves the traffic and spares autocast's copies; gradients are summed in float32.
 
@@ -144,7 +145,7 @@ def shard(network: SFTNetwork, mesh: DeviceMesh, autocast: bool = False) -> None
     if mesh["tensor_parallel"].size() > 1:
         for model in network.models:
             split_layers(model, mesh["tensor_parallel"])
-    ranks = mesh["data_parallel"]
+    ranks = mesh[tuple(name for name in mesh.mesh_dim_names or () if name != "tensor_parallel")]
     for layer in (layer for model in network.models for layer in decoder_layers(model)):
         if autocast and (parts := linear_parts(layer)):
             fully_shard(parts, mesh=ranks, mp_policy=ROUNDED)

@@ -47,11 +47,13 @@ class Communication(NamedTuple):
         overlapped: traffic in every micro-batch while it is computed.
         exposed: traffic in every micro-batch while nothing else is done.
         once: traffic once in a step, while nothing else is done.
+        across: traffic between copies of the state, once in a step, during the last backward pass.
     """
 
     overlapped: float = 0
     exposed: float = 0
     once: float = 0
+    across: float = 0
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,13 @@ def communication(
 ) -> Communication:
     """What a GPU sends by rings: (n - 1)/n of a tensor to gather it or to sum it into shares, twice that to sum it.
 
-    The weights of a frozen reference model are gathered once more than those of the model.
+    The weights of a frozen reference model are gathered once more than those of the model. Copies of the state sum
+    their shards of the gradients at the end of a step (hybrid sharding; Zhao et al. 2023, PyTorch FSDP, section 3.2).
 
     Source: ZeRO, section 7 (2 N for stages 1 and 2, 3 N for stage 3); Megatron-LM, section 3 (two sums of activations
     in each layer, forward and backward).
     """
-    n = layout.data_parallel
+    n, copies = layout.shards, layout.copies
     ring = (n - 1) / n
     gradients = float(sum(w.elements * w.itemsize for w in weights if w.trained))
     all_weights = float(sum(w.elements * w.gathered for w in weights))
@@ -127,7 +130,8 @@ def communication(
         activations = batch.tokens * sizes.head.width * (layout.autocast or layout.dtype or _FLOAT32).itemsize
         tensor = (5 if reference else 4) * sizes.layers * activations * 2 * (t - 1) / t
     if layout.kind in ("fsdp", "fsdp2") or layout.stage == 3:
-        return Communication(overlapped=ring * ((2 + reference) * all_weights + gradients), exposed=tensor)
+        across = 2 * (copies - 1) / copies * gradients / n
+        return Communication(ring * ((2 + reference) * all_weights + gradients), tensor, across=across)
     if layout.stage == 2:
         return Communication(overlapped=ring * gradients, once=ring * gradients)
     if layout.stage == 1:
@@ -138,6 +142,20 @@ def communication(
 def bandwidth(gpu: GPU, gpus_per_node: int, nodes: int) -> float:
     """Bytes per second of a ring over all GPUs: of the links of a node, or of its network cards together."""
     return COLLECTIVES * (gpu.link if nodes == 1 else min(gpu.link, gpu.network * gpus_per_node))
+
+
+def bandwidth_of_shards(layout: Layout, gpu: GPU, gpus_per_node: int, nodes: int) -> tuple[float, float]:
+    """Bytes per second of a ring over the GPUs of one copy of the state, and of one over the copies of a shard.
+
+    A copy within a node uses the links there. As many rings over the copies as there are shards in a node share its
+    network cards.
+    """
+    size = layout.shards * layout.tensor_parallel
+    within = bandwidth(gpu, gpus_per_node, 1 if size <= gpus_per_node else nodes)
+    if nodes == 1:
+        return within, within
+    rings = min(size, gpus_per_node)
+    return within, COLLECTIVES * min(gpu.link, gpu.network * gpus_per_node / rings)
 
 
 def duration(
@@ -167,12 +185,13 @@ def duration(
     layout, count = state.layout, state.accumulation
     done = operations(sizes, batch, checkpointing, reference)
     sent = communication(list(state.weights), layout, sizes, batch, reference)
-    speed = bandwidth(gpu, gpus_per_node, nodes)
+    speed, between = bandwidth_of_shards(layout, gpu, gpus_per_node, nodes)
     compute = done.executed / (gpu.flops * efficiency)
     hidden = max(0.0, sent.overlapped / speed - compute)
     # DDP sums gradients while the last micro-batch's backward pass, two thirds of it, runs.
     once = sent.once / speed if layout.stage else max(0.0, sent.once / speed - compute * 2 / 3)
-    waiting = count * (hidden + sent.exposed / (COLLECTIVES * gpu.link)) + once
+    across = max(0.0, sent.across / between - compute * 2 / 3)
+    waiting = count * (hidden + sent.exposed / (COLLECTIVES * gpu.link)) + once + across
     updating = update(state, gpu)
     step = count * compute + waiting + updating
     return Duration(
@@ -190,7 +209,7 @@ def update(state: State, gpu: GPU) -> float:
     On a host the same goes through its slower memory, after the gradients and before the weights came over the bus.
     """
     layout = state.layout
-    shares = 1 if layout.kind in ("single", "ddp") else layout.data_parallel
+    shares = 1 if layout.kind in ("single", "ddp") else layout.shards
     held = sum(w.elements * (4 if layout.kind == "zero" else w.itemsize) for w in state.trained) / shares
     if layout.offload_optimizer:
         return 7 * held / _HOST_MEMORY + 2 * held / gpu.host

@@ -136,7 +136,7 @@ class Job:
     @property
     def layout(self) -> Layout:
         """How the strategy divides the model."""
-        return read_layout(self.strategy, self.precision, self.gpus)
+        return read_layout(self.strategy, self.precision, self.gpus, self.gpus_per_node)
 
     @property
     def batch(self) -> MicroBatch:
@@ -279,12 +279,14 @@ def _checkpointed(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
 
 def _divided(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
     """Strategies that divide more; weights and activations are the same to all of ours."""
-    stage_now = {"ddp": 0, "zero": job.layout.stage}.get(job.layout.kind)
-    if job.gpus > 1 and stage_now is not None and job.lm.quantization is None:
-        for name, (stage, class_path, options) in _STRATEGIES.items():
-            if stage > stage_now:
-                strategy = {"class_path": class_path, "init_args": options}
-                yield f"strategy {name}", _plan(replace(job, strategy=strategy), sizes)
+    layout = job.layout
+    if job.gpus == 1 or layout.tensor_parallel > 1 or job.lm.quantization is not None:
+        return
+    now = {"ddp": 0.0, "zero": layout.stage, "fsdp2": _HYBRID if layout.copies > 1 else _ALL}.get(layout.kind, _ALL)
+    for name, (stage, class_path, options) in _STRATEGIES.items():
+        if stage > now and (stage != _HYBRID or job.nodes > 1):
+            strategy = {"class_path": class_path, "init_args": options}
+            yield f"strategy {name}", _plan(replace(job, strategy=strategy), sizes)
 
 
 def _smaller(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
@@ -296,9 +298,12 @@ def _smaller(job: Job, sizes: Sizes) -> Iterator[tuple[str, Plan]]:
         size //= 2
 
 
-_STRATEGIES: dict[str, tuple[int, str, dict[str, int]]] = {
+_HYBRID, _ALL = 2.5, 3.0
+_STRATEGIES: dict[str, tuple[float, str, dict[str, int | str]]] = {
     "zero2": (2, "ts2_lightning.strategies.DeepSpeed", {"stage": 2}),
-    "fsdp2": (3, "ts2_lightning.strategies.FSDP2", {}),
-    "zero3": (3, "ts2_lightning.strategies.DeepSpeed", {"stage": 3}),
+    "fsdp2_hybrid": (_HYBRID, "ts2_lightning.strategies.FSDP2", {"shard_size": "node"}),
+    "fsdp2": (_ALL, "ts2_lightning.strategies.FSDP2", {}),
+    "zero3": (_ALL, "ts2_lightning.strategies.DeepSpeed", {"stage": 3}),
 }
-"""Names of fragments in `configs/strategy`: how much each divides, in ZeRO's stages."""
+"""Names of fragments in `configs/strategy`: how much each divides, in ZeRO's stages. Hybrid sharding divides all of it,
+over the GPUs of a node."""

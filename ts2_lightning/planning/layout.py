@@ -15,8 +15,8 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from ts2_lightning.ranges import COUNT, check_number
-from ts2_lightning.strategies import FSDP2, DeepSpeed
+from ts2_lightning.ranges import COUNT, NULL, check_number
+from ts2_lightning.strategies import FSDP2, DeepSpeed, shard_ranks
 from ts2_lightning.strategies.deepspeed import PRECISIONS
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -45,6 +45,7 @@ class Layout:
         name: name for people.
         data_parallel: GPUs that hold different rows.
         tensor_parallel: GPUs that compute the same rows, each a part of every layer.
+        copies: number of groups of GPUs that each hold all of the state, divided over the group (hybrid sharding).
         stage: Stage of ZeRO; 0 elsewhere.
         offload_optimizer: master weights and moments lie in the memory of the host.
         offload_parameters: weights too, while they are not in use.
@@ -59,6 +60,7 @@ class Layout:
     name: str
     data_parallel: int = 1
     tensor_parallel: int = 1
+    copies: int = 1
     stage: int = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
@@ -68,14 +70,20 @@ class Layout:
     gathered: torch.dtype | None = None
     autocast: torch.dtype | None = None
 
+    @property
+    def shards(self) -> int:
+        """GPUs with rows of their own that a copy of the state is divided over, where the strategy divides it."""
+        return self.data_parallel // self.copies
 
-def read_layout(strategy: Any, precision: Any, gpus: int) -> Layout:
+
+def read_layout(strategy: Any, precision: Any, gpus: int, gpus_per_node: int | None = None) -> Layout:
     """The layout that `trainer.strategy` and `trainer.precision` make.
 
     Args:
         strategy: a name that Lightning knows, or a mapping of `class_path` and `init_args`.
         precision: the trainer's setting.
         gpus: how many, over all nodes.
+        gpus_per_node: how many of them in a node; None is all.
 
     Raises:
         UserError: a strategy or precision that is not known here, or that does not go with the number of GPUs.
@@ -95,7 +103,7 @@ def read_layout(strategy: Any, precision: Any, gpus: int) -> Layout:
         return _zero(cls, options, precision, gpus)
     cast, autocast = _precision(precision)
     if kind == "fsdp2":
-        return _fsdp2(cls, options, cast, autocast, gpus)
+        return _fsdp2(cls, options, cast, autocast, gpus, gpus_per_node or gpus)
     if kind == "fsdp":
         if options.get("sharding_strategy", "FULL_SHARD") != "FULL_SHARD":
             raise UserError("trainer.strategy: of FSDP only sharding_strategy FULL_SHARD is known here")
@@ -155,7 +163,12 @@ def _zero(cls: type, options: Mapping[str, Any], precision: Any, gpus: int) -> L
 
 
 def _fsdp2(
-    cls: type, options: Mapping[str, Any], cast: torch.dtype | None, autocast: torch.dtype | None, gpus: int
+    cls: type,
+    options: Mapping[str, Any],
+    cast: torch.dtype | None,
+    autocast: torch.dtype | None,
+    gpus: int,
+    gpus_per_node: int,
 ) -> Layout:
     default = 1 if issubclass(cls, FSDP2) else "auto"  # Lightning's own splits layers over all GPUs
     chosen = {"data_parallel_size": "auto", "tensor_parallel_size": default, **options}
@@ -168,5 +181,18 @@ def _fsdp2(
     tensor, data = chosen["tensor_parallel_size"], chosen["data_parallel_size"]
     if tensor == "auto":
         tensor = gpus // data if data != "auto" else gpus
+    shards = _shards(options.get("shard_size"), gpus // tensor, tensor, gpus_per_node)
+    copies = gpus // tensor // shards
     name = "FSDP2" if tensor == 1 else f"FSDP2, tensor parallel {tensor}"
-    return Layout("fsdp2", name, gpus // tensor, tensor, dtype=cast, autocast=autocast)
+    name += f", {copies} copies over {shards * tensor} GPUs each" if copies > 1 else ""
+    return Layout("fsdp2", name, gpus // tensor, tensor, copies, dtype=cast, autocast=autocast)
+
+
+def _shards(size: Any, data_parallel: int, tensor_parallel: int, gpus_per_node: int) -> int:
+    """The GPUs that `shard_size` divides a copy over, of those that hold different rows."""
+    if size != "node":
+        check_number("trainer.strategy: shard_size", size, COUNT, NULL)
+    try:
+        return shard_ranks(size, data_parallel, tensor_parallel, gpus_per_node)
+    except UserError as error:
+        raise UserError(f"trainer.strategy: {error}") from None

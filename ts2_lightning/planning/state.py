@@ -37,7 +37,7 @@ class State(ABC):
         weights: the model's, in its order.
         layout: how they are divided.
         accumulation: micro-batches of a step.
-        rank: Rank of the GPU among those that hold different rows; the first holds the most.
+        rank: Rank of the GPU among those that hold different rows, of one copy; the first holds the most.
     """
 
     weights: Sequence[Weight]
@@ -114,7 +114,9 @@ class Whole(State):
 
 
 class Layers(State):
-    """FSDP2: each layer divided over all GPUs by its parameters' first dimension, gathered to be computed.
+    """FSDP2: each layer divided over n GPUs by its parameters' first dimension, gathered to be computed.
+
+    These are all GPUs, or those of one copy: copies hold the same, and a checkpoint has one of them.
 
     FSDP1 divides the layer's flat parameters instead, which takes the same up to rounding.
     """
@@ -141,7 +143,7 @@ class Layers(State):
     def copied(self) -> int:
         """12 N / n; a tied head's matrix once, unlike on the disk."""
         state = sum(3 * self._undivided(w) + _STEP for w in self.trained)
-        return math.ceil(state / (self.layout.data_parallel * self.layout.tensor_parallel))
+        return math.ceil(state / (self.layout.shards * self.layout.tensor_parallel))
 
     def gathered(self) -> int:
         """What is outside the layers, from its first use to the end of the step, and three layers.
@@ -156,7 +158,7 @@ class Layers(State):
         return _gathered_bytes(outside) + max(3 * (layer + trained) + waiting, 2 * waiting)
 
     def _share(self, weight: Weight, padded: bool = False) -> int:
-        n, rows = self.layout.data_parallel, weight.shape[0]
+        n, rows = self.layout.shards, weight.shape[0]
         most = math.ceil(rows / n)
         own = most if padded else min(most, max(0, rows - most * self.rank))
         return own * (weight.elements // rows) * weight.itemsize

@@ -5,7 +5,7 @@ weight that is not finite. It may import only `checkpoint_files` (and what every
 """
 
 from ts2_lightning.strategies.deepspeed import DeepSpeed
-from ts2_lightning.strategies.fsdp2 import FSDP2
+from ts2_lightning.strategies.fsdp2 import FSDP2, shard_ranks
 from ts2_lightning.strategies.gradients import clip_gradients, nonfinite_weight
 
-__all__ = ["FSDP2", "DeepSpeed", "clip_gradients", "nonfinite_weight"]
+__all__ = ["FSDP2", "DeepSpeed", "clip_gradients", "nonfinite_weight", "shard_ranks"]
