@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -16,6 +16,7 @@ import yaml
 
 from tests.e2e import stand_in_slurm
 from tests.e2e.command_line import CONFIGS, ROOT, CommandLine, column, empty_working_directory, make_blank
+from tests.support.namespaces import Node, two_nodes
 from ts2_lightning.cli import main
 from ts2_lightning.data.batch_plan import StepShape
 from ts2_lightning.planning import WARNING_SECONDS
@@ -131,18 +132,40 @@ class Rehearsal:
     def torchrun(self, shape: str, agents: int, processes: int) -> dict[int, float]:
         """The `torchrun` line, once per node; all nodes are this machine."""
         name = f"torchrun-{shape}"
-        words = lines_of(shape)["torchrun"]
-        given = self.options(of_fit(words), name, REHEARSALS[shape], agents, processes)
+        given = self.options(of_fit(lines_of(shape)["torchrun"]), name, REHEARSALS[shape], agents, processes)
         with socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
         small = {"nnodes": agents, "nproc-per-node": processes, "rdzv-endpoint": endpoint, "local-addr": "127.0.0.1"}
-        launcher = options(words[: words.index("cli.py")]) | {key: str(value) for key, value in small.items()}
-        line = ["torchrun", *(f"--{key}={value}" for key, value in launcher.items()), "cli.py", "fit", *given]
+        line = self._torchrun_line(shape, small, given)
         if agents == 1:
             line.insert(1, "--rdzv-backend=c10d")
         self._wait([subprocess.Popen(line, **self._how({})) for _ in range(agents)])
         return self.objectives(name)
+
+    def nodes(self, nodes: list[Node]) -> dict[int, float]:
+        """The `torchrun` line on nodes with a network between them, a process on each, sharded inside the nodes."""
+        given = self.options(of_fit(lines_of("4x8")["torchrun"]), "nodes", "fsdp2_hybrid", len(nodes), 1)
+        lines = []
+        for node in nodes:
+            # The name of this machine says nothing of the addresses of its namespaces.
+            place = {"local-addr": node.address, "rdzv-conf": f"is_host={node is nodes[0]}".lower()}
+            place["rdzv-endpoint"] = f"{nodes[0].address}:29500"
+            small = {"nnodes": len(nodes), "nproc-per-node": 1, **place}
+            lines.append(self._torchrun_line("4x8", small, [*given, "--trainer.strategy.shard_size=node"]))
+        self._wait(
+            [
+                subprocess.Popen([*node.enter, *line], **self._how({"GLOO_SOCKET_IFNAME": node.card}))
+                for node, line in zip(nodes, lines, strict=True)
+            ]
+        )
+        return self.objectives("nodes")
+
+    @staticmethod
+    def _torchrun_line(shape: str, small: Mapping[str, object], given: list[str]) -> list[str]:
+        words = lines_of(shape)["torchrun"]
+        launcher = options(words[: words.index("cli.py")]) | {key: str(value) for key, value in small.items()}
+        return ["torchrun", *(f"--{key}={value}" for key, value in launcher.items()), "cli.py", "fit", *given]
 
     def alone(self, *options: str) -> dict[int, float]:
         """The same in this process, with no strategy."""
@@ -197,6 +220,13 @@ def test_a_line_is_rehearsed(
 ) -> None:
     """Two nodes are two agents of torchrun, or two tasks with nodes of their own. The numbers are one process's."""
     assert getattr(rehearsal, launcher)(shape, nodes, devices) == pytest.approx(alone, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_nodes_with_a_network_between_them(rehearsal: Rehearsal, alone: dict[int, float]) -> None:
+    """Nodes that see nothing of each other but one network card, as two machines do. The numbers are one process's."""
+    with two_nodes() as nodes:
+        assert rehearsal.nodes(nodes) == pytest.approx(alone, rel=1e-5)
 
 
 STEPS = 60
