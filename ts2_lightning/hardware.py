@@ -1,4 +1,4 @@
-"""Figures of GPUs that decide memory and time, and the memory of this machine.
+"""Figures of GPUs that decide memory and time, the memory at hand, and which errors say that none is left.
 
 Memory is what the driver reports (nvidia-smi, in MiB), which is what a process can have; the rest is from NVIDIA's data
 sheets: dense bfloat16 FLOP/s (a sheet's larger figure is with sparsity), bandwidth of the memory, of the links between
@@ -6,8 +6,10 @@ the GPUs of a node in one direction (half of what a sheet adds up), and of the b
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
@@ -127,3 +129,32 @@ def this_machine() -> Machine:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
     return Machine("this machine's CPU", min(memory, int(limit)) if limit.isdigit() else memory)
+
+
+def device_at_hand(device: torch.device) -> GPU | Machine:
+    """A CUDA device or this machine's CPU, with the memory that this process can have there.
+
+    Of a GPU that other processes use too that is what they leave; where there are no figures of its kind, its speed is
+    taken to be an H200's.
+
+    Raises:
+        UserError: it is another kind of device.
+    """
+    if device.type == "cpu":
+        return this_machine()
+    if device.type != "cuda":
+        raise UserError(f"trainer.accelerator: there are figures of CUDA devices and CPUs, not of {device.type}")
+    name = torch.cuda.get_device_name(device)
+    memory = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return replace(gpu_of_device(name) or GPUS["h200"], name=name, memory=memory)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU's allocator, had no memory left.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), is_out_of_memory(ValueError("none left"))
+        (True, False)
+    """
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said

@@ -1,11 +1,13 @@
 """The plan against brute force over many shapes."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ts2_lightning.data.batch_plan import (
     PlannedBatch,
@@ -13,7 +15,9 @@ from ts2_lightning.data.batch_plan import (
     epoch_order,
     epoch_plan,
     evaluation_plan,
+    longest_step,
     rows_per_epoch,
+    split_step,
     steps_per_epoch,
 )
 
@@ -177,3 +181,26 @@ def test_evaluation_holds_every_row_once(rows: int, batch_size: int, world_size:
 @pytest.mark.parametrize(("shape", "accumulation"), [((128, 8, 4), 4), ((10, 8, 1), 2), ((3, 8, 4), 1)])
 def test_accumulation(shape: tuple[int, int, int], accumulation: int) -> None:
     assert StepShape(*shape).accumulation == accumulation
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("times", [None, np.array([0.5, 1, 2.5, 0.2] * 6)])
+def test_no_micro_batch_has_more_tokens_than_that_of_the_longest_step(
+    packed: bool, times: NDArray[np.float64] | None
+) -> None:
+    lengths = np.random.default_rng(7).integers(1, 40, 24)
+    shape = StepShape(batch_size=7, micro_batch_size=3, packed=packed)
+
+    def tokens(rows: Sequence[int]) -> int:
+        if packed:
+            return int(lengths[list(rows)].sum())
+        return int(lengths[list(rows)].max()) * len(rows)  # padded
+
+    step = longest_step(lengths, shape.batch_size, times)
+    largest = tokens(split_step(step, lengths, shape)[0][0])
+    assert len(step) == shape.batch_size
+    for epoch in range(20):
+        for batch in epoch_plan(lengths, lengths, shape, epoch=epoch, times=times):
+            assert tokens(batch.rows) <= largest
+    few = longest_step(lengths[:4], 100, None if times is None else times[:4])
+    assert len(few) == rows_per_epoch(4, None if times is None else times[:4])

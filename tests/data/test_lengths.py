@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.data.data_helpers import token_rows, write_jsonl
 from ts2_lightning.data import SFTData
 from ts2_lightning.data.lengths import check_length, row_length
 from ts2_lightning.data.streaming import REPORT
@@ -233,3 +234,23 @@ def test_padding_is_a_token_that_the_model_has(tokens: str) -> None:
         data.limits = few(rows)
         found.append(data.pad_id)
     assert found == [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+
+
+def test_the_largest_micro_batch_has_the_longest_rows(tmp_path: Path) -> None:
+    """Of streamed rows, which nobody has seen, it has rows of the largest length."""
+    file = write_jsonl(tmp_path / "rows.jsonl", token_rows([4, 8, 12, 3]))
+    options: dict[str, Any] = {"format": "tokens", "batch_size": 3, "cache": False, "max_length": 20}
+
+    def shapes(**more: Any) -> list[tuple[int, ...]]:
+        data = SFTData(file, **options, **more)
+        data.load("train")
+        return [tuple(data.largest_batch(size)["input_ids"].shape) for size in (1, 2, 3)]
+
+    assert shapes() == [(1, 12), (2, 12), (3, 12)]
+    assert shapes(packing="padding_free") == [(1, 12), (1, 12), (1, 24)], "micro-batches of equally many tokens"
+    assert shapes(streaming=True) == [(1, 20), (2, 20), (3, 20)]
+    assert shapes(streaming=True, packing="padding_free") == [(1, 20), (1, 40), (1, 60)]
+    data = SFTData(file, **options)
+    data.load("train")
+    batch = data.largest_batch(2)
+    assert (batch["row_index"].tolist(), batch["divisor"].item()) == ([2, 1], 11 + 7 + 3)

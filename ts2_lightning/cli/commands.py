@@ -55,7 +55,7 @@ COMMANDS: dict[str, Command] = {
     "quickstart": Command(
         "ts2_lightning.cli.quickstart:run", "the whole story on a toy world, in minutes, without a download"
     ),
-    "fit": Command(_TRAINER, "fine-tune a language model", named=True),
+    "fit": Command("ts2_lightning.cli.fit:run", "fine-tune a language model"),
     "validate": Command(_TRAINER, "the metrics of a model or a checkpoint on the validation rows", named=True),
     "test": Command(_TRAINER, "the same on the test rows", named=True),
     "predict": Command(_TRAINER, "per-token statistics of given rows", named=True),

@@ -108,11 +108,7 @@ class PlanCLI(TS2CLI):
         parser.add_class_arguments(self.model_class, "model")
         parser.add_class_arguments(self.datamodule_class, "data")
         self.model = parser.instantiate(Namespace(model=self.settings.model, data=self.settings.data)).model
-        if not all(hasattr(self.model, name) for name in ("lm", "loss", "engine")):
-            raise UserError(
-                "model.class_path: plan needs a module that has lm, loss and engine, as SFTModule has, not "
-                f"{type(self.model).__name__}"
-            )
+        check_module(self.model, "plan")
 
     def _run_subcommand(self, subcommand: str) -> None:
         check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
@@ -125,6 +121,20 @@ class PlanCLI(TS2CLI):
         ):
             plan = make_plan(replace(job_of(self.settings, self.model, lm), reference=reference))
         put(json.dumps(as_json(plan), indent=2) if self.settings.json else report(plan))
+
+
+def check_module(module: Any, what: str) -> None:
+    """Raises UserError unless a module has what a plan follows from.
+
+    Args:
+        module: module of the settings.
+        what: what needs it, for the message.
+    """
+    if not all(hasattr(module, name) for name in ("lm", "loss", "engine")):
+        raise UserError(
+            f"model.class_path: {what} needs a module that has lm, loss and engine, as SFTModule has, not "
+            f"{type(module).__name__}"
+        )
 
 
 @contextmanager
@@ -170,9 +180,21 @@ def device_of(gpu: str | None, accelerator: Any) -> GPU | Machine:
 
 
 def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
-    """The job of the settings of `fit` and of `plan`."""
+    """The job of the settings of `plan`."""
+    job = job_of_fit(settings, model, lm, device_of(settings.gpu, settings.trainer.accelerator))
+    return replace(
+        job,
+        gpus_per_node=settings.gpus or job.gpus_per_node,
+        nodes=settings.nodes or job.nodes,
+        efficiency=settings.hfu,
+        write_speed=settings.write_speed * _GB,
+        asynchronous=_saves_asynchronously(settings.trainer.callbacks),
+    )
+
+
+def job_of_fit(settings: Any, model: SFTModule, lm: LanguageModelConfig, device: GPU | Machine) -> Job:
+    """The job of the settings of `fit` on a kind of device."""
     trainer, data = settings.trainer, settings.data
-    device = device_of(settings.gpu, trainer.accelerator)
     lm = with_rows_for_tokens(lm, data.tokenizer or model.lm.path)
     limits = read_limits(lm)
     check_length(data.max_length, limits)
@@ -188,11 +210,8 @@ def job_of(settings: Any, model: SFTModule, lm: LanguageModelConfig) -> Job:
         max_length=row_length(data.max_length, limits),
         packing=data.packing,
         device=device,
-        gpus_per_node=settings.gpus or devices(trainer.devices),
-        nodes=settings.nodes or trainer.num_nodes,
-        efficiency=settings.hfu,
-        write_speed=settings.write_speed * _GB,
-        asynchronous=_saves_asynchronously(trainer.callbacks),
+        gpus_per_node=devices(trainer.devices),
+        nodes=trainer.num_nodes,
     )
 
 

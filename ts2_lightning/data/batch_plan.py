@@ -104,6 +104,30 @@ def step_rows(order: NDArray[np.int64], step: int, batch_size: int) -> NDArray[n
     return order[step * batch_size : (step + 1) * batch_size]
 
 
+def longest_step(
+    lengths: NDArray[np.int64], batch_size: int, times: NDArray[np.floating] | None = None
+) -> NDArray[np.int64]:
+    """The rows of the step with the most tokens that an epoch may have: its longest rows.
+
+    Args:
+        lengths: [R] tokens of each row.
+        batch_size: rows per optimizer step.
+        times: [R] number of times that each row comes in an epoch (see `epoch_order`); None is once.
+
+    Returns:
+        [at most `batch_size`] indices, a row as often as one epoch may have it.
+
+    Example:
+        >>> longest_step(np.array([3, 9, 5, 7]), batch_size=3, times=np.array([1, 1.5, 1, 0.5])).tolist()
+        [1, 1, 3]
+    """
+    rows = np.arange(len(lengths))
+    if times is not None:
+        rows = np.repeat(rows, np.ceil(times).astype(np.int64))
+    longest_first = rows[np.argsort(-lengths[rows], kind="stable")]
+    return longest_first[: min(batch_size, rows_per_epoch(len(lengths), times))]
+
+
 def split_step(rows: NDArray[np.int64], lengths: NDArray[np.int64], shape: StepShape) -> list[list[tuple[int, ...]]]:
     """Split the rows of a step over micro-batches and ranks.
 

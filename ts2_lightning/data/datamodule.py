@@ -14,7 +14,15 @@ from ts2_lightning.data.counts import Counts
 from ts2_lightning.data.encoded_rows import EncodedRows
 from ts2_lightning.data.encoding import Overlong
 from ts2_lightning.data.lengths import check_length, row_length
-from ts2_lightning.data.loader import BatchLoader, TrainLoader, evaluation_loader, first_batches, hint_at_few_steps
+from ts2_lightning.data.loader import (
+    BatchLoader,
+    TrainLoader,
+    evaluation_loader,
+    first_batches,
+    full_batch,
+    hint_at_few_steps,
+    largest_batch,
+)
 from ts2_lightning.data.naming import check_literal
 from ts2_lightning.data.reading import Encoder, Split, read_split
 from ts2_lightning.data.renderer import TrainOn
@@ -375,6 +383,18 @@ class SFTData(LightningDataModule):
         share = -(-tokens // len(names))
         options = self.eval_batch_size, self.pad_id, self._capacity
         return [batch for name in names for batch in first_batches(self.rows(name), share, *options)]
+
+    def largest_batch(self, micro_batch_size: int) -> Batch:
+        """The micro-batch of the most tokens that a training may have on this rank; after `load("train")`.
+
+        Args:
+            micro_batch_size: rows per forward pass, at most. Streamed rows count as `row_length` tokens each. With
+                packing another micro-batch may have more tokens, by part of a row.
+        """
+        if self._streamed is not None:
+            return full_batch(micro_batch_size, self.row_length, self.pad_id, self._capacity)
+        shape = self.shape._replace(micro_batch_size=micro_batch_size)
+        return largest_batch(self.rows("train"), shape, self.times, self.pad_id, self._capacity)
 
     def _evaluation_loaders(self, split: str) -> BatchLoader | dict[str, BatchLoader]:
         loaders = {name: self._evaluation_loader(name) for name in self.sets.of(split)}

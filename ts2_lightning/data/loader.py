@@ -18,11 +18,13 @@ from ts2_lightning.data.batch_plan import (
     StepShape,
     epoch_plan,
     evaluation_plan,
+    longest_step,
     rows_per_epoch,
+    split_step,
     steps_per_epoch,
 )
 from ts2_lightning.data.collate import collate
-from ts2_lightning.data.encoded_rows import EncodedRows
+from ts2_lightning.data.encoded_rows import EncodedRow, EncodedRows
 from ts2_lightning.types import Batch
 
 
@@ -229,3 +231,29 @@ def first_batches(rows: EncodedRows, tokens: int, batch_size: int, pad_id: int, 
     count = int(np.searchsorted(np.cumsum(rows.supervised), tokens)) + 1
     plan = evaluation_plan(rows.supervised[:count], batch_size)
     return BatchLoader(rows, lambda: plan, len(plan), pad_id, capacity=capacity)
+
+
+def largest_batch(
+    rows: EncodedRows, shape: StepShape, times: NDArray[np.floating] | None, pad_id: int, capacity: float | None
+) -> Batch:
+    """The micro-batch of the most tokens that a training may have: the first of a step of the longest rows.
+
+    Args:
+        rows: encoded rows of the split.
+        shape: division of steps into micro-batches and ranks.
+        times: [R] number of times that each row comes in an epoch; None is once.
+        pad_id: token id of the padding.
+        capacity: tokens of a sequence, at most, for packing; None does not pack.
+    """
+    step = longest_step(rows.lengths, shape.batch_size, times)
+    largest = split_step(step, rows.lengths, shape)[0][0]
+    return collate([rows[row] for row in largest], largest, int(rows.supervised[step].sum()), pad_id, capacity)
+
+
+def full_batch(rows: int, length: int, pad_id: int, capacity: float | None) -> Batch:
+    """A micro-batch of so many rows of so many tokens each, all of them padding and all but the first supervised.
+
+    It stands for streamed rows, of which nobody knows the longest.
+    """
+    row = EncodedRow(np.full(length, pad_id, dtype=np.int32), np.array([[1, length]], dtype=np.int32))
+    return collate([row] * rows, range(rows), rows * (length - 1), pad_id, capacity)

@@ -5,6 +5,8 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,16 +54,17 @@ def time_losses(
 
 
 def _time(head: Any, loss: TokenLoss, hidden_states: Tensor, targets: Targets) -> float:
-    _wait(hidden_states.device)
+    wait_for(hidden_states.device)
     start = time.perf_counter()
     total = head.under(loss, hidden_states, targets, ()).total
     inputs = [hidden_states, *(parameter for parameter in head.parameters() if parameter.requires_grad)]
     torch.autograd.grad(total, inputs, allow_unused=True)
-    _wait(hidden_states.device)
+    wait_for(hidden_states.device)
     return time.perf_counter() - start
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Waits until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -69,6 +72,15 @@ def _wait(device: torch.device) -> None:
 def padded_places(batch: Batch) -> Tensor:
     """[] number of the B x T places of a batch that no row takes."""
     return batch["input_ids"].numel() - batch["row_spans"].diff().sum()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Has `peak_memory_gb` begin anew; on a CPU where the system lets a process reset its own, as Linux does."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
 
 
 def peak_memory_gb(device: torch.device) -> float:

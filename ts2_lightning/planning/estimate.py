@@ -198,6 +198,15 @@ def make_plan(job: Job) -> Plan:
     return plan if plan.fits else replace(plan, remedies=list(_remedies(plan)))
 
 
+def needed_bytes(job: Job) -> int:
+    """Bytes that a job needs as it is set, see `Plan.needed`; nothing else of a plan is calculated.
+
+    Raises:
+        UserError: what is asked for is not known, or cannot be.
+    """
+    return _plan(job, _measured(job, (job.lm.gradient_checkpointing,))).needed
+
+
 def _measured(job: Job, modes: tuple[bool, ...]) -> Sizes:
     return measure(job.lm, job.layout, job.batch, modes)
 

@@ -22,8 +22,8 @@ from ts2_lightning.evaluation.judges.classifier_processes import Workers
 from ts2_lightning.evaluation.loading import explained
 from ts2_lightning.generation import Decoder, GenerationSettings
 from ts2_lightning.generation.backends import Backend
-from ts2_lightning.generation.backends.transformers import is_out_of_memory
 from ts2_lightning.generation.requests import Request, Response
+from ts2_lightning.hardware import is_out_of_memory
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.modules.model_files import check_weight_files, read_classifier
 from ts2_lightning.runs.stamps import digest, file_stamps

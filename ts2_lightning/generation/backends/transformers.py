@@ -31,6 +31,7 @@ from ts2_lightning.generation.backends.caches import has_rows
 from ts2_lightning.generation.backends.rows import Job, Rows, padded, padding_id, uniforms_of
 from ts2_lightning.generation.decoders import Decoder, draw
 from ts2_lightning.generation.requests import Asked, GenerationSettings, Request, Response
+from ts2_lightning.hardware import is_out_of_memory
 from ts2_lightning.model_limits import ModelLimits, limits_of
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.types import UserError
@@ -342,9 +343,3 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in said
