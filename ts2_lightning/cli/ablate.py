@@ -26,12 +26,13 @@ from ts2_lightning.runs.writing import write_whole
 from ts2_lightning.studies.execute import execute
 from ts2_lightning.studies.execute.local import cores
 from ts2_lightning.studies.execute.task import has_measures, is_trained, newest_attempt, read_failure, tasks_of
-from ts2_lightning.studies.grid import GRID, Grid, Point, read_grid
+from ts2_lightning.studies.grid import GRID, Grid, Point, read_grid, read_sweep
+from ts2_lightning.studies.grid.sweep import is_grid
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
 
-_ABOUT = """Runs a grid: every training that is not done yet, then its measures, then the report. What was cut short
-goes on where it was, what failed is tried again, and what is done is left alone."""
+_ABOUT = """Runs a grid, of a file or of --sweep: every training that is not done yet, then its measures, then the
+report. What was cut short goes on where it was, what failed is tried again, and what is done is left alone."""
 
 _SEED = "seed"
 
@@ -55,9 +56,8 @@ def run(argv: Sequence[str]) -> int:
         check_number("--parallel", options.parallel, COUNT)
     if options.parallel is not None and options.slurm:
         raise UserError("--parallel is of runs on this machine; with --slurm, give the grid `slurm.array_parallelism`")
-    file = find_config(options.config) or options.config
-    grid = read_grid(file, SettingsReader().read, options.runs_dir, options.name)
-    tell(of_config(options.config))
+    grid = _grid_of(options)
+    tell(line for name in options.config for line in of_config(name))
     points = only(grid, options.only)
     if options.dry_run:
         put(plan(grid, points, options.gpu))
@@ -67,10 +67,57 @@ def run(argv: Sequence[str]) -> int:
     return execute_and_report(grid, points, options)
 
 
+def _grid_of(options: Any) -> Grid:
+    """The grid of a file, or of `--sweep`.
+
+    Raises:
+        UserError: for whatever is wrong with it, and for options that are of the other.
+    """
+    read = SettingsReader().read
+    if options.sweep:
+        seeds = options.seeds or [0]
+        return read_sweep(options.config, options.sweep, options.set, seeds, read, options.runs_dir, options.name)
+    for option, value in (("--set", options.set), ("--seeds", options.seeds)):
+        if value:
+            raise UserError(f"{option}: is for --sweep; a grid file has its own, `{option.removeprefix('--')}:`")
+    if len(options.config) > 1:
+        raise UserError(f"-c: one grid file is run at a time, got {', '.join(options.config)}")
+    file = find_config(options.config[0]) or options.config[0]
+    if Path(file).is_file() and is_grid(file) is False:
+        hint = "name a grid, or give an axis, such as --sweep model.optimizer.lr=1e-3,5e-4"
+        raise UserError(f"-c {file}: is the configuration of a fit, not a grid; {hint}")
+    return read_grid(file, read, options.runs_dir, options.name)
+
+
 def _parser() -> OptionParser:
     parser = OptionParser("ablate", _ABOUT)
     example = "configs/grid/paper/alpha.yaml"
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help=f"the grid file, such as {example}")
+    parser.add_argument(
+        "-c",
+        "--config",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help=f"the grid file, such as {example}; with --sweep, files of fit",
+    )
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="SETTING=VALUE,VALUE,...",
+        help="a grid without a file: these values of a setting of fit, such as model.optimizer.lr=1e-3,5e-4; several "
+        "times for all combinations. What `measure` measures by default is measured",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SETTING=VALUE",
+        help="with --sweep: a setting of every run, such as data.train=rows.jsonl; several times for several",
+    )
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", help="with --sweep: seeds of every row (default: 0)"
+    )
     parser.add_argument("--runs_dir", default="runs", help="the directory of all runs (default: runs)")
     parser.add_argument("--name", help="of the grid, whose runs are in RUNS_DIR/NAME (default: follows from the file)")
     parser.add_argument("--dry-run", action="store_true", help="show the runs with their commands and states, run none")

@@ -28,7 +28,7 @@ class Entry:
 
     Attributes:
         file: path of the file, as the user named it.
-        line: 1-based, of its key if it has one.
+        line: 1-based, of its key if it has one; 0 of the command line, an option of which is the file then.
         name: where it is: `axes.objective`, `runs #2`; empty for the whole file.
         value: plain Python value.
         scalar: a scalar as it is written, `5.0e-4`; None for a list and a mapping.
@@ -44,7 +44,8 @@ class Entry:
 
     def error(self, text: str) -> UserError:
         """A complaint about this entry, in one line that begins with file and line."""
-        return UserError(": ".join(filter(None, [f"{self.file}:{self.line}", self.name, text])))
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return UserError(": ".join(filter(None, [place, self.name, text])))
 
     def unlike(self, expected: str) -> UserError:
         """A complaint that something else was expected here."""
@@ -109,16 +110,27 @@ def read_entries(file: Path) -> Entry:
     node = check_config(str(file))
     if node is None:
         raise UserError(f"{file}: the file is empty; it needs at least base and axes")
-    return _entry(str(file), node, 1, "")
+    return entry_of(str(file), node, 1, "")
 
 
-def _entry(file: str, node: yaml.Node, line: int, name: str) -> Entry:
+def entry_of(file: str, node: yaml.Node, line: int, name: str) -> Entry:
+    """The tree of a YAML node.
+
+    Args:
+        file: path of the file.
+        node: node with all that is in it.
+        line: line of its key, from 1.
+        name: where it is in the file, see `Entry`.
+
+    Raises:
+        UserError: it is no plain YAML.
+    """
     try:
         if isinstance(node, yaml.ScalarNode):
             return Entry(file, line, name, _YAML.construct_document(node), str(node.value))
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
             numbered = enumerate(node.value, 1)
-            items = [_entry(file, item, item.start_mark.line + 1, f"{name} #{number}") for number, item in numbered]
+            items = [entry_of(file, item, item.start_mark.line + 1, f"{name} #{number}") for number, item in numbered]
             return Entry(file, line, name, [item.value for item in items], None, items)
         if not isinstance(node, yaml.MappingNode) or not node.tag.endswith(":map"):
             raise yaml.constructor.ConstructorError(problem=f"{node.tag} is neither a list nor a mapping")
@@ -126,7 +138,7 @@ def _entry(file: str, node: yaml.Node, line: int, name: str) -> Entry:
         prefix, plain, parts = f"{name}." if name else "", {}, {}
         for key, value in node.value:
             text = str(key.value)
-            parts[text] = _entry(file, value, key.start_mark.line + 1, prefix + text)
+            parts[text] = entry_of(file, value, key.start_mark.line + 1, prefix + text)
             plain[_YAML.construct_document(key)] = parts[text].value
         return Entry(file, line, name, plain, None, parts)
     except (yaml.YAMLError, TypeError) as error:  # of a key that is a list, Python says that it has no hash
@@ -149,7 +161,7 @@ def read_part(kind: type[T], entry: Entry) -> T:
         ... class Plane:
         ...     x: str
         ...     y: str
-        >>> read_part(Plane, _entry("grid.yaml", yaml.compose("x: 1\\nz: 2"), 1, ""))
+        >>> read_part(Plane, entry_of("grid.yaml", yaml.compose("x: 1\\nz: 2"), 1, ""))
         Traceback (most recent call last):
         ts2_lightning.types.UserError: grid.yaml:2: z: no such key; there are x, y
     """

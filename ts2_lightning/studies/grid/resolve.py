@@ -196,9 +196,24 @@ def read_grid(file: str | Path, read: Read, runs_dir: str | Path = "runs", name:
     Raises:
         UserError: for whatever is wrong, in one line with the file, its line and the row.
     """
-    file, runs_dir = Path(from_here(Path(file).expanduser())), Path(runs_dir)
-    grid = read_grid_file(file)
-    name = run_name(name or grid_name(file), [])
+    file = Path(from_here(Path(file).expanduser()))
+    return resolve_grid(read_grid_file(file), file, name or grid_name(file), read, runs_dir)
+
+
+def resolve_grid(grid: GridFile, file: Path, name: str, read: Read, runs_dir: str | Path = "runs") -> Grid:
+    """A grid, with every row resolved, from what its file says.
+
+    Args:
+        grid: what is compared.
+        file: path of the file that says so.
+        name: name of the grid.
+        read: see `read_grid`.
+        runs_dir: see `read_grid`.
+
+    Raises:
+        UserError: see `read_grid`.
+    """
+    name, runs_dir = run_name(name, []), Path(runs_dir)
     resolver = _Resolver(grid, name, runs_dir, read)
     points = tuple(resolver.point(row, seed) for row in grid.rows for seed in grid.seeds)
     return Grid(

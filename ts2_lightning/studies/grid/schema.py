@@ -28,7 +28,8 @@ SEED = "{seed}"
 INTERPOLATE = "interpolate"
 """Axis whose choices are shares of the way from the base model to a row's own; nothing is trained for them."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
-_RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
+RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
+"""Names that no axis can have, with the reason."""
 
 # Settings -----------------------------------------------------------------------------------------------------------
 
@@ -207,8 +208,8 @@ def _axes(entry: Entry) -> dict[str, dict[str, Settings]]:
     """Every axis with its choices: values of one setting, or named sets of settings."""
     axes = {}
     for name, axis in entry.mapping("axes with their choices").items():
-        if name in _RESERVED:
-            raise axis.error(f"the name is taken, {_RESERVED[name]}; call the axis otherwise")
+        if name in RESERVED:
+            raise axis.error(f"the name is taken, {RESERVED[name]}; call the axis otherwise")
         if name == INTERPOLATE:
             axes[name] = _shares(axis)
             continue
@@ -269,7 +270,8 @@ def _seeded(entry: Entry) -> dict[str, Argument]:
     return seeded
 
 
-def _usual_seeded() -> dict[str, Argument]:
+def usual_seeded() -> dict[str, Argument]:
+    """What a seed sets where nobody has said what."""
     return {"seed_everything": Argument(SEED), "data.seed": Argument(SEED)}
 
 
@@ -342,7 +344,7 @@ class GridFile:
     exclude: tuple[Entry, ...] = ()
     when: tuple[Condition, ...] = ()
     seeds: Annotated[tuple[int, ...], _seeds] = (0,)
-    seeded: Annotated[Mapping[str, Argument], _seeded] = field(default_factory=_usual_seeded)
+    seeded: Annotated[Mapping[str, Argument], _seeded] = field(default_factory=usual_seeded)
     measure: Measures = field(default_factory=dict)
     base_model: Annotated[BaseModelPart | None, _base_model] = None
     report: ReportPart | None = None
