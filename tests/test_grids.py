@@ -15,7 +15,7 @@ from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
 from ts2_lightning.cli import main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation import described
-from ts2_lightning.studies.grid import Grid, Point, read_grid
+from ts2_lightning.studies.grid import Grid, Point, read_grid, schema
 from ts2_lightning.studies.grid.schema import read_grid_file
 
 GRIDS = CONFIGS / "grid"
@@ -73,6 +73,7 @@ STUDIES: dict[str, list[Setting]] = {
 
 FRONTIERS = {
     "frontier": (10 * 5, 5, 5), "frontier_ts2": (3 + 6 * 3 + 4 * 3, 3, 1), "interpolate": (4 * 3, 5, 5),
+    "hold_out": (6 * 3 + 1, 5, 1),
 }  # fmt: skip
 """Grids with dials: different settings of trainings, seeds, and measurements of each training."""
 
@@ -237,6 +238,27 @@ def test_anchors_are_each_added_to_the_same_objectives() -> None:
     alone = {(base, "", "None"): {0.0: 4 if base == "CrossEntropyLoss" else 2} for base in bases}
     assert {key: dict(Counter(values)) for key, values in rows.items()} == {**anchored, **alone}
     assert len(grid.trainings) == 116
+    check_report(grid)
+
+
+def test_a_small_pretrained_model_is_trained_alike_by_all_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the objective and the rate differs; the second grid starts from what CE has trained."""
+    monkeypatch.setattr(
+        schema, "find_spec", lambda name: name
+    )  # not needed to read them
+    grid, after_ce = (
+        read_grid(GRIDS / "gemma-270m" / f"{name}.yaml", READER.read) for name in ("objectives", "after_ce")
+    )
+    assert [file.stem for file in sorted((GRIDS / "gemma-270m").glob("*.yaml"))] == ["after_ce", "objectives"]
+    assert (len(grid.trainings), len(grid.points), len(after_ce.trainings)) == (13, 26, 2)
+    rates = Counter(point.training.config["model"]["optimizer"]["lr"] for point in grid.points)
+    assert rates == {2e-5: 18, 5e-6: 8}
+    for one, path in ((grid, "google/gemma-3-270m"), (after_ce, "runs/gemma-early/1/export")):
+        for point in one.points:
+            config = point.training.config
+            assert config["model"]["lm"]["path"] == path
+            assert (config["trainer"]["max_steps"], config["data"]["batch_size"]) == (48, 4)
+            assert point.measure["diversity"]["reader"] == "google/gemma-3-270m"
     check_report(grid)
 
 
