@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,17 @@ def test_rows_that_share_a_training_have_one_curve(tmp_path: Path) -> None:
     figure = curves(results_of(rows), ["val/entropy"])
     assert len(figure.axes[0].lines) == 1
     assert "sparsemax = unified sparsemax" in " ".join(texts(figure, tmp_path))
+
+
+def test_a_training_that_is_measured_along_an_axis_is_called_without_it(tmp_path: Path) -> None:
+    rows = [
+        replace(learner(f"{loss} {at}", {1: 1.0}, directory=loss), labels={"objective": loss, "temperature": at})
+        for loss in ("CE", "TS2")
+        for at in ("0.6", "1")
+    ]
+    figure = curves(results_of(rows, objective=("CE", "TS2"), temperature=("0.6", "1")), ["val/entropy"])
+    assert len(figure.axes[0].lines) == 2
+    assert {text for text in texts(figure, tmp_path) if "CE" in text or "TS2" in text} == {"CE", "TS2"}
 
 
 @pytest.mark.parametrize("count", [2, 9, 20])

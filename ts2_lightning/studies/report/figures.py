@@ -33,7 +33,7 @@ from ts2_lightning.evaluation.style import (
     tidy,
 )
 from ts2_lightning.pages.colours import REST
-from ts2_lightning.studies.report.results import Results, Row, by_runs, number
+from ts2_lightning.studies.report.results import Results, Row, by_runs, measured_along, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.values import Value
 
@@ -353,7 +353,7 @@ def curves(results: Results, names: Sequence[str]) -> Figure | None:
     for axes in every[len(panels) :]:
         axes.set_visible(False)
     put_title(figure, f"{results.title}: learning curves", beside=0 if columns > 1 else _LEGEND)
-    called = {same[0].label: " = ".join(row.label for row in same) for same in by_runs(results.trained)}
+    called = {same[0].label: _training_label(same, named_axes(results.axes)) for same in by_runs(results.trained)}
     handles = [
         Line2D([], [], color=styles[label]["color"], linestyle=_dash(results, label), label=wrapped(called[label]))
         for label in drawn
@@ -403,6 +403,14 @@ def thinned(values: Sequence[float], width: int) -> list[float]:
         [1.0, 4.0, 7.0]
     """
     return [float(part.mean()) for part in np.array_split(values, -(-len(values) // width))]
+
+
+def _training_label(rows: Sequence[Row], named: Sequence[str]) -> str:
+    """What a training is called that several rows are measured of: without the axis in which these differ."""
+    along = measured_along(rows)
+    if along is None:
+        return " = ".join(row.label for row in rows)
+    return label_of({axis: choice for axis, choice in rows[0].labels.items() if axis != along[0]}, named)
 
 
 def _draw_curve(axes: Axes, by_step: pd.DataFrame, colour: str, dash: Any) -> None:

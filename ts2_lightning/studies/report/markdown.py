@@ -18,7 +18,7 @@ from ts2_lightning.studies.report.frontier_tables import (
     rule_said,
 )
 from ts2_lightning.studies.report.frontiers import frontiers_of
-from ts2_lightning.studies.report.results import Results, Row, Run, by_runs
+from ts2_lightning.studies.report.results import Results, Run, by_runs, measured_along
 from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.studies.report.statistics import CONFIDENCE
 from ts2_lightning.studies.report.tables import (
@@ -100,7 +100,7 @@ def _counted(count: int, noun: str) -> str:
 def _shared(results: Results) -> list[str]:
     """Which rows are other measurements of the same trainings; in one line where all are so along one axis."""
     groups = [same for same in by_runs(results.trained) if len(same) > 1]
-    along = {_along(same) for same in groups}
+    along = {measured_along(same) for same in groups}
     if len(along) == 1 and (axis_and_choices := along.pop()) is not None:
         axis, choices = axis_and_choices
         what = "Every training" if len(groups) == len(by_runs(results.trained)) else f"{len(groups)} rows of trainings"
@@ -109,12 +109,6 @@ def _shared(results: Results) -> list[str]:
     said = [f"The same trainings, measured in several ways: {', '.join(same)}" for same in labels[:_NAMED]]
     more = len(labels) - _NAMED
     return [*said, f"The same of {more} more groups of rows; the list of runs below has them"] if more > 0 else said
-
-
-def _along(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]] | None:
-    """The one axis in which rows differ, with their choices of it; None if they differ otherwise."""
-    axes = [axis for axis in rows[0].labels if len({row.labels.get(axis) for row in rows}) > 1]
-    return (axes[0], tuple(str(row.labels.get(axes[0])) for row in rows)) if len(axes) == 1 else None
 
 
 def seeds_said(results: Results) -> str:

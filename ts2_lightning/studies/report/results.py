@@ -307,6 +307,17 @@ def by_runs(rows: Iterable[Row]) -> list[list[Row]]:
     return list(alike.values())
 
 
+def measured_along(rows: Sequence[Row]) -> tuple[str, tuple[str, ...]] | None:
+    """The one axis in which rows of the same trainings differ, with their choices of it; None if they differ otherwise.
+
+    Example:
+        >>> measured_along([Row("", {"loss": "CE", "T": "0.6"}, ()), Row("", {"loss": "CE", "T": "1"}, ())])
+        ('T', ('0.6', '1'))
+    """
+    axes = [axis for axis in rows[0].labels if len({row.labels.get(axis) for row in rows}) > 1]
+    return (axes[0], tuple(str(row.labels.get(axes[0])) for row in rows)) if len(axes) == 1 else None
+
+
 def told_apart(rows: Iterable[Row]) -> tuple[Row, ...]:
     """The rows with labels of which none occurs twice: marks, styles and places in pictures go by them.
 
