@@ -102,7 +102,10 @@ def test_one_question_and_none_have_no_interval(tmp_path: Path) -> None:
     assert [(one.name, one.y, one.low, one.high) for one in chart.series] == [("other minus one", [0.5], [0.5], [0.5])]
     png, svg = draw_forest(pairs, ENTRANTS, tmp_path / "forest")
     assert len(Image.open(png).convert("RGB").getcolors(1 << 24) or ()) > 5
-    assert "other − one" in svg.read_text()
+    assert all(said in svg.read_text() for said in (">other<", ">minus one (better →)<"))
+    of_each = compare_all([way(single, other, result({"v": [0.5]}))], all_pairs=True)
+    _, svg = draw_forest(of_each, ENTRANTS, tmp_path / "every two")
+    assert all(said in svg.read_text() for said in (">third − other<", ">difference (better →)<"))
     assert draw_forest(pairs[1:], ENTRANTS, tmp_path / "none") == []
 
 

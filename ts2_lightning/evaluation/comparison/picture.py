@@ -1,6 +1,7 @@
 """Forest plots: the differences between models with their intervals, a panel for each value."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from ts2_lightning.pages.colours import BLACK, BLUE, RED, REST
 
 _LONG = 44
 """Characters of a row's name that there is room for."""
+_TITLE = 48
+"""Characters of a line of a title."""
 _BETTER = {"higher": " (better →)", "lower": " (← better)", None: ""}
 
 
@@ -37,23 +40,27 @@ def draw_forest(pairs: Sequence[Pair], entrants: Sequence[Entrant], place: Path)
         return []
     rows, columns = layout(len(panels), at_most=3)
     tallest = max(map(len, panels.values()))
-    longest = max(len(_name(pair, entrants)) for of_panel in panels.values() for pair in of_panel)
+    drawn = [pair for of_panel in panels.values() for pair in of_panel]
+    subtracted = {pair.first for pair in drawn}
+    common = entrants[drawn[0].first].title if len(subtracted) == 1 else None
+    longest = max(len(_name(pair, entrants, common)) for pair in drawn)
     figure = new_figure((2.6 + 0.055 * min(longest, _LONG)) * columns + 0.6, (0.95 + 0.27 * tallest) * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, (title, of_panel) in zip(axes, panels.items(), strict=False):
-        _draw(panel, title, of_panel, entrants)
+        _draw(panel, title, of_panel, entrants, common)
     for unused in axes[len(panels) :]:
         unused.set_visible(False)
-    legend_below(figure, _legend([pair for of_panel in panels.values() for pair in of_panel], entrants))
+    legend_below(figure, _legend(drawn, entrants))
     return save(figure, place)
 
 
-def _name(pair: Pair, entrants: Sequence[Entrant]) -> str:
-    """What a row is called."""
-    return f"{entrants[pair.second].title} − {entrants[pair.first].title}"
+def _name(pair: Pair, entrants: Sequence[Entrant], common: str | None) -> str:
+    """What a row is called; what is subtracted in every row is said below."""
+    second = entrants[pair.second].title
+    return second if common is not None else f"{second} − {entrants[pair.first].title}"
 
 
-def _draw(axes: Axes, title: str, pairs: Sequence[Pair], entrants: Sequence[Entrant]) -> None:
+def _draw(axes: Axes, title: str, pairs: Sequence[Pair], entrants: Sequence[Entrant], common: str | None) -> None:
     for place, pair in enumerate(pairs):
         assert pair.difference is not None
         mean, low, high = pair.difference.interval[:3]
@@ -67,11 +74,13 @@ def _draw(axes: Axes, title: str, pairs: Sequence[Pair], entrants: Sequence[Entr
     reach = max(map(abs, axes.get_xlim()))
     axes.set_xlim(-reach, reach)
     axes.set_ylim(len(pairs) - 0.4, -0.6)
-    axes.set_yticks(range(len(pairs)), [literal(_name(pair, entrants)) for pair in pairs])
+    axes.set_yticks(range(len(pairs)), [literal(_name(pair, entrants, common)) for pair in pairs])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_title(literal(title), fontsize=9)
-    axes.set_xlabel(f"difference{_BETTER[pairs[0].value.better]}", fontsize=8)
+    lines = "\n".join(textwrap.wrap(title, _TITLE))
+    axes.set_title(literal(lines), fontsize=9, loc="right")  # there is room above the names of the rows
+    what = "difference" if common is None else literal(f"minus {common}")
+    axes.set_xlabel(f"{what}{_BETTER[pairs[0].value.better]}", fontsize=8)
 
 
 def _colour(pair: Pair) -> str:
