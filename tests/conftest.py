@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ gc.disable()  # until all tests are collected: what is imported for them stays, 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; read when torch is imported
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, in which Ctrl-C would do nothing
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
     *("contract", "test_readme.py", "e2e/test_kill_ranks.py", "e2e/test_ablate.py", "e2e/test_kill.py"),

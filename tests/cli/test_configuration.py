@@ -91,6 +91,7 @@ def test_what_is_printed_can_be_given_again(ts2: Run, here: Path) -> None:
 
 def test_a_loss_in_the_working_directory(fit: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "my_losses.py").write_text(LOSS)
+    monkeypatch.delitem(sys.modules, "my_losses", raising=False)  # of another test
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(here))])
     fit("--model.loss=my_losses.MyLoss", "--model.loss.beta=3").done()
     config = yaml.safe_load(Path("runs/run/1/config.yaml").read_text())

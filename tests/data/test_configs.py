@@ -46,6 +46,10 @@ BINARIZED = [
     }
     for answer in (ANSWER, {**ANSWER, "content": "Two."}, {**ANSWER, "content": ""})
 ]  # fmt: skip
+ALPACA = [
+    {"instruction": "Add.", "input": given, "output": answer, "text": "Below is an instruction"}
+    for given, answer in (("1 and 1", "2"), ("", "Yes"), ("", ""))
+]
 COMPLETIONS = [
     [{"model": "a", "response": "2", "overall_score": 9.0}, {"model": "b", "response": "3", "overall_score": 2.0}],
     [{"model": "a", "response": "two", "overall_score": 6.5}, {"model": "b", "response": "2", "overall_score": 7.0}],
@@ -58,10 +62,8 @@ HUB_ROWS: dict[str, list[dict[str, Any]]] = {  # with the fields that the data s
         {"source": "ultrachat", "instruction": "1 + 1?", "models": ["a", "b"], "completions": completions}
         for completions in COMPLETIONS
     ],
-    "alpaca_tofu": [
-        {"instruction": "Add.", "input": given, "output": answer, "text": "Below is an instruction"}
-        for given, answer in (("1 and 1", "2"), ("", "Yes"), ("", ""))
-    ],
+    "alpaca_tofu": ALPACA,
+    "alpaca": ALPACA,
     "numina_math": [
         {"source": "cn_k12", "problem": "1 + 1?", "solution": solution, "messages": [USER, ANSWER]}
         for solution in (r"It is \boxed{2}", r"Then \boxed{\frac{4}{2}}", "It is 2.")

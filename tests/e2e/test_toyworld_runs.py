@@ -157,9 +157,9 @@ def check_predictions(model: PreTrainedModel, tokenizer: Any) -> None:
 
 
 def test_a_loss_in_a_file_of_the_user(ts2: CommandLine) -> None:
-    Path("my_losses.py").write_text(LOSSES)
-    ts2.toy("fit", *SHORT, "--model.loss=my_losses.Focal", "--model.loss.gamma=1.5").done()
-    wanted = {"class_path": "my_losses.Focal", "init_args": {"gamma": 1.5}}
+    Path("focal_losses.py").write_text(LOSSES)
+    ts2.toy("fit", *SHORT, "--model.loss=focal_losses.Focal", "--model.loss.gamma=1.5").done()
+    wanted = {"class_path": "focal_losses.Focal", "init_args": {"gamma": 1.5}}
     assert config_of()["model"]["loss"] == wanted
     objective, plain = column(RUN, "train/objective"), column(RUN, "train/cross_entropy")
     assert all(0 < objective[step] < plain[step] for step in (1, 2, 3, 4))
