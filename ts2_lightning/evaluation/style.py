@@ -37,7 +37,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def n_said(counts: Iterable[int], what: str = "", plural: str = "") -> str:
-    """Of how many something is: `n = 5 seeds`; `n = 4 to 5 seeds` where they differ; empty where there are none.
+    """What something is over: `n = 5 seeds`; `n = 4 to 5 seeds` where they differ; empty where there are none.
 
     Args:
         counts: numbers of what is drawn in a panel.

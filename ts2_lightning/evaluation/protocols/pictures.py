@@ -104,7 +104,7 @@ def _figure(
 
 
 def _n_of(part: Part) -> str:
-    """Of how many questions and responses the values of a part are."""
+    """The number of questions and of responses behind the values of a part."""
     questions, samples = (
         [round(cells[name].mean) for cells in part.cells if name in cells] for name in ("questions", "samples")
     )
