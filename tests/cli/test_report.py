@@ -52,6 +52,13 @@ def test_what_is_asked_for_is_shown(ts2: Run) -> None:
     assert not Path("report").exists()
 
 
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(("columns", "points"), [("1", 244.8), ("2", 504)])
+def test_pictures_are_as_wide_as_the_columns_of_a_paper(ts2: Run, columns: str, points: float) -> None:
+    ts2("report", "runs", "--planes", f"val/cross_entropy:{D}", "--paper-columns", columns).done()
+    assert f'width="{points}pt"' in Path("report/plane-1.svg").read_text()
+
+
 def test_the_report_of_a_grid_lies_with_its_runs(ts2: Run) -> None:
     for (_, seed), run in make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0, 1)).items():
         make_run(run, config_of(seed=seed), {V: 0.5})
@@ -88,6 +95,7 @@ def test_a_grid_without_results_says_why(ts2: Run) -> None:
         (["runs", "--planes", V], f"--planes {V}: write QUALITY:DIVERSITY"),
         (["runs", "--planes", f"{V}:nothing"], "--planes nothing: no run has such a value"),
         (["runs", "--out", "runs/ce-0/1/config.yaml"], "this is a file; name a directory"),
+        (["runs", "--paper-columns", "3"], "argument --paper-columns: invalid choice: 3 (choose from 1, 2)"),
         ([], "report: the following arguments are required: RUNS"),
     ],
 )

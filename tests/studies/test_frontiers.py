@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from scipy import stats
 
-from ts2_lightning.evaluation.style import save
+from ts2_lightning.evaluation.style import PAPER_WIDTHS, save
 from ts2_lightning.pages.charts import figure as chart_figure
 from ts2_lightning.pages.colours import MODELS
 from ts2_lightning.studies.report import Results, Row, Run, Settings, complete_settings, override_settings, write_report
@@ -435,13 +435,16 @@ def boxes_of(figure: Figure) -> dict[str, Bbox]:
     return boxes | {text.get_text(): text.get_window_extent() for text in texts}
 
 
+@pytest.mark.parametrize("columns", PAPER_WIDTHS)
 @pytest.mark.parametrize("count", [2, 10, 20])
-def test_nothing_is_cut_off_and_nothing_lies_upon_another(count: int) -> None:
+def test_nothing_is_cut_off_and_nothing_lies_upon_another(count: int, columns: int) -> None:
     rows = [replace(one, label=f"{one.label} of a method with a long name") for one in many(count)]
-    results = replace(results_of(rows), title="A study whose title takes more than one line of a picture, as some do")
+    results = results_of(rows, paper_columns=columns)
+    results = replace(results, title="A study whose title takes more than one line of a picture, as some do")
     pictures = frontier_pictures(complete_settings(results))
     assert len(pictures) == (1 if count <= 4 else 2)
     for picture in pictures:
+        assert picture.figure.get_figwidth() == PAPER_WIDTHS[columns].inches
         boxes = boxes_of(picture.figure)
         page = picture.figure.bbox
         for name, box in boxes.items():
@@ -489,6 +492,7 @@ def test_options_name_dials_and_qualities() -> None:
     changed = override_settings(results, frontier=(V, D), dials=["rate"], at=["0.9", "CE, 5e-4", "baseline"])
     (frontier,) = changed.settings.frontiers
     assert frontier == FrontierSettings(("rate",), V, D, (0.9, CE[1].labels, "baseline"))
+    assert override_settings(results, paper_columns=1).settings.paper_columns == 1
     assert override_settings(results, at=["0.8"]).settings.frontiers == (replace(ONE, at=(0.8,)),)
     assert frontier_title(changed, only(changed)) == "V, T 1 against D, T 1, along rate"
 
@@ -508,6 +512,7 @@ Wish = Callable[[], dict[str, Any]]
         ({"at": ["nan"]}, "--at nan: neither a number nor baseline nor a row"),
         ({"baseline": "objectiv=CE"}, r"--baseline objectiv=CE: no axis 'objectiv'; did you mean objective\?"),
         ({"baseline": "objective=EC"}, "no choice of objective 'EC'"),
+        ({"paper_columns": 3}, "--paper-columns 3: expected 1 or 2"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(wish: dict[str, Any], message: str) -> None:

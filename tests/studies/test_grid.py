@@ -474,6 +474,8 @@ WRONG = {
     "columns": (AXES + "report: {columns: a}", "report.columns: expected a list, one `- ` for each columns, got 'a'"),
     "column": (AXES + "report: {columns: [[a]]}", "report.columns #1: expected a single value, got a list"),
     "plane": (AXES + "report: {planes: [{x: a}]}", "report.planes #1: y is missing"),
+    "paper columns": (AXES + "report: {paper_columns: 3}", "report.paper_columns: expected 1 or 2, the columns of a"),
+    "paper columns true": (AXES + "report: {paper_columns: true}", "report.paper_columns: expected 1 or 2"),
     "against": (AXES + "report: {against: [{axis: alpha, metrics: [a]}]}", "report.against #1.axis: no axis 'alpha'"),
     "metrics": (AXES + "report: {against: [{axis: beta, metrics: a}]}", "report.against #1.metrics: expected a list"),
     "value of no measure": (

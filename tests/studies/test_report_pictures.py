@@ -13,10 +13,12 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
-from ts2_lightning.evaluation.style import save
+from ts2_lightning.evaluation.style import PAPER_WIDTHS, save
+from ts2_lightning.studies.grid.reported import PAPER_COLUMNS
 from ts2_lightning.studies.report import Results, Row, Run, Settings
 from ts2_lightning.studies.report.distributions import PANELS, distributions
-from ts2_lightning.studies.report.figures import POINTS, against, curves, plane, styles_of
+from ts2_lightning.studies.report.figures import against, plane, styles_of
+from ts2_lightning.studies.report.learning_curves import POINTS, curves
 
 X, Y = "toyworld/seen/distinct_t1", "toyworld/seen/validity_t1"
 
@@ -27,8 +29,8 @@ def row(label: str, points: list[tuple[float, float]], labels: dict[str, str] | 
     return Row(label, labels or {}, runs, base)
 
 
-def results_of(rows: list[Row], **axes: tuple[str, ...]) -> Results:
-    settings = Settings(against=dict.fromkeys(axes, (Y,)))
+def results_of(rows: list[Row], paper_columns: int = 2, **axes: tuple[str, ...]) -> Results:
+    settings = Settings(against=dict.fromkeys(axes, (Y,)), paper_columns=paper_columns)
     return Results("A study", "", (), tuple(rows), axes, settings=settings)
 
 
@@ -87,8 +89,10 @@ def test_a_plane_has_means_and_deviations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rows", [spread_rows(20), spread_rows(9, long=True), [row(f"row {i}", [(1, 1)]) for i in range(12)]]
 )
-def test_the_legend_names_every_row(rows: list[Row], tmp_path: Path) -> None:
-    figure = plane(results_of(rows), X, Y)
+@pytest.mark.parametrize("columns", PAPER_WIDTHS)
+def test_the_legend_names_every_row(rows: list[Row], columns: int) -> None:
+    figure = plane(results_of(rows, columns), X, Y)
+    assert figure.get_figwidth() == PAPER_WIDTHS[columns].inches
     (legend,) = figure.legends
     assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == [r.label for r in rows]
     figure.draw_without_rendering()
@@ -96,6 +100,7 @@ def test_the_legend_names_every_row(rows: list[Row], tmp_path: Path) -> None:
     assert not box.overlaps(figure.axes[0].get_window_extent())
     assert box.x1 <= figure.bbox.x1
     assert box.y0 >= 0
+    assert figure.axes[0].get_window_extent().height > 1.2 * figure.dpi
 
 
 def test_rows_that_differ_in_a_number_are_joined_in_its_order() -> None:
@@ -191,6 +196,23 @@ def test_a_row_without_the_number_is_not_taken_for_the_line_of_its_name(
     assert {"TS2", "TS2, without k"} <= set(texts(figure, tmp_path))
 
 
+@pytest.mark.parametrize("columns", PAPER_WIDTHS)
+def test_panels_stand_beside_each_other_where_there_is_room(columns: int) -> None:
+    assert tuple(PAPER_WIDTHS) == PAPER_COLUMNS, "what a grid may say"
+    logged = {name: {1: 1.0, 2: 0.5} for name in ("train/entropy", "val/entropy")}
+    trained = Row("CE", {}, (Run("CE", Path("CE"), 0, {}, logged),))
+    rows = dial("TS2", {"0.25": 0.1, "5": 0.5})
+    for figure in (
+        against(results_of(rows, columns, alpha=("0.25", "5")), "alpha", (Y, X)),
+        curves(results_of([trained], columns), list(logged)),
+    ):
+        assert figure is not None
+        figure.draw_without_rendering()
+        assert figure.get_figwidth() == PAPER_WIDTHS[columns].inches
+        assert len({round(axes.get_position().x0, 2) for axes in figure.axes}) == columns
+        assert all(axes.get_tightbbox().x1 <= figure.bbox.x1 + 1 for axes in figure.axes)
+
+
 def test_nothing_to_draw_against() -> None:
     rows = dial("TS2", {"1": 0.1}) + dial("GEM", {"5": 0.1})
     assert against(results_of(rows, alpha=("1", "5")), "alpha", (Y,)) is None
@@ -267,10 +289,11 @@ def test_a_training_that_is_measured_along_an_axis_is_called_without_it(tmp_path
     assert {text for text in texts(figure, tmp_path) if "CE" in text or "TS2" in text} == {"CE", "TS2"}
 
 
+@pytest.mark.parametrize("columns", PAPER_WIDTHS)
 @pytest.mark.parametrize("count", [2, 9, 20])
-def test_the_legend_of_the_curves_is_whole(count: int) -> None:
+def test_the_legend_of_the_curves_is_whole(count: int, columns: int) -> None:
     rows = [learner(f"row {i} with a name of some length", {1: 1.0, 2: 0.5 * i}) for i in range(count)]
-    figure = curves(results_of(rows), ["val/entropy"])
+    figure = curves(results_of(rows, columns), ["val/entropy"])
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()

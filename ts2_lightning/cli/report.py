@@ -6,6 +6,7 @@ from textwrap import wrap
 
 from ts2_lightning.cli.terminal import OptionParser, check_out, page_width, put
 from ts2_lightning.pages import PAGE
+from ts2_lightning.studies.grid.reported import PAPER_COLUMNS
 from ts2_lightning.studies.report import Results, collect, complete_settings, override_settings, write_report
 from ts2_lightning.studies.report.frontier_tables import frontier_title, matched_table
 from ts2_lightning.studies.report.frontiers import frontiers_of
@@ -38,7 +39,9 @@ def run(argv: Sequence[str]) -> int:
     columns = None if options.columns is None else _listed(options.columns)
     frontier = None if options.frontier is None else _frontier(options.frontier)
     dials = None if options.dials is None else _listed(options.dials)
-    results = override_settings(collect(options.runs), options.baseline, columns, planes, frontier, dials, options.at)
+    results = override_settings(
+        collect(options.runs), options.baseline, columns, planes, frontier, dials, options.at, options.paper_columns
+    )
     _write(results, options.out, options.latex)
     return 0
 
@@ -50,6 +53,7 @@ def report(
     columns: list[str] | None = None,
     planes: list[tuple[str, str]] | None = None,
     latex: bool = False,
+    paper_columns: int | None = None,
 ) -> None:
     """Writes the report of some runs, and prints its table.
 
@@ -60,11 +64,12 @@ def report(
         columns: values in the tables.
         planes: values that are drawn against each other, as (x, y).
         latex: also write the table for LaTeX.
+        paper_columns: columns of a paper, 1 or 2, that the pictures are as wide as.
 
     Raises:
         UserError: no run, no such row or value, or a file that cannot be read.
     """
-    _write(override_settings(collect(runs), baseline, columns, planes), out, latex)
+    _write(override_settings(collect(runs), baseline, columns, planes, paper_columns=paper_columns), out, latex)
 
 
 def _write(results: Results, out: str | None, latex: bool) -> None:
@@ -160,6 +165,13 @@ def _parser() -> OptionParser:
         metavar="QUALITY|LABEL",
         help="where diversities are compared along dials: a quality, the label of a row whose quality it is, or "
         "`baseline`; several times for several",
+    )
+    parser.add_argument(
+        "--paper-columns",
+        type=int,
+        choices=PAPER_COLUMNS,
+        metavar="1|2",
+        help="columns of a paper that planes, curves and frontiers are as wide as (default: the grid's, else 2)",
     )
     parser.add_argument("--latex", action="store_true", help="also write table.tex (booktabs)")
     return parser

@@ -1,8 +1,10 @@
 """How pictures look, and how they are written: colours for any eye, text as text, nothing half-written."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -11,6 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from ts2_lightning.pages.colours import MODELS
@@ -20,8 +23,47 @@ HATCHES = ("", "////", "....", "xxxx")  # the others are for the second round of
 MARKERS = "osD^vP<X>ph"
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 
-TWO_COLUMNS = 7.0
-"""Inches of a figure in both columns of a paper: its texts, of 6.5 to 10 points, are printed as they are."""
+
+@dataclass(frozen=True)
+class PaperWidth:
+    """The width of a figure that is printed as it is, with texts of 6.5 to 10 points, and what has room in it.
+
+    Attributes:
+        inches: width of the figure.
+        abreast: panels with axes of their own beside each other, at most.
+        small_abreast: panels that share their axes beside each other, at most.
+        panel: inches that a panel with axes of its own is high.
+        legend: inches of a legend beside the axes; 0 where there is room only below them.
+        letters: letters in a line of a legend.
+        points: size of these letters.
+        axis_letters: letters in a line below an axis that is alone.
+        height_letters: letters in a line beside an axis that is alone.
+    """
+
+    inches: float
+    abreast: int
+    small_abreast: int
+    panel: float
+    legend: float
+    letters: int
+    points: float
+    axis_letters: int
+    height_letters: int
+
+    def panel_letters(self, columns: int) -> int:
+        """Letters in a line of the title of a panel, of so many beside each other."""
+        return min(44, int(self.inches / columns * 10.3))
+
+    @property
+    def beside_panel(self) -> int:
+        """Letters in a line beside a panel with axes of its own."""
+        return int(12 * self.panel)
+
+
+PAPER_WIDTHS: Mapping[int, PaperWidth] = MappingProxyType(
+    {1: PaperWidth(3.4, 1, 2, 2.0, 0.0, 18, 7.0, 38, 28), 2: PaperWidth(7.0, 2, 5, 2.5, 2.1, 34, 8.0, 70, 56)}
+)
+"""Columns of a paper -> the width of a figure in them, on a page that has two."""
 
 _TRAINED = len(MODELS) - 1  # colours without the base model's
 DPI = 150
@@ -115,11 +157,20 @@ def dash_of(index: int) -> Any:
     return DASHES[(index + index // _TRAINED) % len(DASHES)]
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend below all axes, as many names in a line as there is room for."""
+def legend_below(figure: Figure, handles: Sequence[Artist], points: float = 8.0, **style: Any) -> Legend:
+    """Puts a legend below all axes, as many names in a line as there is room for.
+
+    Args:
+        figure: Figure.
+        handles: Entries.
+        points: Size of the letters.
+        style: Further arguments of matplotlib's legend.
+    """
     longest = max(len(line) for handle in handles for line in str(handle.get_label()).splitlines())
-    abreast = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 7))))
-    figure.legend(handles=handles, loc="outside lower center", ncols=abreast, fontsize=8, frameon=False)
+    abreast = max(1, min(len(handles), int(figure.get_figwidth() * 104 / points / (longest + 7))))
+    return figure.legend(
+        handles=handles, loc="outside lower center", ncols=abreast, fontsize=points, frameon=False, **style
+    )
 
 
 def put_title(figure: Figure, text: str, beside: float = 0.0, size: float = 10.0) -> None:
@@ -131,7 +182,7 @@ def put_title(figure: Figure, text: str, beside: float = 0.0, size: float = 10.0
         beside: Inches at the right that a legend takes.
         size: Points of its letters.
     """
-    width = int((figure.get_figwidth() - beside) * 72 / (0.53 * size))
+    width = int((figure.get_figwidth() - beside) * 72 / (0.57 * size))
     figure.suptitle(literal(textwrap.fill(text, max(width, 20))), x=0.01, ha="left", fontsize=size)
 
 

@@ -14,6 +14,9 @@ from ts2_lightning.types import TOKEN_STATISTICS
 _LOGS = ("train", "val", "throughput", "drift", "samples")
 _CURVES = [f"{log}/{name}" for log in ("train", "val") for name in ("objective", "perplexity", *TOKEN_STATISTICS)]
 
+PAPER_COLUMNS = (1, 2)
+"""Of the two columns of a paper's page, how many a picture may be as wide as."""
+
 
 @dataclass(frozen=True)
 class Plane:
@@ -43,6 +46,7 @@ class ReportPart:
     curves: tuple[Entry, ...] = ()
     frontiers: tuple[FrontierPart, ...] = ()
     best: tuple[BestPart, ...] = ()
+    paper_columns: Entry | None = None
 
     @property
     def values(self) -> list[Entry]:
@@ -71,6 +75,9 @@ class ReportPart:
         Raises:
             UserError: for an axis or a row that there is not, and for names of values that no run can have.
         """
+        columns = self.paper_columns
+        if columns is not None and (isinstance(columns.value, bool) or columns.value not in PAPER_COLUMNS):
+            raise columns.unlike("1 or 2, the columns of a paper that a picture is as wide as")
         for against in self.against:
             against.axis.one_of(axes, "axis")
         for value in self.values:

@@ -13,7 +13,7 @@
 | `best` | the best choice of an axis, chosen on some seeds and reported on others |
 | `settings` | which values, planes and curves are shown where nobody has said, and what is asked for and not there |
 | `tables`, `frontier_tables`, `markdown` | the text |
-| `figures`, `frontier_pictures`, `distributions` | the pictures |
+| `figures`, `learning_curves`, `frontier_pictures`, `distributions` | the pictures |
 | `page`, `frontier_page` | the page |
 | `data` | the data |
 | `write` | the files |

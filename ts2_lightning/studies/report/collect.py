@@ -243,6 +243,7 @@ def _settings(report: Mapping[str, Any], rows: tuple[Row, ...], file: Path) -> S
         matched,
         tuple(_frontier(frontier) for frontier in report.get("frontiers") or ()),
         tuple(_best(best) for best in report.get("best") or ()),
+        report.get("paper_columns") or Settings.paper_columns,
     )
 
 

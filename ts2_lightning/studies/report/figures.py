@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -18,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from ts2_lightning.evaluation.style import (
-    TWO_COLUMNS,
+    PAPER_WIDTHS,
+    PaperWidth,
     colour_of,
-    dash_of,
     layout,
     legend_below,
     literal,
@@ -33,7 +31,7 @@ from ts2_lightning.evaluation.style import (
     tidy,
 )
 from ts2_lightning.pages.colours import REST
-from ts2_lightning.studies.report.results import Results, Row, by_runs, measured_along, number
+from ts2_lightning.studies.report.results import Results, Row, number
 from ts2_lightning.studies.report.rows import label_of, named_axes
 from ts2_lightning.values import Value
 
@@ -41,7 +39,6 @@ from ts2_lightning.values import Value
 
 
 _DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)))
-_WIDE = 34  # characters of a line of a legend
 _BETTER = {"higher": "  (higher is better)", "lower": "  (lower is better)", None: ""}
 
 
@@ -71,7 +68,7 @@ def dashes(index: int) -> Any:
 
 def axis_label(value: Value) -> str:
     """The title of a value, and which way is better."""
-    return literal(value.title) + _BETTER[value.better]
+    return value.title + _BETTER[value.better]
 
 
 def explained(value: Value, width: int) -> str:
@@ -97,20 +94,35 @@ def span_what_is_printed(axis: Axis, value: Value) -> None:
         formatter.set_useOffset(False)
 
 
-def wrapped(text: str, width: int = _WIDE) -> str:
-    """A label in lines that are no longer than a legend is wide."""
-    return literal("\n".join(textwrap.wrap(text, width)))
+def wrapped(text: str, letters: int) -> str:
+    """A label in lines of so many letters at most."""
+    return literal("\n".join(textwrap.wrap(text, letters)))
 
 
-def add_legend(figure: Figure, handles: Sequence[Artist], at_side: bool = True) -> None:
-    """A legend outside of the axes: beside them, or for wide figures below."""
+def paper_width(results: Results) -> PaperWidth:
+    """The width of the pictures of a report."""
+    return PAPER_WIDTHS[results.settings.paper_columns]
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist], width: PaperWidth, at_side: bool, **style: Any) -> None:
+    """A legend outside of the axes: beside them, or below. The figure becomes as high as it takes.
+
+    Args:
+        figure: Figure.
+        handles: Entries.
+        width: Width of the figure.
+        at_side: Whether there is room beside the axes.
+        style: Further arguments of matplotlib's legend.
+    """
     if at_side:
-        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+        style |= {"loc": "outside right upper", "fontsize": width.points, "frameon": False}
+        least = figure.legend(handles=handles, **style).get_window_extent().height / figure.dpi + 0.2
+        figure.set_figheight(max(figure.get_figheight(), least))
         return
-    legend_below(figure, handles)
+    below = legend_below(figure, handles, width.points, **style).get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + below)
 
 
-_LEGEND = 2.2  # inches that a legend beside the axes may take
 _LOG_FROM = 10.0  # largest over smallest choice from which on an axis is logarithmic
 
 
@@ -151,7 +163,8 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     if len(points) < 2:
         return None
     styles = styles_of(results.rows)
-    figure = new_figure(TWO_COLUMNS, 4.9)
+    width = paper_width(results)
+    figure = new_figure(width.inches, 4.9 if width.legend else 3.0)
     axes = figure.subplots()
     for rows in _dials(results):
         dialled = {point.row.label: point for point in points}
@@ -171,10 +184,10 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     across, up = results.describe(x), results.describe(y)
     span_what_is_printed(axes.xaxis, across)
     span_what_is_printed(axes.yaxis, up)
-    axes.set_xlabel(explained(across, 70), fontsize=9)
-    axes.set_ylabel(explained(up, 56), fontsize=9)
-    put_title(figure, f"{results.title}: {up.title} against {across.title}", beside=_LEGEND)
-    add_legend(figure, [_key(point.row, styles) for point in points])
+    axes.set_xlabel(explained(across, width.axis_letters), fontsize=9)
+    axes.set_ylabel(explained(up, width.height_letters), fontsize=9)
+    put_title(figure, f"{results.title}: {up.title} against {across.title}", beside=width.legend)
+    add_legend(figure, [_key(point.row, styles, width.letters) for point in points], width, at_side=width.legend > 0)
     put_n(axes, n_said(point.n for point in points if not point.row.is_base))
     return figure
 
@@ -215,10 +228,10 @@ def lines_along(results: Results, axis: str) -> dict[str, list[tuple[float, Row]
     return {label: sorted(line, key=lambda entry: entry[0]) for label, line in lines.items()}
 
 
-def _key(row: Row, styles: Mapping[str, Mapping[str, Any]]) -> Line2D:
+def _key(row: Row, styles: Mapping[str, Mapping[str, Any]], letters: int) -> Line2D:
     """A row's entry of a legend."""
     look = styles[row.label]
-    return Line2D([], [], linestyle="", markersize=7, label=wrapped(row.label), **look, **_translucent(look))
+    return Line2D([], [], linestyle="", markersize=7, label=wrapped(row.label, letters), **look, **_translucent(look))
 
 
 def _translucent(look: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,8 +253,9 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
         return None
     styles = styles_of(results.rows)
     references = [row for row in results.rows if number(row.labels.get(axis, "")) is None]
-    rows, columns = layout(len(shown), at_most=2)
-    figure = new_figure(min(1.0 + 3.6 * columns, TWO_COLUMNS), 1.5 + 2.6 * rows + 0.12 * (len(lines) + len(references)))
+    width = paper_width(results)
+    rows, columns = layout(len(shown), at_most=width.abreast)
+    figure = new_figure(min(1.0 + 3.6 * columns, width.inches), 1.0 + width.panel * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     handles: dict[str, Any] = {}
     for axes, name in zip(panels, shown, strict=False):
@@ -250,23 +264,24 @@ def against(results: Results, axis: str, names: Sequence[str]) -> Figure | None:
             if math.isfinite(mean):
                 called = f"{row.label}, without {axis}" if row.label in lines else row.label
                 style = {"color": styles[row.label]["color"], "linestyle": dashes(i), "linewidth": 1.3}
-                handles[called] = axes.axhline(mean, **style, label=wrapped(called))
+                handles[called] = axes.axhline(mean, **style, label=wrapped(called, width.letters))
         for label, line in lines.items():
             points = _drawn(results, line, name)
             if points:
                 called = label or axis
-                handles[called] = _draw_line(axes, points, styles[line[0][1].label], called)
+                handles[called] = _draw_line(axes, points, styles[line[0][1].label], wrapped(called, width.letters))
         put_n(axes, n_said(point.n for line in lines.values() for point in _drawn(results, line, name)))
         _scale(axes, results, axis)
         tidy(axes, grid="both")
         span_what_is_printed(axes.yaxis, results.describe(name))
-        axes.set_ylabel(axis_label(results.describe(name)), fontsize=9)
+        axes.set_ylabel(wrapped(axis_label(results.describe(name)), width.beside_panel), fontsize=9)
         axes.set_xlabel(literal(axis), fontsize=9)
         axes.tick_params(labelbottom=True)
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
-    put_title(figure, f"{results.title}: what {axis} does", beside=0 if columns > 1 else _LEGEND)
-    add_legend(figure, list(handles.values()), at_side=columns == 1)
+    at_side = columns < width.abreast
+    put_title(figure, f"{results.title}: what {axis} does", beside=width.legend if at_side else 0)
+    add_legend(figure, list(handles.values()), width, at_side)
     return figure
 
 
@@ -281,7 +296,7 @@ def _draw_line(axes: Axes, points: Sequence[_Point], look: Mapping[str, Any], la
     bars = [_bar(point.y_sd) or 0.0 for point in points]
     return axes.errorbar(
         [point.x for point in points], [point.y for point in points], bars if any(bars) else None, **look,
-        markersize=5, linewidth=1.4, elinewidth=1.0, capsize=2, label=wrapped(label),
+        markersize=5, linewidth=1.4, elinewidth=1.0, capsize=2, label=label,
     )  # fmt: skip
 
 
@@ -294,135 +309,3 @@ def _scale(axes: Axes, results: Results, axis: str) -> None:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(values, [literal(choice) for choice in ticks])
-
-
-# Learning curves ------------------------------------------------------------------------------------------------------
-
-
-POINTS = 60
-"""Points of a drawn curve, at most: of more steps the means over as many neighbours as it takes are drawn."""
-
-_TICKS = 6  # steps of a panel, at most, that all have a tick
-
-_NAMES = {
-    "objective": "objective (nats)",
-    "cross_entropy": "cross-entropy (nats)",
-    "entropy": "entropy (nats)",
-    "perplexity": "perplexity",
-    "token_accuracy": "share of tokens got right",
-    "gold_probability": "probability of the gold token",
-    "gold_rank": "rank of the gold token",
-    "gold_in_support": "share of gold tokens in the support",
-    "support_size": "sparsemax support (tokens)",
-    "tail_mass": "mass outside the support",
-    "zero_gradient": "share of tokens without gradient",
-    "gradient_norm": "gradient norm",
-    "learning_rate": "learning rate",
-    "top1": "probability of the 1st token",
-    "top2": "probability of the 2nd token",
-    "top3": "probability of the 3rd token",
-    "peak_memory_gb": "peak memory (GB)",
-    "supervised_tokens_per_second": "supervised tokens per second",
-    "tokens_per_second": "tokens per second",
-    "kl": "KL(base, model) (nats)",
-}
-"""What an axis says of a logged name, by its last part."""
-
-
-def curves(results: Results, names: Sequence[str]) -> Figure | None:
-    """A panel for each logged name, a line for each row. None if nothing was logged under them."""
-    panels = {name: by_step_of(results, name) for name in names}
-    panels = {name: rows for name, rows in panels.items() if rows}
-    if not panels:
-        return None
-    styles = styles_of(results.rows)
-    drawn = list(dict.fromkeys(label for rows in panels.values() for label in rows))
-    rows, columns = layout(len(panels), at_most=2)
-    figure = new_figure(min(1.0 + 3.8 * columns, TWO_COLUMNS), 1.0 + 2.5 * rows + 0.12 * len(drawn))
-    every = figure.subplots(rows, columns, squeeze=False).flatten()
-    last = max((int(steps.index.max()) for of in panels.values() for steps in of.values() if len(steps)), default=1)
-    for axes, (name, of_rows) in zip(every, panels.items(), strict=False):
-        for label, by_step in of_rows.items():
-            _draw_curve(axes, by_step, styles[label]["color"], _dash(results, label))
-        axes.set_title(wrapped(_title(name, of_rows.values()), 44 if columns == 1 else 36), fontsize=9, loc="left")
-        axes.set_ylabel(_NAMES.get(name.rpartition("/")[2], literal(name)), fontsize=9)
-        axes.set_xlabel("optimizer steps", fontsize=9)
-        tidy(axes, grid="both")
-        _span_training(axes, of_rows.values(), last)
-        put_n(axes, n_said(steps.shape[1] for steps in of_rows.values()))
-    for axes in every[len(panels) :]:
-        axes.set_visible(False)
-    put_title(figure, f"{results.title}: learning curves", beside=0 if columns > 1 else _LEGEND)
-    called = {same[0].label: _training_label(same, named_axes(results.axes)) for same in by_runs(results.trained)}
-    handles = [
-        Line2D([], [], color=styles[label]["color"], linestyle=_dash(results, label), label=wrapped(called[label]))
-        for label in drawn
-    ]
-    add_legend(figure, handles, at_side=columns == 1)
-    return figure
-
-
-def _span_training(axes: Axes, of_rows: Iterable[pd.DataFrame], last: int) -> None:
-    """All panels span the whole training, so that what is logged rarely stands where it belongs; with ticks there."""
-    axes.set_xlim(-0.02 * last, 1.02 * last)
-    steps = sorted({int(step) for by_step in of_rows for step in by_step.index})
-    if len(steps) <= _TICKS:
-        axes.set_xticks([0, *steps])
-
-
-def by_step_of(results: Results, name: str) -> dict[str, pd.DataFrame]:
-    """Label -> steps by runs, at which all of its runs have a finite value; of rows that share trainings, the first."""
-    table = results.curves(name)
-    firsts = [same[0].label for same in by_runs(results.trained)]
-    groups = table[table["row"].isin(firsts)].groupby("row", sort=False)
-    wide = {str(label): group.pivot(index="step", columns="run", values="value") for label, group in groups}
-    return {label: steps[np.isfinite(steps).all(axis=1)] for label, steps in wide.items()}
-
-
-def _dash(results: Results, label: str) -> Any:
-    """The pattern of a row's line: a colour alone is not told apart by everybody."""
-    return dash_of([row.label for row in results.trained].index(label))
-
-
-def _title(name: str, of_rows: Iterable[pd.DataFrame]) -> str:
-    width = max(_width(len(by_step)) for by_step in of_rows)
-    return name if width <= 1 else f"{name}, means over up to {width} logged steps"
-
-
-def _width(steps: int) -> int:
-    return -(-steps // POINTS)
-
-
-def thinned(values: Sequence[float], width: int) -> list[float]:
-    """Means over neighbours, at most `width` at a time and about as many each: a lone last one would stand out.
-
-    Example:
-        >>> thinned([1, 2, 3, 4, 9], 2)
-        [1.5, 3.5, 9.0]
-        >>> thinned(range(9), 4)
-        [1.0, 4.0, 7.0]
-    """
-    return [float(part.mean()) for part in np.array_split(values, -(-len(values) // width))]
-
-
-def _training_label(rows: Sequence[Row], named: Sequence[str]) -> str:
-    """What a training is called that several rows are measured of: without the axis in which these differ."""
-    along = measured_along(rows)
-    if along is None:
-        return " = ".join(row.label for row in rows)
-    return label_of({axis: choice for axis, choice in rows[0].labels.items() if axis != along[0]}, named)
-
-
-def _draw_curve(axes: Axes, by_step: pd.DataFrame, colour: str, dash: Any) -> None:
-    """Mean and band of one row."""
-    if by_step.empty:
-        return
-    width = _width(len(by_step))
-    x = thinned(by_step.index.to_numpy(), width)
-    values = np.array([thinned(by_step[run].to_numpy(), width) for run in by_step])
-    mean = values.mean(0)
-    marker = "o" if len(x) <= 10 else None
-    axes.plot(x, mean, color=colour, linestyle=dash, linewidth=1.3, marker=marker, markersize=3.5)
-    if len(values) > 1:
-        spread = values.std(0, ddof=1)
-        axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)

@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from ts2_lightning.evaluation.style import (
-    TWO_COLUMNS,
     colour_of,
     dash_of,
     layout,
@@ -22,7 +21,15 @@ from ts2_lightning.evaluation.style import (
     tidy,
 )
 from ts2_lightning.pages.colours import REST
-from ts2_lightning.studies.report.figures import Picture, axis_label, explained, span_what_is_printed, wrapped
+from ts2_lightning.studies.report.figures import (
+    Picture,
+    add_legend,
+    axis_label,
+    explained,
+    paper_width,
+    span_what_is_printed,
+    wrapped,
+)
 from ts2_lightning.studies.report.frontier_tables import frontier_title
 from ts2_lightning.studies.report.frontiers import Cloud, Frontier, Place, frontiers_of
 from ts2_lightning.studies.report.results import Results
@@ -35,13 +42,10 @@ EACH = "-each"
 """Ending of the name of the picture that has a panel for each curve, where they are many."""
 
 _MANY = 4  # curves in one picture, at most, behind which there is room for the settings that are on no front
-_ABREAST = 5  # panels beside each other, at most
 _MARKERS = "osD^vP<X"
 _SIGNS = "●■◆▲▼✚◀✖"
 _SIZE, _SMALL, _LARGE = 5.0, 3.0, 7.5  # of markers: with one dial; of the first and the last choice of a second one
 _IN_PANELS = 0.7  # of these sizes where panels are small
-_LEGEND = 2.0  # inches that a legend beside the axes may take
-_LINE = 0.19  # inches of a line of a legend
 
 
 def frontier_pictures(results: Results) -> list[Picture]:
@@ -180,8 +184,8 @@ def _together(results: Results, frontier: Frontier, look: _Look) -> Figure:
     """All curves in one."""
     clouds = [(index, cloud) for index, cloud in enumerate(frontier.clouds) if cloud.defined]
     of_dials = list(look.handles())
-    lines = len(clouds) + sum(len(entries) + 2 for _, entries in of_dials)
-    figure = new_figure(TWO_COLUMNS, max(4.2, 0.6 + _LINE * lines))
+    width = paper_width(results)
+    figure = new_figure(width.inches, 4.9 if width.legend else 3.2)
     axes = figure.subplots()
     handles = []
     for index, cloud in clouds:
@@ -189,16 +193,20 @@ def _together(results: Results, frontier: Frontier, look: _Look) -> Figure:
         if len(clouds) <= _MANY:
             _draw_settings(axes, cloud, look, colour)
         _draw_line(axes, cloud, look, colour, dash)
-        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=2.0, label=wrapped(cloud.label, 26)))
+        handles.append(
+            Line2D(
+                [], [], color=colour, linestyle=dash, linewidth=2.0, label=wrapped(cloud.label, min(width.letters, 26))
+            )
+        )
     _draw_common(axes, results, frontier)
     quality, diversity = (results.describe(name) for name in _names(frontier))
-    axes.set_xlabel(explained(diversity, 68), fontsize=9)
-    axes.set_ylabel(explained(quality, int(14 * (figure.get_figheight() - 1.4))), fontsize=9)
-    put_title(figure, f"{results.title}: {frontier_title(results, frontier)}", beside=_LEGEND)
+    axes.set_xlabel(explained(diversity, width.axis_letters), fontsize=9)
+    axes.set_ylabel(explained(quality, width.height_letters), fontsize=9)
+    put_title(figure, f"{results.title}: {frontier_title(results, frontier)}", beside=width.legend)
     handles += [entry for name, of_dial in of_dials for entry in (_heading(name), *of_dial)]
     said = _seeds_said([cloud for _, cloud in clouds])
-    style = {"fontsize": 8, "frameon": False, "alignment": "left", "title_fontsize": 8}
-    figure.legend(handles=handles, loc="outside right upper", title=said, **style)
+    style = {"alignment": "left", "title_fontsize": width.points, "title": said}
+    add_legend(figure, handles, width, width.legend > 0, **style)
     return figure
 
 
@@ -210,8 +218,9 @@ def _heading(text: str) -> Line2D:
 def _each(results: Results, frontier: Frontier, look: _Look) -> Figure:
     """A panel for each curve."""
     clouds = [(index, cloud) for index, cloud in enumerate(frontier.clouds) if cloud.defined]
-    rows, columns = layout(len(clouds), at_most=_ABREAST)
-    figure = new_figure(TWO_COLUMNS, 1.1 + 1.5 * rows)
+    width = paper_width(results)
+    rows, columns = layout(len(clouds), at_most=width.small_abreast)
+    figure = new_figure(width.inches, 1.1 + 1.5 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, (index, cloud) in zip(panels, clouds, strict=False):
         for _, other in clouds:
@@ -226,8 +235,8 @@ def _each(results: Results, frontier: Frontier, look: _Look) -> Figure:
     for axes in panels[len(clouds) :]:
         axes.set_visible(False)
     quality, diversity = (results.describe(name) for name in _names(frontier))
-    figure.supxlabel(axis_label(diversity), fontsize=9)
-    figure.supylabel(axis_label(quality), fontsize=9)
+    figure.supxlabel(literal(axis_label(diversity)), fontsize=9)
+    figure.supylabel(literal(axis_label(quality)), fontsize=9)
     put_title(figure, f"{results.title}: {frontier_title(results, frontier)}, each before the others")
     return figure
 

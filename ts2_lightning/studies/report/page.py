@@ -7,8 +7,9 @@ from ts2_lightning.evaluation import registered_measures
 from ts2_lightning.pages import Cell, Chart, Page, Section, Series, Table, Text
 from ts2_lightning.studies.report.baselines import baseline_said, compared_rows
 from ts2_lightning.studies.report.data import long_table
-from ts2_lightning.studies.report.figures import POINTS, by_step_of, lines_along, thinned
+from ts2_lightning.studies.report.figures import lines_along
 from ts2_lightning.studies.report.frontier_page import best_sections, frontier_sections
+from ts2_lightning.studies.report.learning_curves import POINTS, by_step_of, thinned
 from ts2_lightning.studies.report.markdown import compares, notes, revisions_said, seeds_said, unmatched_said
 from ts2_lightning.studies.report.published import HEAD, comparisons, line_of, said_of
 from ts2_lightning.studies.report.results import Results, Row, by_runs

@@ -182,6 +182,7 @@ class Settings:
             that has its own choices of the other axes; empty: `baseline` is one row.
         frontiers: curves of quality against diversity along dials.
         best: best choices of axes.
+        paper_columns: columns of a paper, 1 or 2, that the pictures are as wide as.
     """
 
     baseline: str = ""
@@ -192,6 +193,7 @@ class Settings:
     matched: Mapping[str, str] = field(default_factory=dict)
     frontiers: tuple[FrontierSettings, ...] = ()
     best: tuple[BestSettings, ...] = ()
+    paper_columns: int = 2
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ts2_lightning.evaluation import described, registered_measures
 from ts2_lightning.studies.grid.frontiers import BASELINE, MOST_DIALS
+from ts2_lightning.studies.grid.reported import PAPER_COLUMNS
 from ts2_lightning.studies.report.baselines import named_baseline
 from ts2_lightning.studies.report.frontiers import why_no_frontier, why_no_target
 from ts2_lightning.studies.report.results import (
@@ -34,6 +35,7 @@ def override_settings(
     frontier: tuple[str, str] | None = None,
     dials: Sequence[str] | None = None,
     at: Sequence[str] | None = None,
+    paper_columns: int | None = None,
 ) -> Results:
     """The results with other settings than those of their grid.
 
@@ -45,11 +47,18 @@ def override_settings(
         frontier: quality and diversity that are drawn along dials, instead of the grid's.
         dials: axes of it.
         at: qualities at which diversities are compared, of all frontiers: numbers, labels of rows, or `baseline`.
+        paper_columns: columns of a paper, 1 or 2, that the pictures are as wide as.
 
     Raises:
-        UserError: there is no such row, axis or value.
+        UserError: there is no such row, axis or value, or no such width.
     """
     settings = results.settings
+    if paper_columns is not None:
+        if paper_columns not in PAPER_COLUMNS:
+            raise UserError(
+                f"--paper-columns {paper_columns}: expected 1 or 2, the columns of a paper that a picture is as wide as"
+            )
+        settings = replace(settings, paper_columns=paper_columns)
     if baseline is not None:
         label, matched = _baseline(baseline, results)
         settings = replace(settings, baseline=label, matched=matched)
@@ -150,7 +159,9 @@ def complete_settings(results: Results) -> Results:
         against = {axis: () for axis in numeric_axes(results.axes) if axis not in dials}
     filled = {axis: names or default[:_AGAINST_SHOWN] for axis, names in against.items()}
     curves = _curves(results)
-    shown = Settings(baseline, columns, tuple(planes), filled, curves, wanted.matched, frontiers, best)
+    shown = Settings(
+        baseline, columns, tuple(planes), filled, curves, wanted.matched, frontiers, best, wanted.paper_columns
+    )
     missing = (*results.missing, *_unmet(results), *lacking, *lacking_best)
     return replace(results, settings=shown, missing=tuple(dict.fromkeys(missing)))
 

@@ -12,7 +12,7 @@ from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import published
 from ts2_lightning.studies.report.data import as_csv, as_json
 from ts2_lightning.studies.report.distributions import distributions
-from ts2_lightning.studies.report.figures import Picture, against, curves, plane
+from ts2_lightning.studies.report.figures import Picture, against, plane
 from ts2_lightning.studies.report.frontier_pictures import frontier_pictures
 from ts2_lightning.studies.report.frontier_tables import (
     frontier_title,
@@ -21,6 +21,7 @@ from ts2_lightning.studies.report.frontier_tables import (
     points_csv,
 )
 from ts2_lightning.studies.report.frontiers import frontiers_of
+from ts2_lightning.studies.report.learning_curves import curves
 from ts2_lightning.studies.report.markdown import COLUMNS, as_markdown, seeds_said
 from ts2_lightning.studies.report.page import as_page
 from ts2_lightning.studies.report.results import Results
