@@ -166,9 +166,6 @@ COUNTED = ("memory_export", "traffic")
 OF_A_GPU = ("gpu_check",)
 """Benchmarks that time a GPU, by its own clock, and write their figures part by part."""
 
-NOT_YET_ANEW = ("checkpoint_check", "diagnostics", "memory_loading")
-"""Results from before the rule; a name is to be taken out once its results are made anew."""
-
 RESULTS = sorted((every.ROOT / "benchmarks" / "results").glob("*.json"))
 
 
@@ -212,8 +209,7 @@ def trouble_with(name: str, figures: dict[str, Any]) -> str:
 @pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 def test_results_say_where_they_come_from(file: Path) -> None:
     name = file.stem.rpartition("_")[0]
-    trouble = trouble_with(name, json.loads(file.read_text(encoding="utf-8")))
-    assert bool(trouble) == (name in NOT_YET_ANEW), trouble or "it has been made anew: take it out of NOT_YET_ANEW"
+    assert trouble_with(name, json.loads(file.read_text(encoding="utf-8"))) == ""
 
 
 def test_figures_that_a_benchmark_is_writing_are_no_change_of_its_code(tmp_path: Path) -> None:
