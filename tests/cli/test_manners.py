@@ -339,6 +339,16 @@ def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
     assert "Traceback" not in answer.err
 
 
+def test_interrupt_offers_no_going_on_from_the_weights_alone(fit: Run) -> None:
+    weights_only = "{class_path: ts2_lightning.callbacks.Checkpoints, init_args: {save_weights_only: true, monitor: val/objective}}"
+    answer = fit(f"--trainer.callbacks+={weights_only}", "--trainer.callbacks+=tests.cli.standins.Interrupting")
+    assert answer.status == 130
+    assert answer.err.strip().splitlines()[-1] == (
+        "interrupted: newest checkpoint runs/run/1/checkpoints/last.ckpt, of the weights alone (save_weights_only): "
+        "nothing goes on from it"
+    )
+
+
 def test_a_wrong_hyper_parameter_of_the_real_loss_takes_one_line(real: Run) -> None:
     """jsonargparse catches it among the members of `TokenLoss | None`, and raises an error of its own."""
     answer = real("fit", "--model.lm.path", "x", "--data.train", "y", "--model.loss.alpha", "-1")

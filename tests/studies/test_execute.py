@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from rich.console import Console
 
 from ts2_lightning.callbacks import Stopped
@@ -179,6 +180,18 @@ def test_what_a_next_start_does(here: Path, attempts: list[Any], trained: bool, 
     if not trained:
         more = ["--ckpt_path", str(one.directory / resumed)] if resumed else []
         assert fit_options(one) == [*one.options, *more]
+
+
+def test_from_weights_alone_a_training_begins_anew(here: Path) -> None:
+    """`fit` refuses to go on from a checkpoint of `Checkpoints(save_weights_only=True)`, at every next start."""
+    one = task("one")
+    attempt(one, 1, "stopped")
+    checkpoint = one.directory / "1/checkpoints/step-000001.ckpt"
+    content = {"pytorch-lightning_version": "2", "loops": {}, "global_step": 1, "state_dict": {}}
+    torch.save(content, checkpoint)
+    assert fit_options(one) == list(one.options)
+    torch.save(content | {"optimizer_states": [], "lr_schedulers": []}, checkpoint)
+    assert fit_options(one) == [*one.options, "--ckpt_path", str(checkpoint)]
 
 
 def test_the_first_failure_is_kept_until_it_is_tried_again(here: Path) -> None:

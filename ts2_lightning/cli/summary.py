@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.checkpoint_files.reading import read_checkpoint
 from ts2_lightning.cli import program
 from ts2_lightning.cli.predictions import PredictionFile
-from ts2_lightning.runs.checkpoints import best_checkpoint, newest_checkpoint
+from ts2_lightning.runs.checkpoints import best_checkpoint, can_go_on, newest_checkpoint
 from ts2_lightning.runs.directory import latest_config
-from ts2_lightning.types import UserError
 from ts2_lightning.yaml_files import load_yaml
 
 RESULTS = "metrics.json"
@@ -36,19 +34,11 @@ def closing_lines(command: str, run: Path) -> list[str]:
         lines.append(f"Checkpoint:  {best or newest}" + (" (best)" if best else ""))
     if (run / "export" / "config.json").is_file():
         lines.append(f"Export:      {run / 'export'} (a transformers directory)")
-    if newest and _can_go_on(newest):
+    if newest and can_go_on(newest):
         lines.append(f"Go on:       {resume_command(run, newest)} --trainer.{_limit(run)} N")
     if newest:
         lines.append(f"Test:        {_command('test', run, best or newest)} --data.test FILE")
     return lines
-
-
-def _can_go_on(checkpoint: Path) -> bool:
-    """Whether a training can, and not all is said with the weights."""
-    try:
-        return read_checkpoint(checkpoint).can_go_on
-    except UserError:  # of another strategy; going on will say what it is
-        return True
 
 
 def _limit(run: Path) -> str:
@@ -82,6 +72,8 @@ def interruption_line(run: Path | None, number: int = signal.SIGINT, requeued: b
     newest = newest_checkpoint(run)
     if newest is None:
         return f"{what}: no checkpoint yet in {run}"
+    if not can_go_on(newest):
+        return f"{what}: newest checkpoint {newest}, of the weights alone (save_weights_only): nothing goes on from it"
     return f"{what}: newest checkpoint {newest}; resume with: {resume_command(run, newest)}"
 
 

@@ -26,6 +26,19 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
+def can_go_on(checkpoint: Path) -> bool:
+    """Whether a training can go on from a checkpoint: it has more than the weights, see `Checkpoints`.
+
+    One that cannot be read counts as such: going on will say what it is.
+    """
+    from ts2_lightning.checkpoint_files.reading import read_checkpoint  # takes torch, which a glance at runs does not
+
+    try:
+        return read_checkpoint(checkpoint).can_go_on
+    except UserError:
+        return True
+
+
 def best_checkpoint(run: Path) -> Path | None:
     """The checkpoint of a run with the best monitored value, or None.
 

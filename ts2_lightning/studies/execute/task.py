@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ts2_lightning.evaluation import check_spec, files_of
-from ts2_lightning.runs.checkpoints import newest_checkpoint
+from ts2_lightning.runs.checkpoints import can_go_on, newest_checkpoint
 from ts2_lightning.runs.directory import numbers
 from ts2_lightning.runs.state import read_state
 from ts2_lightning.studies.grid import Grid, Point
@@ -147,13 +147,14 @@ def fit_options(task: Task) -> list[str]:
     """What `fit` is given: the run's own options, and the checkpoint from which an attempt that was cut short goes on.
 
     An attempt that failed by an error is not gone on with: what is mended since may be code that decided its first
-    steps, and a result must not come half from one code and half from another.
+    steps, and a result must not come half from one code and half from another. Nor is one whose checkpoint has the
+    weights alone.
     """
     attempt = newest_attempt(task)
     if attempt is None or progress(task).get("state") == "failed":
         return list(task.options)
     checkpoint = newest_checkpoint(attempt)
-    return [*task.options, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
+    return [*task.options, *(["--ckpt_path", str(checkpoint)] if checkpoint and can_go_on(checkpoint) else [])]
 
 
 def measured(task: Task) -> Path:
