@@ -340,7 +340,8 @@ def test_interrupt_names_the_checkpoint_and_how_to_go_on(fit: Run) -> None:
 
 
 def test_interrupt_offers_no_going_on_from_the_weights_alone(fit: Run) -> None:
-    weights_only = "{class_path: ts2_lightning.callbacks.Checkpoints, init_args: {save_weights_only: true, monitor: val/objective}}"
+    settings = "{save_weights_only: true, monitor: val/objective}"
+    weights_only = f"{{class_path: ts2_lightning.callbacks.Checkpoints, init_args: {settings}}}"
     answer = fit(f"--trainer.callbacks+={weights_only}", "--trainer.callbacks+=tests.cli.standins.Interrupting")
     assert answer.status == 130
     assert answer.err.strip().splitlines()[-1] == (

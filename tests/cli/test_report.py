@@ -59,6 +59,18 @@ def test_pictures_are_as_wide_as_the_columns_of_a_paper(ts2: Run, columns: str, 
     assert f'width="{points}pt"' in Path("report/plane-1.svg").read_text()
 
 
+def test_of_many_runs_that_are_missing_for_one_reason_the_first_are_named(ts2: Run) -> None:
+    rows = [f"row {i}" for i in range(9)]
+    runs = make_grid(Path("runs/study"), {"row": rows}, [{"row": one} for one in rows], (0,))
+    make_run(next(iter(runs.values())), config_of(), {V: 0.5})
+    answer = ts2("report", "runs/study").done()
+    missing = [line for line in answer.out.splitlines() if line.startswith("missing: ")]
+    assert len(missing) == 1
+    first, second = (f"study/{run.parent.name}" for run in [*runs.values()][1:3])
+    assert missing == [f"missing: {first}, {second} and 6 more, which the report names: has not been started"]
+    assert Path("runs/study/report/report.md").read_text().count("has not been started") == 8
+
+
 def test_the_report_of_a_grid_lies_with_its_runs(ts2: Run) -> None:
     for (_, seed), run in make_grid(Path("runs/study"), {"row": ["a"]}, [{"row": "a"}], (0, 1)).items():
         make_run(run, config_of(seed=seed), {V: 0.5})

@@ -16,6 +16,7 @@ from ts2_lightning.studies.report.write import LATEX, RESULTS, TABLE
 from ts2_lightning.types import UserError
 
 _ROWS_SHOWN = 30  # of a table in the terminal, where there are tables along dials
+_MISSING_SHOWN = 5  # of what is missing for the same reason, at most, that has a line each
 
 _ABOUT = """What runs have come to, side by side: means and standard deviations over seeds, paired differences against a
 baseline with 95 % intervals, and pictures. Runs that differ in their seeds alone are one row. Values come from what
@@ -95,9 +96,22 @@ def _summary(results: Results) -> str:
     else:
         table = plain(results_table(results, results.settings.columns), page_width())
     marks = "*: best of its column; °: not told apart from it by the seeds; -: not defined with every seed"
-    missing = [f"missing: {entry.name}: {entry.reason}" for entry in results.missing]
+    missing = _missing(results)
     lines = [results.title, "", *_matched(results), table, "", *wrap(f"{seeds_said(results)} {marks}.", page_width())]
     return "\n".join([*lines, *(["", *missing] if missing else [])])
+
+
+def _missing(results: Results) -> list[str]:
+    """What is missing, a line each; of many for one reason, such as runs of a grid that go on, the first two."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in results.missing:
+        by_reason.setdefault(entry.reason, []).append(entry.name)
+    lines = []
+    for reason, names in by_reason.items():
+        if len(names) > _MISSING_SHOWN:
+            names = [f"{', '.join(names[:2])} and {len(names) - 2} more, which the report names"]
+        lines += [f"missing: {name}: {reason}" for name in names]
+    return lines
 
 
 def _matched(results: Results) -> list[str]:
