@@ -9,11 +9,30 @@ from ts2_lightning.types import UserError
 MOST_VALUES = 100_000
 """Values of a document with every alias written out; the largest configuration of a run has some hundreds."""
 
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Loader of libyaml, which takes a tenth of the time of PyYAML's own; that where PyYAML was built without it."""
+
 _MOST_LEVELS = 5_000
 """Levels for which libyaml's composer has room: it recurses in C, and a far deeper document would end the process."""
 
 _OF_A_LEVEL = "[{-?:"
 """Characters of which every level of a document has one."""
+
+
+class PlainValues(yaml.SafeLoader):
+    """Makes plain values of nodes. For a scalar that is no value of its type its errors are those of YAML, too."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node; of one with parts it may be filled later.
+
+        Raises:
+            yaml.constructor.ConstructorError: it has none.
+        """
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, OverflowError) as error:  # all of these come from PyYAML
+            what = f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}; put it in quotes if it is a text"
+            raise yaml.constructor.ConstructorError(problem=what, problem_mark=node.start_mark) from error
 
 
 def compose_yaml(text: str, name: str) -> yaml.Node | None:
@@ -60,7 +79,7 @@ def load_yaml(text: str, name: str) -> Any:
     """
     try:
         root = compose_yaml(text, name)
-        return None if root is None else yaml.SafeLoader("").construct_document(root)
+        return None if root is None else PlainValues("").construct_document(root)
     except yaml.YAMLError as error:
         raise UserError(yaml_complaint(error, name)) from error
 
@@ -74,14 +93,14 @@ def yaml_complaint(error: yaml.YAMLError, name: str) -> str:
 
 
 def _composed(text: str) -> yaml.Node | None:
-    """The nodes of a document, by libyaml, which takes a tenth of the time of PyYAML's own parser.
+    """The nodes of a document.
 
     What libyaml refuses is left to PyYAML's, whose errors say what was expected.
     """
     root: yaml.Node | None
     if sum(map(text.count, _OF_A_LEVEL)) <= _MOST_LEVELS:
         try:
-            root = yaml.compose(text, Loader=yaml.CSafeLoader)
+            root = yaml.compose(text, Loader=FAST_LOADER)
             return root
         except (yaml.YAMLError, UnicodeEncodeError):
             pass

@@ -13,6 +13,7 @@ from ts2_lightning.cli.module_class import chosen_module, named_module, with_mod
 from ts2_lightning.cli.package_configs import with_package_configs
 from ts2_lightning.cli.trainer_settings import built
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import FAST_LOADER
 
 
 class SettingsReader(TS2CLI):
@@ -59,7 +60,7 @@ class SettingsReader(TS2CLI):
         self.check_model_and_data()
         built(self.settings.trainer.callbacks, Callback, "trainer.callbacks")
         parser = self._subcommand_parsers["fit"]
-        config: dict[str, Any] = yaml.load(parser.dump(self.settings, skip_unset=False), Loader=yaml.CSafeLoader)
+        config: dict[str, Any] = yaml.load(parser.dump(self.settings, skip_unset=False), Loader=FAST_LOADER)
         return config
 
     def before_instantiate_classes(self) -> None:

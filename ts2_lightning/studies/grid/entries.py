@@ -17,9 +17,10 @@ import yaml
 from ts2_lightning.config_files import check_config, no_such_file
 from ts2_lightning.suggestions import did_you_mean
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import PlainValues
 
 T = TypeVar("T")
-_YAML = yaml.SafeLoader("")  # its constructors have no state, and depend on no file
+_YAML = PlainValues("")  # its constructors have no state, and depend on no file
 
 
 @dataclass(frozen=True)
