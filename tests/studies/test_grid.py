@@ -459,6 +459,14 @@ WRONG = {
         AXES + "seeds: [0, 1]\nset: {data.seed: 0}",
         "grid.yaml:10: set.data.seed: data.seed is what a seed sets",
     ),
+    "a place": (
+        AXES + "set: {ckpt_path: last.ckpt}",
+        "grid.yaml:9: set.ckpt_path: a grid sees to where its runs lie and from where they go on; take it out",
+    ),
+    "a seeded place": (
+        AXES + "seeded: {name: 'run-{seed}', data.seed: '{seed}'}",
+        "grid.yaml:9: seeded.name: a grid sees to where its runs lie",
+    ),
     "seeded condition": (
         AXES + "runs: [{beta: all}]\nwhen: [{if: {beta: 0.7}, set: {a+: 1}}]\nseeded: {a: '{seed}'}",
         "when #1.set.a+: a is what a seed sets",

@@ -112,3 +112,33 @@ def test_what_is_wrong_with_it_is_told_in_one_line(real: Run, words: list[str], 
     Path("grid.yaml").write_text("base: a.yaml\naxes: {}\n")
     assert real("ablate", "-c", FILE, *words).refusal == line
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--sweep", "model.optimizer.lr=1e-3]#"],
+         "--sweep model.optimizer.lr: expected values with commas between them, got '1e-3]#' (no list)"),
+        (["--sweep", "model.optimizer.lr=1e-3,2e-3] # ü"],
+         "--sweep model.optimizer.lr: expected values with commas between them, got '1e-3,2e-3] # ü' (no list)"),
+        (["--sweep", f"model.optimizer.lr={'[' * 2000}1{']' * 2000}"],
+         "--sweep model.optimizer.lr: nested too deeply to be read"),
+        (["--sweep", "trainer.max_time=2024-13-45"], "--sweep trainer.max_time: #1: not plain YAML: '2024-13-45' is "
+         "no timestamp; put it in quotes if it is a text"),
+        (["--sweep", RATES, "--set", "data.seed=5"], "--set data.seed: is what a seed sets; give --seeds 0 1 2"),
+        (["--sweep", RATES, "--set", "name=mine"],
+         "--set name: a grid sees to where its runs lie and from where they go on; take it out"),
+        (["--sweep", "ckpt_path=a,b"],
+         "--sweep ckpt_path: a grid sees to where its runs lie and from where they go on; take it out"),
+        (["--sweep", RATES, "--set", "data.batch_size=16", "--set", "data.batch_size=32"],
+         "--set data.batch_size: given twice; keep one of them"),
+    ],
+)  # fmt: skip
+def test_nothing_that_is_given_is_undone_or_left_out(real: Run, words: list[str], line: str) -> None:  # noqa: F811
+    assert real("ablate", "-c", FILE, *words).refusal == line
+
+
+def test_a_value_may_have_a_question_mark(reader: SettingsReader, here: Path) -> None:  # noqa: F811
+    sources = ["toyworld:train?seed=1", "toyworld:train?seed=2"]
+    grid = read_sweep([FILE], [f"data.train={','.join(sources)}"], [], [0], reader.read)
+    assert [*grid.axes["train"]] == sources

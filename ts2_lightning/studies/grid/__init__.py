@@ -1,7 +1,7 @@
 """Grid files: one base configuration, axes, seeds and measures become trainings and the rows of a report.
 
-`schema`, `reported` and `frontiers` describe a file, `rows` makes its rows, `resolve` their trainings; `identity` says
-which are the same. `sweep` makes a grid of one line, without a file.
+`schema`, `settings`, `reported` and `frontiers` describe a file, `rows` makes its rows, `resolve` their trainings;
+`identity` says which are the same. `sweep` makes a grid of one line, without a file.
 """
 
 from ts2_lightning.studies.grid.resolve import GRID, BaseModel, Grid, Point, Training, read_grid

@@ -120,7 +120,7 @@ def entry_of(file: str, node: yaml.Node, line: int, name: str) -> Entry:
     Args:
         file: path of the file.
         node: node with all that is in it.
-        line: line of its key, from 1.
+        line: line of its key, from 1; 0 of the command line.
         name: where it is in the file, see `Entry`.
 
     Raises:
@@ -130,8 +130,10 @@ def entry_of(file: str, node: yaml.Node, line: int, name: str) -> Entry:
         if isinstance(node, yaml.ScalarNode):
             return Entry(file, line, name, _YAML.construct_document(node), str(node.value))
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
-            numbered = enumerate(node.value, 1)
-            items = [entry_of(file, item, item.start_mark.line + 1, f"{name} #{number}") for number, item in numbered]
+            items = [
+                entry_of(file, item, line and item.start_mark.line + 1, f"{name} #{number}")
+                for number, item in enumerate(node.value, 1)
+            ]
             return Entry(file, line, name, [item.value for item in items], None, items)
         if not isinstance(node, yaml.MappingNode) or not node.tag.endswith(":map"):
             raise yaml.constructor.ConstructorError(problem=f"{node.tag} is neither a list nor a mapping")
@@ -139,7 +141,7 @@ def entry_of(file: str, node: yaml.Node, line: int, name: str) -> Entry:
         prefix, plain, parts = f"{name}." if name else "", {}, {}
         for key, value in node.value:
             text = str(key.value)
-            parts[text] = entry_of(file, value, key.start_mark.line + 1, prefix + text)
+            parts[text] = entry_of(file, value, line and key.start_mark.line + 1, prefix + text)
             plain[_YAML.construct_document(key)] = parts[text].value
         return Entry(file, line, name, plain, None, parts)
     except (yaml.YAMLError, TypeError) as error:  # of a key that is a list, Python says that it has no hash

@@ -26,7 +26,9 @@ from ts2_lightning.modules.model_files import FAILURES, read_architecture
 from ts2_lightning.plugins import model_scheme, source_scheme
 from ts2_lightning.types import UserError
 
-_PLACES = ("name", "runs_dir", "ckpt_path")
+PLACES = ("name", "runs_dir", "ckpt_path")
+"""Settings of `fit` that say where things lie."""
+
 _FITTED = ("train", "validation")
 _UNREAD = ("test", "predict")
 _BLOCK = 1 << 16
@@ -49,7 +51,7 @@ def digest_of(config: Mapping[str, Any]) -> str:
 
 
 def _digest_of(config: Mapping[str, Any]) -> str:
-    decisive = {key: value for key, value in config.items() if key not in _PLACES}
+    decisive = {key: value for key, value in config.items() if key not in PLACES}
     decisive["data"] = _data_identity(config.get("data") or {})
     model = config.get("model") or {}
     if isinstance(lm := model.get("lm"), Mapping):

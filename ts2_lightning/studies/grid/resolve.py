@@ -17,7 +17,8 @@ from ts2_lightning.shipped_configs import shipped_config
 from ts2_lightning.studies.grid.entries import Entry, from_here
 from ts2_lightning.studies.grid.identity import digest_of, path_identity
 from ts2_lightning.studies.grid.rows import LabelledRow, Labels, title_of
-from ts2_lightning.studies.grid.schema import INTERPOLATE, GridFile, Settings, read_grid_file
+from ts2_lightning.studies.grid.schema import INTERPOLATE, GridFile, read_grid_file
+from ts2_lightning.studies.grid.settings import Settings
 from ts2_lightning.studies.names import slug
 from ts2_lightning.types import UserError
 
@@ -314,7 +315,7 @@ def command_line(layers: Iterable[Settings]) -> tuple[str, ...]:
     All files come before all settings. A class is named before its settings, in whatever order the axes have them. Of
     settings that end in `+`, which append to a list, every one counts.
 
-    >>> from ts2_lightning.studies.grid.schema import Argument
+    >>> from ts2_lightning.studies.grid.settings import Argument
     >>> axis, choice = {"model.loss.alpha": Argument("1")}, {"model.loss": Argument("TS2Loss")}
     >>> command_line([Settings(("a.yaml",), axis), Settings(("b.yaml",), choice)])
     ('-c', 'a.yaml', '-c', 'b.yaml', '--model.loss', 'TS2Loss', '--model.loss.alpha', '1')

@@ -1,169 +1,40 @@
 """What a grid file may say: data classes whose fields are its keys, see `entries.read_part`."""
 
-import glob
-import json
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-from ts2_lightning.config_files import find_config, no_such_file
-from ts2_lightning.data.sources import HUB, Source, resolve_source
 from ts2_lightning.evaluation.registry import NO_MEASURES
-from ts2_lightning.plugins import source_scheme
 from ts2_lightning.ranges import SEED as SEED_RANGE
 from ts2_lightning.ranges import SHARE, trouble
 from ts2_lightning.studies.grid.entries import Entry, read_entries, read_part
+from ts2_lightning.studies.grid.identity import PLACES
 from ts2_lightning.studies.grid.published import PublishedTable
 from ts2_lightning.studies.grid.reported import ReportPart
 from ts2_lightning.studies.grid.rows import ALL, LabelledRow, Labels, Rule, read_rule, rows_of
+from ts2_lightning.studies.grid.settings import (
+    SEED,
+    Argument,
+    Configs,
+    Measures,
+    Overrides,
+    Settings,
+    argument_of,
+    measure_of,
+)
 from ts2_lightning.suggestions import did_you_mean
-from ts2_lightning.types import UserError
 
-SEED = "{seed}"
 INTERPOLATE = "interpolate"
 """Axis whose choices are shares of the way from the base model to a row's own; nothing is trained for them."""
+PLACES_REFUSED = "a grid sees to where its runs lie and from where they go on; take it out"
+"""What is said of settings in `identity.PLACES`."""
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 RESERVED = dict.fromkeys(("zip", "product"), "blocks of runs use it") | {"seed": "`seeds` is what it would mean"}
 """Names that no axis can have, with the reason."""
-
-# Settings -----------------------------------------------------------------------------------------------------------
-
-
-class Argument(NamedTuple):
-    """Value of a setting as it stands on a command line, and where the grid file has it (None: nowhere)."""
-
-    text: str
-    entry: Entry | None = None
-
-
-def _configs(entry: Entry) -> tuple[str, ...]:
-    """Configuration files, named relative to the grid file, as paths from the working directory."""
-    items = entry.one_or_more("a configuration file or a list of them")
-    return tuple(map(_config, items))
-
-
-def _config(entry: Entry) -> str:
-    path = entry.beside(entry.text)
-    there = find_config(entry.text, path)
-    if there is None:
-        raise entry.error(no_such_file(path))
-    return there
-
-
-def _overrides(entry: Entry) -> dict[str, Argument]:
-    """Settings with their values."""
-    values = entry.mapping("`setting: value` lines")
-    for value in values.values():
-        if SEED in _argument(value).text:
-            raise value.error(f"{SEED} stands only in values of seeded")
-    return {setting: _argument(value) for setting, value in values.items()}
-
-
-def _argument(entry: Entry) -> Argument:
-    """A scalar as it is written, all else as JSON; the name of a .yaml file beside the grid becomes its path."""
-    if entry.scalar is None:
-        try:
-            return Argument(json.dumps(entry.value, ensure_ascii=False), entry)
-        except TypeError as error:
-            raise entry.error(f"not a value that a setting can have ({error})") from None
-    if entry.value is None:
-        return Argument("null", entry)
-    if isinstance(entry.value, str) and entry.value.endswith((".yaml", ".yml")):
-        return Argument(find_config(entry.value, entry.beside(entry.value)) or entry.text, entry)
-    return Argument(entry.text, entry)
-
-
-def _measure(entry: Entry) -> dict[str, Any]:
-    """Measures with their settings. What is wrong with them but for files that are not there, `check_spec` knows."""
-    measures = entry.mapping("measures with their settings, such as {validation: {}}", empty=True)
-    return {name: _measure_settings(settings) for name, settings in measures.items()}
-
-
-def _measure_settings(entry: Entry) -> Any:
-    if not isinstance(entry.value, dict):
-        return entry.value
-    readers: dict[str, Callable[[Entry], Any]] = {
-        **dict.fromkeys(("rows", "prompts"), _sources),
-        "sentence_bert": _embedder,
-        "reader": _directory,
-    }
-    parts = entry.mapping(empty=True)
-    return {name: readers[name](value) if name in readers else value.value for name, value in parts.items()}
-
-
-def _sources(entry: Entry) -> Any:
-    """Sources of rows: one, a list, or several of them by name; each a path or a mapping that has one."""
-    if isinstance(entry.value, list):
-        return [_sources(item) for item in entry.items("a list")]
-    if not isinstance(entry.value, dict):
-        return _rows(entry)
-    parts = entry.mapping(empty=True)
-    if "path" in parts:
-        return {**entry.value, "path": _rows(parts["path"])}
-    return {name: _sources(inner) for name, inner in parts.items()}
-
-
-def _rows(entry: Entry) -> Any:
-    """The path of rows, which is looked for beside the grid file, then in the working directory."""
-    name = entry.value
-    if not isinstance(name, str) or name.startswith(HUB):
-        return name
-    try:
-        if (scheme := source_scheme(name)) is not None:
-            scheme.check(name)
-            return name
-        path = name if _exists(name) and not _exists(entry.beside(name)) else entry.beside(name)
-        if not os.path.isdir(path):  # of which the split may be named
-            resolve_source(Source(path))
-    except UserError as error:
-        raise entry.error(str(error)) from None
-    return path
-
-
-def _exists(path: str) -> bool:
-    whole = os.path.expanduser(path)
-    return os.path.exists(whole) or bool(glob.glob(whole, recursive=True))
-
-
-def _embedder(entry: Entry) -> Any:
-    """The embedding model: a directory, or a name on the hub."""
-    if isinstance(entry.value, str) and find_spec("sentence_transformers") is None:
-        raise entry.error("needs sentence-transformers: pip install 'ts2-lightning[sentence-bert]'")
-    return _directory(entry)
-
-
-def _directory(entry: Entry) -> Any:
-    """A model: a directory, beside the file if it is there, or a name on the hub."""
-    if not isinstance(entry.value, str):
-        return entry.value
-    directory = entry.beside(entry.value)
-    return directory if os.path.isdir(directory) else entry.value
-
-
-Configs = Annotated[tuple[str, ...], _configs]
-Overrides = Annotated[Mapping[str, Argument], _overrides]
-Measures = Annotated[Mapping[str, Any], _measure]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the grid, a choice, a condition or a seed sets.
-
-    Attributes:
-        config: configuration files.
-        set: values by setting, `model.loss.alpha`.
-        measure: specification of measures, merged into that of the layers before.
-    """
-
-    config: Configs = ()
-    set: Overrides = field(default_factory=dict)
-    measure: Measures = field(default_factory=dict)
-
 
 # Axes and conditions ------------------------------------------------------------------------------------------------
 
@@ -197,7 +68,7 @@ class AxisValues:
     def _choice(self, value: Entry) -> Settings:
         if self.measure is None:
             assert self.setting is not None
-            return Settings(set={self.setting: _argument(value)})
+            return Settings(set={self.setting: argument_of(value)})
         measure, _, setting = self.measure.text.rpartition(".")
         if not (measure and setting):
             raise self.measure.unlike("a measure and its setting, such as diversity.temperature")
@@ -260,7 +131,7 @@ def _seeds(entry: Entry) -> tuple[int, ...]:
 def _seeded(entry: Entry) -> dict[str, Argument]:
     """What a seed sets, with `{seed}` in place of its number."""
     values = entry.mapping('what a seed sets, such as {data.seed: "{seed}"}')
-    seeded = {setting: _argument(value) for setting, value in values.items()}
+    seeded = {setting: argument_of(value) for setting, value in values.items()}
     for setting, value in seeded.items():
         for name in _PLACEHOLDER.findall(value.text):
             if name != "seed":
@@ -284,7 +155,7 @@ class BaseModelPart:
 
     entry: Entry
     label: str = "base"
-    measure: Annotated[Mapping[str, Any] | None, _measure] = None
+    measure: Annotated[Mapping[str, Any] | None, measure_of] = None
 
 
 def _base_model(entry: Entry) -> BaseModelPart | None:
@@ -403,7 +274,7 @@ def read_grid_file(file: Path) -> GridFile:
         if not any(rule.matches(row.labels) for row in rows):
             raise rule.entry.error("no row of the grid is meant; mend it, or remove it")
     layers = [grid.common, *(choice for axis in grid.axes.values() for choice in axis.values()), *grid.when]
-    _refuse_seeded(grid, layers)
+    _check_settings(grid, layers)
     specifications = [*(layer.measure for layer in layers), grid.base_measure]
     names = (name for one in specifications for name, settings in one.items() if settings is not False)
     measured = [name for name in dict.fromkeys(names) if name not in NO_MEASURES]
@@ -414,8 +285,12 @@ def read_grid_file(file: Path) -> GridFile:
     return grid
 
 
-def _refuse_seeded(grid: GridFile, layers: list[Settings]) -> None:
-    """Makes sure that what a seed sets, which comes last, undoes nothing that others set."""
+def _check_settings(grid: GridFile, layers: list[Settings]) -> None:
+    """Makes sure that nothing that is set is undone: by what a seed sets, which comes last, or by the grid itself."""
+    for settings in (*(layer.set for layer in layers), grid.seeded):
+        for name in PLACES:
+            if name in settings and (entry := settings[name].entry) is not None:
+                raise entry.error(PLACES_REFUSED)
     last = [grid.with_seed(seed).set for seed in grid.seeds]
     for layer in layers:
         for setting, value in layer.set.items():

@@ -15,9 +15,19 @@ from ts2_lightning.evaluation.registry import registered_measures
 from ts2_lightning.plugins import model_scheme
 from ts2_lightning.ranges import SEED, check_number
 from ts2_lightning.studies.grid.entries import Entry, entry_of
+from ts2_lightning.studies.grid.identity import PLACES
 from ts2_lightning.studies.grid.resolve import Grid, Read, grid_name, resolve_grid
-from ts2_lightning.studies.grid.schema import INTERPOLATE, RESERVED, Argument, AxisValues, GridFile, usual_seeded
+from ts2_lightning.studies.grid.schema import (
+    INTERPOLATE,
+    PLACES_REFUSED,
+    RESERVED,
+    AxisValues,
+    GridFile,
+    usual_seeded,
+)
+from ts2_lightning.studies.grid.settings import Argument
 from ts2_lightning.types import UserError
+from ts2_lightning.yaml_files import compose_yaml
 
 _EXAMPLE = "model.optimizer.lr=1e-3,5e-4"
 
@@ -127,7 +137,8 @@ def _once(option: str, texts: Sequence[str]) -> Sequence[str]:
     """Texts that give each setting once."""
     names = [_parted(text, option)[0] for text in texts]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"{option} {twice}: given twice; put all values into one")
+        hint = "put all values into one" if option == "--sweep" else "keep one of them"
+        raise UserError(f"{option} {twice}: given twice; {hint}")
     return texts
 
 
@@ -135,20 +146,29 @@ def _axis(text: str) -> tuple[str, AxisValues]:
     """A setting and the axis of its values."""
     setting, values = _parted(text, "--sweep")
     option = f"--sweep {setting}"
+    _check_setting(option, setting)
+    text, problem = f"[{values}]", "no list"
+    try:
+        node = compose_yaml(text, option)
+    except yaml.YAMLError as error:
+        node, problem = None, getattr(error, "problem", None) or problem
+    if not isinstance(node, yaml.SequenceNode) or node.end_mark.index < len(text):  # a comment may follow
+        raise UserError(f"{option}: expected values with commas between them, got {values!r} ({problem})")
+    tree = entry_of(option, node, 0, "")
+    entries = tuple(replace(item, name="") for item in tree.items("values, such as 1e-3,5e-4"))
+    return setting, AxisValues(entry=tree, values=entries, setting=setting)
+
+
+def _check_setting(option: str, setting: str) -> None:
+    """Refuses what the grid would undo."""
     if setting in usual_seeded():
         raise UserError(f"{option}: is what a seed sets; give --seeds 0 1 2")
-    try:
-        node = yaml.compose(f"[{values}]", Loader=yaml.SafeLoader)
-        assert isinstance(node, yaml.SequenceNode)
-    except (yaml.YAMLError, AssertionError) as error:
-        problem = getattr(error, "problem", None) or "no list"
-        raise UserError(f"{option}: expected values with commas between them, got {values!r} ({problem})") from None
-    tree = entry_of(option, node, 0, "")
-    entries = tuple(replace(item, line=0, name="") for item in tree.items("values, such as 1e-3,5e-4"))
-    return setting, AxisValues(entry=replace(tree, line=0), values=entries, setting=setting)
+    if setting in PLACES:
+        raise UserError(f"{option}: {PLACES_REFUSED}")
 
 
 def _override(setting: str, value: str) -> Argument:
+    _check_setting(f"--set {setting}", setting)
     return Argument(value, Entry(f"--set {setting}", 0, "", value, value))
 
 
