@@ -1,5 +1,7 @@
 """The search for the largest micro-batch, and what is measured of a step."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +104,11 @@ def test_a_step_without_memory_costs_nothing_and_leaves_nothing() -> None:
 def test_another_error_is_told() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         measure_step(make_trainer([]), Learner(RuntimeError("shapes")), BATCH, 1)
+
+
+def test_nothing_of_a_step_is_there_while_the_next_one_is_measured() -> None:
+    module, trainers = Learner(), list[Trainer]()
+    measure_step(make_trainer(trainers), module, BATCH, 1)
+    left = weakref.ref(trainers.pop())
+    gc.collect()
+    assert left() is None, "it has the optimizer's moments"

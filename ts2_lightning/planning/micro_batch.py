@@ -112,6 +112,8 @@ def measure_step(
         is_enough = True
     peak = peak_memory_gb(device) * 1e9
     module.zero_grad(set_to_none=True)
+    # Whatever holds the trainer holds the optimizer's moments, which would count with the next size.
+    module.trainer = None
     del trainer
     garbage_collection_cuda()
     if not is_enough:
