@@ -143,6 +143,12 @@ class EMA(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the average under the names that the weights have in the checkpoint, tied ones under each."""
+        if not self._averages:
+            rank_zero_warn(
+                "EMA: there is an average only while a training runs: this checkpoint has none, the last one of the "
+                "training has it"
+            )
+            return
         first = {parameter: name for name, parameter in _trained(pl_module).items()}
         named = pl_module.named_parameters(remove_duplicate=False)
         held = checkpoint["state_dict"]
