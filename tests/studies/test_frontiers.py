@@ -27,6 +27,7 @@ from ts2_lightning.studies.report.frontier_page import frontier_sections
 from ts2_lightning.studies.report.frontier_pictures import frontier_pictures
 from ts2_lightning.studies.report.frontier_tables import (
     diversity_text,
+    front_said,
     front_table,
     frontier_title,
     matched_csv,
@@ -134,6 +135,16 @@ def test_what_no_seed_reaches_is_said_and_is_never_the_best() -> None:
     assert all(line[-2].text == "0 of 3" for line in low)
     assert {line[1].mark for line in (*high, *low)} == {""}, "of some seeds alone none is the best"
     assert [line[1].mark for line in both] == ["best", "near"]
+
+
+def test_rows_without_any_run_are_said_to_have_none() -> None:
+    results = results_of([*CE, *curve("GEM", [{}, {}, {}])])
+    frontier = only(results)
+    ((_, ce, *_), (_, diversity, *_, seeds, there)) = matched_table(results, frontier, frontier.at[0][1]).rows
+    assert ce.text.startswith("3.43 [")
+    assert [cell.text for cell in (diversity, seeds, there)] == ["not reached: these rows have no runs", "no seeds", ""]
+    assert "GEM 0 of 3 (these rows have no runs). Marked" in front_said(frontier)
+    assert "CE 3 of 3, GEM" in front_said(frontier)
 
 
 def test_the_best_is_among_those_that_every_seed_reaches() -> None:

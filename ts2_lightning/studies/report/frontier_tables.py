@@ -29,6 +29,7 @@ _WHY: dict[Outcome, str] = {
     "gap": "between settings of which one is missing",
     "none": "not measured",
 }
+_NO_RUNS = "these rows have no runs"
 _POINTS = (
     "frontier", "curve", "setting", "quality", "quality sd", "diversity", "diversity sd", "n", "on its front",
     "on the front of all",
@@ -94,6 +95,8 @@ def matched_table(results: Results, frontier: Frontier, matched: Sequence[Matche
 def diversity_text(matched: Matched, spec: str) -> str:
     """The mean over the seeds that reach the quality with its interval, or why it is not reached."""
     summary = matched.summary
+    if not matched.matches:
+        return f"not reached: {_NO_RUNS}"
     if not summary.n:
         return f"not reached: {_reasons(matched.matches.values())}"
     low, high = student_interval(summary)
@@ -103,6 +106,8 @@ def diversity_text(matched: Matched, spec: str) -> str:
 def seeds_text(matched: Matched) -> str:
     """How many seeds reach the quality, and why others do not: `3 of 5 (2 worse at every setting)`."""
     reached, every = len(matched.reached), len(matched.matches)
+    if not every:
+        return "no seeds"
     if not reached or reached == every:
         return f"{reached} of {every}"
     others = [match for match in matched.matches.values() if match.outcome != "reached"]
@@ -173,6 +178,7 @@ def front_said(frontier: Frontier) -> str:
     """How many settings are on the fronts, and what the marks mean."""
     counts = [
         f"{cloud.label} {sum(place.on_front for place in cloud.places)} of {len(cloud.places)}"
+        + ("" if cloud.points else f" ({_NO_RUNS})")
         for cloud in frontier.clouds
     ]
     n = max((place.quality.n for cloud in frontier.clouds for place in cloud.places), default=0)
