@@ -1,6 +1,7 @@
 """`fit --find-batch-size`: what it prints, takes and refuses."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.cli.conftest import Run
 from tests.e2e.command_line import QUICKSTART, Answer, make_blank
 from ts2_lightning.callbacks import EMA, NEFTune
 from ts2_lightning.cli import find_batch_size
-from ts2_lightning.hardware import Machine
+from ts2_lightning.hardware import Machine, find_gpu
 from ts2_lightning.modules import SFTModule
 from ts2_lightning.planning import StepCost
 from ts2_lightning.program import program
@@ -44,11 +45,12 @@ class Costs:
 
     def __init__(self, most: int = 1000, row: float = 0.0) -> None:
         self.most, self.row = most, row
-        self.callbacks: list[Callback] = []
+        self.callbacks: list[list[Callback]] = []
 
     def __call__(self, make_trainer: Any, module: Any, batch: Batch, accumulation: int) -> StepCost | None:
         trainer = make_trainer(accumulation, Callback())
-        self.callbacks, self.loggers = trainer.callbacks, trainer.loggers
+        self.callbacks.append(trainer.callbacks)
+        self.loggers = trainer.loggers
         rows = len(batch["row_index"])
         return None if rows > self.most else StepCost(rows * self.row, 0.5, 10 * rows * accumulation)
 
@@ -81,14 +83,28 @@ def test_a_cpu_is_not_asked_for_more_than_the_plan_says(find: Run, monkeypatch: 
     """A process that takes more is killed, so that a size is too large if the plan or its own peak says so."""
     monkeypatch.setattr(find_batch_size, "measure_step", costs := Costs(row=0.3 * GIB))
     monkeypatch.setattr(find_batch_size, "device_at_hand", lambda device: Machine("a CPU", 1.3 * GIB))
-    monkeypatch.setattr(find_batch_size, "needed_bytes", lambda job: job.micro_batch * 0.2 * GIB)
+    row = 0.2 * GIB / 16  # by its tokens, not by those that a row may have
+    monkeypatch.setattr(find_batch_size, "needed_bytes", lambda job: job.micro_batch * job.max_length * row)
     answer = find("--data.batch_size", "16", "--trainer.callbacks+=EMA", "--trainer.callbacks+=NEFTune",
-                  "--trainer.callbacks+=Throughput")  # fmt: skip
+                  "--trainer.callbacks+=Throughput", "--ckpt_path", "last")  # fmt: skip
     assert [line[:1] + line[3:5] for line in table(answer)] == [*(["6", "1.20", "1.80"], ["4", "0.80", "1.20"])]
     assert answer.out.splitlines()[0] == "a CPU, 1.3 GiB; 16 rows a step, of at most 16 tokens"
     assert answer.out.splitlines()[-1].startswith("Take --data.micro_batch_size 4: 4 micro-batches, 1.20 of 1.3 GiB")
-    assert {type(callback) for callback in costs.callbacks if type(callback) is not Callback} == {EMA, NEFTune}
+    assert [{type(one) for one in callbacks} for callbacks in costs.callbacks] == [{EMA, NEFTune, Callback}] * 2
+    assert not {*map(id, costs.callbacks[0])} & {*map(id, costs.callbacks[1])}, "each size has an average of its own"
     assert costs.loggers == []
+
+
+def test_a_gpu_is_asked_whatever_the_plan_says_and_keeps_room_for_gaps(
+    find: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows take less than it has, and with 5 % for gaps more."""
+    monkeypatch.setattr(find_batch_size, "measure_step", Costs(row=0.25 * GIB))
+    monkeypatch.setattr(find_batch_size, "device_at_hand", lambda _: replace(find_gpu("h200"), memory=2.05 * GIB))
+    monkeypatch.setattr(find_batch_size, "needed_bytes", lambda job: 9 * GIB)
+    answer = find()
+    assert [[line[0], line[4]] for line in table(answer)] == [["1", "0.25"], ["2", "0.50"], ["4", "1.00"], ["8", "2.00"]]
+    assert answer.out.splitlines()[-1].startswith("Take --data.micro_batch_size 4: 2 micro-batches, 1.00 of 2.0 GiB")
 
 
 def test_sizes_that_the_plan_forbids_are_not_run_on_a_cpu(find: Run, monkeypatch: pytest.MonkeyPatch) -> None:
