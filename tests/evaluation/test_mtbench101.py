@@ -14,7 +14,7 @@ from tests.support.served_judge import ServedJudge
 from ts2_lightning.evaluation import check_spec, files_of, make_measures
 from ts2_lightning.evaluation.judges import ChatSettings
 from ts2_lightning.evaluation.protocols.mtbench101 import (
-    FIRST_TURN_IS_GIVEN,
+    FIRST_TURN_SETS_THE_SCENE,
     TASKS,
     MTBench101,
     judge_prompts,
@@ -59,7 +59,7 @@ def test_the_whole_file_has_3615_turns_to_rate(shared_data: Path) -> None:
     assert Counter(item.details["task"] for item in items) == TURNS
     assert len({item.details["dialogue"] for item in items}) == 1388
     first = {task: min(item.details["turn"] for item in items if item.details["task"] == task) for task in TASKS}
-    assert first == {task: 1 + (task in FIRST_TURN_IS_GIVEN) for task in TASKS}
+    assert first == {task: 1 + (task in FIRST_TURN_SETS_THE_SCENE) for task in TASKS}
     assert all(len(item.history) == 2 * (item.details["turn"] - 1) for item in items)
 
 

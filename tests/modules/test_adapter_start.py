@@ -177,13 +177,13 @@ def test_what_is_not_there_or_damaged(tmp_path: Path) -> None:
 def test_the_base_is_named_as_the_user_did(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     lm, model, out = exported(tmp_path)
     assert f"names its base model {lm.path!r}, as model.lm.path does; that is no name on the hub" in caplog.text
-    lm.given_path = "toyworld?seed=1"
+    lm.written_path = "toyworld?seed=1"
     checkpoint = save_checkpoint(model, tmp_path / "last.ckpt")
     named = export_checkpoint(checkpoint, lm, tmp_path / "named", settings(Path(lm.path), adapter="separate"))
     assert json.loads((named / "adapter_config.json").read_text())["base_model_name_or_path"] == "toyworld?seed=1"
     assert str(tmp_path) not in (named / "adapter_config.json").read_text()
     caplog.clear()
-    lm.given_path = "org/model"
+    lm.written_path = "org/model"
     export_checkpoint(checkpoint, lm, tmp_path / "hub", settings(Path(lm.path), adapter="separate"))
     assert "base model" not in caplog.text
     assert str(out) not in caplog.text

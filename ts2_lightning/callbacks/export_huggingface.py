@@ -70,7 +70,7 @@ class ExportHuggingFace(Callback):
                 getattr(template, "end_of_turn_ids", ()),
                 self.dtype,
                 self.adapter,
-                module.lm.given_path or module.lm.path,
+                module.lm.written_path or module.lm.path,
                 run=Path(trainer.default_root_dir),
                 step=trainer.global_step,
             )

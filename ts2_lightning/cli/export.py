@@ -94,7 +94,7 @@ def _repository(options: Any, lm: LanguageModelConfig) -> Repository | None:
             if value:
                 raise UserError(f"{option}: is for --push NAME; leave it out, or add that")
         return None
-    base = options.base_name or lm.given_path or lm.path
+    base = options.base_name or lm.written_path or lm.path
     if options.adapter == "separate" and not is_hub_name(base):
         raise UserError(
             f"--push {options.push}: adapter_config.json would name the base model {base!r}, which others do not have; "
@@ -109,7 +109,7 @@ def _what(checkpoint: Path, others: Sequence[Path], lm: LanguageModelConfig, opt
     named = f"{'the mean of ' if others else ''}{of_each}{', '.join(map(str, (checkpoint, *others)))}"
     if options.toward_base == 1:
         return named
-    return f"{named}, {options.toward_base:g} of the way from the base model {lm.given_path or lm.path} to it,"
+    return f"{named}, {options.toward_base:g} of the way from the base model {lm.written_path or lm.path} to it,"
 
 
 def _before(checkpoint: Path, run: Path, count: int) -> list[Path]:
@@ -200,5 +200,5 @@ def _model(config: dict[str, Any], run: Path) -> LanguageModelConfig:
     except ParserMessage as said:
         raise UserError(f"{latest_config(run)}: model.lm: {one_line(said.message)}") from said
     lm: LanguageModelConfig = parser.instantiate(parsed).lm
-    lm.given_path, lm.path = lm.path, resolve_model(lm.path)
+    lm.written_path, lm.path = lm.path, resolve_model(lm.path)
     return lm

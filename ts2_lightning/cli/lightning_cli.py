@@ -138,7 +138,7 @@ class TS2CLI(LightningCLI):
         self.record: RunRecord | None = None
         self.config = Namespace({command: Namespace()})  # until it has been read
         self._began_with = (module, data)
-        self._given_path: str | None = None
+        self._written_path: str | None = None
         self._logger_settings: Any = None
 
     def run(self) -> None:
@@ -313,7 +313,7 @@ class TS2CLI(LightningCLI):
         if path is not None:
             with seeds_kept():
                 settings["model.lm.path"] = resolve_model(path)
-            self._given_path = path
+            self._written_path = path
             if "data.tokenizer" in settings and settings["data.tokenizer"] is None:
                 settings["data.tokenizer"] = settings["model.lm.path"]
 
@@ -323,7 +323,7 @@ class TS2CLI(LightningCLI):
         super().instantiate_classes()
         lm = getattr(self.model, "lm", None)
         if lm is not None:
-            lm.given_path = self._given_path
+            lm.written_path = self._written_path
 
     def check_model_and_data(self) -> None:
         """Builds module and data module once, which needs neither weights nor rows, so that they check their settings.

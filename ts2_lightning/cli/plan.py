@@ -111,7 +111,7 @@ class PlanCLI(TS2CLI):
         check_module(self.model, "plan")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        check_adapter_files(self.model.lm.adapter, self.model.lm.given_path or self.model.lm.path)
+        check_adapter_files(self.model.lm.adapter, self.model.lm.written_path or self.model.lm.path)
         reference = getattr(self.model, "reference", None)
         with (
             _with_public_config(self.model.lm.path, self.model.lm.revision) as path,

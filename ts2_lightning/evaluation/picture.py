@@ -238,10 +238,10 @@ def _dot(colour: str, label: str) -> Artist:
     return Line2D([], [], marker="o", color=colour, markersize=_DOT, linestyle="", label=label)
 
 
-def _legend(plausible_known: bool, some_missing: bool) -> list[Artist]:
+def _legend(names_plausible: bool, some_missing: bool) -> list[Artist]:
     of_answers: list[Artist] = [_dot(PLAUSIBLE, "plausible"), _dot(OTHER, "not plausible")]
     return [
-        *(of_answers if plausible_known else []),
+        *(of_answers if names_plausible else []),
         _dot(REST, "all other tokens together"),
         Line2D([], [], marker="o", linestyle="", label="in the sparsemax support", **_RING),
         *([Line2D([], [], marker="_", color="0.25", linestyle="", label=_MISSING)] if some_missing else []),

@@ -59,7 +59,27 @@ def win_at_k(ours: ArrayLike, theirs: ArrayLike, k: int, preference: Preference 
 
 
 def first_win_at_k(ours: ArrayLike, theirs: ArrayLike, k: int, preference: Preference = bradley_terry) -> np.ndarray:
-    """The win of the best of the first k samples, [P], as the papers' public code takes it; of both sides."""
+    """The win of the best of the first k samples, as the papers' public code takes it; of both sides.
+
+    It depends on the order of the samples, and leaves those after the k-th out; `win_at_k` is its
+    mean over all orders of both sides.
+
+    Args:
+        ours: rewards, [P, n].
+        theirs: rewards of the other side, [P, m]; with m of 1 it is that one for every k.
+        k: number of samples, of each prompt and side.
+        preference: what a win is.
+
+    Returns:
+        One number for each prompt, [P] in float64.
+
+    Raises:
+        UserError: k is larger than n.
+
+    Example:
+        >>> [first_win_at_k([[0.0, 2.0]], [[1.0]], k).round(4).tolist() for k in (1, 2)]
+        [[0.2689], [0.7311]]
+    """
     first, second = _tables(ours, theirs)
     check_k(k, first.shape[1])
     best = second[:, :1] if second.shape[1] == 1 else second[:, :k]

@@ -136,7 +136,7 @@ def export_checkpoint(
             model's.
     """
     _check_place(Path(out), [lm.path, settings.tokenizer_source])  # before anything large is loaded
-    settings = replace(settings, base=settings.base or lm.given_path or lm.path)
+    settings = replace(settings, base=settings.base or lm.written_path or lm.path)
     if settings.toward_base != 1:
         check_start(lm)
     lm = _to_load(lm, 1 + len(others))

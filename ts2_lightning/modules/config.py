@@ -105,7 +105,7 @@ class LanguageModelConfig:
     quantization: Literal["nf4"] | None = None
     resize_embeddings: bool | int | None = None
     router_aux_loss_coef: float | None = None
-    given_path: str | None = field(default=None, init=False)
+    written_path: str | None = field(default=None, init=False)
     """The path as the user wrote it, where another has been put in its place: that of the embedded base model."""
 
     def __post_init__(self) -> None:

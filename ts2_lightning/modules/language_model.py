@@ -78,7 +78,7 @@ def check_model_files(config: LanguageModelConfig) -> None:
         read_architecture(config.path, config.revision, config.init == "pretrained")
         if config.init == "pretrained":
             check_weight_files(config.path)
-    check_adapter_files(config.adapter, config.given_path or config.path)
+    check_adapter_files(config.adapter, config.written_path or config.path)
 
 
 def read_limits(config: LanguageModelConfig) -> ModelLimits:

@@ -15,7 +15,7 @@ class Lines(NamedTuple):
     """The rows of a table.
 
     Attributes:
-        rows: of each cell what is shown, and the number that it is sorted by; None in columns of texts. Empty where the
+        rows: what is shown of each cell, and the number that it is sorted by; None in columns of texts. Empty where the
             table is large.
         packed: the columns of a large table, compressed; else None.
     """

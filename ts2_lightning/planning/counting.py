@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, ignored: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: dict[int, Any] = {_storage(tensor)._cdata: _storage(tensor) for tensor in ignored}
+        self._storages: dict[int, Any] = {_storage(tensor)._cdata: _storage(tensor) for tensor in ignored}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs an operation and adds what it made."""
@@ -61,16 +61,16 @@ class LiveBytes(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        if key in self._storages:
             return
         self.now += size
         self.peak = max(self.peak, self.now)
 
         def gone(_: Any) -> None:
-            del self._known[key]
+            del self._storages[key]
             self.now -= size
 
-        self._known[key] = weakref.ref(storage, gone)
+        self._storages[key] = weakref.ref(storage, gone)
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage:
@@ -118,13 +118,13 @@ def _fused_attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _given_mask(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+def _mask_of_the_caller(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
     """Whoever counts says whether there is a mask."""
     return attention_mask
 
 
 AttentionInterface.register(FUSED, _fused_attention)
-AttentionMaskInterface.register(FUSED, _given_mask)
+AttentionMaskInterface.register(FUSED, _mask_of_the_caller)
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,9 @@ def read_layout(strategy: Any, precision: Any, gpus: int, gpus_per_node: int | N
     cls, options = _strategy_class(strategy, gpus)
     kind = next((kind for base, kind in _KINDS.items() if issubclass(cls, base)), None)
     if kind is None:
-        raise UserError(f"trainer.strategy: nothing is known of the memory of {cls.__name__}; {_KNOWN}")
+        raise UserError(f"trainer.strategy: nothing is known of the memory of {cls.__name__}; {_KINDS_SAID}")
     if kind == "single" and gpus > 1:
-        raise UserError(f"trainer.strategy: {cls.__name__} uses one GPU, not {gpus}; {_KNOWN}")
+        raise UserError(f"trainer.strategy: {cls.__name__} uses one GPU, not {gpus}; {_KINDS_SAID}")
     if kind == "zero":
         return _zero(cls, options, precision, gpus)
     cast, autocast = _precision(precision)
@@ -113,7 +113,7 @@ def read_layout(strategy: Any, precision: Any, gpus: int, gpus_per_node: int | N
     return Layout(kind, name, gpus, bucket_views=views, dtype=cast, autocast=autocast)
 
 
-_KNOWN = "known are DDP, FSDP, FSDP2, DeepSpeed and a single device"
+_KINDS_SAID = "known are DDP, FSDP, FSDP2, DeepSpeed and a single device"
 
 
 def _strategy_class(strategy: Any, gpus: int) -> tuple[type, Mapping[str, Any]]:

@@ -315,7 +315,14 @@ class ZeroWeights(State):
 
 
 def state_of(weights: Sequence[Weight], layout: Layout, accumulation: int = 1, rank: int = 0) -> State:
-    """The state of a layout."""
+    """The state of a training on one GPU, by the class that the layout's strategy needs.
+
+    Args:
+        weights: weights of the whole model.
+        layout: division of the state over GPUs.
+        accumulation: micro-batches of an optimizer step.
+        rank: rank of the GPU among those that hold different rows, of one copy; the first holds the most.
+    """
     if layout.kind in ("single", "ddp"):
         return Whole(weights, layout, accumulation, rank)
     if layout.kind in ("fsdp", "fsdp2"):

@@ -229,7 +229,22 @@ class Label(Parser):
 def rating(
     pattern: str, least: float = -math.inf, most: float = math.inf, take: Literal["first", "last"] = "first"
 ) -> Rating:
-    """A parser that reads a number from `least` to `most`, the first group of a pattern; see `Rating`."""
+    """A parser that reads a number, the first group of a pattern; see `Rating`.
+
+    Args:
+        pattern: regular expression with a group.
+        least: smallest number that is read; a smaller one is none.
+        most: largest number that is read.
+        take: which of several matches counts, the `first` or the `last`.
+
+    Raises:
+        UserError: a pattern that is none or has no group, or a choice that is none.
+
+    Example:
+        >>> read = rating(r"Rating: (\\d+)", least=1, most=10)
+        >>> read("Rating: 7"), read("Rating: 70"), read("A good answer.")
+        (7.0, None, None)
+    """
     return Rating(pattern, least, most, take)
 
 

@@ -73,7 +73,16 @@ class GSM8K(Protocol):
 def score_numbers(
     item: Item, responses: Sequence[Response], read: Callable[[str], Fraction | int | str | None]
 ) -> list[Scored]:
-    """Scores answers that are numbers: right is what is written as the right answer is."""
+    """Scores answers that are numbers: right is what is written as the right answer is.
+
+    Args:
+        item: question with its right answer.
+        responses: responses to it.
+        read: reads the number of a response from its text; None where it finds none.
+
+    Returns:
+        A score of 1 or 0 for each response, in their order, with the number as its answer.
+    """
     answers = [None if (number := read(response.text)) is None else str(number) for response in responses]
     return [
         Scored(response.key, answer, float(answer == item.gold))

@@ -36,7 +36,7 @@ TASKS = {
 }
 """Tasks in the order of TS2's table 6."""
 
-FIRST_TURN_IS_GIVEN = frozenset({"FR", "CR", "AR", "SA", "SC", "CM"})
+FIRST_TURN_SETS_THE_SCENE = frozenset({"FR", "CR", "AR", "SA", "SC", "CM"})
 """Tasks whose first turn only sets the scene: it is neither asked nor rated."""
 
 WITH_SOLUTION = frozenset({"MR", "GR"})
@@ -204,7 +204,7 @@ def _turns(row: Row) -> list[Item]:
     task, history = row.text("task"), row.fields["history"]
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-    least = 1 + (task in FIRST_TURN_IS_GIVEN)
+    least = 1 + (task in FIRST_TURN_SETS_THE_SCENE)
     if not isinstance(history, Sequence) or isinstance(history, str) or len(history) < least:
         raise ValueError(f"history must be a list of turns with user and bot, at least {least}")
     said = [Row(row.number, row.origin, turn if isinstance(turn, Mapping) else {}) for turn in history]

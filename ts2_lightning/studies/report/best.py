@@ -97,10 +97,10 @@ def best_tables(results: Results, best: BestSettings) -> list[Table]:
         decided = mean_text(one.decided, by.format, len(best.choose_on or results.seeds) or 1)
         rows.append((Cell(one.label), Cell(choice), Cell(decided), *cells))
         if (base := _baseline(results, one, chosen)) is not None and base.row is not None:
-            found = [_difference(results, best, one.row, base.row, name) for name in names]
+            of_names = [_difference(results, best, one.row, base.row, name) for name in names]
             marked = [
                 Cell(difference_text(d, _format(results, name)), told_apart_mark(d, _format(results, name)))
-                for d, name in zip(found, names, strict=True)
+                for d, name in zip(of_names, names, strict=True)
             ]
             differences.append((Cell(f"{one.label} minus {base.label}"), *marked))
     titles = tuple(titled(results.describe(name)) for name in names)
