@@ -204,3 +204,12 @@ def test_no_micro_batch_has_more_tokens_than_that_of_the_longest_step(
             assert tokens(batch.rows) <= largest
     few = longest_step(lengths[:4], 100, None if times is None else times[:4])
     assert len(few) == rows_per_epoch(4, None if times is None else times[:4])
+
+
+def test_a_row_that_comes_several_times_may_do_so_in_one_step() -> None:
+    """So the longest step has all of its times, and in some epoch it comes about."""
+    lengths, times = np.array([9, 1, 1, 1]), np.array([3.0, 1.0, 1.0, 1.0])
+    shape = StepShape(batch_size=3, micro_batch_size=3, packed=True)
+    plans = [epoch_plan(lengths, lengths, shape, epoch=epoch, times=times) for epoch in range(40)]
+    most = max(int(lengths[list(batch.rows)].sum()) for plan in plans for batch in plan)
+    assert most == lengths[longest_step(lengths, 3, times)].sum() == 27

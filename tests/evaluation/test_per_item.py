@@ -20,8 +20,8 @@ from ts2_lightning.metrics import functional as f
 from ts2_lightning.toyworld.base import write_blank_model
 
 SAMPLED = {"limit": 3, "samples": 2, "max_new_tokens": 6, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-ROWS = {"few": [([5, 6, 7], [1, 2]), ([8, 9], [1])], "more": [([5, 6, 7, 8, 9], [2, 3, 4])]}
-"""Tokens of each row of two sets, and which of them are supervised."""
+ROWS = {"few": [([5, 6, 7], [1, 2]), ([8, 9], [1]), ([5, 6, 7], [2])], "more": [([5, 6, 7, 8, 9], [2, 3, 4])]}
+"""Tokens of each row of two sets, and which of them are supervised; the third one of a set is in its second batch."""
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ def test_rows_have_the_means_of_their_tokens(directory: Path, tmp_path: Path) ->
                 assert per_item[f"{name}/{value}"][str(number)] == pytest.approx(float(of_tokens.mean()), rel=1e-4)
     assert result.values["validation/cross_entropy"] == pytest.approx(statistics.fmean(every), rel=1e-5)
     asked = result.documents["asked"]
-    assert {name: [*of_set] for name, of_set in asked.items()} == {"few": ["0", "1"], "more": ["0"]}
-    assert len({digits for of_set in asked.values() for digits in of_set.values()}) == 3
+    assert {name: [*of_set] for name, of_set in asked.items()} == {"few": ["0", "1", "2"], "more": ["0"]}
+    assert len({digits for of_set in asked.values() for digits in of_set.values()}) == 4, "what is supervised counts"
 
 
 def test_models_are_compared_on_prompts_and_rows(

@@ -3,6 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ts2_lightning.planning import largest_that_fits, measure_step, micro_batch_sizes
+from ts2_lightning.planning import largest_that_fits, measure_step, micro_batch, micro_batch_sizes
 from ts2_lightning.types import Batch
 
 ROWS = 4
@@ -36,6 +37,19 @@ def test_the_search_finds_the_largest_from_anywhere_and_tries_no_size_twice(coun
             assert largest_that_fits(sizes, first, fits) == (sizes[largest] if largest >= 0 else None)
             assert tried[0] == sizes[first]
             assert len(tried) == len(set(tried))
+
+
+@pytest.mark.parametrize("largest", [0, 50, 100, 127])
+def test_the_search_takes_few_sizes(largest: int) -> None:
+    """Strides that double: from one end of 128 sizes to any other, at most twice the digits of 128."""
+    tried: list[int] = []
+
+    def fits(size: int) -> bool:
+        tried.append(size)
+        return size <= largest
+
+    assert largest_that_fits(range(128), 0, fits) == largest
+    assert len(tried) <= 14
 
 
 class Learner(LightningModule):
@@ -80,14 +94,17 @@ BATCH: Batch = {"input_ids": torch.ones(2, 3), "row_spans": torch.tensor([[0, 3]
 
 
 @pytest.mark.parametrize("accumulation", [1, ROWS])
-def test_a_step_is_made_twice_and_counted_once(accumulation: int) -> None:
+def test_a_step_is_made_twice_and_counted_once(accumulation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     module, trainers = Learner(), list[Trainer]()
+    clock = iter([0.0, 1.0, 0.0, 2.0, 0.0, 4.0, 0.0, 8.0])  # the micro-batches' beginnings and ends
+    monkeypatch.setattr(micro_batch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     cost = measure_step(make_trainer(trainers), module, BATCH, accumulation)
     assert cost is not None
     assert trainers[0].global_step == 2, "the optimizer's moments are there in the second alone"
     assert module.micro_batches == module.asked == 2 * min(accumulation, 2)
     assert cost.tokens == 5 * accumulation
-    assert cost.tokens_per_second == cost.tokens / cost.seconds > 0
+    assert cost.seconds == (2 if accumulation == 1 else 4 * (accumulation - 1) + 8), "the last has the update"
+    assert cost.tokens_per_second == cost.tokens / cost.seconds
     assert 1e7 < cost.peak < 1e12
     assert module.weight.grad is None
 

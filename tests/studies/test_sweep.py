@@ -63,6 +63,8 @@ def test_axes_have_short_names_where_they_are_told_apart(reader: SettingsReader)
     neftune = [FILE, str(QUICKSTART.parents[1] / "baseline" / "neftune.yaml")]
     grid = read_sweep(neftune, sweeps, ["model.loss=TS2Loss"], [0], reader.read)
     assert [*grid.axes] == ["trainer.callbacks.alpha", "model.loss.alpha", "max_epochs"]
+    grid = read_sweep(neftune, ["trainer.callbacks.seed=1,2"], [], [0], reader.read)
+    assert [*grid.axes] == ["trainer.callbacks.seed"], "seed is the name of what repeats a row"
 
 
 def test_what_is_usual_is_measured_where_it_applies(reader: SettingsReader) -> None:
@@ -110,7 +112,7 @@ def test_what_is_usual_is_measured_where_it_applies(reader: SettingsReader) -> N
 )  # fmt: skip
 def test_what_is_wrong_with_it_is_told_in_one_line(real: Run, words: list[str], line: str) -> None:  # noqa: F811
     Path("grid.yaml").write_text("base: a.yaml\naxes: {}\n")
-    assert real("ablate", "-c", FILE, *words).refusal == line
+    assert real("ablate", "-c", FILE, *words, "--dry-run").refusal == line
     assert not Path("runs").exists()
 
 
