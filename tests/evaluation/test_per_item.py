@@ -42,6 +42,14 @@ def results(directory: Path, out: Path, spec: dict[str, object], data: dict[str,
     return {result.name: result for result in map(read_result, (out / "measures").glob("*.json"))}
 
 
+def prompts(*things: str) -> str:
+    """The path of a file of prompts, one for each thing to name."""
+    rows = [{"messages": [{"role": "user", "content": f"name a {thing}"}]} for thing in things]
+    file = Path(f"{'-'.join(things)}.jsonl").absolute()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(file)
+
+
 def test_rows_have_the_means_of_their_tokens(directory: Path, tmp_path: Path) -> None:
     """By the model's own logits, in float64; sets are parts, and the whole is over tokens, not over rows."""
     data: dict[str, object] = {"validation": {}, "eval_batch_size": 2}
@@ -78,13 +86,18 @@ def test_models_are_compared_on_prompts_and_rows(
 ) -> None:
     monkeypatch.chdir(directory)
     data: dict[str, object] = {"validation": "toyworld:validation"}
-    spec = {"diversity": SAMPLED, "validation": {"limit": 4}}
+    spec = {"diversity": {**SAMPLED, "prompts": prompts("fruit", "city", "name")}, "validation": {"limit": 4}}
     made = {name: results(directory, directory / "measured" / name, spec, data) for name in ("one", "other")}
     for of_model in made.values():
         per_item, values = of_model["diversity"].documents["per_item"], of_model["diversity"].values
         for value, of_prompts in per_item.items():
             assert values[f"diversity/{value}"] == pytest.approx(statistics.fmean(of_prompts.values()))
             assert len(of_prompts) == 3
+    cities = {"diversity": {**SAMPLED, "prompts": prompts("city")}}
+    of_cities = results(directory, directory / "elsewhere" / "one", cities, data)["diversity"]
+    asked = made["one"]["diversity"].documents["asked"][""]
+    assert of_cities.documents["asked"][""] == {"0": asked["1"]}, "prompts are told apart by what they ask"
+    assert len({*asked.values()}) == 3
     capsys.readouterr()
     assert main(["compare", "measured/one", "measured/other", "--values", "all"]) == 0
     shown = capsys.readouterr().out

@@ -141,11 +141,13 @@ def test_records_that_are_not_as_they_should_be(run: Path, caplog: pytest.LogCap
     assert ModelCard(card_text(CardSubject(None, facts=facts))).data.tags == ["ts2_lightning", "sft"]
 
 
-def test_a_loss_of_another_package_is_named_and_not_imported(run: Path) -> None:
-    changed = {**CONFIG, "model": {**CONFIG["model"], "loss": {"class_path": "never_there.MyLoss"}}}
+@pytest.mark.parametrize("name", ["MyLoss", "TS2Loss"])
+def test_a_loss_of_another_package_is_named_and_not_imported(run: Path, name: str) -> None:
+    """Nor is it taken for the one of this package that has its name."""
+    changed = {**CONFIG, "model": {**CONFIG["model"], "loss": {"class_path": f"never_there.{name}"}}}
     (run / "config.yaml").write_text(yaml.safe_dump(changed))
     facts = read_facts(run)
-    assert (facts.objective, facts.formula) == ("MyLoss()", "")
+    assert (facts.objective, facts.formula, facts.about) == (f"{name}()", "", "")
 
 
 @pytest.mark.parametrize(
