@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
-from ts2_lightning.evaluation.style import PAPER_WIDTHS, save
+from ts2_lightning.evaluation.style import PAPER_WIDTHS, n_said, save
 from ts2_lightning.studies.grid.reported import PAPER_COLUMNS
 from ts2_lightning.studies.report import Results, Row, Run, Settings
 from ts2_lightning.studies.report.distributions import PANELS, distributions
@@ -259,6 +259,7 @@ def test_every_panel_says_over_how_many_seeds_it_is() -> None:
     figure = against(results_of(dial("TS2", {"0.25": 0.1, "5": 0.5}), alpha=("0.25", "5")), "alpha", (Y, X))
     assert figure is not None
     assert [axes.get_title("right") for axes in figure.axes] == ["n = 2"] * 2
+    assert (n_said([0, 3, 0], "seed"), n_said([0])) == ("n = 3 seeds", ""), "of nothing drawn no number is said"
 
 
 def test_long_curves_are_thinned_and_say_so(tmp_path: Path) -> None:
