@@ -27,8 +27,31 @@ TOKEN_STATISTICS = (
 class UserError(ValueError):
     """Something the user can mend: the message is one line that says what came and what to do.
 
-    The command line prints it and exits with status 2; it never shows a traceback for it.
+    The command line prints it and exits with status 2; it never shows a traceback for it. Nor does a notebook.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def check_instance(argument: str, value: object, kind: type, example: str) -> None:
+    """Raises a `UserError` for an argument that is no instance of a class, such as its name or the class itself.
+
+    Args:
+        argument: Name of the argument, for the message.
+        value: What came.
+        kind: The class.
+        example: How a user writes an instance.
+
+    Example:
+        >>> check_instance("rate", "small", float, "0.1")
+        Traceback (most recent call last):
+        ts2_lightning.types.UserError: rate: expected a float, such as 0.1, got 'small'
+    """
+    if not isinstance(value, kind):
+        came = f"the class {value.__name__}; call it" if isinstance(value, type) else repr(value)
+        raise UserError(f"{argument}: expected a {kind.__name__}, such as {example}, got {came}")
 
 
 class SettingError(UserError):

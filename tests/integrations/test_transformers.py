@@ -240,6 +240,20 @@ def test_what_cannot_be_is_refused(world: Path, tmp_path: Path) -> None:
 
     with refused("token_loss: expected a TokenLoss, such as TS2Loss"):
         make(loss="TS2Loss")
+    with refused("token_loss: expected a TokenLoss, such as TS2Loss.., got the class TS2Loss; call it"):
+        make(loss=TS2Loss)
+    with refused("engine: expected a LossEngine, such as ChunkedEngine.., got 'chunked'"):
+        make(engine="chunked")
+    with refused("unknown statistics: entropi; known: cross_entropy, entropy"):
+        make(statistics=["entropi"])
+    with refused("statistics: expected names, such as .'entropy'., got the text 'entropy'"):
+        make(statistics="entropy")
+    with refused("compute_loss_func: expected a TokenLoss, such as TS2Loss.., got 'TS2Loss'"):
+        compute_loss_func("TS2Loss")  # type: ignore[arg-type]
+    with refused("engine: expected a LossEngine"):
+        compute_loss_func(TS2Loss(), engine="chunked")  # type: ignore[arg-type]
+    with refused(r"Late: Trainer stands before TokenLossMixin .* write class Late\(TokenLossMixin, Trainer\)"):
+        type("Late", (Trainer, TokenLossMixin), {})
     with refused("compute_loss_func: the loss is token_loss"):
         make(compute_loss_func=compute_loss_func(TS2Loss()))
     with refused("token_loss: ReferenceAnchored needs a reference model"):

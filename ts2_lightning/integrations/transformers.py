@@ -16,8 +16,8 @@ from ts2_lightning.integrations.answering import LossRequest, add_loss_head
 from ts2_lightning.losses import TokenLoss
 from ts2_lightning.metrics import TokenMeans
 from ts2_lightning.model_limits import limits_of
-from ts2_lightning.ops import check_gold, check_logits, supervised_tokens, widest_float
-from ts2_lightning.types import LossOutput, UserError
+from ts2_lightning.ops import check_gold, check_logits, checked_statistics, supervised_tokens, widest_float
+from ts2_lightning.types import LossOutput, UserError, check_instance
 
 __all__ = ["LOGGED", "TokenLossMixin", "compute_loss_func"]
 
@@ -48,12 +48,14 @@ def compute_loss_func(loss: TokenLoss, engine: LossEngine | None = None) -> Call
         >>> round(function({"logits": logits}, labels, num_items_in_batch=2).item(), 4)
         0.375
     """
+    check_instance("compute_loss_func", loss, TokenLoss, "TS2Loss()")
     if loss.needs_reference:
         raise UserError(
             f"compute_loss_func: {type(loss).__name__} needs a reference model, which is not told of here; use "
             "TokenLossMixin with a LoRA adapter"
         )
     used = engine or ChunkedEngine()
+    check_instance("engine", used, LossEngine, "ChunkedEngine()")
 
     def function(outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         logits = outputs["logits"] if isinstance(outputs, Mapping) else outputs.logits
@@ -122,6 +124,17 @@ class TokenLossMixin:
     loss_is_scaled_for_ga = True
     """Tells `Trainer` that the loss is divided already, by the tokens of all micro-batches."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuses a class whose trainer comes first, and would go on computing its own loss."""
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(TokenLossMixin)]
+        losses = [base for base in before if "compute_loss" in vars(base) and not issubclass(base, TokenLossMixin)]
+        if losses:
+            raise UserError(
+                f"{cls.__name__}: {losses[0].__name__} stands before TokenLossMixin and would compute its own loss; "
+                f"write class {cls.__name__}(TokenLossMixin, {losses[0].__name__})"
+            )
+
     def __init__(
         self,
         *args: Any,
@@ -130,9 +143,10 @@ class TokenLossMixin:
         statistics: Collection[str] = LOGGED,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(token_loss, TokenLoss):
-            raise UserError(f"token_loss: expected a TokenLoss, such as TS2Loss(), got {token_loss!r}")
-        self.token_loss, self.engine, self.statistics = token_loss, engine or ChunkedEngine(), tuple(statistics)
+        check_instance("token_loss", token_loss, TokenLoss, "TS2Loss()")
+        self.token_loss, self.engine = token_loss, engine or ChunkedEngine()
+        check_instance("engine", self.engine, LossEngine, "ChunkedEngine()")
+        self.statistics = checked_statistics(statistics)
         self._training_means, self._evaluation_means = TokenMeans(), TokenMeans()
         super().__init__(*args, **kwargs)
         _refuse(self)

@@ -14,6 +14,7 @@ from ts2_lightning.ops.rows import LogitRows, Mass, RowMatrix, Workspace, rows_p
 from ts2_lightning.ops.sparse import Entries, Listed, Masked, Padded
 from ts2_lightning.ops.statistics import (
     HeadAndTail,
+    checked_statistics,
     divergence,
     gold_rank,
     head_and_tail,
@@ -45,6 +46,7 @@ __all__ = [
     "Workspace",
     "check_gold",
     "check_logits",
+    "checked_statistics",
     "divergence",
     "entmax",
     "entmax_probabilities",

@@ -10,7 +10,7 @@ from ts2_lightning.ops.precision import widest_float
 from ts2_lightning.ops.rows import LogitRows
 from ts2_lightning.ops.sparse import some_per_row
 from ts2_lightning.ops.summary import SummaryRequest
-from ts2_lightning.types import TOKEN_STATISTICS
+from ts2_lightning.types import TOKEN_STATISTICS, UserError
 from ts2_lightning.values import Value
 
 TOKEN_VALUES = (
@@ -52,7 +52,7 @@ def token_statistics(
         where K is smaller); `tspd_head_M`, `tspd_tail_M`, see `HeadAndTail`.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
 
     Example:
         >>> rows = LogitRows(torch.tensor([[2.0, 1.5, -1.0]]), torch.tensor([0]))
@@ -66,9 +66,32 @@ def token_statistics(
             statistics |= zip(group, measure(rows, logit_scale), strict=True)
     for m, of_order in heads_and_tails(rows, tspd_orders(names)).items():
         statistics |= zip(tspd_names(m), of_order, strict=True)
-    if unknown := set(names) - statistics.keys():
-        raise ValueError(f"unknown statistics: {', '.join(sorted(unknown))}")
+    checked_statistics(names)
     return {name: statistics[name] for name in names}
+
+
+def checked_statistics(names: Collection[str]) -> tuple[str, ...]:
+    """Names of statistics, of which each is one.
+
+    Args:
+        names: As `token_statistics` takes them.
+
+    Raises:
+        UserError: a name that is none, or a text in place of names.
+
+    Example:
+        >>> checked_statistics(["entropy", "tspd_head_2"])
+        ('entropy', 'tspd_head_2')
+    """
+    if isinstance(names, str):
+        raise UserError(f"statistics: expected names, such as [{names!r}], got the text {names!r}")
+    measured = {*TOKEN_STATISTICS, *(name for m in tspd_orders(names) for name in tspd_names(m))}
+    if unknown := [str(name) for name in names if name not in measured]:
+        raise UserError(
+            f"unknown statistics: {', '.join(unknown)}; known: {', '.join(TOKEN_STATISTICS)}, and tspd_head_M and "
+            "tspd_tail_M for any M of at least 2"
+        )
+    return tuple(names)
 
 
 def summary_request(
