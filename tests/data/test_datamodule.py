@@ -1,5 +1,7 @@
 import hashlib
 import multiprocessing
+import re
+import warnings
 from pathlib import Path
 
 import pyarrow
@@ -11,7 +13,8 @@ from lightning.pytorch import LightningModule
 
 from tests.support.errors import refused
 from tests.support.training import make_trainer
-from ts2_lightning.data import SFTData
+from ts2_lightning.data import SFTData, datamodule
+from ts2_lightning.toyworld import build_tokenizer
 from ts2_lightning.types import UserError
 
 CHATS = [{"messages": chat("Hello", "a" * number, "b", "c")} for number in range(1, 12)]
@@ -322,6 +325,31 @@ def test_the_toy_world() -> None:
     batch = next(iter(data.train_dataloader()))
     for place in range(len(batch["row_index"])):
         assert data.tokenizer.decode(batch["labels"][batch["token_rows"] == place]).endswith("<|end|>")
+
+
+def test_few_steps_are_told_once(tokens: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning asks for the loader twice."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(datamodule, "hint_at_few_steps", lambda *numbers: told.append(numbers))
+    data = SFTData(tokens, format="tokens", batch_size=2)
+    make_trainer(max_epochs=1, limit_val_batches=0).fit(Reader(), data)
+    data.train_dataloader()
+    assert told == [(len(data.rows("train")) // 2, 2)]
+
+
+@pytest.mark.parametrize("is_foreign", [True, False])
+def test_a_text_of_unknown_tokens_is_told(tmp_path: Path, is_foreign: bool) -> None:
+    """The tokenizer of the toy world knows the words of that world alone, and no model could learn others."""
+    tokenizer = build_tokenizer()
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()][:8]
+    rows = [{"messages": chat(" ".join(words), "Was ist eine Fledermaus" if is_foreign else " ".join(words))}] * 3
+    data = SFTData(write_jsonl(tmp_path / "rows.jsonl", rows), tokenizer="toyworld", batch_size=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        data.setup("fit")
+    told = [str(warning.message) for warning in caught if "which the tokenizer writes" in str(warning.message)]
+    assert len(told) == is_foreign
+    assert all(re.match("data.train: [1-9][0-9]% of the tokens are <unk>, which", line) for line in told)
 
 
 @pytest.mark.parametrize(

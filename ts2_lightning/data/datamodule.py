@@ -187,6 +187,7 @@ class SFTData(LightningDataModule):
         self._splits: dict[str, Split] = {}
         self._streamed: StreamedTraining | None = None  # training rows that are streamed are no split
         self._accumulation: int | None = None
+        self._hinted_at: int | None = None  # steps of an epoch: Lightning asks for the loader twice
         self._check()
 
     def _check(self) -> None:
@@ -330,7 +331,10 @@ class SFTData(LightningDataModule):
         if self.trainer is not None and self.trainer.fit_loop.is_resuming:
             align_progress(self.trainer, *loader.position, self.shape.accumulation)
         elif self.trainer is not None and isinstance(loader, TrainLoader):
-            hint_at_few_steps(len(loader) // self.shape.accumulation, self.batch_size)
+            steps = len(loader) // self.shape.accumulation
+            if steps != self._hinted_at:
+                hint_at_few_steps(steps, self.batch_size)
+            self._hinted_at = steps
         return loader
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

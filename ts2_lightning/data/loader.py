@@ -195,7 +195,7 @@ class TrainLoader(BatchLoader):
 
 
 def hint_at_few_steps(steps: int, batch_size: int) -> None:
-    """Tells the user, once, where an epoch has so few optimizer steps that the batch was hardly chosen for its rows.
+    """Tells the user where an epoch has so few optimizer steps that the batch was hardly chosen for its rows.
 
     Args:
         steps: Optimizer steps of an epoch.

@@ -25,6 +25,7 @@ from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.types import SettingError
 
 _PEEKED = 100  # rows of a stream that are looked at beforehand
+_UNKNOWN = 0.1  # share of unknown tokens from which on a text is none of the tokenizer's
 _PROGRESS_FROM = 2000  # rows; fewer are tokenised before a bar could be read
 
 
@@ -125,6 +126,19 @@ class Encoder:
             f"model.lm.resize_embeddings to {resize} for new rows",
         )
 
+    def unknown(self, rows: EncodedRows) -> tuple[str, float]:
+        """The token for what the tokenizer does not know, and its share of the tokens of rows.
+
+        The share is 0 where that token has another use too, as GPT-2's, which also ends texts.
+        """
+        tokenizer = None if self.template is None else self.template.tokenizer
+        number = None if tokenizer is None else tokenizer.unk_token_id
+        if tokenizer is None or number is None or not len(rows.ids):
+            return "", 0.0
+        if number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+            return str(tokenizer.unk_token), 0.0
+        return str(tokenizer.unk_token), float((rows.ids == number).mean())
+
     def identity(self) -> dict[str, Any]:
         """The plain values that determine the tokens, apart from the rows and their formats."""
         template = None if self.template is None else self.template.identity
@@ -163,6 +177,12 @@ class Split:
             raise SettingError(f"data.{self.name}", f": {reason} in {self.selection.named()}")
         encoder.check(f"data.{self.name}", self.rows, self._origin)
         rank_zero_info(f"Data, {self.name}: {self.rows.counts.summary()}")
+        token, share = encoder.unknown(self.rows)
+        if share >= _UNKNOWN:
+            rank_zero_warn(
+                f"data.{self.name}: {share:.0%} of the tokens are {token}, which the tokenizer writes for what it does "
+                "not know, so that no model can learn the text; take a model whose tokenizer knows it"
+            )
 
     def _origin(self, place: int) -> str:
         """File and line of a row that was read, which is read again."""
