@@ -14,8 +14,8 @@ from tests.cli.conftest import Run
 from tests.e2e.command_line import QUICKSTART, ROOT
 from tests.support.ranks import free_port
 from ts2_lightning.cli import lightning_cli
-from ts2_lightning.cli.base_models import resolve_model, seeds_kept
 from ts2_lightning.cli.settings import SettingsReader
+from ts2_lightning.modules.places import resolve_model, seeds_kept
 from ts2_lightning.toyworld import base
 
 LOSS = """

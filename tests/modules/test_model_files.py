@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from tests.modules.architectures import OTHER_KINDS, random_model
 from tests.modules.test_loading import edit_config, load, refused
-from ts2_lightning.modules import LanguageModelConfig
+from ts2_lightning.modules import LanguageModelConfig, model_files
 from ts2_lightning.modules.language_model import (
     build_language_model,
     check_model_files,
@@ -212,3 +213,30 @@ def test_weights_that_are_left_out_are_told(directory: Path) -> None:
     edit_config(directory, num_hidden_layers=1)
     with pytest.warns(UserWarning, match=r"9 weights in .* are left out, .* such as model\.layers\.1"):
         load(directory)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (
+            LocalEntryNotFoundError("not here"),
+            "not be loaded from the hub .it does not answer, or HF_HUB_OFFLINE",
+        ),
+        (EntryNotFoundError("404"), "could not be loaded from the hub .there is no config.json in it"),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_told_from_a_model_that_is_not_there(
+    cause: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def from_hub(path: str, name: str, **settings: object) -> None:
+        asked.append(name)
+        if settings.get("_raise_exceptions_for_missing_entries", True):
+            raise OSError("two lines\nof transformers") from cause
+
+    monkeypatch.setattr(model_files, "cached_file", from_hub)
+    with pytest.raises(UserError, match=message):
+        check_model_files(LanguageModelConfig("someone/model"))
+    assert asked.count("config.json") == 1
+    assert len(asked) == (1 if isinstance(cause, LocalEntryNotFoundError) else 2)  # it is asked no second time in vain

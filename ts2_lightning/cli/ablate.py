@@ -12,7 +12,6 @@ from rich.table import Table
 
 from ts2_lightning.callbacks import Stopped
 from ts2_lightning.cli import program
-from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import Interrupted
 from ts2_lightning.cli.evaluation_needs import needs_text
 from ts2_lightning.cli.generation_plan import gpu_help, rendered
@@ -20,6 +19,7 @@ from ts2_lightning.cli.package_configs import of_config, tell
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.cli.terminal import OptionParser, put, quieten
 from ts2_lightning.config_files import find_config
+from ts2_lightning.modules.places import resolve_model
 from ts2_lightning.ranges import COUNT, check_number
 from ts2_lightning.runs.process_lock import is_taken
 from ts2_lightning.runs.writing import write_whole

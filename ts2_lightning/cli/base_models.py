@@ -3,7 +3,6 @@
 What a model takes is read from its config alone, for commands that load no model.
 """
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ts2_lightning.data.tokenizer import load_tokenizer
 from ts2_lightning.model_limits import ModelLimits
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import read_limits, settle_embeddings
+from ts2_lightning.modules.places import resolve_model
 from ts2_lightning.plugins import model_scheme
 from ts2_lightning.program import program
 from ts2_lightning.types import UserError
@@ -31,18 +31,6 @@ def check_model_path(path: str) -> None:
     """
     if (scheme := model_scheme(path)) is not None:
         scheme.check(path)
-
-
-def resolve_model(path: str) -> str:
-    """Directory of a plug-in's model, such as `toyworld?seed=1`; any other path as it is.
-
-    The model is made if it is not there, which may take minutes.
-
-    Raises:
-        UserError: see `check_model_path`.
-    """
-    scheme = model_scheme(path)
-    return path if scheme is None else str(scheme.locate(path))
 
 
 def resolve_reference(path: str) -> str:
@@ -79,19 +67,6 @@ def with_reference_config(path: str | None) -> Iterator[str | None]:
         return
     with with_config(LanguageModelConfig(path)) as other:
         yield other.path
-
-
-@contextmanager
-def seeds_kept() -> Iterator[None]:
-    """Keeps the seed that `seed_everything` has noted for the run and its other ranks, whatever is seeded inside."""
-    noted = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
-    try:
-        yield
-    finally:
-        for name, value in noted.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager

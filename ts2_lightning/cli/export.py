@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.errors.guard import one_line
 from ts2_lightning.cli.errors.parser import Parser, ParserMessage
 from ts2_lightning.cli.going_on import choose_whole
@@ -16,6 +15,7 @@ from ts2_lightning.export.hub import Repository, find_repository, push
 from ts2_lightning.json_files import read_json
 from ts2_lightning.modules import LanguageModelConfig
 from ts2_lightning.modules.language_model import settle_embeddings
+from ts2_lightning.modules.places import resolve_model
 from ts2_lightning.ranges import COUNT, SHARE, check_number
 from ts2_lightning.runs.checkpoints import find_checkpoints, newest_first, run_of
 from ts2_lightning.runs.contents import read_config

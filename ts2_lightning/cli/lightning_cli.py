@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ts2_lightning import __version__
 from ts2_lightning.callbacks import Hyperparameters, Preemption, Stopped, Watchdog, default_callbacks
 from ts2_lightning.callbacks.requeue import requeue
-from ts2_lightning.cli.base_models import resolve_model, resolve_reference, seeds_kept
+from ts2_lightning.cli.base_models import resolve_reference
 from ts2_lightning.cli.errors.explain import explain, explain_interpolation
 from ts2_lightning.cli.errors.guard import CommandLineError, Interrupted, UnexpectedError, one_line, users_error
 from ts2_lightning.cli.errors.origins import check_options, config_files, place_of
@@ -60,6 +60,7 @@ from ts2_lightning.cli.trainer_settings import (
     refuse_owned_settings,
     refuse_unknown_names,
 )
+from ts2_lightning.modules.places import resolve_model, seeds_kept
 from ts2_lightning.runs.checkpoints import find_checkpoints, run_of
 from ts2_lightning.runs.directory import discard, latest_config, run_name
 from ts2_lightning.runs.writer_lock import WriterLock

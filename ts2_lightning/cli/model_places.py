@@ -10,12 +10,12 @@ from transformers.utils import logging as transformers_logging
 
 from ts2_lightning.checkpoint_files import is_complete
 from ts2_lightning.cli import export
-from ts2_lightning.cli.base_models import resolve_model
 from ts2_lightning.cli.terminal import OptionParser, check_out, quieten
 from ts2_lightning.data.templates import ChatTemplate
 from ts2_lightning.evaluation.loading import check_device
 from ts2_lightning.json_files import read_json
 from ts2_lightning.modules.model_files import ADAPTER_CONFIG, adapter_hint
+from ts2_lightning.modules.places import resolve_model
 from ts2_lightning.plugins import model_scheme, offered
 from ts2_lightning.runs.checkpoints import CHECKPOINTS, exported_checkpoint, newest_checkpoint, run_of
 from ts2_lightning.runs.contents import read_config

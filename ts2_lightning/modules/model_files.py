@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils import cached_file
@@ -88,7 +88,7 @@ def _read_config(path: str, revision: str | None) -> tuple[PreTrainedConfig, lis
     """
     if Path(path).is_file():
         raise ValueError("it is a file; name the directory in which it lies")
-    file = find_file(path, "config.json", revision)
+    file = find_file(path, "config.json", revision) if Path(path).is_dir() else _from_hub(path, "config.json", revision)
     adapter = Path(path, ADAPTER_CONFIG)
     if adapter.is_file():  # transformers would load it by itself, frozen, whatever lies beside it
         raise AdapterFoundError(adapter_hint(path, adapter))
@@ -235,6 +235,26 @@ def _check_header(file: Path) -> None:
             pass
     except SafetensorError as error:
         raise ValueError(f"its {file.name} is cut short or damaged ({error}); {_AGAIN}") from error
+
+
+def _from_hub(path: str, name: str, revision: str | None) -> str | None:
+    """A file of a model on the hub, None if the hub says that the model has none of that name.
+
+    Raises:
+        ValueError: the hub does not answer, so that nobody knows.
+        OSError: the hub has no such model, or does not give it.
+    """
+    try:
+        file: str | None = cached_file(path, name, revision=revision)
+    except OSError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):
+            raise ValueError(
+                "it does not answer, or HF_HUB_OFFLINE is set, and nothing of that name was fetched before"
+            ) from error
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+    return file
 
 
 def find_file(path: str, name: str, revision: str | None = None) -> str | None:

@@ -25,11 +25,12 @@ from ts2_lightning.modules.language_model import check_model_files, read_limits,
 from ts2_lightning.modules.network import NetworkOutput, SFTNetwork
 from ts2_lightning.modules.nonfinite import StepWatch, spreading, way_on
 from ts2_lightning.modules.optimization import make_optimizer, make_schedule, renew_settings
+from ts2_lightning.modules.places import located
 from ts2_lightning.modules.reference import check_reference, read_by
 from ts2_lightning.modules.sharding import make_network
 from ts2_lightning.ops import widest_float
 from ts2_lightning.strategies import DeepSpeed, clip_gradients
-from ts2_lightning.types import TOKEN_STATISTICS, Batch, SharedError, UserError
+from ts2_lightning.types import TOKEN_STATISTICS, Batch, SharedError, UserError, check_instance
 
 
 class SFTModule(L.LightningModule):
@@ -66,6 +67,9 @@ class SFTModule(L.LightningModule):
         self.lm = lm
         self.loss = loss or TS2Loss()
         self.engine = engine or ChunkedEngine()
+        check_instance("lm", lm, LanguageModelConfig, 'LanguageModelConfig("Qwen/Qwen2.5-0.5B")')
+        check_instance("loss", self.loss, TokenLoss, "TS2Loss()")
+        check_instance("engine", self.engine, LossEngine, "ChunkedEngine()")
         self.optimizer = optimizer
         self.schedule = schedule
         self.nonfinite = nonfinite
@@ -97,6 +101,7 @@ class SFTModule(L.LightningModule):
             UserError: there is nothing that can be loaded.
         """
         if not hasattr(self, "network"):
+            self._locate_models()
             check_model_files(self.lm)
             check_reference(self.lm, self.loss, self.reference)
 
@@ -108,7 +113,17 @@ class SFTModule(L.LightningModule):
         """
         if hasattr(self, "network"):
             return limits_of(self.language_model.config)
+        self._locate_models()
         return read_limits(self._settled())
+
+    def _locate_models(self) -> None:
+        """Puts directories in the place of names of plug-ins, such as `toyworld`; the command line has done so before.
+
+        A model that is made on first use is made by one process, for which the others wait.
+        """
+        self.lm = located(self.lm)
+        if self.reference is not None:
+            self.reference = located(LanguageModelConfig(self.reference)).path
 
     def _settled(self) -> LanguageModelConfig:
         """The model's config with the number of rows that `resize_embeddings: true` means."""
@@ -122,6 +137,7 @@ class SFTModule(L.LightningModule):
         Raises:
             UserError: that is not known, or fewer than there are, or not as many as another reference has.
         """
+        self._locate_models()
         self.lm = self._settled()
         if not hasattr(self, "network"):
             check_reference(self.lm, self.loss, self.reference)
