@@ -342,7 +342,9 @@ def test_a_text_of_unknown_tokens_is_told(tmp_path: Path, is_foreign: bool) -> N
     """The tokenizer of the toy world knows the words of that world alone, and no model could learn others."""
     tokenizer = build_tokenizer()
     words = [word for word in tokenizer.get_vocab() if word.isalpha()][:8]
-    rows = [{"messages": chat(" ".join(words), "Was ist eine Fledermaus" if is_foreign else " ".join(words))}] * 3
+    rows = [
+        {"messages": chat(" ".join(words), "Fledermaus Zeppelin Kaleidoskop Quark" if is_foreign else " ".join(words))}
+    ] * 3
     data = SFTData(write_jsonl(tmp_path / "rows.jsonl", rows), tokenizer="toyworld", batch_size=2)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
