@@ -54,7 +54,7 @@ def test_the_model_of_a_plug_in_goes_by_its_name(world: Path, monkeypatch: pytes
     module = SFTModule(LanguageModelConfig("made"), ReferenceAnchored(TS2Loss()), reference="made")
     assert module.model_limits().embeddings == 428
     module.prepare_data()
-    assert (module.lm.path, module.lm.given_path, module.reference) == (
+    assert (module.lm.path, module.lm.written_path, module.reference) == (
         str(world / "tied"), "made", str(world / "tied"),
     )  # fmt: skip
     module.configure_model()

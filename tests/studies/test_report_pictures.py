@@ -13,12 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 
+from ts2_lightning.evaluation import describe
 from ts2_lightning.evaluation.style import PAPER_WIDTHS, n_said, save
 from ts2_lightning.studies.grid.reported import PAPER_COLUMNS
 from ts2_lightning.studies.report import Results, Row, Run, Settings
 from ts2_lightning.studies.report.distributions import PANELS, distributions
-from ts2_lightning.studies.report.figures import against, plane, styles_of
+from ts2_lightning.studies.report.figures import against, explained, plane, styles_of
 from ts2_lightning.studies.report.learning_curves import POINTS, curves
+from ts2_lightning.studies.report.write import pictures
 
 X, Y = "toyworld/seen/distinct_t1", "toyworld/seen/validity_t1"
 
@@ -109,6 +111,26 @@ def test_rows_that_differ_in_a_number_are_joined_in_its_order() -> None:
     figure = plane(results_of(rows, alpha=("0.25", "1", "5")), X, Y)
     joined = [line for line in figure.axes[0].lines if line.get_color() == "0.75"]
     assert [list(line.get_xdata()) for line in joined] == [[9, 4, 1]]  # type: ignore[arg-type]
+
+
+def test_the_caption_says_what_grey_lines_are_where_there_are_any() -> None:
+    rows = [row("CE", [(0, 0)]), *(row(f"TS2 {a}", [(x, x)], {"alpha": a}) for a, x in (("5", 1), ("0.25", 9)))]
+    results = results_of(rows, alpha=("0.25", "5"))
+    for several in (results, replace(results, rows=tuple(rows[:2]))):
+        drawn = pictures(replace(several, settings=replace(several.settings, planes=((X, Y),))))
+        (caption,) = [picture.caption for picture in drawn if picture.stem == "plane-1"]
+        assert ("Grey lines: rows that differ in one number alone." in caption) == (len(several.rows) == 3)
+
+
+@pytest.mark.parametrize("width", [28, 60, 70, 80])
+def test_the_better_direction_is_never_broken_over_lines(width: int) -> None:
+    lines = explained(describe(X), width).splitlines()
+    assert lines[-1].endswith("(higher is better)")
+    assert max(map(len, lines)) <= width
+    assert (
+        "\n".join(lines).replace("\n", " ").split()
+        == f"{describe(X).title}: {describe(X).meaning} (higher is better)".split()
+    )
 
 
 def test_noise_below_what_is_printed_is_not_magnified(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def resolve_model(path: str) -> str:
 
 
 def located(lm: LanguageModelConfig) -> LanguageModelConfig:
-    """The config with the directory of its model as path, and the name, if it was one, as `given_path`.
+    """The config with the directory of its model as path, and the name, if it was one, as `written_path`.
 
     Making a model draws random numbers; those of the caller stay as they are, whether it was made or there.
 
@@ -39,7 +39,7 @@ def located(lm: LanguageModelConfig) -> LanguageModelConfig:
         return lm
     with seeds_kept(), isolate_rng():
         there = replace(lm, path=resolve_model(lm.path))
-    there.given_path = lm.path
+    there.written_path = lm.path
     return there
 
 

@@ -74,7 +74,10 @@ def axis_label(value: Value) -> str:
 def explained(value: Value, width: int) -> str:
     """The title of a value with what it is, in lines for an axis that has room for them."""
     whole = f"{value.title}: {value.meaning}" if value.meaning else value.title
-    return wrapped(whole + _BETTER[value.better], width)
+    better = _BETTER[value.better]
+    *lines, last = textwrap.wrap(whole, width)
+    ends = [last + better] if len(last + better) <= width else [last, better.strip()]
+    return literal("\n".join([*lines, *ends]))
 
 
 def span_what_is_printed(axis: Axis, value: Value) -> None:
@@ -166,7 +169,7 @@ def plane(results: Results, x: str, y: str) -> Figure | None:
     width = paper_width(results)
     figure = new_figure(width.inches, 4.9 if width.legend else 3.0)
     axes = figure.subplots()
-    for rows in _dials(results):
+    for rows in rows_along_numbers(results):
         dialled = {point.row.label: point for point in points}
         there = [dialled[row.label] for row in rows if row.label in dialled]
         axes.plot([p.x for p in there], [p.y for p in there], color="0.75", linewidth=1.0, zorder=1)
@@ -208,7 +211,7 @@ def _bar(sd: float) -> float | None:
     return sd if math.isfinite(sd) and sd > 0 else None
 
 
-def _dials(results: Results) -> list[list[Row]]:
+def rows_along_numbers(results: Results) -> list[list[Row]]:
     """Rows that differ in one number alone, in its order."""
     dials = []
     for axis in results.settings.against or ():

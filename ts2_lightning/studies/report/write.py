@@ -12,7 +12,7 @@ from ts2_lightning.studies.names import slug
 from ts2_lightning.studies.report import published
 from ts2_lightning.studies.report.data import as_csv, as_json
 from ts2_lightning.studies.report.distributions import distributions
-from ts2_lightning.studies.report.figures import Picture, against, plane
+from ts2_lightning.studies.report.figures import Picture, against, plane, rows_along_numbers
 from ts2_lightning.studies.report.frontier_pictures import frontier_pictures
 from ts2_lightning.studies.report.frontier_tables import (
     frontier_title,
@@ -120,6 +120,7 @@ def pictures(results: Results) -> list[Picture]:
         if figure:
             quality, diversity = results.describe(y).title, results.describe(x).title
             said = f"Quality ({quality}) against diversity ({diversity}), mean of each row."
+            said += " Grey lines: rows that differ in one number alone." if rows_along_numbers(results) else ""
             drawn.append(Picture(f"plane-{i + 1}", figure, f"{said}{spread}{dots}"))
     for axis, names in (shown.against or {}).items():
         figure = against(results, axis, names)
