@@ -186,7 +186,8 @@ def test_where_things_lie_does_not_change_a_training(here: Path, monkeypatch: py
     first = digest()
     assert digest(file="renamed.yaml") == first
     assert digest(name="other", runs_dir="other") == first
-    assert digest({"name": "mine"}) == first
+    Path("named.yaml").write_text(yaml.safe_dump(BASE | {"name": "mine", "runs_dir": "elsewhere"}))
+    assert digest(base="named.yaml") == first
     Path("moved/rows").mkdir(parents=True)
     Path("rows.jsonl").rename("moved/rows/other.jsonl")
     Path("model").rename("moved/model")
