@@ -15,7 +15,7 @@ from tests.e2e.command_line import CONFIGS, ROOT, empty_working_directory
 from ts2_lightning.cli import main
 from ts2_lightning.cli.settings import SettingsReader
 from ts2_lightning.evaluation import described
-from ts2_lightning.studies.grid import Grid, Point, read_grid, settings
+from ts2_lightning.studies.grid import Grid, Point, read_grid
 from ts2_lightning.studies.grid.schema import read_grid_file
 
 GRIDS = CONFIGS / "grid"
@@ -243,7 +243,7 @@ def test_anchors_are_each_added_to_the_same_objectives() -> None:
 
 def test_a_small_pretrained_model_is_trained_alike_by_all_objectives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the objective and the rate differs; the second grid starts from what CE has trained."""
-    monkeypatch.setattr(settings, "find_spec", lambda name: name)  # not needed to read them
+    monkeypatch.setattr("ts2_lightning.studies.grid.settings.find_spec", lambda name: name)  # not needed to read them
     grid, after_ce = (
         read_grid(GRIDS / "gemma-270m" / f"{name}.yaml", READER.read) for name in ("objectives", "after_ce")
     )
