@@ -94,7 +94,7 @@ class FlatteningWatch:
             f"{latest.tail_mass:.2f} (steps {self._latest[0].step} to {latest.step}), train/entropy from "
             f"{first.entropy:.2f} to {latest.entropy:.2f} nats: the objective flattens the distributions, and softmax "
             "samples more outside the plausible tokens. Try a larger alpha (1 is as hard on the tail as CE), a smaller "
-            "logit_scale, an anchor, or a start from a model trained with CE: "
+            "logit_scale or a smaller learning rate: "
             '"When training flattens" in docs/objectives.md'
         )
 
