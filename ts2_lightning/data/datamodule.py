@@ -128,6 +128,8 @@ class SFTData(LightningDataModule):
         UserError: in `setup`, for anything that is wrong with names, files or rows, in one line.
     """
 
+    _hinted_at: int | None = None  # steps of the epoch of the last hint: Lightning asks for the loader twice
+
     def __init__(
         self,
         train: Files = None,
@@ -187,7 +189,6 @@ class SFTData(LightningDataModule):
         self._splits: dict[str, Split] = {}
         self._streamed: StreamedTraining | None = None  # training rows that are streamed are no split
         self._accumulation: int | None = None
-        self._hinted_at: int | None = None  # steps of an epoch: Lightning asks for the loader twice
         self._check()
 
     def _check(self) -> None:

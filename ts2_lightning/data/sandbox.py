@@ -290,7 +290,7 @@ def compiled(source: str) -> Template:
         source: source of the template, in jinja.
 
     Raises:
-        Exception: of any kind, if it is not valid jinja; so does its `render`, which also raises `TemplateLimitError`.
+        Exception: any, if it is not valid jinja; so does its `render`, which also raises `TemplateLimitError`.
 
     Example:
         >>> compiled("{% for m in messages %}{{ m.content }}{% endfor %}").render(messages=[{"content": "Hello"}])
