@@ -6,6 +6,8 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.studies.report_runs import config_of, make_grid, make_run
+from ts2_lightning.cli.report import _missing
+from ts2_lightning.studies.report import Missing, Results
 
 V, D = "toyworld/seen/validity_t1", "toyworld/seen/distinct_t1"
 
@@ -157,3 +159,8 @@ def test_curves_along_a_dial_with_diversity_at_a_quality(ts2: Run) -> None:
 def test_what_is_wrong_with_dials_is_said_in_one_line(ts2: Run, options: list[str], message: str) -> None:
     rates()
     assert message in ts2("report", "runs/study", *options).complaint
+
+
+def test_a_run_that_several_rows_miss_is_named_once() -> None:
+    missing = tuple(Missing("study/a", row, "has not been started") for row in ("a, 0.6", "a, 1"))
+    assert _missing(Results("A study", "", (), (), {}, missing)) == ["missing: study/a: has not been started"]

@@ -104,7 +104,8 @@ def _summary(results: Results) -> str:
 def _missing(results: Results) -> list[str]:
     """What is missing, a line each; of many for one reason, such as runs of a grid that go on, the first two."""
     by_reason: dict[str, list[str]] = {}
-    for entry in results.missing:
+    # Rows that are measured of one training miss the same run, which is one.
+    for entry in {(entry.name, entry.reason): entry for entry in results.missing}.values():
         by_reason.setdefault(entry.reason, []).append(entry.name)
     lines = []
     for reason, names in by_reason.items():
